@@ -1,0 +1,100 @@
+"""reqtable: network servers whose requests are rows of an explicit table, worked on by one loop.
+
+The server and handler classes of `socketserver`, and handlers written as state machines or coroutines. See
+`docs/design.md` for how it is built.
+"""
+
+from reqtable.core.errors import (
+    ConfigurationError,
+    HandlerError,
+    IncompleteRead,
+    InvalidTransition,
+    LimitExceeded,
+    PeerError,
+    ReqtableError,
+    TimedOut,
+)
+from reqtable.core.limits import Limits
+from reqtable.core.states import INTEREST, TRANSITIONS, Event, State
+from reqtable.core.table import Entry, RequestTable, format_rows
+from reqtable.core.wants import (
+    Want,
+    call,
+    chunk,
+    datagram,
+    exactly,
+    flushed,
+    line,
+    nothing,
+    rest,
+    sleep,
+    until,
+)
+from reqtable.engine.loop import Engine
+from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from reqtable.handlers.coroutine import AsyncRequestHandler
+from reqtable.handlers.state import StateInfo, StateRequestHandler, state
+from reqtable.servers import (
+    BaseServer,
+    TableMixIn,
+    TableTCPServer,
+    TableUDPServer,
+    TableUnixDatagramServer,
+    TableUnixStreamServer,
+    TCPServer,
+    UDPServer,
+    UnixDatagramServer,
+    UnixStreamServer,
+)
+from reqtable.serving import serve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "INTEREST",
+    "TRANSITIONS",
+    "AsyncRequestHandler",
+    "BaseRequestHandler",
+    "BaseServer",
+    "ConfigurationError",
+    "DatagramRequestHandler",
+    "Engine",
+    "Entry",
+    "Event",
+    "HandlerError",
+    "IncompleteRead",
+    "InvalidTransition",
+    "LimitExceeded",
+    "Limits",
+    "PeerError",
+    "ReqtableError",
+    "RequestTable",
+    "State",
+    "StateInfo",
+    "StateRequestHandler",
+    "StreamRequestHandler",
+    "TCPServer",
+    "TableMixIn",
+    "TableTCPServer",
+    "TableUDPServer",
+    "TableUnixDatagramServer",
+    "TableUnixStreamServer",
+    "TimedOut",
+    "UDPServer",
+    "UnixDatagramServer",
+    "UnixStreamServer",
+    "Want",
+    "call",
+    "chunk",
+    "datagram",
+    "exactly",
+    "flushed",
+    "format_rows",
+    "line",
+    "nothing",
+    "rest",
+    "serve",
+    "sleep",
+    "state",
+    "until",
+]

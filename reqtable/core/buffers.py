@@ -1,0 +1,242 @@
+"""Bounded input and output of one request. Pure: bytes in, bytes out.
+
+`Input` holds what has arrived and not been read. It never grows on its own: the engine receives only while a want is
+unsatisfied, so it holds less than that want's limit plus one `recv`. `Inbox` is the same for datagrams: each datagram
+is an input that ends. `Output` holds what was sent and the kernel has not taken.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Any, BinaryIO, Final
+
+from reqtable.core.errors import LimitExceeded
+
+# How much of many small pieces is joined for one send, and how much of a file is read for one when sendfile can't.
+CHUNK_BYTES = 262_144
+
+
+class _Missing(Enum):
+    MISSING = "missing"
+
+
+MISSING: Final = _Missing.MISSING
+Missing = _Missing
+
+
+class Input:
+    """The unread input of a stream request.
+
+    A lone chunk is kept as the `bytes` it arrived in, so that a line that arrives whole is handed on without a copy;
+    a second chunk turns it into a `bytearray`, which grows in place.
+    """
+
+    __slots__ = ("_data", "_scanned", "_sought", "_start", "ended")
+
+    def __init__(self) -> None:
+        self._data: bytes | bytearray = b""
+        self._start = 0  # the first unread byte
+        self._scanned = 0  # no separator `_sought` begins before this: a dribbled line is not searched from its start
+        self._sought = b""
+        self.ended = False  # the peer's end of file has come; what is here is all there will be
+
+    def __len__(self) -> int:
+        return len(self._data) - self._start
+
+    def feed(self, data: bytes) -> None:
+        """Add what has arrived."""
+        if self._start == len(self._data):
+            self._data = data
+            self._start = self._scanned = 0
+            return
+        if type(self._data) is bytes:
+            self._data = bytearray(memoryview(self._data)[self._start :])
+        else:
+            del self._data[: self._start]  # type: ignore[union-attr]  # it is the bytearray of an earlier feed
+        self._scanned -= self._start
+        self._start = 0
+        self._data += data
+
+    def through(self, separator: bytes, limit: int) -> bytes | Missing:
+        """Take the bytes up to and including `separator`, at most `limit` of them."""
+        if separator != self._sought:
+            self._sought = separator
+            self._scanned = self._start
+        found = self._data.find(separator, self._scanned)
+        if found < 0:
+            # limit bytes with no separator among them can't become a piece of at most limit bytes
+            if len(self._data) - self._start >= limit:
+                raise LimitExceeded(f"input up to {separator!r}", limit)
+            self._scanned = max(self._start, len(self._data) - len(separator) + 1)
+            return MISSING
+        end = found + len(separator)
+        if end - self._start > limit:
+            raise LimitExceeded(f"input up to {separator!r}", limit)
+        return self._take_to(end)
+
+    def exactly(self, count: int) -> bytes | Missing:
+        """Take exactly `count` bytes."""
+        if len(self._data) - self._start < count:
+            return MISSING
+        return self._take_to(self._start + count)
+
+    def chunk(self, limit: int) -> bytes | Missing:
+        """Take what is here: at least one byte, at most `limit`."""
+        size = len(self._data) - self._start
+        if not size:
+            return MISSING
+        return self._take_to(self._start + min(size, limit))
+
+    def rest(self, limit: int) -> bytes | Missing:
+        """Take everything, once it has ended."""
+        if len(self._data) - self._start > limit:
+            raise LimitExceeded("the rest of the input", limit)
+        return self._take_to(len(self._data)) if self.ended else MISSING
+
+    def datagram(self) -> bytes | Missing:
+        """A stream has no datagrams."""
+        raise TypeError("datagram() is for datagram servers; a stream is read by line(), exactly(), chunk(), …")
+
+    def leftover(self) -> bytes:
+        """Take all that is left, ended or not."""
+        return self._take_to(len(self._data))
+
+    def _take_to(self, end: int) -> bytes:
+        data = self._data
+        if end == len(data):
+            item = data if self._start == 0 else data[self._start :]
+            self._data = b""
+            self._start = self._scanned = 0
+        else:
+            item = data[self._start : end]
+            self._start = self._scanned = end
+        return item if type(item) is bytes else bytes(item)
+
+
+class Inbox(Input):
+    """The unread datagrams of a datagram request.
+
+    `datagram()` takes one whole. Every other want reads the oldest one as if it were a stream that ends with it, so a
+    handler written for lines also answers a datagram of lines.
+    """
+
+    __slots__ = ("_datagrams", "_opened", "dropped", "is_session")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._datagrams: deque[bytes] = deque()
+        self._opened = False
+        self.is_session = False  # a datagram() was taken: later datagrams of the peer belong here
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return super().__len__() + sum(map(len, self._datagrams))
+
+    def deliver(self, data: bytes, most: int) -> None:
+        """Add a datagram, or drop it where `most` wait already."""
+        if len(self._datagrams) >= most:
+            self.dropped += 1
+        else:
+            self._datagrams.append(data)
+
+    def through(self, separator: bytes, limit: int) -> bytes | Missing:
+        self._open()
+        return super().through(separator, limit)
+
+    def exactly(self, count: int) -> bytes | Missing:
+        self._open()
+        return super().exactly(count)
+
+    def chunk(self, limit: int) -> bytes | Missing:
+        self._open()
+        return super().chunk(limit)
+
+    def rest(self, limit: int) -> bytes | Missing:
+        self._open()
+        return super().rest(limit)
+
+    def datagram(self) -> bytes | Missing:
+        self.is_session = True
+        self.ended = self._opened = False
+        self.leftover()  # what an earlier want left of its datagram does not run into the next one
+        return self._datagrams.popleft() if self._datagrams else MISSING
+
+    def _open(self) -> None:
+        if not self._opened and self._datagrams:
+            self.feed(self._datagrams.popleft())
+            self.ended = self._opened = True
+
+
+class FileSlice:
+    """`remaining` bytes of `file` from `offset`, still to be sent."""
+
+    __slots__ = ("file", "offset", "remaining")
+
+    def __init__(self, file: BinaryIO, offset: int, remaining: int) -> None:
+        self.file = file
+        self.offset = offset
+        self.remaining = remaining
+
+    def read(self) -> bytes:
+        """The next bytes, for a transport that can't have the kernel send them."""
+        self.file.seek(self.offset)
+        return self.file.read(min(self.remaining, CHUNK_BYTES))
+
+
+class Output:
+    """The unsent output of a request: pieces in order, each `bytes` or a `FileSlice`.
+
+    `size` counts all of it; `held` only what is in memory, which is what the limits are about.
+    """
+
+    __slots__ = ("held", "pieces", "size")
+
+    def __init__(self) -> None:
+        self.pieces: list[Any] = []
+        self.size = 0
+        self.held = 0
+
+    def append(self, data: bytes) -> None:
+        self.pieces.append(data)
+        self.size += len(data)
+        self.held += len(data)
+
+    def append_file(self, piece: FileSlice) -> None:
+        self.pieces.append(piece)
+        self.size += piece.remaining
+
+    def front(self) -> bytes | FileSlice:
+        """The first piece; small ones in a row are joined into one, so that they cost one send."""
+        pieces = self.pieces
+        if len(pieces) > 1 and type(pieces[0]) is bytes:
+            count = total = 0
+            for piece in pieces:
+                if type(piece) is not bytes or (total and total + len(piece) > CHUNK_BYTES):
+                    break
+                total += len(piece)
+                count += 1
+            if count > 1:
+                pieces[:count] = [b"".join(pieces[:count])]
+        return pieces[0]  # type: ignore[no-any-return]
+
+    def consume(self, count: int) -> None:
+        """The kernel took `count` bytes of the front piece."""
+        self.size -= count
+        front = self.pieces[0]
+        if type(front) is FileSlice:
+            front.offset += count
+            front.remaining -= count
+            if not front.remaining:
+                del self.pieces[0]
+            return
+        self.held -= count
+        if count == len(front):
+            del self.pieces[0]
+        else:
+            # a view, so that a 10 MB answer that leaves in small bites is not copied at each
+            self.pieces[0] = memoryview(front)[count:]
+
+    def clear(self) -> None:
+        self.pieces.clear()
+        self.size = self.held = 0

@@ -1,0 +1,61 @@
+"""Every error that reqtable raises, under one root, split by whose fault it is.
+
+    ReqtableError
+    ├── ConfigurationError      the operator's: a bind, a policy, a value that can't be used
+    ├── HandlerError            the handler author's
+    │   └── InvalidTransition   a step returned something that is neither a state nor a want
+    └── PeerError               the other end's: one log line, never a traceback
+        ├── LimitExceeded       more input, or more untaken output, than was agreed to
+        ├── IncompleteRead      the end of file came before what was waited for (an EOFError)
+        └── TimedOut            a deadline passed (a TimeoutError)
+"""
+
+from __future__ import annotations
+
+
+class ReqtableError(Exception):
+    """The root of reqtable's own errors."""
+
+
+class ConfigurationError(ReqtableError):
+    """Something that was asked for can't be served; the message names the thing and the mend."""
+
+
+class HandlerError(ReqtableError):
+    """A handler broke a rule of its own interface."""
+
+
+class InvalidTransition(HandlerError):
+    """A step returned, or awaited, something that is neither a state nor a want."""
+
+
+class PeerError(ReqtableError):
+    """The other end did something that ends its request."""
+
+
+class LimitExceeded(PeerError):
+    """A want's `limit`, or a buffer's, would have been exceeded. `limit` is in bytes."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(f"{what} exceeds its limit of {limit} bytes")
+        self.what = what
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (self.what, self.limit)
+
+
+class IncompleteRead(PeerError, EOFError):
+    """The peer's end of file came first; `partial` holds the bytes that had arrived and were not yet read."""
+
+    def __init__(self, waited_for: str, partial: bytes) -> None:
+        super().__init__(f"end of file after {len(partial)} bytes while waiting for {waited_for}")
+        self.waited_for = waited_for
+        self.partial = partial
+
+    def __reduce__(self) -> tuple[type, tuple[str, bytes]]:
+        return type(self), (self.waited_for, self.partial)
+
+
+class TimedOut(PeerError, TimeoutError):
+    """A deadline passed before what was waited for came."""

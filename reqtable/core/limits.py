@@ -1,0 +1,36 @@
+"""Every bound of an engine in one place; the name carries the unit.
+
+A limit belongs to the entry or to the loop, never to a policy, so it holds whatever runs the handler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of one engine. `_max` is a count unless the name says bytes; `_s` is seconds.
+
+    Raises ValueError, naming the field, for a value that is not positive.
+    """
+
+    entries_max: int = 100_000  # requests in the table; above it the listeners are not polled
+    accepts_per_pass: int = 64  # new requests one listener may bring in in one pass
+    steps_per_pass: int = 64  # steps one request may take in one pass; then it waits its turn
+    recv_bytes: int = 65_536  # bytes one request may receive in one pass
+    high_water_bytes: int = 65_536  # untaken output above which a request's steps wait for its peer
+    input_bytes_max: int = 64 * 2**20  # the largest `exactly(n)` or `limit` one request may ask for
+    output_bytes_max: int = 64 * 2**20  # untaken output above which `send` raises LimitExceeded
+    inbox_max: int = 64  # datagrams that wait for one session; a later one is dropped, as the network would
+    calls_max: int = 32  # threads that run `call`s
+    write_timeout_s: float = 60.0  # a peer that takes none of its output for so long is closed
+    linger_timeout_s: float = 2.0  # how long to wait for the peer's end of file after our last byte
+    session_timeout_s: float = 60.0  # a datagram session that names no timeout of its own
+    accept_pause_s: float = 0.5  # how long accepting rests when the machine is out of descriptors or memory
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise ValueError(f"{field.name} must be a number above 0, not {value!r}")

@@ -1,0 +1,330 @@
+"""The table of partially finished requests: `RequestTable` and its rows, `Entry`.
+
+The rules:
+
+* An entry is data. What it waits for, what it has read and not sent, how long it may take: all of it stands here, and
+  nothing of it on a stack.
+* The engine owns the table and its clock; anyone may look: `len()`, iteration and `snapshot()` are safe from a handler
+  and from another thread. `cancel(id)` is too.
+* Ids count up from 1 and are never used twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import Any, ClassVar, Protocol, TypedDict
+
+from reqtable.core.buffers import MISSING, Input, Output
+from reqtable.core.errors import ReqtableError
+from reqtable.core.limits import Limits
+from reqtable.core.states import TRANSITIONS, Event, State
+from reqtable.core.wants import NOTHING, Want
+
+
+class Resumable(Protocol):
+    """What runs the steps of one request: a state machine, a coroutine, a greenlet.
+
+    The names are underscored because handlers are resumables themselves, and every name without an underscore belongs
+    to whoever writes the handler.
+    """
+
+    def _resume(self, item: Any) -> Want[Any] | None:
+        """Run one step with what it waited for; say what it waits for now, or None when it is done."""
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        """The same, with an error in place of the item."""
+
+    def _close(self) -> None:
+        """The request has ended; free what is held."""
+
+
+class Transport(Protocol):
+    """What connects an entry to its socket. It lives in the engine; the core only names what it calls."""
+
+    request: Any
+    timeout_s: float | None  # how long a wait may last that names no timeout of its own
+
+    def poll(self, interest: int) -> None:
+        """Watch the socket for exactly `interest`."""
+
+    def flush(self) -> bool:
+        """Give the kernel what it takes of the output; True when that is all of it."""
+
+    def finish(self) -> None:
+        """The request is done and its output is with the kernel: end the connection without cutting it off."""
+
+    def release(self) -> None:
+        """Free the socket."""
+
+
+class Server(Protocol):
+    """What an engine calls on the servers it hosts. The hooks are `socketserver`'s."""
+
+    RequestHandlerClass: Any
+    server_address: Any
+
+    def fileno(self) -> int: ...
+    def handle_error(self, request: Any, client_address: Any) -> None: ...
+    def close_request(self, request: Any) -> None: ...
+    def shutdown_request(self, request: Any) -> None: ...
+    def service_actions(self) -> None: ...
+
+
+class Policy(Protocol):
+    """The part of a dispatch policy that an entry shows and an engine calls."""
+
+    name: ClassVar[str]
+
+    def begin_call(self, entry: Entry, want: Any) -> None: ...
+
+
+class Row(TypedDict):
+    """One row of a snapshot: plain data. `_s` is seconds; a value that is not known or not set is None."""
+
+    id: int
+    peer: str
+    local: str
+    server: str
+    handler: str
+    policy: str
+    state: str
+    letter: str
+    waits_for: str
+    age_s: float
+    idle_s: float
+    deadline_s: float | None
+    bytes_in: int
+    bytes_out: int
+    buffered_in: int
+    buffered_out: int
+    steps: int
+
+
+class Entry:
+    """One unfinished request.
+
+    `state` is what it waits for while suspended, `want` says that more exactly, and `timeout` (seconds, or None) for
+    how long. `handler` is the handler itself where it is resumable, its class otherwise.
+    """
+
+    __slots__ = (
+        "active_at",
+        "bytes_in",
+        "bytes_out",
+        "created_at",
+        "deadline",
+        "due",
+        "handler",
+        "id",
+        "input",
+        "local",
+        "output",
+        "peer",
+        "policy",
+        "posted",
+        "queued_at",
+        "resumable",
+        "server",
+        "state",
+        "steps",
+        "table",
+        "timeout",
+        "transport",
+        "want",
+    )
+
+    def __init__(
+        self, table: RequestTable, server: Server, policy: Policy, peer: Any, local: Any, transport: Transport
+    ) -> None:
+        self.id = 0
+        self.table = table
+        self.server = server
+        self.policy = policy
+        self.peer = peer
+        self.local = local
+        self.transport = transport
+        self.handler: Any = server.RequestHandlerClass
+        self.resumable: Resumable
+        self.state = State.OPENING
+        self.want: Want[Any] = NOTHING
+        self.timeout: float | None = None
+        self.due: float | None = None  # when a `sleep` ends
+        self.deadline: float | None = None
+        self.queued_at = inf  # see Deadlines
+        self.posted: Any = MISSING  # what came for a want that is not satisfied from `input`
+        self.created_at = self.active_at = table.now
+        self.input = Input()
+        self.output = Output()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.steps = 0
+
+    def advance(self, event: Event) -> None:
+        """Move to the state that follows `event`. Raises ReqtableError where the table has none: a bug of the engine."""
+        try:
+            self.state = TRANSITIONS[self.state][event]
+        except KeyError:
+            raise ReqtableError(f"request {self.id}: {event.value!r} can't happen in {self.state.name}") from None
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.id} {self.state.name} {address_text(self.peer)} {self.want!r}>"
+
+
+class RequestTable:
+    """Every unfinished request of an engine, in the order in which they came."""
+
+    def __init__(self, clock: Callable[[], float], limits: Limits | None = None) -> None:
+        self.limits = limits if limits is not None else Limits()
+        self.clock = clock
+        self.now = clock()  # read once a pass
+        self.running: Entry | None = None  # the entry whose step the loop is in
+        self.touched: list[Entry] = []  # entries that another one's step sent to
+        self.last_id = 0
+        self.canceller: Callable[[Entry], None] | None = None  # the engine's
+        self._entries: dict[int, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._entries.values()))  # a copy: the loop may add and remove while someone looks
+
+    def __contains__(self, entry: Entry) -> bool:
+        return self._entries.get(entry.id) is entry
+
+    def get(self, id: int) -> Entry | None:
+        """The entry with that id, or None when there is none any more."""
+        return self._entries.get(id)
+
+    @property
+    def full(self) -> bool:
+        """True while no more entries are admitted."""
+        return len(self._entries) >= self.limits.entries_max
+
+    def add(self, entry: Entry) -> None:
+        self.last_id += 1
+        entry.id = self.last_id
+        self._entries[entry.id] = entry
+
+    def remove(self, entry: Entry) -> None:
+        self._entries.pop(entry.id, None)
+
+    def cancel(self, id: int) -> bool:
+        """End the request with that id; False when there is none. Callable from any thread."""
+        entry = self._entries.get(id)
+        if entry is None or entry.state is State.CLOSED or self.canceller is None:
+            return False
+        self.canceller(entry)
+        return True
+
+    def snapshot(
+        self,
+        *,
+        state: State | str | None = None,
+        peer: str | None = None,
+        handler: type | str | None = None,
+        older_than: float | None = None,
+    ) -> list[Row]:
+        """The rows as plain data, those that match every filter given.
+
+        `state` is a State, its name or its letter; `peer` an address as shown, or its host alone; `handler` a class or
+        its name; `older_than` an age in seconds. Raises ValueError for a state that is none.
+        """
+        wanted_state = None if state is None else _state_named(state)
+        wanted_handler = handler.__name__ if isinstance(handler, type) else handler
+        now = self.clock()
+        rows = []
+        for entry in self:
+            row = self._row(entry, now)
+            if (
+                (wanted_state is None or row["state"] == wanted_state.name)
+                and (peer is None or peer in (row["peer"], host_text(entry.peer)))
+                and (wanted_handler is None or row["handler"] == wanted_handler)
+                and (older_than is None or row["age_s"] > older_than)
+            ):
+                rows.append(row)
+        return rows
+
+    def _row(self, entry: Entry, now: float) -> Row:
+        state = State.RUNNING if entry is self.running else entry.state
+        deadline = entry.deadline
+        return {
+            "id": entry.id,
+            "peer": address_text(entry.peer),
+            "local": address_text(entry.local),
+            "server": type(entry.server).__name__,
+            "handler": handler_name(entry.handler),
+            "policy": entry.policy.name,
+            "state": state.name,
+            "letter": state.value,
+            "waits_for": repr(entry.want),
+            "age_s": now - entry.created_at,
+            "idle_s": max(0.0, now - entry.active_at),
+            "deadline_s": None if deadline is None else deadline - now,
+            "bytes_in": entry.bytes_in,
+            "bytes_out": entry.bytes_out,
+            "buffered_in": len(entry.input),
+            "buffered_out": entry.output.size,
+            "steps": entry.steps,
+        }
+
+
+def format_rows(rows: list[Row]) -> str:
+    """The rows as an aligned text table, one line each, with a heading."""
+    heading = ("id", "st", "peer", "handler", "policy", "age", "idle", "left", "in", "out", "qin", "qout", "waits for")
+    cells = [
+        (
+            str(row["id"]),
+            row["letter"],
+            row["peer"],
+            row["handler"],
+            row["policy"],
+            f"{row['age_s']:.1f}",
+            f"{row['idle_s']:.1f}",
+            "-" if row["deadline_s"] is None else f"{row['deadline_s']:.1f}",
+            str(row["bytes_in"]),
+            str(row["bytes_out"]),
+            str(row["buffered_in"]),
+            str(row["buffered_out"]),
+            row["waits_for"],
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [heading, *cells]) for i in range(len(heading))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [heading, *cells]
+    )
+
+
+def handler_name(handler: Any) -> str:
+    """The name of a handler: its class's, whether the handler itself, its class or a `partial` of it is given."""
+    handler = getattr(handler, "func", handler)
+    return str(getattr(handler, "__name__", None) or type(handler).__name__)
+
+
+def host_text(address: Any) -> str:
+    """The host of an internet address; a Unix address whole."""
+    return str(address[0]) if isinstance(address, tuple) and address else address_text(address)
+
+
+def address_text(address: Any) -> str:
+    """An address as people write it: `127.0.0.1:80`, `[::1]:80`, `/run/x.sock`, `@abstract`; `-` for an unnamed one."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    if isinstance(address, bytes):
+        address = address.decode("utf-8", "replace")
+    if isinstance(address, str) and address:
+        return "@" + address[1:] if address[0] == "\0" else address
+    return "-"
+
+
+def _state_named(state: State | str) -> State:
+    if isinstance(state, State):
+        return state
+    for candidate in State:
+        if state in (candidate.name, candidate.value):
+            return candidate
+    raise ValueError(f"no state is named {state!r}; there are {', '.join(s.name for s in State)}")

@@ -1,0 +1,294 @@
+"""Wants: what a resumable handler waits for. Small immutable objects, made once and reused.
+
+A want is asked one thing, `take(entry)`: the item if it is there, `MISSING` if it is not. Taking never blocks and never
+changes anything unless the item is there. `awaits` names the event, and so the state, of a request that waits for it.
+A want that reads says how much it may buffer: going over is `LimitExceeded`, never unbounded memory.
+
+Subclassing `Want` and giving it a `take` is how a protocol adds a want of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from reqtable.core.buffers import MISSING, Missing
+from reqtable.core.errors import LimitExceeded
+from reqtable.core.states import Event
+
+if TYPE_CHECKING:
+    from reqtable.core.table import Entry
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+LIMIT_BYTES = 65_536
+
+
+class Want(Generic[T_co]):
+    """What a request waits for. Awaiting one in an `AsyncRequestHandler` gives its item."""
+
+    __slots__ = ()
+
+    awaits: ClassVar[Event] = Event.AWAITS_INPUT
+    takes_partial: ClassVar[bool] = False  # at end of file, `AsyncRequestHandler.read` gives what is left
+
+    def take(self, entry: Entry) -> T_co | Missing:
+        """The item, removed from `entry`; `MISSING` if it has not come. Raises LimitExceeded."""
+        raise NotImplementedError
+
+    def __await__(self) -> Generator[Want[T_co], Any, T_co]:
+        item: T_co = yield self
+        return item
+
+    def __repr__(self) -> str:
+        # the factories are named as the classes, in lower case
+        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__.lower()}({values})"
+
+
+def want_type(cls: type[T]) -> type[T]:
+    """Make `cls` an immutable value, keeping `Want`'s repr."""
+    return dataclass(frozen=True, slots=True, repr=False)(cls)
+
+
+@want_type
+class Line(Want[bytes]):
+    limit: int
+    takes_partial: ClassVar[bool] = True
+
+    def take(self, entry: Entry) -> bytes | Missing:
+        return entry.input.through(b"\n", self.limit)
+
+
+@want_type
+class Until(Want[bytes]):
+    separator: bytes
+    limit: int
+
+    def take(self, entry: Entry) -> bytes | Missing:
+        return entry.input.through(self.separator, self.limit)
+
+
+@want_type
+class Exactly(Want[bytes]):
+    n: int
+
+    def take(self, entry: Entry) -> bytes | Missing:
+        # n is often the peer's own word for how much it will send
+        if self.n > entry.table.limits.input_bytes_max:
+            raise LimitExceeded(repr(self), entry.table.limits.input_bytes_max)
+        return entry.input.exactly(self.n)
+
+
+@want_type
+class Chunk(Want[bytes]):
+    limit: int
+    takes_partial: ClassVar[bool] = True
+
+    def take(self, entry: Entry) -> bytes | Missing:
+        return entry.input.chunk(self.limit)
+
+
+@want_type
+class Rest(Want[bytes]):
+    limit: int
+    takes_partial: ClassVar[bool] = True
+
+    def take(self, entry: Entry) -> bytes | Missing:
+        return entry.input.rest(self.limit)
+
+
+@want_type
+class Datagram(Want[bytes]):
+    def take(self, entry: Entry) -> bytes | Missing:
+        return entry.input.datagram()
+
+
+@want_type
+class Sleep(Want[None]):
+    seconds: float
+    awaits: ClassVar[Event] = Event.AWAITS_TIMER
+
+    def take(self, entry: Entry) -> None | Missing:
+        if entry.due is None or entry.due > entry.table.now:
+            return MISSING
+        entry.due = None
+        return None
+
+
+@want_type
+class Flushed(Want[None]):
+    awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
+
+    def take(self, entry: Entry) -> None | Missing:
+        return MISSING if entry.output.size else None
+
+
+@want_type
+class Nothing(Want[None]):
+    def take(self, entry: Entry) -> None | Missing:
+        return None
+
+
+@want_type
+class Ended(Want[None]):
+    """The request is done; only its output is still to be taken. Never satisfied: the engine ends the entry."""
+
+    awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
+
+    def take(self, entry: Entry) -> None | Missing:
+        return MISSING
+
+
+class _Posted(Want[T_co]):
+    """A want whose item is posted to the entry from outside."""
+
+    __slots__ = ()
+
+    def take(self, entry: Entry) -> T_co | Missing:
+        item = entry.posted
+        if item is MISSING:
+            return MISSING
+        entry.posted = MISSING
+        if type(item) is Failure:
+            raise item.error
+        return item  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Call(_Posted[T_co]):
+    fn: Callable[..., T_co]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    on: str | None
+    awaits: ClassVar[Event] = Event.AWAITS_RESULT
+
+    def __repr__(self) -> str:
+        return f"call({getattr(self.fn, '__qualname__', self.fn)!s})"
+
+
+@want_type
+class Readable(_Posted[None]):
+    """The request's own socket can be read: for handlers that do their own I/O (policy `greenlet`)."""
+
+
+@want_type
+class Writable(_Posted[None]):
+    """The request's own socket can be written."""
+
+    awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is posted when a call raised instead of returning."""
+
+    error: BaseException
+
+
+def _positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of bytes above 0, not {value!r}")
+    return value
+
+
+def line(limit: int = LIMIT_BYTES) -> Want[bytes]:
+    """Bytes up to and including `b"\\n"`, at most `limit` of them."""
+    return _line(limit)
+
+
+def until(separator: bytes, limit: int = LIMIT_BYTES) -> Want[bytes]:
+    """Bytes up to and including `separator`, at most `limit` of them."""
+    return _until(separator, limit)
+
+
+def exactly(n: int) -> Want[bytes]:
+    """Exactly `n` bytes; `exactly(0)` is `b""`, at once. At most the engine's `input_bytes_max`."""
+    return _exactly(n)
+
+
+def chunk(limit: int = LIMIT_BYTES) -> Want[bytes]:
+    """Whatever has arrived: at least 1 byte, at most `limit`."""
+    return _chunk(limit)
+
+
+def rest(limit: int) -> Want[bytes]:
+    """Everything up to the peer's end of file, at most `limit` bytes."""
+    return _rest(limit)
+
+
+def datagram() -> Want[bytes]:
+    """The next datagram of this peer. The entry becomes the session of that peer's address (datagram servers only)."""
+    return _DATAGRAM
+
+
+def sleep(seconds: float) -> Want[None]:
+    """None, `seconds` later."""
+    return _sleep(seconds)
+
+
+def flushed() -> Want[None]:
+    """None, once all output so far is with the kernel."""
+    return _FLUSHED
+
+
+def nothing() -> Want[None]:
+    """None, at once."""
+    return NOTHING
+
+
+def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any) -> Want[T]:
+    """`fn(*args, **kwargs)`, run on a thread while the loop goes on; what it raises is raised in the handler.
+
+    `on` names where: `"thread"`, which is also the default.
+    """
+    if not callable(fn):
+        raise TypeError(f"call() takes a function and its arguments, not {fn!r}")
+    return Call(fn, args, kwargs, on)
+
+
+@lru_cache(maxsize=512)
+def _line(limit: int) -> Want[bytes]:
+    return Line(_positive("limit", limit))
+
+
+@lru_cache(maxsize=512)
+def _until(separator: bytes, limit: int) -> Want[bytes]:
+    if not isinstance(separator, bytes) or not separator:
+        raise ValueError(f"separator must be some bytes, not {separator!r}")
+    return Until(separator, _positive("limit", limit))
+
+
+@lru_cache(maxsize=4096)
+def _exactly(n: int) -> Want[bytes]:
+    if not isinstance(n, int) or n < 0:
+        raise ValueError(f"exactly() takes a number of bytes, 0 or more, not {n!r}")
+    return Exactly(n)
+
+
+@lru_cache(maxsize=512)
+def _chunk(limit: int) -> Want[bytes]:
+    return Chunk(_positive("limit", limit))
+
+
+@lru_cache(maxsize=512)
+def _rest(limit: int) -> Want[bytes]:
+    return Rest(_positive("limit", limit))
+
+
+@lru_cache(maxsize=512)
+def _sleep(seconds: float) -> Want[None]:
+    if not seconds >= 0:
+        raise ValueError(f"sleep() takes seconds, 0 or more, not {seconds!r}")
+    return Sleep(seconds)
+
+
+_DATAGRAM = Datagram()
+_FLUSHED = Flushed()
+NOTHING = Nothing()
+ENDED = Ended()
+READABLE = Readable()
+WRITABLE = Writable()

@@ -1,0 +1,99 @@
+"""Datagram transports (UDP, Unix datagram): sessions over the one socket of a server.
+
+A datagram makes an entry, and is its whole input, as if of a stream that ends with it. Once a handler has taken a
+`datagram()`, its entry is the *session* of that peer's address: later datagrams of the peer go to it, a bounded number
+of them waiting, until it ends. Each `send` is one datagram. A peer without an address can be neither answered nor told
+from others, and has no session.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+from reqtable.core.buffers import FileSlice, Inbox
+from reqtable.core.states import WRITE, Event, State
+from reqtable.core.table import Entry, address_text
+
+if TYPE_CHECKING:
+    from reqtable.engine.loop import Engine
+
+log = logging.getLogger("reqtable")
+
+
+class Session:
+    """What the datagrams of one peer go to. `request` is the pair `(data, socket)` of `socketserver`."""
+
+    __slots__ = ("engine", "entry", "inbox", "request", "timeout_s")
+
+    def __init__(self, engine: Engine, request: Any) -> None:
+        self.engine = engine
+        self.request = request
+        self.timeout_s: float | None = engine.limits.session_timeout_s
+        self.inbox = Inbox()
+        self.entry: Entry
+
+    def attach(self, entry: Entry) -> None:
+        """Be the transport of `entry`, and give it its first datagram."""
+        self.entry = entry
+        entry.input = self.inbox
+        data = self.request[0]
+        entry.bytes_in = len(data)
+        self.inbox.deliver(data, self.engine.limits.inbox_max)
+        if entry.peer:
+            self.engine.sessions[entry.server, entry.peer] = entry
+
+    def deliver(self, data: bytes) -> None:
+        """A later datagram of this peer."""
+        entry = self.entry
+        entry.bytes_in += len(data)
+        entry.active_at = self.engine.table.now
+        self.inbox.deliver(data, self.engine.limits.inbox_max)
+        if entry.state is State.READING:
+            self.engine.step(entry, Event.INPUT_ARRIVED)
+
+    def poll(self, interest: int) -> None:
+        # Reading is the server's: its listener delivers. Writing is retried, not polled for: a Unix datagram socket
+        # polls as writable while the queue of the one peer that matters is full.
+        if interest & WRITE:
+            self.engine.retry(self._drain)
+
+    def _drain(self) -> None:
+        if self.entry.state is not State.WRITING:
+            return
+        if self.flush():
+            self.engine.output_taken(self.entry)
+        elif self.entry.state is State.WRITING:
+            self.engine.retry(self._drain)
+
+    def flush(self) -> bool:
+        entry = self.entry
+        output = entry.output
+        while output.pieces:
+            piece = output.pieces[0]
+            data = piece.read() if type(piece) is FileSlice else piece
+            try:
+                if entry.peer:
+                    self.request[1].sendto(data, socket.MSG_DONTWAIT, entry.peer)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError as error:
+                log.info("%s: a datagram of %d bytes was not sent: %s", address_text(entry.peer), len(data), error)
+                self.engine.end(entry, Event.LOST)
+                return False
+            entry.bytes_out += len(data)
+            output.consume(len(data))
+        return True
+
+    def finish(self) -> None:
+        self.engine.end(self.entry, Event.RELEASED)
+
+    def release(self) -> None:
+        entry = self.entry
+        if self.engine.sessions.get((entry.server, entry.peer)) is entry:
+            del self.engine.sessions[entry.server, entry.peer]
+        if self.inbox.dropped:
+            log.info("%s: %d datagrams dropped: %d waited", address_text(entry.peer), self.inbox.dropped,
+                     self.engine.limits.inbox_max)
+        entry.server.close_request(self.request)

@@ -1,0 +1,83 @@
+"""Taking new requests: a bounded number a pass, none while the table is full, and no spinning when accepting fails."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+from reqtable.core.states import READ
+from reqtable.core.table import address_text
+from reqtable.engine.transports import Polled
+
+if TYPE_CHECKING:
+    from reqtable.engine.loop import Engine
+
+log = logging.getLogger("reqtable")
+
+# accept(2): the process's or the machine's descriptors or memory are used up. The connection stays in the queue, so
+# the listener stays readable: polling it on would spin.
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Listener(Polled):
+    """A server's listening socket, or the socket that its datagrams come to."""
+
+    __slots__ = ("server", "resting_until", "taken", "_full", "_most", "_said_exhausted", "_timeout")
+
+    def __init__(self, engine: Engine, server: Any, most: int) -> None:
+        super().__init__(engine, server.fileno())
+        self.server = server
+        self.resting_until: float | None = None  # accepting failed: look again then, or when a descriptor is free
+        self.taken = 0  # requests, so far
+        self._full = False  # the table was: look again when an entry has gone
+        self._said_exhausted = False
+        self._most = most
+        # A connection can be gone again before it is accepted; accept must not block then. A datagram server's socket
+        # is its handlers' too, and stays as they expect it.
+        self._timeout: float | None = None
+        stream = getattr(server, "socket_type", None) == socket.SOCK_STREAM
+        if stream and isinstance(getattr(server, "socket", None), socket.socket):
+            self._timeout = server.socket.gettimeout()
+            server.socket.setblocking(False)
+        elif not getattr(server, "receives_without_waiting", False):
+            self._most = 1  # its get_request may block when nothing is there
+        self.poll(READ)
+
+    def on_ready(self, mask: int) -> None:
+        for _ in range(self._most):
+            if self.engine.stopping or not self.watched:
+                return
+            if self.engine.table.full:
+                self._full = True
+                self.poll(0)
+                return
+            if not self.server._handle_request_noblock():
+                return
+            self.taken += 1
+            self._said_exhausted = False
+
+    def rest(self, error: OSError) -> None:
+        """Accepting failed for want of descriptors or memory: stop polling for a while."""
+        self.resting_until = self.engine.table.clock() + self.engine.limits.accept_pause_s
+        self.poll(0)
+        if not self._said_exhausted:
+            self._said_exhausted = True
+            log.warning("%s: can't accept: %s; waiting", address_text(self.server.server_address), error)
+
+    def consider(self, now: float, freed: bool) -> None:
+        """After a pass: take requests again where there is room for them; `freed`: something has closed in it."""
+        if self.watched or not (self._full or self.resting_until is not None):
+            return
+        if self.resting_until is not None and (freed or now >= self.resting_until):
+            self.resting_until = None
+        self._full = self.engine.table.full
+        if not self._full and self.resting_until is None:
+            self.poll(READ)
+
+    def close(self) -> None:
+        if self.server.fileno() == self.fd:
+            self.poll(0)
+            if isinstance(getattr(self.server, "socket", None), socket.socket):
+                self.server.socket.settimeout(self._timeout)

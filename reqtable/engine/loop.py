@@ -1,0 +1,500 @@
+"""The loop: which request to work on next, and whether to take a new one.
+
+The rules:
+
+* One pass is `run_once`: poll, step what is ready, give the waiting their turn, expire deadlines, take what was
+  posted, reap what has closed. Every step of every request goes through `step`.
+* A request gets `steps_per_pass` steps and one `recv` of a pass, then waits its turn as READY: a client that pipelines
+  does not starve the others.
+* Nothing is freed in mid-pass: an earlier event of a batch may close an entry whose own event comes later. Closing
+  marks; reaping frees.
+* The loop never blocks but in its poll, and everything that can end a wait can end the poll: a socket, a deadline, or
+  a wake-up from another thread or a signal.
+* Clock, selector and wake-up are given to the constructor, so that a simulation can own them.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from reqtable.core.buffers import MISSING
+from reqtable.core.deadlines import Deadlines
+from reqtable.core.errors import IncompleteRead, ReqtableError, TimedOut
+from reqtable.core.limits import Limits
+from reqtable.core.states import INTEREST, READ, TRANSITIONS, Event, State
+from reqtable.core.table import Entry, RequestTable, Server, address_text
+from reqtable.core.wants import ENDED, Call, Failure, Sleep, Want
+from reqtable.engine.listener import EXHAUSTED, Listener
+from reqtable.engine.transports import RELEASED
+from reqtable.engine.wakeup import Wakeup
+
+log = logging.getLogger("reqtable")
+
+_AFTER_STEP = TRANSITIONS[State.RUNNING]
+_RETRY_S = 0.005
+# The states in which another request's `send` may find this one with nothing on its way to the kernel.
+_BLOCKABLE = {State.READING, State.READY, State.SLEEPING, State.OFFLOADED}
+
+
+class Engine:
+    """One loop and one table, for one server or for several (`add`).
+
+    `clock` gives seconds and never goes back; `selector` and `wakeup` make the selector (any
+    `selectors.BaseSelector`) and the wake-up, when the engine first needs them.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector,
+        wakeup: Callable[[], Wakeup] = Wakeup,
+    ) -> None:
+        self.table = RequestTable(clock, limits)
+        self.table.canceller = self.cancel
+        self.limits = self.table.limits
+        self.deadlines = Deadlines()
+        self.servers: list[Server] = []
+        self._clock = clock
+        self._make_selector = selector
+        self._make_wakeup = wakeup
+        self._selector: selectors.BaseSelector | None = None
+        self._wakeup: Wakeup | None = None
+        self._listeners: list[Listener] = []
+        self.sessions: dict[tuple[Server, Any], Entry] = {}  # the datagram entries, by server and peer
+        self._turns: deque[Entry] = deque()
+        self._retries: deque[tuple[float, Callable[[], None]]] = deque()
+        self._posts: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._closed: list[Entry] = []
+        self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
+        self._thread: int | None = None  # the thread that runs the loop, while one does
+        self._stop: Callable[[], bool] = bool
+        self._stopping = False
+        self._stopped = threading.Event()
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self, stop: Callable[[], bool], most_s: float | None = None, until: float | None = None) -> None:
+        """Make passes until `stop()` is true, looking at least every `most_s` seconds, or until that time has come.
+
+        One thread at a time: raises ReqtableError while another one, or this one, is in it.
+        """
+        if self._thread is not None:
+            raise ReqtableError("this engine's loop is running already")
+        self.open()
+        assert self._wakeup is not None
+        self._thread = threading.get_ident()
+        self._stop = stop
+        try:
+            with self._wakeup.on_signals():
+                while not stop() and (until is None or self._clock() < until):
+                    self.run_once(most_s if until is None else max(0.0, until - self._clock()))
+        finally:
+            self._thread = None
+            self._reap()
+            if not self.servers:
+                self.close()
+
+    def run_once(self, most_s: float | None = None) -> None:
+        """One pass. It waits at most `most_s` seconds for something to do; None: as long as it takes."""
+        assert self._selector is not None
+        ready = self._selector.select(self._patience(most_s))
+        now = self.table.now = self._clock()
+        for key, mask in ready:
+            key.data.on_ready(mask)
+        for _ in range(len(self._turns)):
+            self._take_turn(self._turns.popleft())
+        while (entry := self.deadlines.pop_expired(now)) is not None:
+            self._expire(entry)
+        while self._retries and self._retries[0][0] <= now:
+            self._retries.popleft()[1]()
+        for _ in range(len(self._posts)):
+            post, args = self._posts.popleft()
+            post(*args)
+        while self.table.touched:
+            self._flush_touched(self.table.touched.pop())
+        freed = self._reap()
+        for listener in self._listeners:
+            listener.consider(now, freed)
+        for server in self.servers:
+            server.service_actions()
+
+    def _patience(self, most_s: float | None) -> float | None:
+        """How long the poll may last: not at all while there is something to do, else until the next deadline."""
+        if self._turns or self._posts or self._closed or self.table.touched:
+            return 0
+        times = [self.deadlines.next_at(), *(each.resting_until for each in self._listeners)]
+        if self._retries:
+            times.append(self._retries[0][0])
+        waits = [at - self._clock() for at in times if at is not None]
+        if most_s is not None:
+            waits.append(most_s)
+        return max(0.0, min(waits)) if waits else None
+
+    def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
+        """Run the steps of `entry` whose input is there, within its share of the pass; flush once; settle.
+
+        `cause` is what ended its wait; with `error`, that is what the first step is given instead of its item.
+        """
+        table = self.table
+        table.running = entry
+        resumable = entry.resumable
+        want: Want[Any] | None = entry.want
+        share = full_share = self.limits.steps_per_pass
+        try:
+            if error is not None:
+                share -= 1
+                want = resumable._throw(error)
+            while share and want is not None and entry.state is not State.CLOSED:
+                try:
+                    item = want.take(entry)
+                except Exception as problem:
+                    share -= 1
+                    want = resumable._throw(problem)
+                    continue
+                if item is MISSING:
+                    if entry.output.size and want.awaits is Event.OUTPUT_BLOCKED and entry.transport.flush():
+                        continue  # a `flushed()` that now is
+                    if not (entry.input.ended and want.awaits is Event.AWAITS_INPUT):
+                        break
+                    share -= 1
+                    want = resumable._throw(IncompleteRead(repr(want), entry.input.leftover()))
+                    continue
+                share -= 1
+                want = resumable._resume(item)
+                if entry.output.held > self.limits.high_water_bytes and not entry.transport.flush():
+                    break
+        except BaseException as problem:
+            want = None
+            self._fail(entry, cause, problem)
+        finally:
+            table.running = None
+        entry.steps += full_share - share
+        if entry.state is not State.CLOSED:
+            self._settle(entry, cause, want, stepped=share < full_share, may_go_on=share > 0)
+
+    def _settle(self, entry: Entry, cause: Event, want: Want[Any] | None, stepped: bool, may_go_on: bool) -> None:
+        """Suspend `entry` in the state of what it now waits for, or end it."""
+        if want is None:
+            self._finish(entry, cause)
+            return
+        entry.want = want
+        if stepped and want.awaits is not Event.AWAITS_INPUT:
+            self._begin_wait(entry, want)
+        if entry.output.size and not entry.transport.flush():
+            if entry.state is State.CLOSED:
+                return
+            event = Event.OUTPUT_BLOCKED
+        else:
+            event = want.awaits if may_go_on else Event.AWAITS_TURN
+        if entry.state is not _AFTER_STEP[event]:
+            self._move(entry, cause, event)
+        if stepped or cause is not Event.INPUT_ARRIVED:  # bytes that trickle in do not move a deadline
+            self._arm(entry)
+
+    def _move(self, entry: Entry, cause: Event, event: Event) -> None:
+        """From the state that `cause` ends, through RUNNING, to the one that `event` begins."""
+        if entry.state is not State.RUNNING:
+            entry.advance(cause)
+        entry.advance(event)
+        entry.transport.poll(INTEREST[entry.state])
+        if entry.state is State.READY:
+            self._turns.append(entry)
+
+    def _begin_wait(self, entry: Entry, want: Want[Any]) -> None:
+        """Start what runs while `entry` waits: a timer, or a call elsewhere."""
+        if isinstance(want, Sleep):
+            entry.due = self.table.now + want.seconds
+        elif isinstance(want, Call):
+            entry.posted = MISSING
+            try:
+                entry.policy.begin_call(entry, want)
+            except Exception as problem:
+                self.post(self.deliver, entry, want, Failure(problem))
+
+    def _arm(self, entry: Entry) -> None:
+        """Set the deadline of the state that `entry` is in now."""
+        now = self.table.now
+        timeout = entry.timeout if entry.timeout is not None else entry.transport.timeout_s
+        at = None if timeout is None else now + timeout
+        if entry.state is State.READY:
+            at = None
+        elif entry.state is State.WRITING and entry.output.size:
+            at = now + self.limits.write_timeout_s
+        elif entry.due is not None and (at is None or entry.due < at):
+            at = entry.due
+        if at is None:
+            entry.deadline = None
+        else:
+            self.deadlines.arm(entry, at)
+
+    def _finish(self, entry: Entry, cause: Event) -> None:
+        """The request is done: end its connection once its output is with the kernel."""
+        if entry.state is State.CLOSED:
+            return
+        entry.want = ENDED
+        blocked = entry.output.size and not entry.transport.flush()
+        if self.is_closed(entry):
+            return
+        if blocked:
+            self._move(entry, cause, Event.OUTPUT_BLOCKED)
+            self._arm(entry)
+            return
+        if entry.state is not State.RUNNING:
+            entry.advance(cause)
+        entry.transport.finish()
+
+    def _fail(self, entry: Entry, cause: Event, problem: BaseException) -> None:
+        """A step raised `problem` and no hook of the handler took it. What it sent before is still delivered."""
+        try:
+            if not isinstance(problem, Exception):
+                raise problem
+            entry.server.handle_error(entry.transport.request, entry.peer)
+        except BaseException as raised:
+            self.unwinding = raised
+            self.table.running = None
+            self._finish(entry, cause)
+            raise
+
+    # -- what ends a wait ---------------------------------------------------------------------------------------------
+
+    def begin(self, entry: Entry) -> None:
+        """Admit `entry` to the table and run its first steps."""
+        self.table.add(entry)
+        entry.advance(Event.OPENED)
+        self.step(entry, Event.OPENED)
+        if self._thread is None:
+            self._reap()  # a hook was called by hand; no pass will come along to do it
+
+    def output_taken(self, entry: Entry) -> None:
+        """The peer has taken all the output of a WRITING entry."""
+        if entry.want is ENDED:
+            self._finish(entry, Event.OUTPUT_TAKEN)
+        else:
+            self.step(entry, Event.OUTPUT_TAKEN)
+
+    def output_moved(self, entry: Entry) -> None:
+        """The peer has taken some of it."""
+        self._arm(entry)
+
+    def linger(self, entry: Entry) -> None:
+        """Our last byte is sent: wait a bounded time for the peer's end of file, so that no reset cuts it off."""
+        entry.advance(Event.FINISHED)
+        entry.transport.poll(INTEREST[entry.state])
+        self.deadlines.arm(entry, self.table.now + self.limits.linger_timeout_s)
+
+    def end(self, entry: Entry, event: Event) -> None:
+        """Mark `entry` closed by `event`; this pass's reaping frees it. Closed already: nothing."""
+        if entry.state is not State.CLOSED:
+            entry.advance(event)
+            self._closed.append(entry)
+
+    def cancel(self, entry: Entry) -> None:
+        """End a request, from any thread: what it had not sent is dropped."""
+        if self._thread is None:
+            self.end(entry, Event.CANCELLED)
+            self._reap()
+        elif self._thread == threading.get_ident():
+            self.end(entry, Event.CANCELLED)
+        else:
+            self.post(self.end, entry, Event.CANCELLED)
+
+    def post(self, function: Callable[..., Any], *args: Any) -> None:
+        """Have the loop call `function(*args)` in its next pass. Callable from any thread."""
+        self._posts.append((function, args))
+        self.wake()
+
+    def deliver(self, entry: Entry, want: Want[Any], item: Any) -> None:
+        """The item of a want that is satisfied from outside; dropped where `entry` no longer waits for it."""
+        if entry.want is not want or entry.state is State.CLOSED:
+            return
+        entry.posted = item
+        if entry.state is not State.WRITING or not entry.output.size:
+            self.step(entry, Event.RESULT_POSTED)
+
+    def session_of(self, server: Server, peer: Any) -> Any:
+        """The datagram session of that peer's address, or None."""
+        entry = self.sessions.get((server, peer)) if peer else None
+        if entry is None or entry.state is State.CLOSED or not entry.transport.inbox.is_session:
+            return None
+        return entry.transport
+
+    def retry(self, function: Callable[[], None]) -> None:
+        """Call `function` in a few milliseconds."""
+        self._retries.append((self.table.now + _RETRY_S, function))
+
+    def refused(self, server: Server, error: OSError) -> bool:
+        """`get_request` raised `error`. True where the next one may fare better at once."""
+        if isinstance(error, BlockingIOError):
+            return False
+        if error.errno in EXHAUSTED:
+            for listener in self._listeners:
+                if listener.server is server:
+                    listener.rest(error)
+            return False
+        return True
+
+    def wake(self) -> None:
+        """End the poll. Callable from any thread and from a signal handler."""
+        if self._wakeup is not None:
+            self._wakeup.wake()
+
+    def _take_turn(self, entry: Entry) -> None:
+        if entry.state is State.READY:
+            self.step(entry, Event.TURN_CAME)
+
+    def _expire(self, entry: Entry) -> None:
+        state = entry.state
+        if state is State.LINGERING or state is State.OPENING:
+            self.end(entry, Event.DEADLINE_PASSED)
+        elif state is State.WRITING and entry.output.size:
+            log.info(
+                "%s took none of its output for %g s: closed", address_text(entry.peer), self.limits.write_timeout_s
+            )
+            self.end(entry, Event.LOST)
+        elif entry.due is not None and entry.due <= self.table.now:
+            self.step(entry, Event.DEADLINE_PASSED)
+        else:
+            entry.due = None
+            timeout = entry.timeout if entry.timeout is not None else entry.transport.timeout_s
+            self.step(entry, Event.DEADLINE_PASSED, TimedOut(f"{entry.want!r} did not come within {timeout:g} s"))
+
+    def _flush_touched(self, entry: Entry) -> None:
+        """Another request's step sent to this one: give it to the kernel, or wait for the peer to take it."""
+        blockable = entry.state in _BLOCKABLE and entry.output.size
+        if blockable and not entry.transport.flush() and not self.is_closed(entry):
+            entry.advance(Event.OUTPUT_BLOCKED)
+            entry.transport.poll(INTEREST[entry.state])
+            self._arm(entry)
+
+    def _reap(self) -> bool:
+        """Free what has closed; True when there was something."""
+        freed = bool(self._closed)
+        while self._closed:
+            self._release(self._closed.pop())
+        return freed
+
+    def _release(self, entry: Entry) -> None:
+        self.table.remove(entry)
+        self.deadlines.forget(entry)
+        entry.output.clear()
+        transport, entry.transport = entry.transport, RELEASED
+        try:
+            entry.resumable._close()
+        except Exception:
+            entry.server.handle_error(transport.request, entry.peer)
+        finally:
+            transport.release()
+
+    @staticmethod
+    def is_closed(entry: Entry) -> bool:
+        """A flush that meets a reset closes its entry: look again, whatever was known before it."""
+        return entry.state is State.CLOSED
+
+    # -- the sockets --------------------------------------------------------------------------------------------------
+
+    @property
+    def selector(self) -> selectors.BaseSelector:
+        """What the loop polls; opened when first needed."""
+        self.open()
+        assert self._selector is not None
+        return self._selector
+
+    def open(self) -> None:
+        """Take the descriptors that a loop needs. Harmless when they are there."""
+        if self._selector is None:
+            self._selector = self._make_selector()
+            self._wakeup = self._make_wakeup()
+            self._selector.register(self._wakeup, READ, self._wakeup)
+
+    def close(self) -> None:
+        """End every request and give the descriptors back. The servers' own sockets are theirs to close."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for entry in self.table:
+            self.end(entry, Event.CANCELLED)
+        self._reap()
+        if self._selector is not None and self._wakeup is not None:
+            self._selector.close()
+            self._wakeup.close()
+            self._selector = self._wakeup = None
+
+    def add(self, server: Any) -> Engine:
+        """Host `server` in this engine, over this table; to be called before it serves. Returns the engine."""
+        server.engine = self
+        return self
+
+    def discard(self, server: Server) -> None:
+        """End every request of `server` and host it no more. The last one's descriptors go with it."""
+        if self._thread not in (None, threading.get_ident()):
+            self.post(self.discard, server)
+            return
+        self.unlisten(server)
+        for entry in self.table:
+            if entry.server is server:
+                self.end(entry, Event.CANCELLED)
+        if server in self.servers:
+            self.servers.remove(server)
+        if self._thread is None:
+            self._reap()
+            if not self.servers:
+                self.close()
+
+    def listen(self, server: Server, most: int | None = None) -> Listener:
+        """Take new requests for `server` while the loop runs, at most `most` a pass."""
+        self.unlisten(server)
+        listener = Listener(self, server, most or self.limits.accepts_per_pass)
+        self._listeners.append(listener)
+        return listener
+
+    def unlisten(self, server: Server) -> None:
+        """Take no more requests for `server`; the kernel's queue holds those who connect."""
+        for listener in [each for each in self._listeners if each.server is server]:
+            self._listeners.remove(listener)
+            listener.close()
+
+    # -- serving several ----------------------------------------------------------------------------------------------
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve every server of this engine until `shutdown()`."""
+        self._stopped.clear()
+        try:
+            for server in self.servers:
+                self.listen(server)
+            self.run(lambda: self._stopping, poll_interval)
+        finally:
+            for server in self.servers:
+                self.unlisten(server)
+            self._stopping = False
+            self._stopped.set()
+
+    def shutdown(self) -> None:
+        """End `serve_forever`, at once; wait until it has ended, unless it is this thread that is in it."""
+        self._stopping = True
+        self.wake()
+        if self._thread != threading.get_ident():
+            self._stopped.wait()
+
+    @property
+    def stopping(self) -> bool:
+        """The loop ends with this pass."""
+        return self._stop()
+
+    @property
+    def running(self) -> bool:
+        """Some thread runs the loop."""
+        return self._thread is not None
+
+    @property
+    def in_loop_thread(self) -> bool:
+        """The caller runs in the thread that runs the loop."""
+        return self._thread == threading.get_ident()
+

@@ -1,0 +1,121 @@
+"""Stream transports (TCP, Unix): the engine does the I/O of a resumable handler."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from reqtable.core.buffers import CHUNK_BYTES, FileSlice
+from reqtable.core.states import Event, State
+from reqtable.core.table import Entry, address_text
+from reqtable.engine.transports import Polled, discarded_all
+
+if TYPE_CHECKING:
+    from reqtable.engine.loop import Engine
+
+log = logging.getLogger("reqtable")
+
+_NOT_NOW = (BlockingIOError, InterruptedError)
+
+
+class Stream(Polled):
+    """One connection. `request` is its socket, which is non-blocking from here on."""
+
+    __slots__ = ("entry", "request")
+
+    timeout_s: float | None = None
+
+    def __init__(self, engine: Engine, request: Any) -> None:
+        super().__init__(engine, request.fileno())
+        request.setblocking(False)
+        self.request = request
+        self.entry: Entry
+
+    def on_ready(self, mask: int) -> None:
+        state = self.entry.state
+        if state is State.READING:
+            self._receive()
+        elif state is State.WRITING:
+            self._drain()
+        elif state is State.LINGERING:
+            self._discard()
+
+    def _receive(self) -> None:
+        entry = self.entry
+        engine = self.engine
+        try:
+            data = self.request.recv(engine.limits.recv_bytes)
+        except _NOT_NOW:
+            return
+        except OSError as error:
+            self._lost(error)
+            return
+        entry.active_at = engine.table.now
+        if data:
+            entry.bytes_in += len(data)
+            entry.input.feed(data)
+            engine.step(entry, Event.INPUT_ARRIVED)
+        else:
+            entry.input.ended = True
+            engine.step(entry, Event.INPUT_ENDED)
+
+    def _drain(self) -> None:
+        before = self.entry.bytes_out
+        if self.flush():
+            self.engine.output_taken(self.entry)
+        elif self.entry.bytes_out > before:
+            self.engine.output_moved(self.entry)
+
+    def _discard(self) -> None:
+        if discarded_all(self.request, self.engine.limits.recv_bytes):
+            self.engine.end(self.entry, Event.INPUT_ENDED)
+
+    def flush(self) -> bool:
+        entry = self.entry
+        output = entry.output
+        try:
+            while output.pieces:
+                piece = output.front()
+                sent = self._send_file(piece) if type(piece) is FileSlice else self.request.send(piece)
+                if not sent:
+                    raise OSError(f"a file ended {output.size} bytes before what was to be sent of it")
+                entry.bytes_out += sent
+                output.consume(sent)
+        except _NOT_NOW:
+            return False
+        except OSError as error:
+            self._lost(error)
+            return False
+        entry.active_at = self.engine.table.now
+        return True
+
+    def _send_file(self, piece: FileSlice) -> int:
+        try:
+            file = piece.file.fileno()
+        except (AttributeError, OSError):
+            return int(self.request.send(piece.read()))  # not a file of the kernel's
+        return os.sendfile(self.fd, file, piece.offset, min(piece.remaining, CHUNK_BYTES))
+
+    def finish(self) -> None:
+        """Shut the write side; wait for the peer's end of file unless it has come: closing now could cut the answer."""
+        try:
+            self.request.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.engine.end(self.entry, Event.LOST)
+            return
+        if self.entry.input.ended:
+            self.engine.end(self.entry, Event.RELEASED)
+        else:
+            self.engine.linger(self.entry)
+
+    def release(self) -> None:
+        self.poll(0)
+        self.entry.server.close_request(self.request)
+
+    def _lost(self, error: OSError) -> None:
+        log.debug("%s: gone: %s", address_text(self.entry.peer), error)
+        self.engine.end(self.entry, Event.LOST)
+
+

@@ -1,0 +1,107 @@
+"""The blocking classics of `socketserver`: `BaseRequestHandler`, `StreamRequestHandler`, `DatagramRequestHandler`.
+
+They read and write their own socket, and know nothing of the table. Policy `inline` runs one to its end on the loop;
+policy `greenlet` suspends it where its socket would block.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+from typing import Any, BinaryIO, cast
+
+
+class BaseRequestHandler:
+    """Serve one request: the constructor calls `setup()`, `handle()`, `finish()`.
+
+    `request` is the socket of a stream server, or the pair `(data, socket)` of a datagram server. `finish()` is called
+    whether or not `handle()` raised, but not where `setup()` did.
+    """
+
+    def __init__(self, request: Any, client_address: Any, server: Any) -> None:
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        self.setup()
+        try:
+            self.handle()
+        finally:
+            self.finish()
+
+    def setup(self) -> None:
+        """Prepare; the default does nothing."""
+
+    def handle(self) -> None:
+        """Serve; the default does nothing."""
+
+    def finish(self) -> None:
+        """Clean up; the default does nothing."""
+
+
+class StreamRequestHandler(BaseRequestHandler):
+    """A handler of a stream server, with `rfile` to read from and `wfile` to write to.
+
+    `rbufsize` and `wbufsize` are as for `socket.makefile`; with `wbufsize = 0` a write sends all of its data at once.
+    `timeout`, in seconds, is set on the socket; `disable_nagle_algorithm` sets TCP_NODELAY (tcp(7)).
+    """
+
+    rbufsize: int = -1
+    wbufsize: int = 0
+    timeout: float | None = None
+    disable_nagle_algorithm: bool = False
+
+    rfile: BinaryIO
+    wfile: BinaryIO
+
+    def setup(self) -> None:
+        self.connection: socket.socket = self.request
+        if self.timeout is not None:
+            self.connection.settimeout(self.timeout)
+        if self.disable_nagle_algorithm:
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        self.rfile = cast(BinaryIO, self.connection.makefile("rb", self.rbufsize))
+        if self.wbufsize == 0:
+            self.wfile = cast(BinaryIO, _SocketWriter(self.connection))
+        else:
+            self.wfile = cast(BinaryIO, self.connection.makefile("wb", self.wbufsize))
+
+    def finish(self) -> None:
+        if not self.wfile.closed:
+            try:
+                self.wfile.flush()
+            except OSError:
+                pass  # the peer has gone; what it leaves behind is still to be closed
+        self.wfile.close()
+        self.rfile.close()
+
+
+class DatagramRequestHandler(BaseRequestHandler):
+    """A handler of a datagram server: `rfile` holds the datagram; what was written to `wfile` is sent as one."""
+
+    rfile: BinaryIO
+    wfile: BinaryIO
+
+    def setup(self) -> None:
+        self.packet, self.socket = self.request
+        self.rfile = io.BytesIO(self.packet)
+        self.wfile = io.BytesIO()
+
+    def finish(self) -> None:
+        self.socket.sendto(cast(io.BytesIO, self.wfile).getvalue(), self.client_address)
+
+
+class _SocketWriter(io.BufferedIOBase):
+    """An unbuffered file to write to: `write` sends all of its data."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._connection.sendall(data)
+        return memoryview(data).nbytes
+
+    def fileno(self) -> int:
+        return self._connection.fileno()

@@ -1,0 +1,115 @@
+"""What state and async handlers share: their entry, and sending.
+
+A resumable handler does no I/O: it says what it waits for, is given it, and queues output. So it runs on any transport
+and under any policy, and is tested with no sockets and no clock.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from copy import deepcopy
+from typing import Any, BinaryIO, ClassVar, get_origin
+
+from reqtable.core.buffers import FileSlice
+from reqtable.core.errors import LimitExceeded
+from reqtable.core.states import State
+from reqtable.core.table import Entry, address_text
+
+log = logging.getLogger("reqtable")
+
+_IMMUTABLE = (int, float, complex, str, bytes, bool, tuple, frozenset, type(None))
+_OVER = {State.LINGERING, State.CLOSED}
+
+
+def declared_fields(cls: type) -> list[str]:
+    """The names that `cls` itself annotates, but for ClassVars and underscored ones."""
+    return [
+        name
+        for name, hint in inspect.get_annotations(cls).items()
+        if name[0] != "_"
+        and hint is not ClassVar
+        and get_origin(hint) is not ClassVar
+        and not (isinstance(hint, str) and hint.partition("[")[0].rpartition(".")[2] == "ClassVar")
+    ]
+
+
+class ResumableHandler:
+    """The base of `StateRequestHandler` and `AsyncRequestHandler`; `entry` is the request's row in the table."""
+
+    _copied: ClassVar[dict[str, Any]] = {}  # declared fields whose default is mutable: each request gets its own
+
+    entry: Entry
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        defaults = {name: vars(cls)[name] for name in declared_fields(cls) if name in vars(cls)}
+        cls._copied = cls._copied | {k: v for k, v in defaults.items() if not isinstance(v, _IMMUTABLE)}
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        for name, value in self._copied.items():
+            setattr(self, name, deepcopy(value))
+
+    @property
+    def client_address(self) -> Any:
+        """The peer's address, as its socket gives it."""
+        return self.entry.peer
+
+    @property
+    def server(self) -> Any:
+        """The server that this request came to; `self.server.table` is the table."""
+        return self.entry.server
+
+    def _send(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue output: the engine flushes it once after the step. From another request's step it works as well.
+
+        Raises LimitExceeded where more than `output_bytes_max` would be waiting for the peer to take it.
+        """
+        if type(data) is not bytes:
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise TypeError(f"send() takes bytes, not {type(data).__name__}")
+            data = bytes(data)  # it may change before it has left
+        entry = self.entry
+        table = entry.table
+        output = entry.output
+        if output.held + len(data) > table.limits.output_bytes_max:
+            if entry is table.running:
+                raise LimitExceeded("untaken output", table.limits.output_bytes_max)
+            # the sender is not to blame, and is not held up
+            log.warning(
+                "%s: closed: more than %d bytes of output wait for it",
+                address_text(entry.peer), table.limits.output_bytes_max,
+            )
+            table.cancel(entry.id)
+            return
+        if entry is not table.running:
+            if entry.state in _OVER:
+                return
+            table.touched.append(entry)
+        if data:
+            output.append(data)
+
+    def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
+        """Queue `count` bytes of `file` from `offset` (None: up to its end). The kernel copies them where it can.
+
+        The file must stay open until they are sent (`flushed()`); closing it is the caller's.
+        """
+        if count is None:
+            try:
+                count = os.fstat(file.fileno()).st_size - offset
+            except (AttributeError, OSError):
+                count = file.seek(0, os.SEEK_END) - offset
+        if offset < 0 or count < 0:
+            raise ValueError(f"send_file() can't send {count} bytes from offset {offset}")
+        entry = self.entry
+        if entry is not entry.table.running:
+            if entry.state in _OVER:
+                return
+            entry.table.touched.append(entry)
+        if count:
+            entry.output.append_file(FileSlice(file, offset, count))
+
+    def on_close(self) -> None:
+        """The request has ended, however it did. Called once, last; nothing can be sent any more."""

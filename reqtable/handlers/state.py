@@ -1,0 +1,242 @@
+"""`StateRequestHandler`: a request as an explicit state machine.
+
+A state is a method; `@state(want, timeout=…)` says what it waits for and how long. It is called with what it waited
+for, and returns a transition:
+
+    self.name             that state next, waiting for what it declares
+    self.name, want       that state next, waiting for `want`
+    None                  done: what was sent is flushed, then the connection is closed
+
+The whole request is data: the name of its state, its declared fields, unread input, unsent output, current want.
+"""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FunctionType, MethodType
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from reqtable.core.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
+from reqtable.core.table import Entry
+from reqtable.core.wants import NOTHING, Want
+from reqtable.handlers.resumable import ResumableHandler, declared_fields
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Transition = Any  # a state, (a state, a want), or None: checked when it is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What `@state` says of a method; it stands on the function as `declaration`."""
+
+    name: str
+    want: Want[Any]
+    timeout: float | None
+    dispatch: str | None
+
+
+class StateInfo(NamedTuple):
+    """One line of a handler's state table. `successors` holds names of states, and None where it may end there."""
+
+    name: str
+    want: str
+    timeout: float | None
+    dispatch: str | None
+    successors: tuple[str | None, ...]
+    initial: bool
+    doc: str
+
+
+def state(
+    want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: str | None = None
+) -> Callable[[F], F]:
+    """Declare a method to be a state that waits for `want`, at most `timeout` seconds (None: as the server allows).
+
+    `dispatch` pins the policy under which it runs. Raises TypeError for a want that isn't one.
+    """
+    if not isinstance(want, Want):
+        raise TypeError(f"@state takes a want, as in @state(line()), not {want!r}")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be seconds above 0, not {timeout!r}")
+
+    def declare(function: F) -> F:
+        function.declaration = Declaration(function.__name__, want, timeout, dispatch)  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+class StateRequestHandler(ResumableHandler):
+    """A resumable handler whose states are methods. Class annotations declare its fields, which are plain data."""
+
+    _initial: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = [name for name, _ in cls._declared()]
+        cls._initial = names[0] if names else ""
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(entry)
+        self._method: Callable[[Any], Transition] = self._first
+        self._ended = False
+
+    # -- for the handler's author -------------------------------------------------------------------------------------
+
+    def start(self) -> Transition:
+        """Run on accept; the default goes to the first state declared."""
+        if not self._initial:
+            raise HandlerError(f"{type(self).__name__} declares no state: put @state(line()) before a method")
+        return getattr(self, self._initial)
+
+    send = ResumableHandler._send
+
+    def on_timeout(self) -> Transition:
+        """The state's timeout passed. May return a transition; the default closes."""
+        return None
+
+    def on_eof(self, partial: bytes) -> Transition:
+        """The peer's end of file came before what the state waits for; `partial` had arrived. The default closes."""
+        return None
+
+    def on_limit(self, error: LimitExceeded) -> Transition:
+        """More arrived than the want's limit. The default closes, with one line in the log."""
+        raise error
+
+    def on_error(self, error: Exception) -> Transition:
+        """A step raised `error`, or a `call` did. The default closes, through the server's `handle_error`."""
+        raise error
+
+    @classmethod
+    def states(cls) -> list[StateInfo]:
+        """The machine as a table, in the order of declaration. Successors are read from the methods' code."""
+        names = {name for name, _ in cls._declared()}
+        return [
+            StateInfo(
+                name,
+                repr(declaration.want),
+                declaration.timeout,
+                declaration.dispatch,
+                _successors(cls, name, names),
+                name == cls._initial,
+                (getattr(cls, name).__doc__ or "").partition("\n")[0].strip(),
+            )
+            for name, declaration in cls._declared()
+        ]
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """The declared fields: every annotation that is neither a ClassVar nor underscored."""
+        bases = [base for base in reversed(cls.__mro__) if issubclass(base, StateRequestHandler)]
+        return list(dict.fromkeys(name for base in bases for name in declared_fields(base)))
+
+    def fields(self) -> dict[str, Any]:
+        """The values of the declared fields that have one."""
+        return {name: getattr(self, name) for name in self.field_names() if hasattr(self, name)}
+
+    @property
+    def state_name(self) -> str:
+        """The name of the state that the request is in; "start" before its first."""
+        return self._method.__name__ if self._method != self._first else "start"
+
+    # -- for the engine -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _declared(cls) -> Iterator[tuple[str, Declaration]]:
+        seen = set()
+        for base in reversed(cls.__mro__):
+            for name, value in vars(base).items():
+                if isinstance(value, FunctionType) and hasattr(value, "declaration") and name not in seen:
+                    seen.add(name)
+                    current = getattr(cls, name)
+                    if hasattr(current, "declaration"):
+                        yield name, current.declaration
+
+    def _first(self, item: None) -> Transition:
+        return self.start()
+
+    def _resume(self, item: Any) -> Want[Any] | None:
+        try:
+            transition = self._method(item)
+        except Exception as error:
+            return self._throw(error)
+        # The common case in a few look-ups; everything else, and every mistake, in _follow.
+        if type(transition) is MethodType and transition.__self__ is self:
+            try:
+                declaration: Declaration = transition.__func__.declaration  # type: ignore[attr-defined]
+            except AttributeError:
+                return self._follow(transition)
+            self._method = transition
+            self.entry.timeout = declaration.timeout
+            return declaration.want
+        return self._follow(transition)
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        if isinstance(error, TimedOut):
+            return self._follow(self.on_timeout())
+        if isinstance(error, IncompleteRead):
+            if self._ended:
+                return None  # it was told, and waits for input that can't come
+            self._ended = True
+            return self._follow(self.on_eof(error.partial))
+        if isinstance(error, LimitExceeded):
+            return self._follow(self.on_limit(error))
+        if isinstance(error, Exception):
+            return self._follow(self.on_error(error))
+        raise error
+
+    def _close(self) -> None:
+        self.on_close()
+
+    def _follow(self, transition: Transition) -> Want[Any] | None:
+        """Take a transition; say what it waits for. Raises InvalidTransition for anything that isn't one."""
+        if transition is None:
+            return None
+        target, want = transition if type(transition) is tuple and len(transition) == 2 else (transition, None)
+        declaration = getattr(target, "declaration", None)
+        if not isinstance(declaration, Declaration) or getattr(target, "__self__", None) is not self:
+            raise InvalidTransition(
+                f"{type(self).__name__}.{self.state_name} returned {transition!r}: return a state of this handler "
+                f"(self.{self._initial or 'name'}), a pair of a state and a want, or None"
+            )
+        if want is None:
+            want = declaration.want
+        elif not isinstance(want, Want):
+            raise InvalidTransition(
+                f"{type(self).__name__}.{self.state_name} returned {want!r} as what {declaration.name} waits for: "
+                "return a want, such as line() or exactly(n)"
+            )
+        self._method = target
+        self.entry.timeout = declaration.timeout
+        return want
+
+
+def _successors(cls: type, name: str, names: set[str]) -> tuple[str | None, ...]:
+    """Where the code of method `name`, and of the helpers it calls on itself, can lead."""
+    found: list[str | None] = []
+    seen = set()
+    waiting = [name]
+    while waiting:
+        method = waiting.pop(0)
+        function = getattr(cls, method, None)
+        if method in seen or not isinstance(function, FunctionType):
+            continue
+        seen.add(method)
+        instructions = list(dis.get_instructions(function))
+        for before, each in zip([None, *instructions], instructions, strict=False):
+            if each.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(each.argval, str):
+                if each.argval in names:
+                    if each.argval not in found:
+                        found.append(each.argval)
+                elif isinstance(getattr(cls, each.argval, None), FunctionType):
+                    waiting.append(each.argval)
+            # Code that can't fall off its end has no implicit `return None`, so this finds just what may end it.
+            returns_none = each.opname == "RETURN_CONST" and each.argval is None
+            if each.opname == "RETURN_VALUE" and before is not None and before.opname == "LOAD_CONST":
+                returns_none = before.argval is None
+            if returns_none and method == name and None not in found:
+                found.append(None)
+    return tuple(sorted((f for f in found if f), key=str)) + ((None,) if None in found else ())

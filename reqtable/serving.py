@@ -1,0 +1,164 @@
+"""`serve()`: binds, and the three-line program.
+
+A bind names a listener as one string:
+
+    tcp://127.0.0.1:7000    tcp://[::1]:7000    udp://0.0.0.0:69
+    unix:///run/x.sock      unixgram:///run/x.sock
+    fd://3                  a socket that is open already, of any of these kinds
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+from reqtable.core.errors import ConfigurationError
+from reqtable.core.limits import Limits
+from reqtable.core.table import address_text, format_rows
+from reqtable.engine.loop import Engine
+from reqtable.servers import Configuration, TCPServer, UDPServer
+
+log = logging.getLogger("reqtable")
+
+_TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "unix": socket.SOCK_STREAM, "unixgram": socket.SOCK_DGRAM}
+_SCHEMES = [*_TYPES, "fd"]
+
+
+class _Stream(TCPServer):
+    allow_reuse_address = True
+    request_queue_size = 1024
+
+
+class _Datagram(UDPServer):
+    max_packet_size = 65_535  # the largest there is: nothing is cut
+
+
+def serve(
+    handler: Any,
+    *binds: str,
+    dispatch: str | None = None,
+    config: Configuration | None = None,
+    on_listening: Callable[[list[str]], None] | None = None,
+    on_pass: Callable[[Engine], None] | None = None,
+) -> None:
+    """Bind each of `binds`, and serve `handler` on all of them, over one table, until SIGINT, SIGTERM or an error.
+
+    `on_listening` is called once with the real addresses (port 0 resolved), `on_pass` once a pass of the loop; SIGUSR1
+    logs the table. Raises ConfigurationError for a bind that is none or can't be had, before anything is served.
+    """
+    if not binds:
+        raise ConfigurationError("serve() needs at least one bind, such as tcp://127.0.0.1:7000")
+    parsed = [_parse(bind) for bind in binds]
+    engine = Engine(limits=config.limits if config else Limits())
+    with contextlib.ExitStack() as stack:
+        names = []
+        for bind, (scheme, family, address) in zip(binds, parsed, strict=True):
+            server = _open(bind, scheme, family, address, handler, dispatch, config)
+            stack.callback(server.server_close)
+            if scheme in ("unix", "unixgram"):
+                stack.callback(_unlink_own, server.server_address, os.stat(server.server_address).st_ino)
+            engine.add(server)
+            names.append(f"{_scheme_of(server.socket)}://{address_text(server.server_address)}")
+        if on_pass is not None:
+            engine.servers[0].service_actions = lambda: on_pass(engine)  # type: ignore[method-assign]
+        if on_listening is not None:
+            on_listening(names)
+        with _signals(engine):
+            engine.serve_forever()
+
+
+def _parse(bind: str) -> tuple[str, int, Any]:
+    """The scheme, address family and address of a bind. Raises ConfigurationError, naming it and the mend."""
+    parts = urlsplit(bind)
+    scheme = parts.scheme
+    if scheme in ("tcp", "udp"):
+        with contextlib.suppress(ValueError):
+            if parts.port is not None and not parts.path.strip("/"):
+                host = parts.hostname or ""
+                return scheme, socket.AF_INET6 if ":" in host else socket.AF_INET, (host, parts.port)
+        raise ConfigurationError(f"bind {bind!r}: give a host and a port, as in {scheme}://127.0.0.1:7000")
+    if scheme in ("unix", "unixgram"):
+        path = parts.netloc + parts.path
+        if not path.strip("/"):
+            raise ConfigurationError(f"bind {bind!r}: give a path, as in {scheme}:///run/app.sock")
+        return scheme, socket.AF_UNIX, path
+    if scheme == "fd":
+        if not parts.netloc.isdigit():
+            raise ConfigurationError(f"bind {bind!r}: give a descriptor's number, as in fd://3")
+        return scheme, 0, int(parts.netloc)
+    raise ConfigurationError(
+        f"bind {bind!r}: write it as one of {', '.join(s + '://…' for s in _SCHEMES)}, such as tcp://127.0.0.1:7000"
+    )
+
+
+def _open(
+    bind: str, scheme: str, family: int, address: Any, handler: Any, dispatch: str | None, config: Any
+) -> TCPServer:
+    """The server of one bind, bound."""
+    own: socket.socket | None = None
+    try:
+        if scheme == "fd":
+            own = socket.socket(fileno=os.dup(address))
+            family, address = own.family, own.getsockname()
+        kind = own.type if own else _TYPES[scheme]
+        base: type[TCPServer] = _Stream if kind == socket.SOCK_STREAM else _Datagram
+        made = type(base.__name__, (base,), {"address_family": family})
+        server = made(address, handler, bind_and_activate=own is None, dispatch=dispatch, config=config)
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"bind {bind!r}: {_mend(error)}") from error
+    if own is not None:
+        server.socket.close()
+        server.socket = own
+        server.server_activate()
+    return server
+
+
+def _mend(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if text == os.strerror(98):
+        return f"{text.lower()}: stop what serves there, or choose another one"
+    return f"{text.lower()}: choose another one"
+
+
+def _scheme_of(own: socket.socket) -> str:
+    stream = own.type == socket.SOCK_STREAM
+    if own.family == socket.AF_UNIX:
+        return "unix" if stream else "unixgram"
+    return "tcp" if stream else "udp"
+
+
+def _unlink_own(path: str, inode: int) -> None:
+    """Remove a Unix socket file, unless someone else has put theirs in its place."""
+    with contextlib.suppress(OSError):
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+
+
+@contextlib.contextmanager
+def _signals(engine: Engine) -> Iterator[None]:
+    """SIGINT and SIGTERM stop, SIGUSR1 logs the table. Only in the main thread, where Python delivers signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def log_table(*_: object) -> None:
+        log.warning("%d requests\n%s", len(engine.table), format_rows(engine.table.snapshot()))
+
+    handlers: dict[int, Callable[..., None]] = {
+        signal.SIGINT: lambda *_: engine.shutdown(),
+        signal.SIGTERM: lambda *_: engine.shutdown(),
+        signal.SIGUSR1: log_table,
+    }
+    previous = {number: signal.signal(number, each) for number, each in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, each in previous.items():
+            signal.signal(number, each)
