@@ -33,7 +33,7 @@ from reqtable.core.wants import (
 from reqtable.engine.loop import Engine
 from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from reqtable.handlers.coroutine import AsyncRequestHandler
-from reqtable.handlers.state import StateInfo, StateRequestHandler, state
+from reqtable.handlers.state import StateInfo, StateRequestHandler, Transition, state
 from reqtable.servers import (
     BaseServer,
     TableMixIn,
@@ -80,6 +80,7 @@ __all__ = [
     "TableUnixDatagramServer",
     "TableUnixStreamServer",
     "TimedOut",
+    "Transition",
     "UDPServer",
     "UnixDatagramServer",
     "UnixStreamServer",

@@ -73,7 +73,7 @@ class Serving:
     def engine(self, engine: Engine) -> None:
         if self._engine is not None:
             if any(entry.server is self for entry in self._engine.table):
-                raise ReqtableError(f"{type(self).__name__} has requests in its engine's table: add it before it serves")
+                raise ReqtableError("a server with requests in its table can't change engines: add it before it serves")
             self._engine.discard(self)
         self._engine = engine
         engine.servers.append(self)
@@ -228,6 +228,7 @@ class Serving:
         def fileno(self) -> int: ...
         def get_request(self) -> tuple[Any, Any]: ...
         def verify_request(self, request: Any, client_address: Any) -> bool: ...
+        def finish_request(self, request: Any, client_address: Any) -> None: ...
         def shutdown_request(self, request: Any) -> None: ...
         def close_request(self, request: Any) -> None: ...
         def handle_error(self, request: Any, client_address: Any) -> None: ...
@@ -297,7 +298,7 @@ class BaseServer(Serving):
         """Called once every pass of the loop; may be overridden."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A request failed: log it. A peer's doing, such as a disconnect, is one line; anything else has a traceback."""
+        """A request failed: log it. A peer's doing, such as a disconnect, is one line, without a traceback."""
         error = sys.exc_info()[1]
         peer = address_text(client_address)
         if isinstance(error, PeerError | ConnectionError | TimeoutError):
@@ -339,7 +340,7 @@ class TCPServer(BaseServer):
                 raise
 
     def server_bind(self) -> None:
-        """Bind the socket; `server_address` becomes the real one. A Unix socket file that a dead server left is replaced."""
+        """Bind the socket; `server_address` becomes the real one. A dead server's Unix socket file is replaced."""
         if self.allow_reuse_address:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):
@@ -375,7 +376,7 @@ class TCPServer(BaseServer):
 
 
 class UDPServer(TCPServer):
-    """A server of UDP datagrams. A request is the pair `(data, socket)`; a longer datagram is cut to `max_packet_size`."""
+    """A server of UDP datagrams: a request is the pair `(data, socket)`. What is over `max_packet_size` is cut off."""
 
     socket_type: int = socket.SOCK_DGRAM
     max_packet_size: int = 8192
@@ -428,11 +429,11 @@ class TableMixIn(Serving):
 
 
 class TableTCPServer(TableMixIn, TCPServer):
-    pass
+    """TCP, with blocking handlers interleaved on one thread."""
 
 
 class TableUDPServer(TableMixIn, UDPServer):
-    pass
+    """UDP, with blocking handlers interleaved on one thread."""
 
 
 if hasattr(socket, "AF_UNIX"):
@@ -448,10 +449,10 @@ if hasattr(socket, "AF_UNIX"):
         address_family: int = socket.AF_UNIX
 
     class TableUnixStreamServer(TableMixIn, UnixStreamServer):
-        pass
+        """Unix streams, with blocking handlers interleaved on one thread."""
 
     class TableUnixDatagramServer(TableMixIn, UnixDatagramServer):
-        pass
+        """Unix datagrams, with blocking handlers interleaved on one thread."""
 
 
 def _remove_dead(own: socket.socket, path: Any) -> bool:

@@ -10,6 +10,7 @@ A bind names a listener as one string:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -27,7 +28,12 @@ from reqtable.servers import Configuration, TCPServer, UDPServer
 
 log = logging.getLogger("reqtable")
 
-_TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "unix": socket.SOCK_STREAM, "unixgram": socket.SOCK_DGRAM}
+_TYPES = {
+    "tcp": socket.SOCK_STREAM,
+    "udp": socket.SOCK_DGRAM,
+    "unix": socket.SOCK_STREAM,
+    "unixgram": socket.SOCK_DGRAM,
+}
 _SCHEMES = [*_TYPES, "fd"]
 
 
@@ -51,11 +57,12 @@ def serve(
     """Bind each of `binds`, and serve `handler` on all of them, over one table, until SIGINT, SIGTERM or an error.
 
     `on_listening` is called once with the real addresses (port 0 resolved), `on_pass` once a pass of the loop; SIGUSR1
-    logs the table. Raises ConfigurationError for a bind that is none or can't be had, before anything is served.
+    logs the table. Raises ConfigurationError for a bind that is none, OSError for one that can't be had, before
+    anything is served.
     """
     if not binds:
         raise ConfigurationError("serve() needs at least one bind, such as tcp://127.0.0.1:7000")
-    parsed = [_parse(bind) for bind in binds]
+    parsed = [parse_bind(bind) for bind in binds]
     engine = Engine(limits=config.limits if config else Limits())
     with contextlib.ExitStack() as stack:
         names = []
@@ -74,7 +81,7 @@ def serve(
             engine.serve_forever()
 
 
-def _parse(bind: str) -> tuple[str, int, Any]:
+def parse_bind(bind: str) -> tuple[str, int, Any]:
     """The scheme, address family and address of a bind. Raises ConfigurationError, naming it and the mend."""
     parts = urlsplit(bind)
     scheme = parts.scheme
@@ -103,6 +110,7 @@ def _open(
 ) -> TCPServer:
     """The server of one bind, bound."""
     own: socket.socket | None = None
+    server: TCPServer
     try:
         if scheme == "fd":
             own = socket.socket(fileno=os.dup(address))
@@ -111,8 +119,10 @@ def _open(
         base: type[TCPServer] = _Stream if kind == socket.SOCK_STREAM else _Datagram
         made = type(base.__name__, (base,), {"address_family": family})
         server = made(address, handler, bind_and_activate=own is None, dispatch=dispatch, config=config)
-    except (OSError, OverflowError) as error:
-        raise ConfigurationError(f"bind {bind!r}: {_mend(error)}") from error
+    except OSError as error:
+        raise OSError(
+            error.errno, f"bind {bind!r}: {(error.strerror or str(error)).lower()}: {_mend(error)}"
+        ) from error
     if own is not None:
         server.socket.close()
         server.socket = own
@@ -120,11 +130,12 @@ def _open(
     return server
 
 
-def _mend(error: Exception) -> str:
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    if text == os.strerror(98):
-        return f"{text.lower()}: stop what serves there, or choose another one"
-    return f"{text.lower()}: choose another one"
+def _mend(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "stop what is there, or choose another one"
+    if error.errno == errno.EACCES:
+        return "choose a port from 1024, or a place that this user may write to"
+    return "choose another one"
 
 
 def _scheme_of(own: socket.socket) -> str:

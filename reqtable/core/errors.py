@@ -1,13 +1,13 @@
 """Every error that reqtable raises, under one root, split by whose fault it is.
 
-    ReqtableError
-    ├── ConfigurationError      the operator's: a bind, a policy, a value that can't be used
-    ├── HandlerError            the handler author's
-    │   └── InvalidTransition   a step returned something that is neither a state nor a want
-    └── PeerError               the other end's: one log line, never a traceback
-        ├── LimitExceeded       more input, or more untaken output, than was agreed to
-        ├── IncompleteRead      the end of file came before what was waited for (an EOFError)
-        └── TimedOut            a deadline passed (a TimeoutError)
+ReqtableError
+├── ConfigurationError      the operator's: a bind, a policy, a value that can't be used
+├── HandlerError            the handler author's
+│   └── InvalidTransition   a step returned something that is neither a state nor a want
+└── PeerError               the other end's: one log line, never a traceback
+    ├── LimitExceeded       more input, or more untaken output, than was agreed to
+    ├── IncompleteRead      the end of file came before what was waited for (an EOFError)
+    └── TimedOut            a deadline passed (a TimeoutError)
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, dataclass_transform
 
 from reqtable.core.buffers import MISSING, Missing
 from reqtable.core.errors import LimitExceeded
@@ -49,6 +49,7 @@ class Want(Generic[T_co]):
         return f"{type(self).__name__.lower()}({values})"
 
 
+@dataclass_transform(frozen_default=True)
 def want_type(cls: type[T]) -> type[T]:
     """Make `cls` an immutable value, keeping `Want`'s repr."""
     return dataclass(frozen=True, slots=True, repr=False)(cls)
@@ -112,7 +113,7 @@ class Sleep(Want[None]):
     seconds: float
     awaits: ClassVar[Event] = Event.AWAITS_TIMER
 
-    def take(self, entry: Entry) -> None | Missing:
+    def take(self, entry: Entry) -> Missing | None:
         if entry.due is None or entry.due > entry.table.now:
             return MISSING
         entry.due = None
@@ -123,13 +124,13 @@ class Sleep(Want[None]):
 class Flushed(Want[None]):
     awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
 
-    def take(self, entry: Entry) -> None | Missing:
+    def take(self, entry: Entry) -> Missing | None:
         return MISSING if entry.output.size else None
 
 
 @want_type
 class Nothing(Want[None]):
-    def take(self, entry: Entry) -> None | Missing:
+    def take(self, entry: Entry) -> Missing | None:
         return None
 
 
@@ -139,7 +140,7 @@ class Ended(Want[None]):
 
     awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
 
-    def take(self, entry: Entry) -> None | Missing:
+    def take(self, entry: Entry) -> Missing | None:
         return MISSING
 
 
@@ -149,13 +150,13 @@ class _Posted(Want[T_co]):
     __slots__ = ()
 
     def take(self, entry: Entry) -> T_co | Missing:
-        item = entry.posted
+        item: T_co | Missing | Failure = entry.posted
         if item is MISSING:
             return MISSING
         entry.posted = MISSING
-        if type(item) is Failure:
+        if isinstance(item, Failure):
             raise item.error
-        return item  # type: ignore[no-any-return]
+        return item
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)

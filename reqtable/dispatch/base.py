@@ -51,7 +51,7 @@ class Policy(ABC):
         """What runs a blocking handler: somewhere in it, `server.finish_request(lent.request, entry.peer)`."""
 
     def begin_call(self, entry: Entry, want: Call[Any]) -> None:
-        """Run what a `call` asks for; its result is posted to the entry. Raises ConfigurationError for where it can't."""
+        """Run what a `call` asks for and post its result to the entry. Raises ConfigurationError for a bad `on`."""
         if want.on not in (None, "thread"):
             raise ConfigurationError(f'call(on={want.on!r}): there is no such executor; there is "thread"')
         if self._calls is None:

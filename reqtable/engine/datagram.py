@@ -42,7 +42,7 @@ class Session:
         entry.bytes_in = len(data)
         self.inbox.deliver(data, self.engine.limits.inbox_max)
         if entry.peer:
-            self.engine.sessions[entry.server, entry.peer] = entry
+            self.engine.sessions[entry.server, entry.peer] = self
 
     def deliver(self, data: bytes) -> None:
         """A later datagram of this peer."""
@@ -91,9 +91,13 @@ class Session:
 
     def release(self) -> None:
         entry = self.entry
-        if self.engine.sessions.get((entry.server, entry.peer)) is entry:
+        if self.engine.sessions.get((entry.server, entry.peer)) is self:
             del self.engine.sessions[entry.server, entry.peer]
         if self.inbox.dropped:
-            log.info("%s: %d datagrams dropped: %d waited", address_text(entry.peer), self.inbox.dropped,
-                     self.engine.limits.inbox_max)
+            log.info(
+                "%s: %d datagrams dropped: %d waited",
+                address_text(entry.peer),
+                self.inbox.dropped,
+                self.engine.limits.inbox_max,
+            )
         entry.server.close_request(self.request)

@@ -24,7 +24,7 @@ EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Listener(Polled):
     """A server's listening socket, or the socket that its datagrams come to."""
 
-    __slots__ = ("server", "resting_until", "taken", "_full", "_most", "_said_exhausted", "_timeout")
+    __slots__ = ("_full", "_most", "_said_exhausted", "_timeout", "resting_until", "server", "taken")
 
     def __init__(self, engine: Engine, server: Any, most: int) -> None:
         super().__init__(engine, server.fileno())

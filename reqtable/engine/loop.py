@@ -30,6 +30,7 @@ from reqtable.core.limits import Limits
 from reqtable.core.states import INTEREST, READ, TRANSITIONS, Event, State
 from reqtable.core.table import Entry, RequestTable, Server, address_text
 from reqtable.core.wants import ENDED, Call, Failure, Sleep, Want
+from reqtable.engine.datagram import Session
 from reqtable.engine.listener import EXHAUSTED, Listener
 from reqtable.engine.transports import RELEASED
 from reqtable.engine.wakeup import Wakeup
@@ -68,7 +69,7 @@ class Engine:
         self._selector: selectors.BaseSelector | None = None
         self._wakeup: Wakeup | None = None
         self._listeners: list[Listener] = []
-        self.sessions: dict[tuple[Server, Any], Entry] = {}  # the datagram entries, by server and peer
+        self.sessions: dict[tuple[Server, Any], Session] = {}
         self._turns: deque[Entry] = deque()
         self._retries: deque[tuple[float, Callable[[], None]]] = deque()
         self._posts: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
@@ -319,12 +320,12 @@ class Engine:
         if entry.state is not State.WRITING or not entry.output.size:
             self.step(entry, Event.RESULT_POSTED)
 
-    def session_of(self, server: Server, peer: Any) -> Any:
+    def session_of(self, server: Server, peer: Any) -> Session | None:
         """The datagram session of that peer's address, or None."""
-        entry = self.sessions.get((server, peer)) if peer else None
-        if entry is None or entry.state is State.CLOSED or not entry.transport.inbox.is_session:
+        session = self.sessions.get((server, peer)) if peer else None
+        if session is None or session.entry.state is State.CLOSED or not session.inbox.is_session:
             return None
-        return entry.transport
+        return session
 
     def retry(self, function: Callable[[], None]) -> None:
         """Call `function` in a few milliseconds."""
@@ -497,4 +498,3 @@ class Engine:
     def in_loop_thread(self) -> bool:
         """The caller runs in the thread that runs the loop."""
         return self._thread == threading.get_ident()
-

@@ -117,5 +117,3 @@ class Stream(Polled):
     def _lost(self, error: OSError) -> None:
         log.debug("%s: gone: %s", address_text(self.entry.peer), error)
         self.engine.end(self.entry, Event.LOST)
-
-

@@ -119,9 +119,7 @@ def _duplicate_if_unread(request: Any) -> socket.socket | None:
     if not isinstance(request, socket.socket) or isinstance(request, ssl.SSLSocket) or request.fileno() < 0:
         return None
     try:
-        if request.type == socket.SOCK_STREAM and socket.socket.recv(
-            request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT
-        ):
+        if request.type == socket.SOCK_STREAM and socket.socket.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
             return socket.socket(request.family, request.type, request.proto, fileno=os.dup(request.fileno()))
     except OSError:
         pass  # nothing is there, or nobody is

@@ -6,6 +6,7 @@ policy `greenlet` suspends it where its socket would block.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 from typing import Any, BinaryIO, cast
@@ -67,10 +68,8 @@ class StreamRequestHandler(BaseRequestHandler):
 
     def finish(self) -> None:
         if not self.wfile.closed:
-            try:
+            with contextlib.suppress(OSError):  # the peer may have gone
                 self.wfile.flush()
-            except OSError:
-                pass  # the peer has gone; what it leaves behind is still to be closed
         self.wfile.close()
         self.rfile.close()
 

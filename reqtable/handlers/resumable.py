@@ -29,7 +29,6 @@ def declared_fields(cls: type) -> list[str]:
         name
         for name, hint in inspect.get_annotations(cls).items()
         if name[0] != "_"
-        and hint is not ClassVar
         and get_origin(hint) is not ClassVar
         and not (isinstance(hint, str) and hint.partition("[")[0].rpartition(".")[2] == "ClassVar")
     ]
@@ -80,7 +79,8 @@ class ResumableHandler:
             # the sender is not to blame, and is not held up
             log.warning(
                 "%s: closed: more than %d bytes of output wait for it",
-                address_text(entry.peer), table.limits.output_bytes_max,
+                address_text(entry.peer),
+                table.limits.output_bytes_max,
             )
             table.cancel(entry.id)
             return

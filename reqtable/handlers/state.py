@@ -50,9 +50,7 @@ class StateInfo(NamedTuple):
     doc: str
 
 
-def state(
-    want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: str | None = None
-) -> Callable[[F], F]:
+def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: str | None = None) -> Callable[[F], F]:
     """Declare a method to be a state that waits for `want`, at most `timeout` seconds (None: as the server allows).
 
     `dispatch` pins the policy under which it runs. Raises TypeError for a want that isn't one.

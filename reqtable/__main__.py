@@ -1,0 +1,5 @@
+"""`python -m reqtable` is the `reqtable` command."""
+
+from reqtable.cli import main
+
+main()

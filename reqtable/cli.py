@@ -1,0 +1,216 @@
+"""The command line: `reqtable serve` and `reqtable states`.
+
+Exit codes: 0 fine, 2 usage, 78 configuration (sysexits(3)), 1 anything else. An error is one line that names the thing
+and the mend.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reqtable.core.errors import ConfigurationError
+from reqtable.core.table import handler_name
+from reqtable.dispatch import is_resumable, policy_names
+from reqtable.engine.loop import Engine
+from reqtable.handlers.state import StateInfo, StateRequestHandler
+from reqtable.serving import parse_bind, serve
+
+USAGE, CONFIGURATION, FAILURE = 2, 78, 1
+
+LEVELS = ["debug", "info", "warning", "error"]
+
+
+class _Handler(click.ParamType[Any]):
+    """`module:Class` or `path/to/file.py:Class`."""
+
+    name = "module:Handler"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        place, colon, name = value.rpartition(":")
+        if not colon or not place or not name:
+            self.fail(f"{value!r}: write it as module:Handler or path/to/file.py:Handler")
+        try:
+            module = _module_at(place)
+        except Exception as error:
+            self.fail(f"{value!r}: {place} can't be imported: {type(error).__name__}: {error}")
+        handler = getattr(module, name, None)
+        if handler is None:
+            others = ", ".join(sorted(n for n in vars(module) if _is_handler(getattr(module, n), module))) or "none"
+            self.fail(f"{value!r}: {place} has no {name}; handlers there: {others}")
+        if not _is_handler(handler):
+            self.fail(
+                f"{value!r}: {name} is not a handler class: derive it from reqtable.StateRequestHandler, "
+                "AsyncRequestHandler or BaseRequestHandler"
+            )
+        return handler
+
+
+class _Bind(click.ParamType[str]):
+    name = "bind"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            parse_bind(value)
+        except ConfigurationError as error:
+            self.fail(str(error))
+        return value
+
+
+def _module_at(place: str) -> Any:
+    """The module of that name, looked for in the working directory too, or the one in that file."""
+    if not place.endswith(".py"):
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        return importlib.import_module(place)
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _is_handler(thing: Any, defined_in: Any = None) -> bool:
+    """A handler class of any style, `socketserver`'s blocking ones included."""
+    if not isinstance(getattr(thing, "func", thing), type):
+        return False
+    if defined_in is not None and thing.__module__ != defined_in.__name__:
+        return False
+    return is_resumable(thing) or all(callable(getattr(thing, hook, None)) for hook in ("setup", "handle", "finish"))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="reqtable", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Serve requests from an explicit table, on one thread."""
+
+
+@cli.command("serve")
+@click.argument("handler", type=_Handler())
+@click.option(
+    "--bind",
+    "binds",
+    multiple=True,
+    type=_Bind(),
+    default=["tcp://127.0.0.1:7000"],
+    show_default=True,
+    help="tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH, unixgram:///PATH or fd://N; repeatable.",
+)
+@click.option("--dispatch", type=click.Choice(policy_names()), help="Where handlers run.")
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
+def serve_command(handler: Any, binds: tuple[str, ...], dispatch: str | None, log_level: str) -> None:
+    """Serve HANDLER until SIGINT or SIGTERM; SIGUSR1 logs the table of unfinished requests."""
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+    def on_listening(names: list[str]) -> None:
+        for name in names:
+            click.echo(f"serving {handler_name(handler)} on {name}")
+        sys.stdout.flush()
+
+    serve(
+        handler,
+        *binds,
+        dispatch=dispatch,
+        on_listening=on_listening,
+        on_pass=_StatusLine() if sys.stderr.isatty() else None,
+    )
+
+
+class _StatusLine:
+    """On a terminal: one line, once a second, that says the server is alive and how much it holds."""
+
+    def __init__(self) -> None:
+        self._next_at = 0.0
+
+    def __call__(self, engine: Engine) -> None:
+        now = time.monotonic()
+        if now >= self._next_at:
+            self._next_at = now + 1
+            click.echo(f"\r\x1b[K{len(engine.table)} in the table, {engine.table.last_id} so far ", err=True, nl=False)
+
+
+@cli.command("states")
+@click.argument("handler", type=_Handler())
+@click.option("--format", "form", type=click.Choice(["table", "mermaid", "json"]), default="table", show_default=True)
+def states_command(handler: Any, form: str) -> None:
+    """Print the states of HANDLER: what each waits for, for how long, and what may follow."""
+    if not (isinstance(handler, type) and issubclass(handler, StateRequestHandler)):
+        raise click.UsageError(f"{handler_name(handler)} is not a state machine: derive it from StateRequestHandler")
+    states = handler.states()
+    if not states:
+        raise click.UsageError(f"{handler_name(handler)} declares no state: put @state(line()) before a method")
+    click.echo({"table": _as_table, "mermaid": _as_mermaid, "json": _as_json}[form](states))
+
+
+def _as_table(states: list[StateInfo]) -> str:
+    rows = [("state", "waits for", "timeout", "then", "")]
+    for each in states:
+        rows.append(
+            (
+                ("> " if each.initial else "  ") + each.name,
+                each.want,
+                "-" if each.timeout is None else f"{each.timeout:g} s",
+                ", ".join(name or "done" for name in each.successors),
+                each.doc,
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _as_mermaid(states: list[StateInfo]) -> str:
+    lines = ["stateDiagram-v2"]
+    for each in states:
+        if each.initial:
+            lines.append(f"    [*] --> {each.name}")
+        lines.append(f"    {each.name}: {each.name} · {each.want}")
+        lines += [f"    {each.name} --> {name or '[*]'}" for name in each.successors]
+    return "\n".join(lines)
+
+
+def _as_json(states: list[StateInfo]) -> str:
+    return json.dumps([each._asdict() for each in states], indent=2)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The `reqtable` command."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command; its exit code."""
+    try:
+        return int(cli.main(arguments, prog_name="reqtable", standalone_mode=False) or 0)
+    except click.UsageError as error:
+        if not sys.argv[1:] and arguments is None:
+            click.echo(cli.get_help(click.Context(cli, info_name="reqtable")))
+            return USAGE
+        _complain(error.format_message())
+        return USAGE
+    except click.Abort:
+        return FAILURE
+    except ConfigurationError as error:
+        _complain(str(error))
+        return CONFIGURATION
+    except OSError as error:
+        _complain(error.strerror or str(error))
+        return FAILURE
+
+
+def _complain(message: str) -> None:
+    click.echo(f"reqtable: {' '.join(message.split())}", err=True)
