@@ -60,18 +60,18 @@ class Input:
 
     def through(self, separator: bytes, limit: int) -> bytes | Missing:
         """Take the bytes up to and including `separator`, at most `limit` of them."""
-        if separator != self._sought:
-            self._sought = separator
-            self._scanned = self._start
-        found = self._data.find(separator, self._scanned)
+        data = self._data
+        start = self._start
+        found = data.find(separator, self._scanned if separator == self._sought else start)
         if found < 0:
             # limit bytes with no separator among them can't become a piece of at most limit bytes
-            if len(self._data) - self._start >= limit:
+            if len(data) - start >= limit:
                 raise LimitExceeded(f"input up to {separator!r}", limit)
-            self._scanned = max(self._start, len(self._data) - len(separator) + 1)
+            self._sought = separator
+            self._scanned = max(start, len(data) - len(separator) + 1)
             return MISSING
         end = found + len(separator)
-        if end - self._start > limit:
+        if end - start > limit:
             raise LimitExceeded(f"input up to {separator!r}", limit)
         return self._take_to(end)
 
@@ -209,7 +209,9 @@ class Output:
     def front(self) -> bytes | FileSlice:
         """The first piece; small ones in a row are joined into one, so that they cost one send."""
         pieces = self.pieces
-        if len(pieces) > 1 and type(pieces[0]) is bytes:
+        if len(pieces) == 1:
+            return pieces[0]  # type: ignore[no-any-return]
+        if type(pieces[0]) is bytes:
             count = total = 0
             for piece in pieces:
                 if type(piece) is not bytes or (total and total + len(piece) > CHUNK_BYTES):
@@ -222,6 +224,9 @@ class Output:
 
     def consume(self, count: int) -> None:
         """The kernel took `count` bytes of the front piece."""
+        if count == self.size:
+            self.clear()
+            return
         self.size -= count
         front = self.pieces[0]
         if type(front) is FileSlice:

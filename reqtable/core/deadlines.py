@@ -50,9 +50,9 @@ class Deadlines:
             self._live -= 1
             self._rebuild_if_stale()
 
-    def next_at(self) -> float | None:
-        """When to look again: the soonest deadline, or a stale one before it."""
-        return self._heap[0][0] if self._heap else None
+    def next_at(self) -> float:
+        """When to look again: the soonest deadline, or a stale one before it; infinity where there is none."""
+        return self._heap[0][0] if self._heap else inf
 
     def pop_expired(self, now: float) -> Entry | None:
         """The next entry whose deadline has passed, its deadline taken from it; None when there is no other."""

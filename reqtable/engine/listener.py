@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from reqtable.core.states import READ
@@ -29,7 +30,7 @@ class Listener(Polled):
     def __init__(self, engine: Engine, server: Any, most: int) -> None:
         super().__init__(engine, server.fileno())
         self.server = server
-        self.resting_until: float | None = None  # accepting failed: look again then, or when a descriptor is free
+        self.resting_until = inf  # accepting failed: look again then, or when a descriptor is free
         self.taken = 0  # requests, so far
         self._full = False  # the table was: look again when an entry has gone
         self._said_exhausted = False
@@ -68,12 +69,12 @@ class Listener(Polled):
 
     def consider(self, now: float, freed: bool) -> None:
         """After a pass: take requests again where there is room for them; `freed`: something has closed in it."""
-        if self.watched or not (self._full or self.resting_until is not None):
+        if self.watched or not (self._full or self.resting_until < inf):
             return
-        if self.resting_until is not None and (freed or now >= self.resting_until):
-            self.resting_until = None
+        if freed or now >= self.resting_until:
+            self.resting_until = inf
         self._full = self.engine.table.full
-        if not self._full and self.resting_until is None:
+        if not self._full and self.resting_until == inf:
             self.poll(READ)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from reqtable.core.buffers import MISSING
@@ -131,13 +132,15 @@ class Engine:
         """How long the poll may last: not at all while there is something to do, else until the next deadline."""
         if self._turns or self._posts or self._closed or self.table.touched:
             return 0
-        times = [self.deadlines.next_at(), *(each.resting_until for each in self._listeners)]
+        at = self.deadlines.next_at()
         if self._retries:
-            times.append(self._retries[0][0])
-        waits = [at - self._clock() for at in times if at is not None]
-        if most_s is not None:
-            waits.append(most_s)
-        return max(0.0, min(waits)) if waits else None
+            at = min(at, self._retries[0][0])
+        for listener in self._listeners:
+            at = min(at, listener.resting_until)
+        if at == inf:
+            return most_s
+        wait = max(0.0, at - self._clock())
+        return wait if most_s is None else min(wait, most_s)
 
     def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
         """Run the steps of `entry` whose input is there, within its share of the pass; flush once; settle.
@@ -148,6 +151,8 @@ class Engine:
         table.running = entry
         resumable = entry.resumable
         want: Want[Any] | None = entry.want
+        output = entry.output
+        high_water = self.limits.high_water_bytes
         share = full_share = self.limits.steps_per_pass
         try:
             if error is not None:
@@ -161,7 +166,7 @@ class Engine:
                     want = resumable._throw(problem)
                     continue
                 if item is MISSING:
-                    if entry.output.size and want.awaits is Event.OUTPUT_BLOCKED and entry.transport.flush():
+                    if output.size and want.awaits is Event.OUTPUT_BLOCKED and entry.transport.flush():
                         continue  # a `flushed()` that now is
                     if not (entry.input.ended and want.awaits is Event.AWAITS_INPUT):
                         break
@@ -170,7 +175,7 @@ class Engine:
                     continue
                 share -= 1
                 want = resumable._resume(item)
-                if entry.output.held > self.limits.high_water_bytes and not entry.transport.flush():
+                if output.held > high_water and not entry.transport.flush():
                     break
         except BaseException as problem:
             want = None
@@ -195,7 +200,7 @@ class Engine:
             event = Event.OUTPUT_BLOCKED
         else:
             event = want.awaits if may_go_on else Event.AWAITS_TURN
-        if entry.state is not _AFTER_STEP[event]:
+        if entry.state is not _AFTER_STEP[event] or not may_go_on:
             self._move(entry, cause, event)
         if stepped or cause is not Event.INPUT_ARRIVED:  # bytes that trickle in do not move a deadline
             self._arm(entry)

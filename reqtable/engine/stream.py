@@ -63,6 +63,7 @@ class Stream(Polled):
 
     def _drain(self) -> None:
         before = self.entry.bytes_out
+        self.entry.active_at = self.engine.table.now
         if self.flush():
             self.engine.output_taken(self.entry)
         elif self.entry.bytes_out > before:
@@ -76,7 +77,7 @@ class Stream(Polled):
         entry = self.entry
         output = entry.output
         try:
-            while output.pieces:
+            while output.size:
                 piece = output.front()
                 sent = self._send_file(piece) if type(piece) is FileSlice else self.request.send(piece)
                 if not sent:
@@ -88,7 +89,6 @@ class Stream(Polled):
         except OSError as error:
             self._lost(error)
             return False
-        entry.active_at = self.engine.table.now
         return True
 
     def _send_file(self, piece: FileSlice) -> int:

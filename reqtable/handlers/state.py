@@ -161,15 +161,6 @@ class StateRequestHandler(ResumableHandler):
             transition = self._method(item)
         except Exception as error:
             return self._throw(error)
-        # The common case in a few look-ups; everything else, and every mistake, in _follow.
-        if type(transition) is MethodType and transition.__self__ is self:
-            try:
-                declaration: Declaration = transition.__func__.declaration  # type: ignore[attr-defined]
-            except AttributeError:
-                return self._follow(transition)
-            self._method = transition
-            self.entry.timeout = declaration.timeout
-            return declaration.want
         return self._follow(transition)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
@@ -193,13 +184,16 @@ class StateRequestHandler(ResumableHandler):
         """Take a transition; say what it waits for. Raises InvalidTransition for anything that isn't one."""
         if transition is None:
             return None
-        target, want = transition if type(transition) is tuple and len(transition) == 2 else (transition, None)
-        declaration = getattr(target, "declaration", None)
-        if not isinstance(declaration, Declaration) or getattr(target, "__self__", None) is not self:
+        target = transition
+        want = None
+        if type(transition) is tuple and len(transition) == 2:
+            target, want = transition
+        if type(target) is not MethodType or target.__self__ is not self or "declaration" not in target.__dict__:
             raise InvalidTransition(
                 f"{type(self).__name__}.{self.state_name} returned {transition!r}: return a state of this handler "
                 f"(self.{self._initial or 'name'}), a pair of a state and a want, or None"
             )
+        declaration: Declaration = target.__dict__["declaration"]
         if want is None:
             want = declaration.want
         elif not isinstance(want, Want):
