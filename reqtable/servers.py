@@ -18,7 +18,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from reqtable.core.errors import PeerError, ReqtableError
+from reqtable.core.errors import ConfigurationError, PeerError, ReqtableError
 from reqtable.core.limits import Limits
 from reqtable.core.table import RequestTable, address_text
 from reqtable.dispatch import Policy, policy_named
@@ -42,6 +42,7 @@ class Serving:
 
     _limits: Limits | None = None
     _engine: Engine | None = None
+    _policy_class: type[Policy]
     _policy: Policy | None = None
     _drain_until: float | None = None
     _in_serve_forever = False
@@ -57,7 +58,7 @@ class Serving:
         chosen = dispatch or (config and config.dispatch)
         if chosen:
             self.dispatch = chosen
-        policy_named(self.dispatch)
+        self._policy_class = policy_named(self.dispatch)
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
@@ -157,7 +158,7 @@ class Serving:
     def process_request(self, request: Any, client_address: Any) -> None:
         """Enter the request into the table, under this server's policy."""
         if self._policy is None:
-            self._policy = policy_named(self.dispatch)(self.engine)
+            self._policy = self._policy_class(self.engine)
         self._policy.admit(self, request, client_address)
 
     def _handle_request_noblock(self) -> bool:
@@ -240,7 +241,7 @@ class BaseServer(Serving):
     """The base of the server classes: everything but the socket.
 
     `dispatch` names the policy, `config` gives limits; both are optional. Raises ConfigurationError for a policy that
-    there isn't, before anything is bound.
+    there isn't, or that can't run the handler, before anything is bound.
     """
 
     timeout: float | None = None
@@ -254,6 +255,7 @@ class BaseServer(Serving):
         config: Configuration | None = None,
     ) -> None:
         self._configure(dispatch, config)
+        self._policy_class.check(RequestHandlerClass)
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
         self.__is_shut_down = threading.Event()
@@ -422,6 +424,11 @@ class TableMixIn(Serving):
     ) -> None:
         self._configure(dispatch, config)
         super().__init__(*args, **kwargs)
+        try:
+            self._policy_class.check(self.RequestHandlerClass)
+        except ConfigurationError:
+            self.server_close()
+            raise
 
     def server_close(self) -> None:
         self._end_requests()

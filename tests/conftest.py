@@ -96,15 +96,20 @@ def serving(server: Any, poll_interval: float = 0.5) -> Iterator[Any]:
     What serve_forever raises is raised here.
     """
     raised: list[BaseException] = []
+    begun = threading.Event()
 
     def run() -> None:
         try:
             server.serve_forever(poll_interval)
         except BaseException as error:
             raised.append(error)
+        finally:
+            begun.set()
 
+    server.engine.post(begun.set)
     thread = threading.Thread(target=run)
     thread.start()
+    assert begun.wait(WAIT_S)
     try:
         yield server
     finally:

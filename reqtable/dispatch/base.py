@@ -46,6 +46,10 @@ class Policy(ABC):
         make = self._admit_resumable if is_resumable(server.RequestHandlerClass) else self._admit_blocking
         self.engine.begin(make(server, request, client_address))
 
+    @classmethod
+    def check(cls, handler_class: Any) -> None:
+        """Raise ConfigurationError where handlers of that class can't run under this policy, with the reason."""
+
     @abstractmethod
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:
         """What runs a blocking handler: somewhere in it, `server.finish_request(lent.request, entry.peer)`."""
@@ -71,7 +75,7 @@ class Policy(ABC):
             self._calls.shutdown(wait=False, cancel_futures=True)
             self._calls = None
 
-    def lend(self, server: Any, request: Any) -> Lent:
+    def lend(self, request: Any) -> Lent:
         """The transport of a blocking handler's request."""
         return Lent(self.engine, request)
 
@@ -87,7 +91,7 @@ class Policy(ABC):
         return entry
 
     def _admit_blocking(self, server: Any, request: Any, client_address: Any) -> Entry:
-        lent = self.lend(server, request)
+        lent = self.lend(request)
         entry = lent.entry = self._entry(server, client_address, lent)
         entry.resumable = self.blocking(entry, lent)
         return entry

@@ -25,13 +25,14 @@ _OVER = {State.LINGERING, State.CLOSED}
 
 def declared_fields(cls: type) -> list[str]:
     """The names that `cls` itself annotates, but for ClassVars and underscored ones."""
-    return [
-        name
-        for name, hint in inspect.get_annotations(cls).items()
-        if name[0] != "_"
-        and get_origin(hint) is not ClassVar
-        and not (isinstance(hint, str) and hint.partition("[")[0].rpartition(".")[2] == "ClassVar")
-    ]
+    hints = inspect.get_annotations(cls)
+    return [name for name, hint in hints.items() if name[0] != "_" and not _is_class_var(hint)]
+
+
+def _is_class_var(hint: Any) -> bool:
+    if isinstance(hint, str):  # under `from __future__ import annotations`
+        return hint.partition("[")[0].rpartition(".")[2] == "ClassVar"
+    return hint is ClassVar or get_origin(hint) is ClassVar
 
 
 class ResumableHandler:

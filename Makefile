@@ -1,0 +1,48 @@
+# `make run` and `make test` need Python (3.11 or later), git and make; they do all other set-up themselves.
+
+PYTHON ?= python3
+PORT ?= 7000
+BIN := .venv/bin
+
+.PHONY: run test check static format clean
+
+run: .venv/run.stamp
+	@echo "In another terminal:"
+	@echo "    printf 'put 11\\\\none two two\\\\ncount\\\\nrank\\\\n' | nc 127.0.0.1 $(PORT)"
+	@echo "With a client connected (nc 127.0.0.1 $(PORT)), see the table of unfinished requests:"
+	@echo "    pkill -USR1 -f 'reqtable serve'"
+	@echo "Ctrl-C stops."
+	@exec $(BIN)/reqtable serve examples/notes.py:Notes --bind tcp://127.0.0.1:$(PORT)
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+check: static test
+
+static: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("reqtable needs Python 3.11 or later: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/test.stamp: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+.venv/dev.stamp: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+	@touch $@

@@ -1,0 +1,31 @@
+"""The environment that `socketserver`'s notes speak of, "that supports neither threads nor fork()"."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WAIT_S, Client
+
+
+@pytest.mark.parametrize("handler", ["StateEcho", "AsyncEcho"])
+def test_serves_without_threads_fork_or_packages(handler: str) -> None:
+    script = Path(__file__).with_name("bare_server.py")
+    command = [sys.executable, "-S", "-I", str(script), handler, "20"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        clients = [Client(("127.0.0.1", port)) for _ in range(20)]
+        for number, client in enumerate(clients):
+            client.send(b"half of line %d" % number)
+        for number, client in enumerate(reversed(clients)):
+            client.send(b", and the rest %d\n" % number)
+        for number, client in enumerate(clients):
+            with client:
+                assert client.line() == b"half of line %d, and the rest %d\n" % (number, 19 - number)
+        foreign, _ = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0
+    assert foreign == "[]\n"
