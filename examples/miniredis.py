@@ -175,8 +175,8 @@ class MiniRedis(StateRequestHandler):
     def exists(self, *keys: bytes) -> bytes:
         return integer(sum(self.store.get(key) is not None for key in keys))
 
-    def incr(self, key: bytes) -> bytes:
-        value = as_integer(self.string(key) or b"0") + 1
+    def incr(self, key: bytes, by: bytes = b"1") -> bytes:
+        value = as_integer(self.string(key) or b"0") + as_integer(by)
         self.store.values[key] = b"%d" % value  # a deadline stays
         return integer(value)
 
@@ -289,6 +289,7 @@ COMMANDS: dict[bytes, tuple[int, int, Callable[..., bytes | None]]] = {
     b"DEL": (1, MANY, MiniRedis.delete),
     b"EXISTS": (1, MANY, MiniRedis.exists),
     b"INCR": (1, 1, MiniRedis.incr),
+    b"INCRBY": (2, 2, MiniRedis.incr),
     b"EXPIRE": (2, 2, MiniRedis.expire),
     b"TTL": (1, 1, MiniRedis.ttl),
     b"MSET": (2, MANY, MiniRedis.mset),

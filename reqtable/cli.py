@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from reqtable.core.errors import ConfigurationError
-from reqtable.core.table import handler_name
+from reqtable.core.table import handler_name, unwrapped
 from reqtable.dispatch import is_resumable, policy_names
 from reqtable.engine.loop import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
@@ -85,7 +85,7 @@ def _module_at(place: str) -> Any:
 
 def _is_handler(thing: Any, defined_in: Any = None) -> bool:
     """A handler class of any style, `socketserver`'s blocking ones included."""
-    if not isinstance(getattr(thing, "func", thing), type):
+    if not isinstance(unwrapped(thing), type):
         return False
     if defined_in is not None and thing.__module__ != defined_in.__name__:
         return False
@@ -156,7 +156,7 @@ def states_command(handler: Any, form: str) -> None:
 
 
 def _as_table(states: list[StateInfo]) -> str:
-    rows = [("state", "waits for", "timeout", "then", "")]
+    rows = [("  state", "waits for", "timeout", "then", "")]
     for each in states:
         rows.append(
             (

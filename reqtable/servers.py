@@ -99,8 +99,7 @@ class Serving:
                 self.engine.listen(server)
             self.engine.run(self._should_stop, poll_interval)
         finally:
-            for server in self.engine.servers:
-                self.engine.unlisten(server)
+            self.engine.leave()
             self._in_serve_forever = False
             self._drain_until = None
             self._BaseServer__shutdown_request = False
@@ -111,7 +110,8 @@ class Serving:
 
         From a handler, or a signal handler in the loop's thread, it does not wait: the loop ends with its pass. Called
         before `serve_forever`, it waits for one, which ends at once. Requests in the table stay there, suspended, until
-        the next `serve_forever` or `server_close()`.
+        the next `serve_forever` or `server_close()`; but those of blocking handlers, whose stacks can't change threads,
+        end with a loop that runs in another thread than the main one.
         """
         self._BaseServer__shutdown_request = True
         self._wait_for_end()
@@ -183,10 +183,6 @@ class Serving:
                 raise
         return True
 
-    def server_close(self) -> None:
-        """End every request of this server and free what serving took."""
-        self._end_requests()
-
     def _should_stop(self) -> bool:
         if self._BaseServer__shutdown_request:
             return True
@@ -235,6 +231,7 @@ class Serving:
         def handle_error(self, request: Any, client_address: Any) -> None: ...
         def handle_timeout(self) -> None: ...
         def service_actions(self) -> None: ...
+        def server_close(self) -> None: ...
 
 
 class BaseServer(Serving):
@@ -269,6 +266,10 @@ class BaseServer(Serving):
 
     def server_activate(self) -> None:
         """Called by the constructor to activate the server; may be overridden."""
+
+    def server_close(self) -> None:
+        """End every request of this server and free what serving took."""
+        self._end_requests()
 
     def fileno(self) -> int:
         """The descriptor that requests come to; -1 when closed."""

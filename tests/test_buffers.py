@@ -33,7 +33,6 @@ def test_reads_the_same_from_any_pieces(name, size):
     given_ = Input()
     got: Any = take(given_)
     for at in range(0, len(data), size):
-        assert got is MISSING or name != "rest"
         before = len(given_)
         given_.feed(data[at : at + size])
         assert len(given_) == before + len(data[at : at + size])
@@ -134,30 +133,227 @@ def test_no_split_changes_the_items(data, sizes, ahead, asks):
 
 
 @pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"--end--"])
-@pytest.mark.parametrize("skipped", [0, 3])  # bytes read before from the same chunk
-def test_limit_is_reached_at_the_same_byte_for_any_split(separator, skipped):
-    limit = 12
-    for length, passes in ((limit, True), (limit + 1, False)):
-        item = b"x" * (length - len(separator)) + separator
-        for size in range(1, length + 6):
+@pytest.mark.parametrize("length", [12, 13])
+@pytest.mark.parametrize("skipped", [0, 3])  # bytes read before, from the same chunk
+def test_limit_is_the_same_byte_for_any_split(separator, length, skipped):
+    item = b"x" * (length - len(separator)) + separator
+    data = item + b"tail"
+    for first in range(len(data) + 1):
+        for size in (1, 2, 5, 100):
             given_ = Input()
-            data = b"-" * skipped + item + b"tail"
-            got: Any = MISSING
-            fed = 0
+            given_.feed(b"-" * skipped + data[:first])
+            assert given_.exactly(skipped) == b"-" * skipped
             try:
-                for at in range(0, len(data), size):
+                got: Any = given_.through(separator, 12)
+                for at in range(first, len(data), size):
                     given_.feed(data[at : at + size])
-                    fed += len(data[at : at + size])
-                    if skipped and at == 0:
-                        while len(given_) < skipped:
-                            at, size = at + size, size  # noqa: PLW2901
-                            break
-                    if got is MISSING:
-                        got = given_.through(separator, limit)
+                    got = given_.through(separator, 12) if got is MISSING else got
             except LimitExceeded as error:
-                got = error
-            if passes:
-                assert got == item
+                got = error.limit
+            assert got == (item if length <= 12 else 12)
+
+
+def test_limit_is_reached_without_the_separator():
+    given_ = Input()
+    given_.feed(b"x" * 11)
+    assert given_.through(b"\n", 12) is MISSING
+    given_.feed(b"x")
+    with pytest.raises(LimitExceeded, match="12 bytes"):
+        given_.through(b"\n", 12)
+    assert len(given_) == 12, "a refused read takes nothing"
+    given_ = Input()
+    given_.feed(b"x" * 12)
+    assert given_.rest(12) is MISSING
+    given_.feed(b"x")
+    with pytest.raises(LimitExceeded, match="12 bytes"):
+        given_.rest(12)
+
+
+def test_another_separator_is_searched_from_the_start():
+    given_ = Input()
+    given_.feed(b"GET / HTTP/1.0\r\nHost: here\r\n")
+    assert given_.through(b"\r\n\r\n", 100) is MISSING
+    assert given_.through(b";", 100) is MISSING
+    assert given_.through(b"\r\n", 100) == b"GET / HTTP/1.0\r\n"
+    given_.feed(b"\r\n")
+    assert given_.through(b"\r\n\r\n", 100) == b"Host: here\r\n\r\n"
+
+
+class Counting(bytearray):
+    """Counts the bytes that are searched."""
+
+    searched = 0
+
+    def find(self, what: bytes, start: int = 0) -> int:  # type: ignore[override]
+        self.searched += len(self) - start
+        return super().find(what, start)
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"--end--"])
+def test_dribbled_line_is_searched_once(separator):
+    given_ = Input()
+    given_._data = data = Counting(b"skipped" + b"x")
+    assert given_.exactly(7) == b"skipped"
+    for _ in range(3000):
+        assert given_.through(separator, 10_000) is MISSING
+        given_.feed(b"x")
+    assert given_._data is data, "the test looks at what is searched"
+    assert 3000 <= data.searched <= 3000 * (len(separator) + 1)
+    given_.feed(separator)
+    assert given_.through(separator, 10_000) == b"x" * 3001 + separator
+
+
+# -- datagrams ---------------------------------------------------------------------------------------------------------
+
+
+def an_inbox(*datagrams: bytes) -> Inbox:
+    inbox = Inbox()
+    for data in datagrams:
+        inbox.deliver(data, 64)
+    return inbox
+
+
+def test_datagram_takes_each_whole():
+    inbox = an_inbox(b"a\nb\n", b"", b"c")
+    assert not inbox.is_session
+    assert [inbox.datagram() for _ in range(4)] == [b"a\nb\n", b"", b"c", MISSING]
+    assert inbox.is_session
+    assert not inbox.ended, "the peer may send more"
+
+
+@pytest.mark.parametrize(
+    ("take", "items"),
+    [
+        (lambda i: i.through(b"\n", 10), [b"one\n", b"two\n", MISSING]),
+        (lambda i: i.exactly(6), [b"one\ntw", MISSING]),
+        (lambda i: i.chunk(6), [b"one\ntw", b"o\nend", MISSING]),
+        (lambda i: i.rest(20), [b"one\ntwo\nend", b""]),
+    ],
+)
+def test_other_reads_see_a_stream_that_ends_with_the_datagram(take, items):
+    inbox = Inbox()
+    assert take(inbox) is MISSING
+    assert not inbox.ended
+    inbox.deliver(b"one\ntwo\nend", 64)
+    inbox.deliver(b"next\n", 64)
+    assert [take(inbox) for _ in items] == items
+    assert inbox.ended
+    assert not inbox.is_session
+    assert inbox.datagram() == b"next\n", "what is left of one does not run into the next"
+
+
+def test_reads_and_datagrams_take_turns():
+    inbox = an_inbox(b"a\nleft", b"b", b"c\nleft", b"d")
+    assert len(inbox) == 14
+    assert inbox.through(b"\n", 10) == b"a\n"
+    assert len(inbox) == 12
+    assert inbox.datagram() == b"b"
+    assert inbox.through(b"\n", 10) == b"c\n"
+    assert inbox.ended
+    assert inbox.leftover() == b"left"
+    assert inbox.datagram() == b"d"
+    assert not inbox.ended
+    assert inbox.through(b"\n", 10) is MISSING
+    assert len(inbox) == 0
+
+
+def test_datagrams_beyond_the_bound_are_dropped_and_counted():
+    inbox = Inbox()
+    for number in range(5):
+        inbox.deliver(b"%d" % number, 3)
+    assert inbox.dropped == 2
+    assert inbox.datagram() == b"0"
+    inbox.deliver(b"5", 3)
+    assert [inbox.datagram() for _ in range(4)] == [b"1", b"2", b"5", MISSING]
+    assert inbox.dropped == 2
+
+
+def test_datagram_over_a_limit_is_refused():
+    with pytest.raises(LimitExceeded):
+        an_inbox(b"x" * 11).rest(10)
+    with pytest.raises(LimitExceeded):
+        an_inbox(b"x" * 10).through(b"\n", 10)
+
+
+# -- output ------------------------------------------------------------------------------------------------------------
+
+SIZES = st.sampled_from([1, 2, 60, 4096, 200_000, CHUNK_BYTES, CHUNK_BYTES + 1])
+PUTS = st.tuples(st.sampled_from(["bytes", "bytes", "bytes", "file"]), SIZES)
+SENDS = st.tuples(st.just("send"), st.sampled_from([1, 3, 1000, 100_000, CHUNK_BYTES, 10**9]))
+PATTERN = bytes(range(251)) * 4400  # no two stretches of it that are near each other are alike
+
+
+@settings(SETTINGS, max_examples=150)
+@given(steps=st.lists(PUTS | PUTS | SENDS | SENDS | st.just(("clear", 0)), max_size=30))
+def test_output_leaves_in_order_and_adds_up(steps):
+    output = Output()
+    queued: list[list[Any]] = []  # the model: [bytes not sent, is it held in memory]
+    file = io.BytesIO(PATTERN)
+    serial = 0
+    for what, size in [*steps, *[("send", 10**9)] * 100]:
+        if what == "clear":
+            output.clear()
+            queued.clear()
+        elif what == "send":
+            if not queued:
+                assert not output.pieces
+                continue
+            piece = output.front()
+            data = piece.read() if type(piece) is FileSlice else bytes(piece)
+            data = data[:size]  # the kernel takes no more
+            assert data
+            output.consume(len(data))
+            while data:
+                mine = queued[0][0][: len(data)]
+                assert data[: len(mine)] == mine
+                data = data[len(mine) :]
+                queued[0][0] = queued[0][0][len(mine) :]
+                if not queued[0][0]:
+                    del queued[0]
+        else:
+            serial += 1
+            content = PATTERN[serial : serial + size]
+            if what == "file":
+                output.append_file(FileSlice(file, serial, size))
             else:
-                assert isinstance(got, LimitExceeded)
-                assert got.limit == limit
+                output.append(content)
+            queued.append([content, what == "bytes"])
+        assert output.size == sum(len(data) for data, _ in queued)
+        assert output.held == sum(len(data) for data, held in queued if held)
+    assert not queued
+    assert not output.pieces
+
+
+def test_small_pieces_leave_as_one():
+    output = Output()
+    for number in range(16):
+        output.append(b"+OK %d\r\n" % number)
+    assert output.front() == b"".join(b"+OK %d\r\n" % number for number in range(16))
+    output.clear()
+    output.append(b"head")
+    output.append(b"ers")
+    output.append_file(FileSlice(io.BytesIO(b"body"), 1, 3))
+    output.append(b"tail")
+    assert output.front() == b"headers"
+    output.consume(7)
+    piece = output.front()
+    assert type(piece) is FileSlice
+    assert piece.read() == b"ody"
+    output.consume(2)
+    assert output.front().read() == b"y"
+    output.consume(1)
+    assert (output.front(), output.size, output.held) == (b"tail", 4, 4)
+
+
+def test_big_pieces_are_not_joined_or_copied():
+    output = Output()
+    big = bytes(CHUNK_BYTES)
+    output.append(big)
+    output.append(b"x")
+    assert output.front() is big
+    output.consume(1)
+    front = output.front()
+    assert type(front) is memoryview
+    assert front.obj is big
+    output.consume(CHUNK_BYTES - 1)
+    assert output.front() == b"x"

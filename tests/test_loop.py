@@ -258,6 +258,23 @@ def test_sleepers_wake_in_order_and_poll_nothing(world: World) -> None:
     assert woken == [(2, begun + 1), (3, begun + 2), (1, begun + 3)]
 
 
+def test_sleeping_for_no_time_lets_the_others_go_on(world: World) -> None:
+    """Once it did not: the pass that expired a deadline of `now` expired it again, for ever."""
+
+    class Restless(reqtable.AsyncRequestHandler):
+        async def handle(self) -> None:
+            while True:
+                await self.sleep(0)
+
+    _, entry = world.connect(Restless)
+    world.passes(10)
+    assert 10 <= entry.steps <= 12
+    peer, _ = world.connect(Echo)
+    peer.send(b"me too\n")
+    world.passes(2)
+    assert peer.recv(100) == b"me too\n"
+
+
 def test_a_timeout_shorter_than_a_sleep_comes_first(world: World) -> None:
     class Impatient(reqtable.StateRequestHandler):
         @state(sleep(10), timeout=2)

@@ -48,7 +48,7 @@ class Deadlines:
         if entry.queued_at < inf:
             entry.queued_at = inf
             self._live -= 1
-            self._rebuild_if_stale()
+        self._rebuild_if_stale()
 
     def next_at(self) -> float:
         """When to look again: the soonest deadline, or a stale one before it; infinity where there is none."""
@@ -65,7 +65,7 @@ class Deadlines:
             self._live -= 1
             if entry.deadline is None or entry.state is State.CLOSED:
                 continue
-            if entry.deadline > now:
+            if entry.deadline > at:
                 self._push(entry, entry.deadline)
                 continue
             entry.deadline = None
@@ -82,5 +82,5 @@ class Deadlines:
 
     def _rebuild_if_stale(self) -> None:
         if len(self._heap) > _SMALL and len(self._heap) > 3 * self._live:
-            self._heap = [item for item in self._heap if item[0] == item[2].queued_at]
+            self._heap[:] = [item for item in self._heap if item[0] == item[2].queued_at]
             heapify(self._heap)

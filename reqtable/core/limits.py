@@ -20,7 +20,7 @@ class Limits:
     steps_per_pass: int = 64  # steps one request may take in one pass; then it waits its turn
     recv_bytes: int = 65_536  # bytes one request may receive in one pass
     high_water_bytes: int = 65_536  # untaken output above which a request's steps wait for its peer
-    input_bytes_max: int = 64 * 2**20  # the largest `exactly(n)` or `limit` one request may ask for
+    input_bytes_max: int = 64 * 2**20  # the largest `exactly(n)` there may be: n is often the peer's own word
     output_bytes_max: int = 64 * 2**20  # untaken output above which `send` raises LimitExceeded
     inbox_max: int = 64  # datagrams that wait for one session; a later one is dropped, as the network would
     calls_max: int = 32  # threads that run `call`s
@@ -32,5 +32,8 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-                raise ValueError(f"{field.name} must be a number above 0, not {value!r}")
+            seconds = field.name.endswith("_s")
+            fits = isinstance(value, int | float if seconds else int) and not isinstance(value, bool)
+            if not fits or not value > 0:  # NaN is not above 0 either
+                kind = "number of seconds" if seconds else "whole number"
+                raise ValueError(f"{field.name} must be a {kind} above 0, not {value!r}")

@@ -12,6 +12,7 @@ The rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import inf
 from typing import Any, ClassVar, Protocol, TypedDict
 
@@ -28,6 +29,8 @@ class Resumable(Protocol):
     The names are underscored because handlers are resumables themselves, and every name without an underscore belongs
     to whoever writes the handler.
     """
+
+    bound_to_thread: ClassVar[bool]  # it has a stack, which another thread can't go on with
 
     def _resume(self, item: Any) -> Want[Any] | None:
         """Run one step with what it waited for; say what it waits for now, or None when it is done."""
@@ -301,8 +304,13 @@ def format_rows(rows: list[Row]) -> str:
 
 def handler_name(handler: Any) -> str:
     """The name of a handler: its class's, whether the handler itself, its class or a `partial` of it is given."""
-    handler = getattr(handler, "func", handler)
+    handler = unwrapped(handler)
     return str(getattr(handler, "__name__", None) or type(handler).__name__)
+
+
+def unwrapped(handler: Any) -> Any:
+    """The handler class inside a `functools.partial`; anything else as it is."""
+    return handler.func if isinstance(handler, partial) else handler
 
 
 def host_text(address: Any) -> str:
@@ -317,9 +325,11 @@ def address_text(address: Any) -> str:
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
     if isinstance(address, bytes):
         address = address.decode("utf-8", "replace")
-    if isinstance(address, str) and address:
-        return "@" + address[1:] if address[0] == "\0" else address
-    return "-"
+    if not isinstance(address, str) or not address:
+        return "-"
+    shown = "@" + address[1:] if address[0] == "\0" else address
+    # A Unix peer chooses its own name: it shall not write lines of its own into a listing or a log.
+    return shown if shown.isprintable() else repr(shown)[1:-1]
 
 
 def _state_named(state: State | str) -> State:

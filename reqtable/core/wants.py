@@ -1,7 +1,7 @@
 """Wants: what a resumable handler waits for. Small immutable objects, made once and reused.
 
-A want is asked one thing, `take(entry)`: the item if it is there, `MISSING` if it is not. Taking never blocks and never
-changes anything unless the item is there. `awaits` names the event, and so the state, of a request that waits for it.
+A want is asked one thing, `take(entry)`: the item if it is there, `MISSING` if it is not. Taking never blocks, and
+loses nothing of what it waits for. `awaits` names the event, and so the state, of a request that waits for it.
 A want that reads says how much it may buffer: going over is `LimitExceeded`, never unbounded memory.
 
 Subclassing `Want` and giving it a `take` is how a protocol adds a want of its own.
@@ -251,36 +251,36 @@ def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any)
     return Call(fn, args, kwargs, on)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=512, typed=True)
 def _line(limit: int) -> Want[bytes]:
     return Line(_positive("limit", limit))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=512, typed=True)
 def _until(separator: bytes, limit: int) -> Want[bytes]:
     if not isinstance(separator, bytes) or not separator:
         raise ValueError(f"separator must be some bytes, not {separator!r}")
     return Until(separator, _positive("limit", limit))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096, typed=True)
 def _exactly(n: int) -> Want[bytes]:
-    if not isinstance(n, int) or n < 0:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
         raise ValueError(f"exactly() takes a number of bytes, 0 or more, not {n!r}")
     return Exactly(n)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=512, typed=True)
 def _chunk(limit: int) -> Want[bytes]:
     return Chunk(_positive("limit", limit))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=512, typed=True)
 def _rest(limit: int) -> Want[bytes]:
     return Rest(_positive("limit", limit))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=512, typed=True)
 def _sleep(seconds: float) -> Want[None]:
     if not seconds >= 0:
         raise ValueError(f"sleep() takes seconds, 0 or more, not {seconds!r}")

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from reqtable.core.errors import ConfigurationError
-from reqtable.core.table import Entry, Resumable
+from reqtable.core.table import Entry, Resumable, unwrapped
 from reqtable.core.wants import Call, Failure
 from reqtable.engine.datagram import Session
 from reqtable.engine.stream import Stream
@@ -102,7 +102,7 @@ class Policy(ABC):
 
 def is_resumable(handler_class: Any) -> bool:
     """Whether a handler class, or a `functools.partial` of one, is a state or an async handler."""
-    handler_class = getattr(handler_class, "func", handler_class)
+    handler_class = unwrapped(handler_class)
     return isinstance(handler_class, type) and issubclass(handler_class, ResumableHandler)
 
 

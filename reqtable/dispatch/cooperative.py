@@ -10,7 +10,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
@@ -33,6 +33,8 @@ class Suspendable:
     """A blocking handler whose stack is kept by a greenlet while it waits."""
 
     __slots__ = ("_greenlet",)
+
+    bound_to_thread: ClassVar[bool] = True
 
     def __init__(self, entry: Entry, lent: Lent) -> None:
         self._greenlet = _RequestGreenlet(lambda _: entry.server.finish_request(lent.request, entry.peer))

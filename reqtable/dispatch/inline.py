@@ -6,7 +6,7 @@ as under the plain four classes of `socketserver`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from reqtable.core.table import Entry, Resumable
 from reqtable.dispatch.base import Policy
@@ -24,6 +24,8 @@ class _ToItsEnd:
     """One step: the whole handler."""
 
     __slots__ = ("_entry", "_lent")
+
+    bound_to_thread: ClassVar[bool] = False
 
     def __init__(self, entry: Entry, lent: Lent) -> None:
         self._entry = entry

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -33,7 +34,7 @@ from reqtable.core.table import Entry, RequestTable, Server, address_text
 from reqtable.core.wants import ENDED, Call, Failure, Sleep, Want
 from reqtable.engine.datagram import Session
 from reqtable.engine.listener import EXHAUSTED, Listener
-from reqtable.engine.transports import RELEASED
+from reqtable.engine.transports import OVER, RELEASED
 from reqtable.engine.wakeup import Wakeup
 
 log = logging.getLogger("reqtable")
@@ -72,6 +73,7 @@ class Engine:
         self._listeners: list[Listener] = []
         self.sessions: dict[tuple[Server, Any], Session] = {}
         self._turns: deque[Entry] = deque()
+        self._expired: deque[Entry] = deque()
         self._retries: deque[tuple[float, Callable[[], None]]] = deque()
         self._posts: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._closed: list[Entry] = []
@@ -113,8 +115,10 @@ class Engine:
             key.data.on_ready(mask)
         for _ in range(len(self._turns)):
             self._take_turn(self._turns.popleft())
-        while (entry := self.deadlines.pop_expired(now)) is not None:
-            self._expire(entry)
+        # Those that have expired by now, and no others: `sleep(0)` asks for the next pass, not for this one again.
+        self._expired.extend(iter(partial(self.deadlines.pop_expired, now), None))
+        while self._expired:
+            self._expire(self._expired.popleft())
         while self._retries and self._retries[0][0] <= now:
             self._retries.popleft()[1]()
         for _ in range(len(self._posts)):
@@ -130,7 +134,7 @@ class Engine:
 
     def _patience(self, most_s: float | None) -> float | None:
         """How long the poll may last: not at all while there is something to do, else until the next deadline."""
-        if self._turns or self._posts or self._closed or self.table.touched:
+        if self._turns or self._expired or self._posts or self._closed or self.table.touched:
             return 0
         at = self.deadlines.next_at()
         if self._retries:
@@ -293,6 +297,7 @@ class Engine:
     def linger(self, entry: Entry) -> None:
         """Our last byte is sent: wait a bounded time for the peer's end of file, so that no reset cuts it off."""
         entry.advance(Event.FINISHED)
+        self._close_handler(entry, entry.transport.request)
         entry.transport.poll(INTEREST[entry.state])
         self.deadlines.arm(entry, self.table.now + self.limits.linger_timeout_s)
 
@@ -358,6 +363,8 @@ class Engine:
 
     def _expire(self, entry: Entry) -> None:
         state = entry.state
+        if state is State.CLOSED:
+            return
         if state is State.LINGERING or state is State.OPENING:
             self.end(entry, Event.DEADLINE_PASSED)
         elif state is State.WRITING and entry.output.size:
@@ -393,11 +400,19 @@ class Engine:
         entry.output.clear()
         transport, entry.transport = entry.transport, RELEASED
         try:
-            entry.resumable._close()
-        except Exception:
-            entry.server.handle_error(transport.request, entry.peer)
+            self._close_handler(entry, transport.request)
         finally:
             transport.release()
+
+    def _close_handler(self, entry: Entry, request: Any) -> None:
+        """The handler's part is over, though its connection may linger. Frees it; what it raises is reported."""
+        resumable, entry.resumable = entry.resumable, OVER
+        if entry.handler is resumable:
+            entry.handler = type(resumable)
+        try:
+            resumable._close()
+        except Exception:
+            entry.server.handle_error(request, entry.peer)
 
     @staticmethod
     def is_closed(entry: Entry) -> bool:
@@ -467,6 +482,16 @@ class Engine:
             self._listeners.remove(listener)
             listener.close()
 
+    def leave(self) -> None:
+        """After serving: take nothing new. What is bound to a thread that may end now ends with it."""
+        for server in self.servers:
+            self.unlisten(server)
+        if threading.current_thread() is not threading.main_thread():
+            for entry in self.table:
+                if entry.resumable.bound_to_thread:
+                    self.end(entry, Event.CANCELLED)
+            self._reap()
+
     # -- serving several ----------------------------------------------------------------------------------------------
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
@@ -477,8 +502,7 @@ class Engine:
                 self.listen(server)
             self.run(lambda: self._stopping, poll_interval)
         finally:
-            for server in self.servers:
-                self.unlisten(server)
+            self.leave()
             self._stopping = False
             self._stopped.set()
 

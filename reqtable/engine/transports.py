@@ -1,8 +1,8 @@
 """Transports that do no I/O of their own.
 
 `Lent` is for handlers that read and write their socket themselves: the engine only polls it for them, or, where the
-handler never waits in the loop, does not touch it at all. `RELEASED` stands in for the transport of an entry that has
-ended.
+handler never waits in the loop, does not touch it at all. `RELEASED` and `OVER` stand in for the transport and the
+handler of an entry that has ended.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from reqtable.core.states import READ, WRITE, Event, State
 from reqtable.core.table import Entry
@@ -145,4 +145,20 @@ class _Released:
         pass
 
 
+class _Over:
+    """Stands in for the handler of an entry whose handler's part is over."""
+
+    bound_to_thread: ClassVar[bool] = False
+
+    def _resume(self, item: Any) -> None:
+        return None
+
+    def _throw(self, error: BaseException) -> None:
+        return None
+
+    def _close(self) -> None:
+        pass
+
+
 RELEASED = _Released()
+OVER = _Over()

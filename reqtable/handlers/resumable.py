@@ -38,6 +38,8 @@ def _is_class_var(hint: Any) -> bool:
 class ResumableHandler:
     """The base of `StateRequestHandler` and `AsyncRequestHandler`; `entry` is the request's row in the table."""
 
+    bound_to_thread: ClassVar[bool] = False
+
     _copied: ClassVar[dict[str, Any]] = {}  # declared fields whose default is mutable: each request gets its own
 
     entry: Entry

@@ -1,0 +1,226 @@
+"""The command line, as a person meets it: what it prints, its exit codes, its one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import WAIT_S, Client
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "reqtable"]
+NOTES = "examples/notes.py:Notes"
+
+
+@contextmanager
+def reqtable_serve(
+    *arguments: str, listeners: int = 1, **options: object
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """`reqtable serve …` while the block lasts, and the lines it printed for its listeners."""
+    process = subprocess.Popen(
+        [*COMMAND, "serve", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )
+    assert process.stdout is not None
+    try:
+        yield process, [process.stdout.readline().strip() for _ in range(listeners)]
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=WAIT_S)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)
+
+
+def port_of(line: str) -> int:
+    return int(line.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serves_until_a_signal(number: int) -> None:
+    with reqtable_serve(NOTES, "--bind", "tcp://127.0.0.1:0") as (process, [line]):
+        assert re.fullmatch(r"serving Notes on tcp://127\.0\.0\.1:\d+", line)
+        with Client(("127.0.0.1", port_of(line))) as client:
+            assert client.ask(b"put 3\na b" + b"count\n") == b"2\n"
+            process.send_signal(number)
+            out, err = process.communicate(timeout=WAIT_S)
+            assert client.rest() == b""
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+def test_several_binds_over_one_table_and_the_table_on_sigusr1(tmp_path: Path) -> None:
+    binds = ["tcp://127.0.0.1:0", f"unix://{tmp_path}/notes.sock", "tcp://[::1]:0"]
+    arguments = [word for bind in binds for word in ("--bind", bind)]
+    with reqtable_serve(NOTES, *arguments, listeners=3) as (process, lines):
+        assert [re.sub(r"\d+$", "N", line) for line in lines] == [
+            "serving Notes on tcp://127.0.0.1:N",
+            f"serving Notes on unix://{tmp_path}/notes.sock",
+            "serving Notes on tcp://[::1]:N",
+        ]
+        with (
+            Client(("127.0.0.1", port_of(lines[0]))) as one,
+            Client(f"{tmp_path}/notes.sock", socket.AF_UNIX) as two,
+            Client(("::1", port_of(lines[2])), socket.AF_INET6) as three,
+        ):
+            assert one.ask(b"count\n") == two.ask(b"count\n") == three.ask(b"count\n") == b"0\n"
+            two.send(b"put 100\nnot all of it")
+            one.ask(b"count\n")
+            process.send_signal(signal.SIGUSR1)
+            assert process.stderr is not None
+            heading = process.stderr.readline()
+            rows = [process.stderr.readline() for _ in range(4)]
+    assert heading.rstrip().endswith("WARNING 3 requests")
+    assert rows[0].split()[:3] == ["id", "st", "peer"]
+    assert [row.split()[1] for row in rows[1:]] == ["R", "R", "R"]
+    assert "exactly(n=100)" in rows[2]
+    assert not (tmp_path / "notes.sock").exists()
+
+
+def test_datagrams_and_a_descriptor_that_is_open(tmp_path: Path) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        number = listening.fileno()
+        with reqtable_serve(
+            "examples/echo.py:StateEcho", "--bind", f"fd://{number}", "--bind", "udp://127.0.0.1:0",
+            listeners=2, pass_fds=[number],
+        ) as (_, lines):  # fmt: skip
+            assert lines[0] == f"serving StateEcho on tcp://127.0.0.1:{listening.getsockname()[1]}"
+            with Client(listening.getsockname()) as client:
+                assert client.ask(b"through a descriptor\n") == b"through a descriptor\n"
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+                peer.settimeout(WAIT_S)
+                peer.sendto(b"datagram\n", ("127.0.0.1", port_of(lines[1])))
+                assert peer.recv(100) == b"datagram\n"
+
+
+def test_on_a_terminal_it_shows_that_it_is_alive() -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "serve", NOTES, "--bind", "tcp://127.0.0.1:0"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while b"0 in the table, 0 so far" not in seen:
+            assert select.select([ours], [], [], WAIT_S)[0]
+            seen += os.read(ours, 1000)
+    finally:
+        process.terminate()
+        process.wait(WAIT_S)
+        os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["serve", "nosuch:Handler"], 2, ["'nosuch:Handler'", "No module named 'nosuch'"]),
+        (["serve", "nosuch.py:Handler"], 2, ["'nosuch.py:Handler'", "no such file"]),
+        (["serve", "examples/notes.py:Nothing"], 2, ["has no Nothing", "handlers there: Notes"]),
+        (["serve", "examples/notes.py:slow_rank"], 2, ["slow_rank is not a handler class", "StateRequestHandler"]),
+        (["serve", "examples/notes.py"], 2, ["write it as module:Handler"]),
+        (["serve"], 2, ["Missing argument"]),
+        (["serve", NOTES, "--bind", "localhost"], 2, ["'localhost'", "tcp://127.0.0.1:7000"]),
+        (["serve", NOTES, "--bind", "tcp://localhost"], 2, ["'tcp://localhost'", "a host and a port"]),
+        (["serve", NOTES, "--bind", "tcp://localhost:99999"], 2, ["'tcp://localhost:99999'", "a host and a port"]),
+        (["serve", NOTES, "--bind", "unix://"], 2, ["'unix://'", "give a path"]),
+        (["serve", NOTES, "--bind", "fd://x"], 2, ["'fd://x'", "a descriptor's number"]),
+        (["serve", NOTES, "--bind", "fd://99"], 1, ["'fd://99'", "bad file descriptor"]),
+        (["serve", NOTES, "--bind", "http://localhost:80"], 2, ["'http://localhost:80'", "tcp://", "unixgram://"]),
+        (["serve", NOTES, "--bind", "tcp://nosuch.invalid:0"], 1, ["'tcp://nosuch.invalid:0'"]),
+        (["serve", NOTES, "--bind", "unix:///nosuch/dir/x"], 1, ["'unix:///nosuch/dir/x'", "no such file"]),
+        (["serve", NOTES, "--dispatch", "magic"], 2, ["'magic'", "greenlet", "inline"]),
+        (["states", "examples/echo.py:AsyncEcho"], 2, ["AsyncEcho is not a state machine", "StateRequestHandler"]),
+        (["nosuch"], 2, ["nosuch"]),
+    ],
+)  # fmt: skip
+def test_an_error_is_one_line_that_names_it_and_the_mend(arguments: list[str], code: int, words: list[str]) -> None:
+    result = run(*arguments)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (code, "", 1), result.stderr
+    assert result.stderr.startswith("reqtable: ")
+    for word in words:
+        assert word in result.stderr
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        bind = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        result = run("serve", NOTES, "--bind", bind)
+    assert result.returncode == 1
+    assert (
+        result.stderr == f"reqtable: bind '{bind}': address already in use: stop what is there, or choose another one\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["a regular file", "a live server", "a dead server"])
+def test_a_unix_path_that_exists(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.sock"
+    bind = f"unix://{path}"
+    with socket.socket(socket.AF_UNIX) as other:
+        if kind == "a regular file":
+            path.write_text("precious")
+        else:
+            other.bind(str(path))
+        if kind == "a live server":
+            other.listen()
+        if kind == "a dead server":
+            other.close()
+            with reqtable_serve(NOTES, "--bind", bind) as (_, [line]), Client(str(path), socket.AF_UNIX) as client:
+                assert line == f"serving Notes on {bind}"
+                assert client.ask(b"count\n") == b"0\n"
+            return
+        result = run("serve", NOTES, "--bind", bind)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"reqtable: bind '{bind}': address already in use")
+    assert path.exists()
+
+
+def test_states_as_a_table() -> None:
+    result = run("states", NOTES)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [re.split(r"  +", line.strip()) for line in result.stdout.splitlines()] == [
+        ["state", "waits for", "timeout", "then"],
+        ["> command", "line(limit=512)", "30 s", "body, command, ranked, done", "Read a command."],
+        ["body", "nothing()", "60 s", "command", "Take the note."],
+        ["ranked", "nothing()", "-", "command", "The slow work is done."],
+    ]
+
+
+def test_states_as_a_diagram_and_as_data() -> None:
+    assert run("states", NOTES, "--format", "mermaid").stdout.splitlines()[:5] == [
+        "stateDiagram-v2",
+        "    [*] --> command",
+        "    command: command · line(limit=512)",
+        "    command --> body",
+        "    command --> command",
+    ]
+    assert [each["name"] for each in json.loads(run("states", NOTES, "--format", "json").stdout)] == [
+        "command",
+        "body",
+        "ranked",
+    ]
+
+
+def test_help_and_version() -> None:
+    assert "Usage: reqtable serve [OPTIONS] HANDLER" in run("serve", "--help").stdout
+    assert run("--version").stdout == "reqtable 0.1.0\n"

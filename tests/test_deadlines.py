@@ -1,0 +1,199 @@
+"""Deadlines: what is due comes out, once, soonest first; moving one later costs nothing; the heap stays small."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reqtable.core.deadlines import Deadlines
+from reqtable.core.states import State
+
+DAY_S = 86_400.0
+
+
+class Timed:
+    """What `Deadlines` needs of an entry. It can't be ordered, as entries can't."""
+
+    __slots__ = ("deadline", "queued_at", "state")
+
+    def __init__(self) -> None:
+        self.deadline: float | None = None
+        self.queued_at = inf
+        self.state = State.READING
+
+
+def timed(count: int) -> list[Any]:
+    return [Timed() for _ in range(count)]
+
+
+def expired(deadlines: Deadlines, now: float) -> list[Any]:
+    """All that are due, in the order in which they come out."""
+    found = []
+    while (entry := deadlines.pop_expired(now)) is not None:
+        found.append(entry)
+        assert entry.deadline is None
+    return found
+
+
+def test_deadline_is_due_at_its_time_and_once():
+    deadlines, (entry,) = Deadlines(), timed(1)
+    assert deadlines.next_at() == inf
+    deadlines.arm(entry, 10.0)
+    assert deadlines.next_at() == entry.deadline == 10.0
+    assert expired(deadlines, 9.999) == []
+    assert expired(deadlines, 10.0) == [entry]
+    assert expired(deadlines, 99.0) == []
+    assert (len(deadlines), deadlines.next_at()) == (0, inf)
+    deadlines.arm(entry, 20.0)
+    assert expired(deadlines, 20.0) == [entry]
+
+
+def test_later_does_not_touch_the_heap_and_earlier_does():
+    deadlines, (entry,) = Deadlines(), timed(1)
+    deadlines.arm(entry, 10.0)
+    for at in range(11, 1000):
+        deadlines.arm(entry, float(at))
+    assert (len(deadlines), entry.queued_at, entry.deadline) == (1, 10.0, 999.0)
+    assert expired(deadlines, 998.0) == [], "the stale time came up"
+    assert (len(deadlines), entry.queued_at) == (1, 999.0)
+    deadlines.arm(entry, 5.0)
+    assert (len(deadlines), deadlines.next_at()) == (2, 5.0)
+    assert expired(deadlines, 5.0) == [entry]
+    assert expired(deadlines, 999.0) == [], "the later item is stale"
+
+
+def test_dropped_deadline_does_not_come():
+    deadlines, (entry,) = Deadlines(), timed(1)
+    deadlines.arm(entry, 10.0)
+    entry.deadline = None
+    assert len(deadlines) == 1
+    assert expired(deadlines, 10.0) == []
+    assert len(deadlines) == 0
+    deadlines.arm(entry, 20.0)
+    entry.deadline = None
+    deadlines.arm(entry, 30.0)
+    assert expired(deadlines, 29.0) == []
+    assert expired(deadlines, 30.0) == [entry]
+
+
+def test_ties_all_come():
+    deadlines, entries = Deadlines(), timed(5)
+    for entry in entries:
+        deadlines.arm(entry, 10.0)
+    assert expired(deadlines, 10.0) == entries
+
+
+def test_closed_and_forgotten_do_not_come():
+    deadlines, (closed, forgotten, left) = Deadlines(), timed(3)
+    for entry in (closed, forgotten, left):
+        deadlines.arm(entry, 10.0)
+    closed.state = State.CLOSED
+    deadlines.forget(forgotten)
+    deadlines.forget(forgotten)
+    assert (forgotten.deadline, forgotten.queued_at) == (None, inf)
+    assert expired(deadlines, 10.0) == [left]
+    deadlines.forget(closed)
+    assert len(deadlines) == 0
+
+
+def test_soonest_comes_first_after_a_long_pass():
+    deadlines, (moved, soon, late) = Deadlines(), timed(3)
+    deadlines.arm(moved, 5.0)
+    deadlines.arm(late, 30.0)
+    deadlines.arm(soon, 10.0)
+    deadlines.arm(moved, 20.0)  # the heap still has it at 5
+    assert expired(deadlines, 100.0) == [soon, moved, late]
+
+
+def test_ever_earlier_leaves_a_bounded_heap():
+    deadlines, entries = Deadlines(), timed(500)
+    most = 0
+    for left in range(60, 0, -1):
+        for entry in entries:
+            deadlines.arm(entry, 1000.0 + left)
+            most = max(most, len(deadlines))
+    assert most <= 3 * len(entries) + 64
+    for entry in entries[10:]:
+        deadlines.forget(entry)
+    assert len(deadlines) <= 3 * 10 + 64
+    assert expired(deadlines, 1001.0) == entries[:10]
+
+
+@pytest.mark.parametrize("forgotten", ["while it waits", "after it expired"])
+def test_closed_entries_do_not_stay_in_the_heap(forgotten):
+    deadlines, entries = Deadlines(), timed(1000)
+    for entry in entries:
+        deadlines.arm(entry, DAY_S)
+        deadlines.arm(entry, 1.0)
+    if forgotten == "after it expired":
+        assert expired(deadlines, 1.0) == entries
+    for entry in entries:
+        entry.state = State.CLOSED
+        deadlines.forget(entry)
+    assert len(deadlines) <= 64
+
+
+def test_a_day_of_100_000_entries():
+    deadlines, entries, pause = Deadlines(), timed(100_000), 7200
+    busy, quick = entries[:95_000], entries[95_000:]
+    most = timeouts = 0
+    for now in range(0, int(DAY_S), pause):
+        for entry in busy:
+            deadlines.arm(entry, now + 6.0 * pause)  # never reached
+        hasty = quick[:: 1 if now % (3 * pause) else 2]
+        for entry in hasty:
+            deadlines.arm(entry, now + 6.0 * pause)
+            deadlines.arm(entry, now + 0.5 * pause)
+        most = max(most, len(deadlines))
+        came = expired(deadlines, now + pause - 1)
+        assert set(came) == set(hasty)
+        assert len(came) == len(hasty)
+        timeouts += len(came)
+    assert most <= 3 * len(entries) + 64
+    assert timeouts == 8 * 5000 + 4 * 2500
+    assert len(expired(deadlines, 2 * DAY_S)) == len(busy)
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("arm"), st.integers(0, 5), st.sampled_from([0, 0.5, 1, 2, 3, 10, 50])),
+    st.tuples(st.just("arm"), st.integers(0, 5), st.integers(0, 30)),
+    st.tuples(st.just("drop"), st.integers(0, 5), st.none()),
+    st.tuples(st.just("close"), st.integers(0, 5), st.none()),
+    st.tuples(st.just("forget"), st.integers(0, 5), st.none()),
+    st.tuples(st.just("wait"), st.sampled_from([0, 0.5, 1, 2, 7, 40]), st.none()),
+)
+
+
+@settings(max_examples=250, deadline=None, derandomize=True, database=None)
+@given(steps=st.lists(STEPS, max_size=60))
+def test_what_is_due_is_what_a_dict_says(steps):
+    deadlines, entries = Deadlines(), timed(6)
+    model: dict[int, float] = {}
+    now = 0.0
+    for what, which, after in [*steps, ("wait", 1000, None)]:
+        if what == "wait":
+            now += which
+            due = {each for each, at in model.items() if at <= now}
+            assert {entries.index(entry) for entry in expired(deadlines, now)} == due
+            for each in due:
+                del model[each]
+            assert deadlines.next_at() > now
+        elif what == "arm" and entries[which].state is State.READING:
+            deadlines.arm(entries[which], now + after)
+            model[which] = now + after
+        elif what == "drop":
+            entries[which].deadline = None
+            model.pop(which, None)
+        elif what in ("close", "forget"):
+            if what == "forget":
+                deadlines.forget(entries[which])
+            else:
+                entries[which].state = State.CLOSED  # it comes to be forgotten later, or its time comes first
+            model.pop(which, None)
+        assert deadlines.next_at() <= min(model.values(), default=inf)
+        assert deadlines._live == sum(entry.queued_at < inf for entry in entries)
+    assert len(deadlines) == 0

@@ -1,0 +1,104 @@
+"""What the documents say is run: the README's Python blocks in order, its console blocks, its links."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reqtable
+from tests.conftest import WAIT_S, Client
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_readmes_python_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = reqtable.serve
+    served: list[bytes] = []
+
+    def serve_a_while(handler: Any, bind: str) -> None:
+        """As written, but on a free port; one client, then the signal that the README names."""
+        clients: list[threading.Thread] = []
+
+        def on_listening(names: list[str]) -> None:
+            host, _, port = names[0].removeprefix("tcp://").rpartition(":")
+
+            def client() -> None:
+                with Client((host, int(port))) as one:
+                    served.append(one.ask(b"put 9\na new onecount\n"))
+                signal.raise_signal(signal.SIGTERM)
+
+            clients.append(threading.Thread(target=client))
+            clients[0].start()
+
+        serve(handler, re.sub(r":\d+$", ":0", bind), on_listening=on_listening)
+        clients[0].join(WAIT_S)
+
+    monkeypatch.setattr(reqtable, "serve", serve_a_while)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile("\n".join(blocks("python")), "README.md", "exec"), {"__name__": "readme"})
+    assert served == [b"3\n"]
+    lines = printed.getvalue().splitlines()
+    [promised] = re.findall(r"It prints `(.*)`", README)
+    assert lines[0] == promised
+    assert lines[1].split()[:3] == ["id", "st", "peer"]
+    assert "exactly(n=100)" in lines[2]
+
+
+@pytest.mark.parametrize("block", blocks("console"))
+def test_the_readmes_commands_print_what_it_shows(block: str) -> None:
+    command, _, output = block.removeprefix("$ ").partition("\n")
+    words = shlex.split(command)
+    assert words[0] == "reqtable"
+    result = subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=True
+    )
+    assert result.stdout.rstrip() == output.rstrip()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_the_readme_names_every_want_and_policy() -> None:
+    for want in ("line", "until", "exactly", "chunk", "rest", "datagram", "sleep", "flushed", "call", "nothing"):
+        assert f"`{want}`" in README
+        assert callable(getattr(reqtable, want))
+    for policy in reqtable.dispatch.policy_names():  # type: ignore[attr-defined]
+        assert f'`"{policy}"`' in README
+
+
+def test_serve_needs_a_bind() -> None:
+    with pytest.raises(reqtable.ConfigurationError, match="at least one bind"):
+        reqtable.serve(reqtable.StreamRequestHandler)
+
+
+def test_serve_leaves_signals_and_sockets_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        binds = ["tcp://127.0.0.1:0", f"tcp://127.0.0.1:{taken.getsockname()[1]}"]
+        with pytest.raises(OSError, match="address already in use"):
+            reqtable.serve(reqtable.StreamRequestHandler, *binds)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,130 @@
+"""The errors are the tree that their module prints, and can be sent to a process; limits name what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import re
+from dataclasses import FrozenInstanceError, fields
+from math import inf, nan
+
+import pytest
+
+from reqtable.core import errors
+from reqtable.core.errors import (
+    ConfigurationError,
+    HandlerError,
+    IncompleteRead,
+    InvalidTransition,
+    LimitExceeded,
+    PeerError,
+    ReqtableError,
+    TimedOut,
+)
+from reqtable.core.limits import Limits
+
+ERRORS = [
+    ReqtableError("broken"),
+    ConfigurationError("no such policy", 78),
+    HandlerError("a rule"),
+    InvalidTransition("not a want"),
+    PeerError("gone"),
+    LimitExceeded("line(limit=5)", 5),
+    IncompleteRead("exactly(n=4)", b"ab"),
+    TimedOut("line(limit=5) did not come within 3 s"),
+]
+
+
+def printed_tree() -> dict[str, str | None]:
+    """Each error of the docstring, and the one it hangs from."""
+    parents: dict[str, str | None] = {}
+    path: list[str] = []
+    for row in errors.__doc__.splitlines():
+        found = re.match(r"^([│├└─ ]*)([A-Z]\w+)( {2,}\S|$)", row)
+        if found and (found[1] or not path):
+            depth = len(found[1]) // 4
+            path[depth:] = [found[2]]
+            parents[found[2]] = path[depth - 1] if depth else None
+    return parents
+
+
+def test_the_printed_tree_is_the_real_one():
+    real = {
+        name: each.__bases__[0].__name__ if each is not ReqtableError else None
+        for name, each in vars(errors).items()
+        if inspect.isclass(each)
+    }
+    assert printed_tree() == real
+    assert len(real) == len(ERRORS)
+    assert issubclass(IncompleteRead, EOFError)
+    assert issubclass(TimedOut, TimeoutError)
+    for error in ERRORS:
+        assert type(error).__doc__
+        assert isinstance(error, ReqtableError)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_errors_can_be_sent_to_another_process(error):
+    copies = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)]
+    for each in [*copies, copy.copy(error), copy.deepcopy(error)]:
+        assert type(each) is type(error)
+        assert (each.args, str(each), vars(each)) == (error.args, str(error), vars(error))
+
+
+def test_errors_say_what_happened():
+    error = LimitExceeded("untaken output", 64)
+    assert (str(error), error.what, error.limit) == (
+        "untaken output exceeds its limit of 64 bytes",
+        "untaken output",
+        64,
+    )
+    error = IncompleteRead("exactly(n=4)", b"ab")
+    assert (str(error), error.waited_for, error.partial) == (
+        "end of file after 2 bytes while waiting for exactly(n=4)",
+        "exactly(n=4)",
+        b"ab",
+    )
+    assert str(TimedOut("too late")) == "too late"
+
+
+def accepted(values: tuple[object, ...], names: list[str]) -> list[tuple[str, object]]:
+    """The values that are taken; those that are not are refused by a ValueError that names the field and the value."""
+    taken = []
+    for name in names:
+        for value in values:
+            try:
+                assert getattr(Limits(**{name: value}), name) == value or value != value
+                taken.append((name, value))
+            except ValueError as error:
+                assert str(error).startswith(f"{name} must be ")
+                assert repr(value) in str(error)
+    return taken
+
+
+NAMES = [field.name for field in fields(Limits)]
+SECONDS = [name for name in NAMES if name.endswith("_s")]
+COUNTS = [name for name in NAMES if not name.endswith("_s")]
+
+
+def test_limits_take_only_what_is_above_0():
+    assert accepted((0, -1, -0.5, True, None, "64", b"1", 1j), NAMES) == []
+    assert accepted((1, 7), NAMES) == [(name, value) for name in NAMES for value in (1, 7)]
+    assert accepted((nan,), NAMES) == [], "not a number is not above 0"
+
+
+def test_seconds_may_be_fractions_and_counts_may_not():
+    assert accepted((0.5, 2.5, inf), SECONDS) == [(name, value) for name in SECONDS for value in (0.5, 2.5, inf)]
+    assert accepted((0.5, 2.5, inf), COUNTS) == []
+
+
+def test_limits_are_values():
+    assert len(COUNTS) == 9
+    assert len(SECONDS) == 4
+    assert Limits() == Limits()
+    assert Limits(recv_bytes=1) != Limits()
+    with pytest.raises(FrozenInstanceError):
+        Limits().recv_bytes = 1
+    with pytest.raises(TypeError, match="no_such_max"):
+        Limits(no_such_max=1)
+    assert pickle.loads(pickle.dumps(Limits(recv_bytes=9))) == Limits(recv_bytes=9)

@@ -1,0 +1,322 @@
+"""Every example, with real clients: redis-benchmark, the redis package, curl, nc and socat."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from examples.chat import Chat
+from examples.echo import AsyncEcho, BlockingEcho, StateEcho
+from examples.miniredis import MiniRedis, Store
+from examples.notes import Notes
+from examples.tftp import Tftp
+from examples.timeserver import Time
+from reqtable import UDPServer, UnixDatagramServer, UnixStreamServer
+from tests.conftest import WAIT_S, Client, FakeClock, served, serving, wait_until
+from tests.test_loop import World
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def program(name: str) -> str:
+    """Where a client program is; the test is skipped where it is missing. CI installs them all."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"the client program {name} is not installed")
+    return path
+
+
+def run(*command: str, given: bytes = b"") -> bytes:
+    return subprocess.run(command, input=given, capture_output=True, timeout=WAIT_S, check=True).stdout
+
+
+def test_every_example_is_tested_here() -> None:
+    source = Path(__file__).read_text()
+    for path in EXAMPLES.glob("[a-z]*.py"):
+        assert f"from examples.{path.stem} import" in source, path
+
+
+# -- echo, notes, chat -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("handler", "dispatch"),
+    [
+        (StateEcho, "inline"),
+        (AsyncEcho, "inline"),
+        (BlockingEcho, "inline"),
+        (BlockingEcho, "greenlet"),
+        (StateEcho, "greenlet"),
+    ],
+)
+def test_echo_in_every_style(handler: Any, dispatch: str) -> None:
+    text = b"one\ntwo\n" + b"x" * 1000 + b"\nno end of line"
+    with served(handler, dispatch) as server:
+        assert run(program("nc"), "-N", "127.0.0.1", str(server.server_address[1]), given=text) == text
+
+
+def test_echo_over_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "echo.sock")
+    with serving(UnixStreamServer(path, AsyncEcho)):
+        assert run(program("socat"), "-t", "5", "-", f"unix-connect:{path}", given=b"over unix\n") == b"over unix\n"
+
+
+def test_notes_with_nc() -> None:
+    with served(Notes) as server:
+        port = str(server.server_address[1])
+        given = b"put 11\none two twocount\nput 5\nthreecount\nrank\n"
+        assert run(program("nc"), "-N", "127.0.0.1", port, given=given) == b"3\n4\nrank 16\n"
+
+
+def test_chat_entries_write_to_each_other() -> None:
+    with served(Chat) as server, Client(server.server_address) as ann, Client(server.server_address) as bob:
+        assert ann.receive(11) == b"your name? "
+        ann.send(b"ann\n")
+        assert ann.ask(b"/who\n") == b"ann\n"
+        assert bob.receive(11) == b"your name? "
+        assert bob.send(b"ann\n").receive(31) == b"that name is taken. your name? "
+        bob.send(b"bob\n")
+        assert ann.line() == b"* bob has joined\n"
+        ann.send(b"hello\n\n")
+        assert bob.line() == b"ann: hello\n"
+        assert bob.ask(b"/who\n") == b"ann, bob\n"
+        bob.send(b"bye\n/quit\n")
+        assert ann.line() == b"bob: bye\n"
+        assert bob.rest() == b""
+        assert ann.line() == b"* bob has left\n"
+        ann.reset()
+        wait_until(server, lambda: len(server.table) <= 1)
+
+
+# -- miniredis -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh_store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    store = Store()
+    monkeypatch.setattr(MiniRedis, "store", store)
+    return store
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("pipeline", [1, 16])
+@pytest.mark.usefixtures("fresh_store")
+def test_redis_benchmark(pipeline: int) -> None:
+    tests = "ping,set,get,incr,lpush,mset"
+    with served(MiniRedis) as server:
+        command = [program("redis-benchmark"), "-p", str(server.server_address[1]), "-t", tests, "-c", "50"]
+        result = subprocess.run(
+            [*command, "-n", "100000", "-P", str(pipeline), "--csv"],
+            capture_output=True, text=True, timeout=90, check=True,
+        )  # fmt: skip
+        print(result.stdout)
+        wait_until(server, lambda: len(server.table) == 0)
+    names = [line.split(",")[0].strip('"') for line in result.stdout.splitlines()]
+    assert names == ["test", "PING_INLINE", "PING_MBULK", "SET", "GET", "INCR", "LPUSH", "MSET (10 keys)"]
+    assert result.stderr == ""
+
+
+@pytest.fixture
+def client(fresh_store: Store) -> Any:
+    with served(MiniRedis) as server:
+        with redis.Redis("127.0.0.1", server.server_address[1], protocol=2, socket_timeout=WAIT_S) as made:
+            yield made
+            made.connection_pool.disconnect()
+
+
+def test_the_redis_package_works_against_it(client: Any) -> None:
+    assert client.ping()
+    assert client.echo("hello") == b"hello"
+    assert client.set("key", b"binary\r\n\0\xff")
+    assert client.get("key") == b"binary\r\n\0\xff"
+    assert client.set("key", "new", nx=True) is None
+    assert client.set("other", "x", xx=True) is None
+    assert client.get("nothing") is None
+    assert client.mset({"a": 1, "b": 2})
+    assert client.mget("a", "nothing", "b") == [b"1", None, b"2"]
+    assert (client.incr("a"), client.incr("count")) == (2, 1)
+    assert client.exists("a", "b", "nothing") == 2
+    assert (client.delete("a", "b", "nothing"), client.exists("a")) == (2, 0)
+    assert client.lpush("list", 1, 2, 3) == 3
+    assert client.lrange("list", 0, -1) == [b"3", b"2", b"1"]
+    assert client.lrange("list", -2, 5) == [b"2", b"1"]
+    assert client.lrange("nothing", 0, -1) == []
+    assert client.config_get("save") == {"save": ""}
+    assert client.command() == {}
+    assert client.info("server")["redis_version"] == "reqtable"
+
+
+def test_its_errors_are_redis_errors(client: Any) -> None:
+    client.set("word", "x")
+    client.lpush("list", 1)
+    for message, command in [
+        ("unknown command 'NOSUCH'", ("NOSUCH",)),
+        ("wrong number of arguments for 'get' command", ("GET",)),
+        ("not an integer", ("INCR", "word")),
+        ("wrong kind of value", ("GET", "list")),
+        ("wrong kind of value", ("LPUSH", "word", 1)),
+        ("syntax error", ("SET", "a", "b", "ZZ")),
+        ("wrong number of arguments for 'mset' command", ("MSET", "a", "b", "c")),
+    ]:
+        with pytest.raises(redis.ResponseError, match=message):
+            client.execute_command(*command)
+    assert client.ping()
+
+
+def test_keys_expire(monkeypatch: pytest.MonkeyPatch, clock: FakeClock) -> None:
+    monkeypatch.setattr(MiniRedis, "store", Store(clock))
+    with served(MiniRedis) as server:
+        with redis.Redis("127.0.0.1", server.server_address[1], protocol=2) as client:
+            client.set("soon", 1, ex=10)
+            client.set("later", 1)
+            assert (client.ttl("soon"), client.ttl("later"), client.ttl("nothing")) == (10, -1, -2)
+            assert (client.expire("later", 20), client.expire("nothing", 1)) == (True, False)
+            clock.jump(11)
+            assert (client.get("soon"), client.ttl("later")) == (None, 9)
+            client.connection_pool.disconnect()
+
+
+def test_client_list_reads_the_request_table_and_client_kill_ends_a_row(client: Any) -> None:
+    with redis.Redis("127.0.0.1", client.connection_pool.connection_kwargs["port"], protocol=2) as other:
+        other.ping()
+        rows = client.client_list()
+        assert len(rows) == 2
+        own = client.client_id()
+        [mine] = [row for row in rows if int(row["id"]) == own]
+        [victim] = [row for row in rows if int(row["id"]) != own]
+        assert (mine["state"], victim["state"]) == ("RUNNING", "READING")
+        assert client.client_kill(victim["addr"])
+        assert len(client.client_list()) == 1
+        assert other.ping()  # by a new connection
+        assert client.client_kill_filter(_id=other.client_id()) == 1
+        with pytest.raises(redis.ResponseError, match="No such client"):
+            client.client_kill("127.0.0.1:1")
+        other.connection_pool.disconnect()
+
+
+@pytest.mark.parametrize("split", ["whole", "byte by byte"])
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [
+        (b"PING\r\nPING hello\r\n", b"+PONG\r\n$5\r\nhello\r\n"),
+        (b"\r\n\nPING\n", b"+PONG\r\n"),
+        (b"*0\r\n*1\r\n$4\r\nping\r\n", b"+PONG\r\n"),
+        (b"*2\r\n$4\r\nECHO\r\n$0\r\n\r\n", b"$0\r\n\r\n"),
+        (b"QUIT\r\nPING\r\n", b"+OK\r\n"),
+        (b"*x\r\n", b"-ERR Protocol error: invalid multibulk length\r\n"),
+        (b"*1\r\n!4\r\n", b"-ERR Protocol error: invalid bulk length\r\n"),
+        (b"*1\r\n$99999999\r\n", b"-ERR Protocol error: invalid bulk length\r\n"),
+        (b"x" * 70_000, b"-ERR Protocol error: too big inline request\r\n"),
+    ],
+)
+@pytest.mark.usefixtures("fresh_store")
+def test_the_protocol(clock: FakeClock, given: bytes, answer: bytes, split: str) -> None:
+    world = World(clock, MiniRedis)
+    peer, _ = world.connect()
+    step = 70_000 if split == "whole" else max(1, len(given) // 700)
+    for start in range(0, len(given), step):
+        peer.send(given[start : start + step])
+        world.passes()
+    world.passes(2)
+    assert peer.recv(1000) == answer
+    world.close()
+
+
+# -- tftp ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "outside").write_bytes(b"secret")
+    monkeypatch.setattr(Tftp, "root", inside)
+    return inside
+
+
+@pytest.mark.parametrize("size", [0, 511, 512, 100_000])
+def test_curl_fetches_a_file(folder: Path, size: int) -> None:
+    (folder / "file").write_bytes(data := os.urandom(size))
+    with serving(UDPServer(("127.0.0.1", 0), Tftp)) as server:
+        url = f"tftp://127.0.0.1:{server.server_address[1]}/file"
+        assert run(program("curl"), "--silent", "--show-error", "--max-time", "15", url) == data
+        wait_until(server, lambda: len(server.table) == 0)
+
+
+def tftp_world(clock: FakeClock) -> Any:
+    from tests.test_datagram import Stepwise
+
+    return Stepwise(clock, Tftp)
+
+
+def test_a_lost_block_is_sent_again_and_a_duplicate_acknowledgement_is_not_answered(
+    folder: Path, clock: FakeClock
+) -> None:
+    data = bytes(range(256)) * 5
+    (folder / "file").write_bytes(data)
+    with tftp_world(clock) as world, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.setblocking(False)
+        peer.connect(world.server.server_address)
+        peer.send(b"\0\1file\0octet\0")
+        world.passes()
+        first = peer.recv(1000)
+        assert first == b"\0\3\0\1" + data[:512]
+        clock.jump(1)  # nothing is acknowledged
+        world.passes()
+        assert peer.recv(1000) == first
+        for _ in range(2):
+            peer.send(b"\0\4\0\1")
+        world.passes()
+        assert peer.recv(1000) == b"\0\3\0\2" + data[512:1024]
+        with pytest.raises(BlockingIOError):
+            peer.recv(1000)
+        peer.send(b"\0\4\0\2")
+        world.passes()
+        assert peer.recv(1000) == b"\0\3\0\3" + data[1024:]
+        for _ in range(Tftp.resends_max + 1):
+            assert len(world.server.table) == 1
+            clock.jump(1)
+            world.passes()
+        assert len(world.server.table) == 0  # it gave up
+
+
+@pytest.mark.parametrize(
+    ("packet", "error"),
+    [
+        (b"\0\1nothing\0octet\0", b"\0\5\0\1there is no such file\0"),
+        (b"\0\1../outside\0octet\0", b"\0\5\0\1there is no such file\0"),
+        (b"\0\1/etc/passwd\0octet\0", b"\0\5\0\1there is no such file\0"),
+        (b"\0\2file\0octet\0", b"\0\5\0\2this server is read-only\0"),
+        (b"\0\1file", b"\0\5\0\4a read request is a name and a mode\0"),
+        (b"\xff\xff", b"\0\5\0\4a transfer begins with a read request\0"),
+        (b"", b"\0\5\0\4a transfer begins with a read request\0"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_a_request_that_can_not_be_served(clock: FakeClock, packet: bytes, error: bytes) -> None:
+    with tftp_world(clock) as world, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.connect(world.server.server_address)
+        peer.send(packet)
+        world.passes()
+        assert peer.recv(1000) == error
+        assert len(world.server.table) == 0
+
+
+# -- timeserver ------------------------------------------------------------------------------------------------------
+
+
+def test_the_time_over_a_unix_datagram_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "time.sock")
+    with serving(UnixDatagramServer(path, Time)):
+        command = [program("socat"), "-t", "1", "-", f"unix-sendto:{path},bind={tmp_path}/asker.sock"]
+        before = int(time.time())
+        assert run(*command, given=b"%%Y is a year\n") == b"%Y is a year\n"
+        assert before <= int(run(*command, given=b"\n")) <= time.time() + 1

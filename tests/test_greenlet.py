@@ -1,0 +1,746 @@
+"""Policy `greenlet`: unmodified blocking handlers take turns on one thread, and their socket is to them a blocking one.
+
+What a call on the socket does is compared with the same call on a plain socket: under `inline` a handler has one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reqtable
+from reqtable import Engine, State
+from reqtable.dispatch.cooperative import CooperativeSocket
+from tests.conftest import WAIT_S, Client, FakeClock, serving, wait_until
+
+ANY = ("127.0.0.1", 0)
+BIG = bytes(range(256)) * 40_960  # 10 MiB: more than the kernel takes at once
+READING, WRITING = State.READING, State.WRITING
+
+
+class Server(reqtable.TCPServer):
+    """Keeps what was given to `handle_error`."""
+
+    dispatch = "greenlet"
+    request_queue_size = 1024
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.failures: list[BaseException | None] = []
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        self.failures.append(sys.exc_info()[1])
+
+    def wait_for(self, *states: State) -> None:
+        """Wait until the requests in the table are in these states."""
+        wait_until(self, lambda: [entry.state for entry in self.table] == [*states])
+
+
+class Echo(reqtable.StreamRequestHandler):
+    """Echo one line."""
+
+    def handle(self) -> None:
+        self.wfile.write(self.rfile.readline())
+
+
+def serve_until(server: Any, condition: Callable[[], bool]) -> None:
+    """Serve in this thread until `condition()` holds after a pass."""
+    server.service_actions = lambda: server.shutdown() if condition() else None
+    server.serve_forever()
+    del server.service_actions
+
+
+def perform(
+    operation: Callable[[Any], Any], script: Callable[[Client, Callable[..., None]], Any], dispatch: str = "greenlet"
+) -> tuple[Any, Any, Any]:
+    """What `operation` gives on a request's socket, or its error; what `script` gives; bytes in and out.
+
+    `script` is called with a client, and with what waits until the request is suspended in a state.
+    """
+    done: queue.Queue[Any] = queue.Queue()
+
+    class Handler(reqtable.BaseRequestHandler):
+        def handle(self) -> None:
+            assert isinstance(self.request, CooperativeSocket) == (dispatch == "greenlet")
+            try:
+                result = operation(self.request)
+            except Exception as error:
+                result = (type(error), str(error))
+            entry = next(iter(self.server.table))
+            done.put((result, (entry.bytes_in, entry.bytes_out)))
+
+    with serving(Server(ANY, Handler, dispatch=dispatch)) as server, Client(server.server_address) as client:
+
+        def suspended(*states: State) -> None:
+            if dispatch == "greenlet":
+                server.wait_for(*states)
+
+        told = script(client, suspended)
+        result, counts = done.get(timeout=WAIT_S)
+        assert server.failures == []
+    return result, told, counts
+
+
+# -- many on one thread -----------------------------------------------------------------------------------------------
+
+
+def test_two_hundred_trickling_clients_share_one_thread() -> None:
+    text = b"GET /\n"
+    begun, done, threads = [], [], set()
+
+    class Handler(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            begun.append(self)
+            line = self.rfile.readline()
+            threads.add(threading.get_ident())
+            done.append((len(begun), threading.active_count()))
+            self.wfile.write(line)
+
+    with serving(Server(ANY, Handler)) as server:
+        count = threading.active_count()
+        clients = [Client(server.server_address) for _ in range(200)]
+        for i in range(len(text)):
+            for client in clients:
+                client.send(text[i : i + 1])
+            if i == 2:
+                wait_until(server, lambda: sum(entry.bytes_in for entry in server.table) == 600)
+                assert (len(server.table), done) == (200, [])
+        for client in reversed(clients):
+            assert client.rest() == text
+            client.close()
+    assert done == [(200, count)] * 200
+    assert len(threads) == 1
+
+
+# -- the socket -------------------------------------------------------------------------------------------------------
+
+
+def into(method: str, size: int, *args: Any) -> Callable[[Any], Any]:
+    """A call of a method that fills a buffer, and what is in it then."""
+
+    def operation(own: Any) -> Any:
+        buffer = bytearray(size)
+        given = [buffer] if method == "recvmsg_into" else buffer
+        return getattr(own, method)(given, *args), bytes(buffer)
+
+    return operation
+
+
+READS: dict[str, Callable[[Any], Any]] = {
+    "recv": lambda own: own.recv(100),
+    "recv less": lambda own: (own.recv(2), own.recv(100)),
+    "recv with flags": lambda own: own.recv(100, socket.MSG_CMSG_CLOEXEC),
+    "recv_into": into("recv_into", 8),
+    "recv_into so many": lambda own: (into("recv_into", 8, 2)(own), into("recv_into", 8, 0, 0)(own)),
+    "recvfrom": lambda own: own.recvfrom(100),
+    "recvfrom with flags": lambda own: own.recvfrom(100, 0),
+    "recvfrom_into": into("recvfrom_into", 8),
+    "recvfrom_into so many": lambda own: (into("recvfrom_into", 8, 2)(own), into("recvfrom_into", 8, 3, 0)(own)),
+    "recvmsg": lambda own: own.recvmsg(100),
+    "recvmsg with room": lambda own: own.recvmsg(100, 100, 0),
+    "recvmsg_into": into("recvmsg_into", 8),
+    "recvmsg_into with room": into("recvmsg_into", 8, 100, 0),
+    "makefile rb": lambda own: own.makefile("rb").read(5),
+    "makefile raw": lambda own: own.makefile("rb", buffering=0).read(100),
+    "makefile r": lambda own: own.makefile("r", encoding="ascii", newline="").read(5),
+    "makefile rwb": lambda own: own.makefile("rwb").read1(),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_read_waits_as_a_blocking_one(name: str) -> None:
+    def script(client: Client, suspended: Callable[..., None]) -> None:
+        suspended(READING)
+        client.send(b"hello")
+
+    theirs, _, _ = perform(READS[name], script, "inline")
+    ours, _, counts = perform(READS[name], script)
+    assert ours == theirs
+    assert counts == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("operation", "sent", "result"),
+    [
+        (lambda own: (own.recv(2, socket.MSG_PEEK), own.recv(5)), [b"hello"], (b"he", b"hello")),
+        (lambda own: own.recv(5, socket.MSG_WAITALL), [b"he", b"llo"], b"hello"),
+        (into("recv_into", 5, 0, socket.MSG_WAITALL), [b"he", b"llo"], (5, b"hello")),
+        (
+            lambda own: own.recv(5, socket.MSG_DONTWAIT),
+            [],
+            (BlockingIOError, "[Errno 11] Resource temporarily unavailable"),
+        ),
+        (lambda own: (own.shutdown(socket.SHUT_RD), own.recv(5)), [], (None, b"")),
+        (lambda own: own.makefile("rb").readline(), [b"he", b"l", b"lo\n"], b"hello\n"),
+    ],
+    ids=["MSG_PEEK", "MSG_WAITALL", "MSG_WAITALL into", "MSG_DONTWAIT", "SHUT_RD", "line in pieces"],
+)
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
+def test_flags_mean_what_they_mean(
+    dispatch: str, operation: Callable[[Any], Any], sent: list[bytes], result: Any
+) -> None:
+    def script(client: Client, suspended: Callable[..., None]) -> None:
+        for data in sent:
+            suspended(READING)
+            client.send(data)
+        client.end()
+        assert client.rest() == b""
+
+    # A client that has ended ends a wait that there should not be.
+    assert perform(operation, script, dispatch)[0] == result
+
+
+def repeated(call: Callable[[Any, memoryview], int]) -> Callable[[Any], int]:
+    """Send BIG by a call that may take less than it is given; what is sent in all."""
+
+    def operation(own: Any) -> int:
+        view = memoryview(BIG)
+        while view:
+            sent = call(own, view)
+            assert sent > 0
+            view = view[sent:]
+        return len(BIG)
+
+    return operation
+
+
+def through_file(mode: str, buffering: int | None) -> Callable[[Any], Any]:
+    def operation(own: Any) -> Any:
+        with own.makefile(mode, buffering=buffering) as file:
+            return file.write(BIG) if buffering != 0 else repeated(lambda _, view: file.write(view))(own)
+
+    return operation
+
+
+WRITES: dict[str, Callable[[Any], Any]] = {
+    "send": repeated(lambda own, view: own.send(view)),
+    "send with flags": repeated(lambda own, view: own.send(view, socket.MSG_NOSIGNAL)),
+    "sendall": lambda own: own.sendall(BIG),
+    "sendall of numbers": lambda own: own.sendall(array("I", BIG), socket.MSG_NOSIGNAL),
+    "sendto": repeated(lambda own, view: own.sendto(view, own.getpeername())),
+    "sendto with flags": repeated(lambda own, view: own.sendto(view, socket.MSG_NOSIGNAL, own.getpeername())),
+    "sendmsg": repeated(lambda own, view: own.sendmsg([view[:1], view[1:]])),
+    "makefile wb": through_file("wb", None),
+    "makefile raw": through_file("wb", 0),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_waits_for_a_slow_reader(name: str) -> None:
+    def script(client: Client, suspended: Callable[..., None]) -> bytes:
+        suspended(WRITING)
+        with client.socket.makefile("rb") as file:
+            start = file.read(100_000)
+            suspended(WRITING)
+            return start + file.read()
+
+    theirs, expected, _ = perform(WRITES[name], script, "inline")
+    ours, received, counts = perform(WRITES[name], script)
+    assert ours == theirs
+    assert received == expected == BIG
+    assert counts == (0, len(BIG))
+
+
+@pytest.mark.parametrize(("offset", "count"), [(0, None), (1000, None), (1000, 9_000_000), (0, 2 * len(BIG))])
+def test_sendfile(tmp_path: Path, offset: int, count: int | None) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(BIG)
+
+    def send(own: Any) -> Any:
+        with path.open("rb") as file:
+            return own.sendfile(file, offset, count), file.tell()
+
+    def script(client: Client, suspended: Callable[..., None]) -> bytes:
+        suspended(WRITING)
+        with client.socket.makefile("rb") as file:
+            return file.read()
+
+    expected = BIG[offset:][:count]
+    assert perform(send, script) == ((len(expected), offset + len(expected)), expected, (0, len(expected)))
+    assert perform(send, script, "inline")[:2] == ((len(expected), offset + len(expected)), expected)
+
+
+def silent(client: Client, suspended: Callable[..., None]) -> None:
+    """A client that neither sends nor reads."""
+
+
+def timeouts(own: Any) -> list[Any]:
+    """The timeout after each way to set it."""
+    seen: list[Any] = []
+
+    def look() -> None:
+        seen.append((own.gettimeout(), own.timeout, own.getblocking()))
+
+    look()
+    for value in (5, 0.25, 0, None):
+        own.settimeout(value)
+        look()
+    for flag in (False, True, 0, 1):
+        own.setblocking(flag)
+        look()
+    for bad in (-1, "soon"):
+        with pytest.raises((ValueError, TypeError)) as raised:
+            own.settimeout(bad)
+        seen.append(raised.type)
+    with pytest.raises(AttributeError):
+        own.timeout = 5
+    look()
+    return seen
+
+
+def names(own: Any) -> list[Any]:
+    return [own.family, own.type, own.proto, own.getsockname()[0], own.getpeername()[0], own.get_inheritable()]
+
+
+def too_long(own: Any) -> list[Any]:
+    """What is raised after a timeout; the socket is still of use then."""
+    seen: list[Any] = []
+    own.settimeout(0.02)
+    file = own.makefile("rb")
+    for call in (lambda: own.recv(1), file.readline, file.readline, lambda: own.sendall(BIG)):
+        with pytest.raises(OSError, match=r".") as raised:
+            call()
+        seen.append((raised.type, str(raised.value)))
+    own.settimeout(None)
+    own.shutdown(socket.SHUT_RD)
+    return [*seen, own.recv(1)]
+
+
+def not_now(own: Any) -> list[Any]:
+    """With a timeout of 0, what can't be done at once is not done."""
+    own.setblocking(False)
+    for call in (lambda: own.recv(1), lambda: own.recv_into(bytearray(1)), lambda: own.recvfrom(1)):
+        with pytest.raises(BlockingIOError):
+            call()
+    with pytest.raises(BlockingIOError):
+        own.sendall(BIG)
+    with pytest.raises(BlockingIOError):
+        own.send(BIG)
+    with pytest.raises(ValueError, match="non-blocking"), open(__file__, "rb") as file:
+        own.sendfile(file)
+    return [own.makefile("rb", 0).read(1)]
+
+
+@pytest.mark.parametrize("operation", [timeouts, names, too_long, not_now])
+def test_it_is_as_a_plain_socket(operation: Callable[[Any], Any]) -> None:
+    ours, theirs = (perform(operation, silent, dispatch)[0] for dispatch in ("greenlet", "inline"))
+    assert ours == theirs
+    if operation is too_long:
+        stopped = (OSError, "cannot read from timed out object")
+        assert theirs == [
+            (TimeoutError, "timed out"),
+            (TimeoutError, "timed out"),
+            stopped,
+            (TimeoutError, "timed out"),
+            b"",
+        ]
+
+
+def test_timeout_is_what_get_request_set() -> None:
+    class Timing(Server):
+        def get_request(self) -> Any:
+            request, address = super().get_request()
+            request.settimeout(0.02)
+            return request, address
+
+    with serving(Timing(ANY, Echo)) as server, Client(server.server_address) as client:
+        assert client.rest() == b""
+        assert [str(failure) for failure in server.failures] == ["timed out"]
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["both open", "original closed"])
+def test_duplicate(gone: bool) -> None:
+    """It has the timeout, it waits as the original, and it goes on when that is closed."""
+
+    def operation(own: Any) -> Any:
+        own.settimeout(WAIT_S)
+        with own.dup() as copy:
+            assert copy.fileno() != own.fileno()
+            assert copy.gettimeout() == WAIT_S
+            copy.settimeout(None)
+            assert own.gettimeout() == WAIT_S
+            assert not os.get_blocking(own.fileno())
+            first = own.recv(100)
+            if gone:
+                own.close()
+            second = copy.recv(100)
+            copy.sendall(BIG)
+        return first, second, own.fileno() == -1 or own.recv(100)
+
+    def script(client: Client, suspended: Callable[..., None]) -> bytes:
+        for text in (b"one", b"two"):
+            suspended(READING)
+            client.send(text)
+        suspended(WRITING)
+        answer = client.receive(len(BIG))
+        client.send(b"three")
+        return answer
+
+    result, received, _ = perform(operation, script)
+    assert result == (b"one", b"two", gone or b"three")
+    assert received == BIG
+
+
+def test_detached_descriptor_is_blocking_and_its_takers() -> None:
+    taken = []
+
+    def operation(own: Any) -> Any:
+        own.recv(100)
+        number = own.fileno()
+        with pytest.raises(OSError, match=r"."):
+            taken.append(socket.socket(fileno=own.detach()))
+            own.recv(100)
+        return own.fileno(), taken[0].fileno() == number, os.get_blocking(number), taken[0].gettimeout()
+
+    def script(client: Client, suspended: Callable[..., None]) -> Any:
+        suspended(READING)
+        client.send(b"hello")
+        suspended()
+        with taken[0]:
+            taken[0].sendall(b"from its taker")
+        return client.rest()
+
+    assert perform(operation, script)[:2] == ((-1, True, True, None), b"from its taker")
+
+
+def test_shutdown_of_one_side() -> None:
+    """The client sees the end, and is still read from."""
+
+    def operation(own: Any) -> Any:
+        own.sendall(b"over")
+        own.shutdown(socket.SHUT_WR)
+        with pytest.raises(BrokenPipeError):
+            own.sendall(b"more")
+        return own.recv(100)
+
+    def script(client: Client, suspended: Callable[..., None]) -> Any:
+        answer = client.rest()
+        suspended(READING)
+        client.send(b"and out")
+        return answer
+
+    assert perform(operation, script)[:2] == (b"and out", b"over")
+
+
+# -- timeouts, by the clock -------------------------------------------------------------------------------------------
+
+
+def pass_by_pass(clock: FakeClock, operation: Callable[[Any], Any]) -> tuple[Server, list[Any]]:
+    """A server on a clock set by hand, whose passes the test makes; what `operation` gave is in the list."""
+    given: list[Any] = []
+
+    class Handler(reqtable.BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                given.append(operation(self.request))
+            except Exception as error:
+                given.append((type(error), str(error)))
+
+    server = Server(ANY, Handler)
+    Engine(clock=clock).add(server).open()
+    server.engine.listen(server)
+    return server, given
+
+
+def test_timeout_of_a_read_is_that_of_each_call(clock: FakeClock) -> None:
+    def read(own: Any) -> Any:
+        own.settimeout(30)
+        assert own.recv(1) == b"x"
+        return own.recv(1)
+
+    server, given = pass_by_pass(clock, read)
+    with server, Client(server.server_address) as client:
+        server.engine.run_once(0)
+        clock.jump(29)
+        server.engine.run_once(0)
+        client.send(b"x")
+        server.engine.run_once(0)
+        clock.jump(29)
+        server.engine.run_once(0)
+        assert (given, len(server.table)) == ([], 1)
+        clock.jump(1)
+        server.engine.run_once(0)
+        assert given == [(TimeoutError, "timed out")]
+
+
+def test_timeout_of_sendall_is_that_of_all_of_it(clock: FakeClock) -> None:
+    """As the documentation of `socket` has it: a client that takes a little now and then does not put it off."""
+
+    def write(own: Any) -> Any:
+        own.settimeout(10)
+        return own.sendall(BIG)
+
+    server, given = pass_by_pass(clock, write)
+    with server, Client(server.server_address) as client:
+        server.engine.run_once(0)
+        (entry,) = server.table
+        sent = entry.bytes_out
+        clock.jump(6)
+        server.engine.run_once(0)
+        taken = 0
+        while entry.bytes_out == sent:
+            taken += len(client.socket.recv(1_000_000))
+            server.engine.run_once(0)
+        assert given == []
+        clock.jump(6)
+        server.engine.run_once(0)
+        assert given == [(TimeoutError, "timed out")]
+
+
+# -- other threads ----------------------------------------------------------------------------------------------------
+
+
+def test_another_thread_may_use_the_socket() -> None:
+    """There it blocks by itself, with the same timeouts."""
+
+    def operation(own: Any) -> Any:
+        done: queue.Queue[Any] = queue.Queue()
+
+        def use() -> None:
+            own.settimeout(0.02)
+            try:
+                own.recv(1)
+            except TimeoutError as error:
+                done.put(str(error))
+            own.settimeout(WAIT_S)
+            own.sendall(b"go on\n")
+            done.put(own.recv(100))
+            own.sendall(BIG)
+            own.settimeout(0)
+            try:
+                own.recv(1)
+            except BlockingIOError:
+                done.put("not now")
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+        return [done.get_nowait() for _ in range(3)]
+
+    def script(client: Client, suspended: Callable[..., None]) -> Any:
+        assert client.line() == b"go on\n"
+        client.send(b"hello")
+        return client.receive(len(BIG))
+
+    result, received, _ = perform(operation, script)
+    assert result == ["timed out", b"hello", "not now"]
+    assert received == BIG
+
+
+def test_another_thread_writes_while_the_handler_waits_to_read() -> None:
+    go, threads = threading.Event(), []
+
+    def operation(own: Any) -> Any:
+        threads.append(threading.Thread(target=lambda: go.wait(WAIT_S) and own.sendall(BIG)))
+        threads[0].start()
+        return own.recv(100)
+
+    def script(client: Client, suspended: Callable[..., None]) -> Any:
+        suspended(READING)
+        go.set()
+        received = client.receive(len(BIG))
+        threads[0].join(WAIT_S)
+        suspended(READING)
+        client.send(b"thanks")
+        return received
+
+    assert perform(operation, script)[:2] == (b"thanks", BIG)
+
+
+def test_a_suspended_request_does_not_move_to_another_thread() -> None:
+    """A greenlet can't. It is reported, its client sees the end, its descriptors are freed; the others are served."""
+    server = Server(ANY, Echo)
+    with server, Client(server.server_address) as client:
+        thread = threading.Thread(target=serve_until, args=(server, lambda: len(server.table) == 1))
+        thread.start()
+        thread.join(WAIT_S)
+        client.send(b"hello\n")
+        with Client(server.server_address) as other:
+            other.send(b"hello\n")
+            serve_until(server, lambda: not len(server.table))
+            assert other.rest() == b"hello\n"
+        assert client.rest() == b""
+        assert len(server.failures) == 1
+
+
+# -- requests that end early ------------------------------------------------------------------------------------------
+
+
+class Careful(reqtable.StreamRequestHandler):
+    """Writes down how it ends; `b"end ..."` ends another request, or the server."""
+
+    def handle(self) -> None:
+        try:
+            text = self.rfile.readline()
+            self.server.ends[text]()
+        except BaseException as error:
+            self.server.log.append(type(error).__name__)
+            raise
+        finally:
+            self.server.log.append("finally")
+
+    def finish(self) -> None:
+        self.server.log.append("finish")
+        super().finish()
+
+
+UNWOUND = ["GreenletExit", "finally", "finish"]
+
+
+@pytest.mark.parametrize("act", ["cancel", "server_close"])
+@pytest.mark.parametrize("where", ["another thread", "another request", "itself", "not serving"])
+def test_a_suspended_request_that_is_ended_is_unwound(act: str, where: str) -> None:
+    """Its `finally`s run, its client sees the end, and it is no error."""
+    server = Server(ANY, Careful)
+    server.log = []
+    end = {"cancel": lambda: server.table.cancel(1), "server_close": server.server_close}[act]
+    server.ends = {b"end\n": end}
+    with Client(server.server_address) as client:
+        if where == "not serving":
+            serve_until(server, lambda: len(server.table) == 1)
+            end()
+            assert client.rest() == b""
+            assert (len(server.table), server.log) == (0, UNWOUND)
+            server.server_close()
+        else:
+            with serving(server):
+                server.wait_for(READING)
+                if where == "another thread":
+                    end()
+                elif where == "itself":
+                    client.send(b"end\n")
+                else:
+                    with Client(server.server_address) as other:
+                        other.send(b"end\n")
+                        other.rest()
+                assert client.rest() == b""
+            wanted = ["finally", "finish"] if where == "itself" else UNWOUND
+            others = ["finally", "finish"] if where == "another request" else []
+            assert sorted(server.log) == sorted(wanted + others)
+            assert len(server.table) == 0
+    assert server.failures == []
+
+
+def test_closing_after_the_serving_thread_has_ended() -> None:
+    """What that thread left suspended ends too, and holds no descriptor (the fixture counts)."""
+    with serving(Server(ANY, Echo)) as server:
+        client = Client(server.server_address).send(b"hel")
+        wait_until(server, lambda: [entry.bytes_in for entry in server.table] == [3])
+    assert client.rest() == b""
+    client.close()
+    assert (len(server.table), server.failures) == (0, [])
+
+
+@pytest.mark.parametrize("manner", ["reads on", "writes a lot", "raises"])
+def test_a_handler_that_resists_its_end_does_not_hold_up_the_others(manner: str) -> None:
+    class Resisting(Echo):
+        def handle(self) -> None:
+            try:
+                super().handle()
+            except BaseException:
+                if manner == "reads on":
+                    for _ in range(5):
+                        try:
+                            self.request.recv(1)
+                        except BaseException:
+                            server.log.append(manner)
+                elif manner == "writes a lot":
+                    self.wfile.write(BIG)
+                else:
+                    raise KeyError(manner) from None
+
+    server = Server(ANY, Resisting)
+    server.log = []
+    with serving(server), Client(server.server_address) as client, Client(server.server_address) as other:
+        server.wait_for(READING, READING)
+        assert server.table.cancel(min(entry.id for entry in server.table if entry.peer == client.socket.getsockname()))
+        server.wait_for(READING)
+        assert other.send(b"hello\n").rest() == b"hello\n"
+        assert BIG.startswith(client.rest())
+    assert server.log == (["reads on"] * 5 if manner == "reads on" else [])
+    assert [type(failure) for failure in server.failures] == ([KeyError] if manner == "raises" else [])
+
+
+def test_a_descriptors_number_may_be_another_requests_at_once() -> None:
+    """A handler closes its socket itself; in the same pass a new connection gets the number, and waits on it."""
+    seen = []
+
+    class Handler(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            number = self.request.fileno()
+            text = self.rfile.readline()
+            seen.append((text, number))
+            if text == b"close\n":
+                self.rfile.close()
+                self.request.close()
+            else:
+                self.wfile.write(text)
+
+    with Server(ANY, Handler) as server, Client(server.server_address) as first:
+        serve_until(server, lambda: len(server.table) == 1)
+        second = Client(server.server_address)
+        first.send(b"close\n")
+        second.send(b"hel")
+        serve_until(server, lambda: [entry.bytes_in for entry in server.table] == [3])
+        second.send(b"lo\n")
+        serve_until(server, lambda: not len(server.table))
+        assert (first.rest(), second.rest()) == (b"", b"hello\n")
+        second.close()
+        assert server.failures == []
+    assert [text for text, _ in seen] == [b"close\n", b"hello\n"]
+    assert seen[0][1] == seen[1][1]
+
+
+# -- errors after a wait ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), ConnectionAbortedError("gone")])
+def test_an_error_after_a_wait_is_reported_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """With the traceback of a bug, and without one for a peer's doing; what was sent before still arrives."""
+
+    class Failing(Echo):
+        def handle(self) -> None:
+            super().handle()
+            raise error
+
+    caplog.set_level(logging.INFO, "reqtable")
+    with serving(reqtable.TCPServer(ANY, Failing, dispatch="greenlet")) as server:
+        with Client(server.server_address) as client:
+            wait_until(server, lambda: [entry.state for entry in server.table] == [READING])
+            assert client.send(b"hello\n").rest() == b"hello\n"
+    (record,) = caplog.records
+    is_bug = isinstance(error, KeyError)
+    assert record.levelno == (logging.ERROR if is_bug else logging.INFO)
+    assert bool(record.exc_info) == is_bug
+    assert ("in handle" in caplog.text) == is_bug
+
+
+@pytest.mark.parametrize("state", [READING, WRITING], ids=lambda state: state.name)
+def test_a_reset_while_suspended_is_the_handlers_error(state: State) -> None:
+    class Handler(Echo):
+        def handle(self) -> None:
+            super().handle()
+            self.wfile.write(BIG if state is WRITING else b"go on\n")
+            self.rfile.readline()
+
+    with serving(Server(ANY, Handler)) as server, Client(server.server_address) as other:
+        server.wait_for(READING)
+        client = Client(server.server_address).send(b"hello\n")
+        assert client.line() == b"hello\n"
+        server.wait_for(READING, state)
+        client.reset()
+        server.wait_for(READING)
+        assert [isinstance(failure, ConnectionError) for failure in server.failures] == [True]
+        assert other.ask(b"hello\n") == b"hello\n"
+        other.end()
+        assert other.rest().endswith(BIG if state is WRITING else b"go on\n")

@@ -1,0 +1,77 @@
+"""5,000 clients at once, each in the middle of a request, on one thread."""
+
+from __future__ import annotations
+
+import random
+import resource
+import selectors
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+import reqtable
+from reqtable import StateRequestHandler, line, state
+from tests.conftest import serving, wait_until
+
+CLIENTS = 5000
+
+
+class Reverse(StateRequestHandler):
+    @state(line(limit=64), timeout=120)
+    def ask(self, text: bytes) -> Any:
+        self.send(text.strip()[::-1] + b"\n")
+        return self.ask
+
+
+@pytest.fixture
+def enough_descriptors() -> Any:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * CLIENTS + 200
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        pytest.skip(f"{needed} descriptors are needed; this machine allows {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("enough_descriptors")
+def test_5000_clients_in_mid_request_are_all_answered_on_one_thread() -> None:
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    threads = threading.active_count()
+    with serving(reqtable.TableTCPServer(("127.0.0.1", 0), Reverse)) as server:
+        clients = []
+        for number in range(CLIENTS):
+            client = socket.create_connection(server.server_address)
+            client.settimeout(20)
+            clients.append((client, b"%05d-request" % number))
+        wait_until(server, lambda: len(server.table) == CLIENTS)
+        # A byte each, round after round, in another order each time.
+        for position in range(len(clients[0][1])):
+            rng.shuffle(clients)
+            for client, request in clients:
+                client.send(request[position : position + 1])
+        total = CLIENTS * len(clients[0][1])
+        wait_until(server, lambda: sum(row["bytes_in"] for row in server.table.snapshot()) == total)
+        assert len(server.table) == CLIENTS
+        assert {row["state"] for row in server.table.snapshot()} == {"READING"}
+        assert threading.active_count() == threads + 1  # the server's own loop
+        rng.shuffle(clients)
+        with selectors.DefaultSelector() as waiting:
+            for client, request in clients:
+                client.send(b"\n")
+                waiting.register(client, selectors.EVENT_READ, request)
+            answered = 0
+            while answered < CLIENTS:
+                ready = waiting.select(20)
+                assert ready, f"{CLIENTS - answered} clients were not answered"
+                for key, _ in ready:
+                    assert key.fileobj.recv(100) == key.data[::-1] + b"\n"
+                    waiting.unregister(key.fileobj)
+                    answered += 1
+        for client, _ in clients:
+            client.close()
+        wait_until(server, lambda: len(server.table) == 0)

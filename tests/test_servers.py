@@ -1,0 +1,768 @@
+"""The server classes: the hooks and their order, one request, serving, stopping, draining, several servers in one loop.
+
+Where the standard library's `socketserver` can run the same program, it does, in the same test. Most tests serve in
+their own thread, with the clients' bytes in the kernel before the loop looks: nothing depends on who is faster.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import inspect
+import os
+import select
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import reqtable
+from reqtable import ConfigurationError, Engine
+from tests.conftest import WAIT_S, Client, serving, wait_until
+
+AT_ONCE_S = 1.0
+ANY = ("127.0.0.1", 0)
+both = pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
+# what runs a program: the standard library, or reqtable under a policy
+everywhere = pytest.mark.parametrize(
+    ("lib", "options"),
+    [
+        pytest.param(socketserver, {}, id="socketserver"),
+        pytest.param(reqtable, {"dispatch": "inline"}, id="inline"),
+        pytest.param(reqtable, {"dispatch": "greenlet"}, id="greenlet"),
+    ],
+)
+
+
+class Lines(reqtable.StreamRequestHandler):
+    """Echo lines in upper case; the server's `commands` name what some of them do besides."""
+
+    def handle(self) -> None:
+        for text in self.rfile:
+            getattr(self.server, "commands", {}).get(text, bool)()
+            self.wfile.write(text.upper())
+
+
+class OneLine(reqtable.StreamRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(self.rfile.readline().upper())
+
+
+class Length(reqtable.DatagramRequestHandler):
+    """Answer how long the datagram was; write nothing for an empty one."""
+
+    def handle(self) -> None:
+        if self.packet:
+            self.wfile.write(b"%d" % len(self.rfile.read()))
+
+
+def serve_until(server: Any, condition: Callable[[], bool]) -> None:
+    """Serve in this thread until `condition()` holds after a pass."""
+    server.service_actions = lambda: server.shutdown() if condition() else None
+    server.serve_forever()
+    del server.service_actions
+
+
+def has_read(server: Any, *counts: int) -> Callable[[], bool]:
+    """Whether the requests in the table have read exactly so many bytes each."""
+    return lambda: sorted(entry.bytes_in for entry in server.table) == sorted(counts)
+
+
+def is_answered(client: Client) -> bool:
+    """Whether anything, be it an end of file, has come for `client`."""
+    return bool(select.select([client.socket], [], [], 0)[0])
+
+
+def started(target: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=target)
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def unix_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A path that is short enough for a Unix socket."""
+    monkeypatch.chdir(tmp_path)
+    return "s"
+
+
+# -- the hooks --------------------------------------------------------------------------------------------------------
+
+BUG = ValueError("a bug")
+TAKEN = ["_handle_request_noblock", "get_request", "verify_request"]
+BEGUN = [*TAKEN, "process_request", "finish_request"]
+HANDLED = [*BEGUN, "setup", "handle", "finish"]
+ENDED = ["shutdown_request", "close_request"]
+FAILED = ["handle_error", *ENDED]
+
+# the case: what hooks raise or return, which hooks are called, and what propagates
+CASES: dict[str, tuple[dict[str, Any], list[str], type[BaseException] | None]] = {
+    "success": ({}, [*HANDLED, *ENDED], None),
+    "handle raises": ({"handle": BUG}, [*HANDLED, *FAILED], None),
+    "handle exits": ({"handle": SystemExit()}, [*HANDLED, *ENDED], SystemExit),
+    "handle is interrupted": ({"handle": KeyboardInterrupt()}, [*HANDLED, *ENDED], KeyboardInterrupt),
+    "handle and finish raise": ({"handle": KeyError(), "finish": BUG}, [*HANDLED, *FAILED], None),
+    "handle_error raises": ({"handle": KeyError(), "handle_error": BUG}, [*HANDLED, *FAILED], ValueError),
+    "handle_error exits": ({"handle": BUG, "handle_error": SystemExit()}, [*HANDLED, *FAILED], SystemExit),
+    "setup raises": ({"setup": BUG}, [*BEGUN, "setup", *FAILED], None),
+    "setup exits": ({"setup": SystemExit()}, [*BEGUN, "setup", *ENDED], SystemExit),
+    "finish_request raises": ({"finish_request": BUG}, [*BEGUN, *FAILED], None),
+    "process_request raises": ({"process_request": BUG}, [*BEGUN[:-1], *FAILED], None),
+    "process_request exits": ({"process_request": SystemExit()}, [*BEGUN[:-1], *ENDED], SystemExit),
+    "verify_request says no": ({"verify_request": False}, [*TAKEN, *ENDED], None),
+    "verify_request raises": ({"verify_request": BUG}, TAKEN, ValueError),
+    "get_request has none": ({"get_request": OSError()}, TAKEN[:-1], None),
+    "get_request raises": ({"get_request": BUG}, TAKEN[:-1], ValueError),
+}
+
+
+class Program:
+    """A server whose hooks write down that they are called; `run` serves one client with one `handle_request()`."""
+
+    def __init__(self, case: str) -> None:
+        self.faults, self.expected, _ = CASES[case]
+        self.hooks: list[str] = []
+        self.reported: list[type[BaseException] | None] = []
+        self.raised: type[BaseException] | None = None
+        self.answer: bytes | None = None
+        self.left = 0
+
+    def run(self, lib: ModuleType, late: bool = False, **options: Any) -> Program:
+        accepted: list[socket.socket] = []
+        server = self._server(lib, accepted)(ANY, self._handler(lib), **options)
+        with server, Client(server.server_address) as client:
+            unsent = [b"hello\n"] if "setup" in self.expected else []
+
+            def send() -> None:
+                while unsent:
+                    client.send(unsent.pop()).end()
+
+            if late:
+                server.service_actions = send  # by then the request has begun, and waits
+            else:
+                send()
+            try:
+                server.handle_request()
+            except BaseException as error:
+                self.raised = type(error)
+            if lib is reqtable:
+                self.left = sum(entry.state is not reqtable.State.LINGERING for entry in server.table)
+                self.answer = client.rest() if "shutdown_request" in self.hooks else None
+            for each in accepted:
+                each.close()  # there are cases in which no hook is to
+        return self
+
+    def _hook(self, base: type, name: str) -> Callable[..., Any]:
+        def hook(this: Any, *args: Any) -> Any:
+            self.hooks.append(name)
+            fault = self.faults.get(name)
+            result = getattr(base, name)(this, *args) if fault is None or name in ("handle", "finish") else fault
+            if isinstance(fault, BaseException):
+                raise fault
+            return result
+
+        return hook
+
+    def _server(self, lib: ModuleType, accepted: list[socket.socket]) -> Any:
+        program = self
+
+        class Base(lib.TCPServer):  # type: ignore[name-defined,misc]
+            def get_request(self) -> Any:
+                request, address = super().get_request()
+                accepted.append(request)
+                return request, address
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                program.reported.append(sys.exc_info()[0])
+                request.sendall(b"sorry\n")
+
+        names = [*BEGUN, *FAILED]
+        return type("Server", (Base,), {name: self._hook(Base, name) for name in names})
+
+    def _handler(self, lib: ModuleType) -> Any:
+        class Base(lib.StreamRequestHandler):  # type: ignore[name-defined,misc]
+            def handle(self) -> None:
+                self.wfile.write(self.rfile.readline().upper())
+
+        return type("Handler", (Base,), {name: self._hook(Base, name) for name in ("setup", "handle", "finish")})
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        pytest.param(case, options, id=f"{case}-{'-'.join(map(str, options.values()))}")
+        for case in CASES
+        for options in ({"dispatch": "inline"}, {"dispatch": "greenlet"}, {"dispatch": "greenlet", "late": True})
+        if "late" not in options or "handle" in CASES[case][1]
+    ],
+)
+def test_hooks_are_called_as_by_socketserver(case: str, options: dict[str, Any]) -> None:
+    faults, hooks, raised = CASES[case]
+    ours = Program(case).run(reqtable, **options)
+    assert (ours.hooks, ours.raised, ours.left) == (hooks, raised, 0)
+
+    theirs = Program(case).run(socketserver)
+    # the one difference: there the request is left to the garbage collector
+    assert theirs.hooks == (hooks[:-2] if "handle_error" in faults else hooks)
+    assert (theirs.reported, theirs.raised) == (ours.reported, raised)
+
+    if "shutdown_request" in hooks:
+        answer = b"HELLO\n" if "handle" in hooks else b""
+        apology = b"sorry\n" if "handle_error" in hooks and "handle_error" not in faults else b""
+        assert ours.answer == answer + apology
+
+
+@both
+def test_what_propagates_ends_serve_forever_and_no_request_but_its_own(dispatch: str) -> None:
+    """The others are served when it serves again, and `shutdown` does not wait for what has ended."""
+
+    class Exits(OneLine):
+        def handle(self) -> None:
+            super().handle()
+            raise SystemExit(3)
+
+    with reqtable.TCPServer(ANY, Exits, dispatch=dispatch) as server, Client(server.server_address) as first:
+        second = Client(server.server_address)
+        for client in (first, second):
+            client.send(b"hello\n").end()
+        for client in (first, second):
+            with pytest.raises(SystemExit):
+                server.serve_forever()
+            assert client.rest() == b"HELLO\n"
+            assert len(server.table) == 0
+        server.shutdown()
+        second.close()
+
+
+@both
+def test_an_oserror_of_get_request_does_not_end_serving(dispatch: str) -> None:
+    class Refusing(reqtable.TCPServer):
+        refusals = 3
+
+        def get_request(self) -> Any:
+            request, address = super().get_request()
+            if self.refusals:
+                self.refusals -= 1
+                request.close()
+                raise OSError("not this one")
+            return request, address
+
+    with serving(Refusing(ANY, OneLine, dispatch=dispatch)) as server:
+        for _ in range(Refusing.refusals):
+            with Client(server.server_address) as refused:
+                assert refused.rest() == b""
+        with Client(server.server_address) as client:
+            assert client.ask(b"hello\n") == b"HELLO\n"
+
+
+# -- the surface ------------------------------------------------------------------------------------------------------
+
+SERVERS = ["BaseServer", "TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer"]
+HANDLERS = ["BaseRequestHandler", "StreamRequestHandler", "DatagramRequestHandler"]
+
+
+def takes_what(ours: Any, theirs: Any) -> bool:
+    """Whether whatever `theirs` can be called with, `ours` can, with the same meaning."""
+    mine = list(inspect.signature(ours).parameters.values())
+    wanted = list(inspect.signature(theirs).parameters.values())
+    same = [(p.name, p.kind, p.default) for p in mine[: len(wanted)]] == [(p.name, p.kind, p.default) for p in wanted]
+    return same and all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in mine[len(wanted) :])
+
+
+@pytest.mark.parametrize("name", SERVERS + HANDLERS)
+def test_class_has_what_socketserver_has(name: str) -> None:
+    ours, theirs = getattr(reqtable, name), getattr(socketserver, name)
+    bases = [base.__name__ for base in ours.__mro__]
+    assert [base for base in bases if hasattr(socketserver, base)] == [base.__name__ for base in theirs.__mro__[:-1]]
+    for attribute, value in inspect.getmembers(theirs):
+        if attribute.startswith("__") and attribute not in ("__init__", "__enter__", "__exit__"):
+            continue
+        if callable(value):
+            assert takes_what(getattr(ours, attribute), value), attribute
+        else:
+            assert getattr(ours, attribute) == value, attribute
+    if name in SERVERS:
+        bound = {"bind_and_activate": False} if name != "BaseServer" else {}
+        their, our = theirs(ANY, Length, **bound), ours(ANY, Length, **bound)
+        for server in (their, our):
+            assert (server.server_address, server.RequestHandlerClass) == (ANY, Length)
+            server.server_close()
+        assert {*vars(their)} <= {*vars(our)}
+
+
+# -- sockets ----------------------------------------------------------------------------------------------------------
+
+
+@everywhere
+def test_closing_and_binding(lib: ModuleType, options: dict[str, str]) -> None:
+    """Bound by hand; the context manager closes; a closed server has no descriptor and serves nothing."""
+
+    class Reusing(lib.TCPServer):  # type: ignore[name-defined,misc]
+        allow_reuse_address = True
+        allow_reuse_port = True
+
+    for cls, reuses in ((lib.TCPServer, 0), (Reusing, 1)):  # the second one has served when it is closed
+        with cls(ANY, OneLine, bind_and_activate=False, **options) as server:
+            assert server.socket.getsockname()[1] == 0
+            assert server.fileno() == server.socket.fileno() > 0
+            server.server_bind()
+            assert server.server_address == server.socket.getsockname() != ANY
+            assert server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
+            server.server_activate()
+            assert server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                assert server.socket.getsockopt(socket.SOL_SOCKET, option) == reuses
+            if reuses:
+                server.timeout = 0
+                server.handle_request()
+        assert server.fileno() == -1
+        with pytest.raises(ValueError, match=r"."):
+            server.handle_request()
+        server._BaseServer__shutdown_request = True  # were it to serve, it would end at once
+        with pytest.raises(ValueError, match=r"."):
+            server.serve_forever()
+        server.server_close()
+
+
+@everywhere
+@pytest.mark.parametrize("fails", ["server_bind", "server_activate"])
+def test_constructor_that_fails_closes_what_it_opened(lib: ModuleType, options: dict[str, str], fails: str) -> None:
+    made = []
+
+    def fail(self: Any) -> None:
+        made.append(self)
+        raise KeyboardInterrupt
+
+    failing = type("Failing", (lib.TCPServer,), {fails: fail})
+    with pytest.raises(KeyboardInterrupt):
+        failing(ANY, OneLine, **options)
+    assert made[0].fileno() == -1
+    with lib.TCPServer(ANY, OneLine, **options) as server, pytest.raises(OSError, match="in use"):
+        lib.TCPServer(server.server_address, OneLine, **options)
+
+
+@pytest.mark.parametrize("named", ["argument", "attribute"])
+@pytest.mark.parametrize("base", [reqtable.UnixStreamServer, reqtable.TableUnixStreamServer])
+def test_unknown_policy_is_refused_before_anything_is_bound(base: Any, named: str, unix_path: str) -> None:
+    attributes = {"dispatch": "quickly"} if named == "attribute" else {}
+    options = {"dispatch": "quickly"} if named == "argument" else {}
+    with pytest.raises(ConfigurationError, match=r"'quickly'.*greenlet, inline"):
+        type("Server", (base,), attributes)(unix_path, OneLine, **options)
+    assert not os.path.exists(unix_path)
+
+
+@pytest.mark.parametrize("base", [reqtable.UnixStreamServer, reqtable.UnixDatagramServer])
+def test_a_dead_servers_file_is_replaced_and_nothing_else(base: Any, unix_path: str) -> None:
+    base(unix_path, Length).server_close()
+    dead = os.stat(unix_path).st_ino
+    with base(unix_path, Length) as server:
+        assert server.server_address == unix_path
+        live = os.stat(unix_path).st_ino
+        with pytest.raises(OSError, match="in use"):
+            base(unix_path, Length)
+        assert os.stat(unix_path).st_ino == live
+        # one that is gone because the file was removed and made again is told from the old one by being answered
+        with socket.socket(socket.AF_UNIX, server.socket_type) as probe:
+            probe.connect(unix_path)
+    assert dead
+    Path("file").write_text("mine")
+    with pytest.raises(OSError, match="in use"):
+        base("file", Length)
+    assert Path("file").read_text() == "mine"
+
+
+@everywhere
+def test_datagrams(lib: ModuleType, options: dict[str, str], unix_path: str) -> None:
+    """What is over `max_packet_size` is cut off, and whoever writes nothing still sends an empty datagram."""
+    own = unix_path + "c"
+    for base, address, family, bound in (
+        (lib.UDPServer, ANY, socket.AF_INET, ANY),
+        (lib.UnixDatagramServer, unix_path, socket.AF_UNIX, own),
+    ):
+        with base(address, Length, **options) as server, socket.socket(family, socket.SOCK_DGRAM) as client:
+            client.settimeout(WAIT_S)
+            client.bind(bound)
+            client.connect(server.server_address)
+            for size, answer in ((5, b"5"), (0, b""), (8192, b"8192"), (9000, b"8192")):
+                client.send(bytes(size))
+                server.handle_request()
+                assert client.recv(100) == answer
+
+
+@everywhere
+def test_unix_streams(lib: ModuleType, options: dict[str, str], unix_path: str) -> None:
+    with (
+        lib.UnixStreamServer(unix_path, OneLine, **options) as server,
+        Client(unix_path, socket.AF_UNIX) as client,
+    ):
+        client.send(b"hello\n")
+        server.handle_request()
+        assert client.rest() == b"HELLO\n"
+
+
+# -- one request ------------------------------------------------------------------------------------------------------
+
+
+@everywhere
+def test_handle_request_serves_exactly_one(lib: ModuleType, options: dict[str, str]) -> None:
+    with lib.TCPServer(ANY, OneLine, **options) as server:
+        clients = [Client(server.server_address).send(b"%d a\n" % i) for i in range(3)]
+        for i, client in enumerate(clients):
+            server.handle_request()
+            assert client.rest() == b"%d A\n" % i
+            for waiting in clients[i + 1 :]:
+                assert not is_answered(waiting)
+            client.close()
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("of_socket", "own"), [(0.02, None), (None, 0.02), (0.02, 60), (60, 0.02), (0, None), (None, 0), (0, 60)]
+)
+def test_handle_request_waits_the_shorter_timeout(
+    lib: ModuleType, options: dict[str, str], of_socket: float | None, own: float | None
+) -> None:
+    """A timeout of 0 polls: what is there is served."""
+    timeouts = []
+    with lib.TCPServer(ANY, OneLine, **options) as server:
+        server.socket.settimeout(of_socket)
+        server.timeout = own
+        server.handle_timeout = lambda: timeouts.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        server.handle_request()
+        assert min(t for t in (of_socket, own) if t is not None) <= timeouts[0] < AT_ONCE_S
+        assert server.socket.gettimeout() == of_socket
+
+        with Client(server.server_address) as client:
+            client.send(b"hello\n")
+            server.handle_request()
+            assert len(timeouts) == 1
+            assert client.rest() == b"HELLO\n"
+
+
+def test_handle_request_returns_when_its_own_request_is_done() -> None:
+    """Neither when it has begun, nor when another one, which stays silent, is done."""
+    with (
+        reqtable.TCPServer(ANY, OneLine, dispatch="greenlet") as server,
+        Client(server.server_address) as silent,
+        Client(server.server_address) as client,
+    ):
+        server.handle_request = functools.partial(server.handle_request)  # as a program may
+        serve_until(server, lambda: len(server.table) == 2)
+        rest = [b"a\n", b"b\n"]
+        third = Client(server.server_address).send(b"hel")
+        # its line ends in a later pass than the one in which it begins
+        server.service_actions = lambda: third.send(b"lo\n") if has_read(server, 0, 0, 3)() else None
+        server.handle_request()
+        assert third.rest() == b"HELLO\n"
+        third.close()
+        assert [entry.bytes_in for entry in server.table] == [0, 0]
+        del server.service_actions
+        for each in (silent, client):
+            each.send(rest.pop())
+        serve_until(server, lambda: not len(server.table))
+        assert (silent.rest(), client.rest()) == (b"B\n", b"A\n")
+
+
+# -- serving and stopping ---------------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize(
+    "how", ["thread", "handler", "handler, twice", "signal in handler", "signal", "flag in handler"]
+)
+def test_shutdown_is_at_once(dispatch: str, how: str) -> None:
+    """Under a poll interval of a minute."""
+
+    class Server(reqtable.TCPServer):
+        commands = {
+            b"stop\n": lambda: server.shutdown(),
+            b"stop twice\n": lambda: (server.shutdown(), server.shutdown()),
+            b"signal\n": lambda: signal.raise_signal(signal.SIGUSR1),
+            b"flag\n": lambda: setattr(server, "_BaseServer__shutdown_request", True),
+        }
+
+    began = []
+
+    def stop() -> None:
+        with Client(server.server_address) as client:
+            assert client.ask(b"hello\n") == b"HELLO\n"
+            began.append(time.perf_counter())
+            if how == "thread":
+                # inline, the handler is in a read until its client ends
+                client.end() if dispatch == "inline" else None
+                server.shutdown()
+            elif how == "signal":
+                client.end() if dispatch == "inline" else None
+                os.kill(os.getpid(), signal.SIGUSR1)
+            else:
+                command = {"handler": b"stop", "handler, twice": b"stop twice", "flag in handler": b"flag"}
+                client.send(command.get(how, b"signal") + b"\n").end()
+                assert client.line()
+
+    previous = signal.signal(signal.SIGUSR1, lambda *_: server.shutdown())
+    try:
+        with Server(ANY, Lines, dispatch=dispatch) as server:
+            thread = threading.Thread(target=stop)
+            server.engine.post(thread.start)
+            server.serve_forever(poll_interval=60)
+            took = time.perf_counter() - began[0]
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    print(f"shutdown from {how}, {dispatch}: {took * 1000:.1f} ms")
+    assert took < AT_ONCE_S
+
+
+@everywhere
+def test_shutdown_before_serve_forever(lib: ModuleType, options: dict[str, str]) -> None:
+    """It waits for a `serve_forever`, which ends at once; so does the next one after an idle `shutdown`."""
+    waiting = threading.Event()
+
+    class Watched(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waiting.set()
+            return super().wait(timeout)
+
+    with lib.TCPServer(ANY, OneLine, **options) as server, Client(server.server_address) as client:
+        client.send(b"hello\n")
+        server._BaseServer__is_shut_down = Watched()
+        thread = started(server.shutdown)
+        assert waiting.wait(WAIT_S)
+        thread.join(0.01)
+        assert thread.is_alive()
+        server.serve_forever()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+        server.shutdown()
+        server.serve_forever()
+        assert not is_answered(client)
+        server.handle_request()
+        assert client.rest() == b"HELLO\n"
+
+
+@everywhere
+def test_flag_set_by_hand_is_noticed_within_the_poll_interval(lib: ModuleType, options: dict[str, str]) -> None:
+    passed = threading.Event()
+
+    class Server(lib.TCPServer):  # type: ignore[name-defined,misc]
+        def service_actions(self) -> None:
+            passed.set()
+
+    with Server(ANY, OneLine, **options) as server:
+        thread = started(lambda: server.serve_forever(poll_interval=0.02))
+        assert passed.wait(WAIT_S)
+        server._BaseServer__shutdown_request = True
+        thread.join(AT_ONCE_S)
+        ended = not thread.is_alive()
+        server.shutdown()
+        thread.join(WAIT_S)
+        assert ended
+
+
+def test_serving_again_goes_on_with_the_requests_in_the_table() -> None:
+    with reqtable.TCPServer(ANY, OneLine, dispatch="greenlet") as server, Client(server.server_address) as client:
+        client.send(b"hel")
+        serve_until(server, has_read(server, 3))
+        late = Client(server.server_address).send(b"late\n")  # nothing is accepted meanwhile
+        assert [entry.bytes_in for entry in server.table] == [3]
+        client.send(b"lo\n")
+        serve_until(server, lambda: not len(server.table))
+        assert client.rest() == b"HELLO\n"
+        serve_until(server, lambda: server.table.last_id == 2 and not len(server.table))
+        assert late.rest() == b"LATE\n"
+        late.close()
+
+
+@both
+def test_a_second_loop_is_refused_and_the_first_goes_on(dispatch: str) -> None:
+    with serving(reqtable.TCPServer(ANY, OneLine, dispatch=dispatch)) as server:
+        try:
+            for again in (server.serve_forever, server.handle_request, server.engine.serve_forever):
+                with pytest.raises(reqtable.ReqtableError, match="running already"):
+                    again()
+                with Client(server.server_address) as client:
+                    client.socket.settimeout(AT_ONCE_S)
+                    assert client.ask(b"hello\n") == b"HELLO\n"
+        except BaseException:
+            server.engine.post(sys.exit)  # shutdown() may be of no use any more
+            raise
+
+
+# -- draining ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["thread", "handler"])
+def test_drain_finishes_what_has_begun_and_takes_nothing_new(where: str) -> None:
+    server = reqtable.TCPServer(ANY, Lines, dispatch="greenlet")
+    server.commands = {b"drain\n": server.drain}
+    with serving(server):
+        with Client(server.server_address) as begun, Client(server.server_address) as late:
+            assert begun.ask(b"hello\n") == b"HELLO\n"
+            assert late.ask(b"hello\n") == b"HELLO\n"
+            late.end()
+            wait_until(server, lambda: len(server.table) == 1)
+            if where == "thread":
+                thread = started(server.drain)
+                wait_until(server, lambda: server._drain_until is not None)
+            else:
+                assert begun.ask(b"drain\n") == b"DRAIN\n"
+                thread = started(server._BaseServer__is_shut_down.wait)
+            with Client(server.server_address) as new:
+                new.send(b"hello\n")
+                assert begun.ask(b"still here\n") == b"STILL HERE\n"
+                assert thread.is_alive()
+                begun.end()
+                thread.join(WAIT_S)
+                assert not thread.is_alive()
+                assert not is_answered(new)
+                assert server.table.last_id == 2
+
+
+def test_drain_ends_serving_after_its_timeout() -> None:
+    with (
+        serving(reqtable.TCPServer(ANY, OneLine, dispatch="greenlet"), poll_interval=5) as server,
+        Client(server.server_address) as silent,
+    ):
+        wait_until(server, lambda: len(server.table) == 1)
+        began = time.perf_counter()
+        server.drain(timeout=0.02)
+        assert 0.02 <= time.perf_counter() - began < AT_ONCE_S
+        server.server_close()
+        assert silent.rest() == b""
+
+
+@pytest.mark.parametrize("timeout", [None, 0.02, 60])
+def test_drain_with_no_loop_running_runs_it(timeout: float | None) -> None:
+    """And the server can serve again afterwards."""
+    silent = timeout == 0.02
+    with reqtable.TCPServer(ANY, OneLine, dispatch="greenlet") as server, Client(server.server_address) as client:
+        client.send(b"hel")
+        serve_until(server, has_read(server, 3))
+        with Client(server.server_address) as new:
+            if not silent:
+                client.send(b"lo\n")
+            began = time.perf_counter()
+            server.drain(timeout)
+            assert time.perf_counter() - began < AT_ONCE_S
+            assert len(server.table) == 0
+            assert client.rest() == (b"" if silent else b"HELLO\n")
+            assert not is_answered(new)
+            with serving(server):
+                new.socket.settimeout(AT_ONCE_S)
+                assert new.ask(b"new\n") == b"NEW\n"
+
+
+# -- several servers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["engine", "server"])
+def test_several_servers_share_one_table_and_one_loop(by: str, unix_path: str) -> None:
+    engine = Engine()
+    tcp = reqtable.TCPServer(ANY, OneLine, dispatch="greenlet")
+    udp = reqtable.UDPServer(ANY, Length)
+    unix = reqtable.UnixStreamServer(unix_path, OneLine, dispatch="greenlet")
+    for server in (tcp, udp, unix):
+        assert engine.add(server) is engine
+        assert server.table is engine.table
+    whole = engine if by == "engine" else tcp
+    running = threading.Event()
+    engine.post(running.set)
+    thread = started(whole.serve_forever)
+    assert running.wait(WAIT_S)
+    try:
+        with (
+            Client(tcp.server_address) as a,
+            Client(unix_path, socket.AF_UNIX) as b,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as c,
+        ):
+            wait_until(tcp, lambda: len(engine.table) == 2)
+            assert {row["server"] for row in engine.table.snapshot()} == {"TCPServer", "UnixStreamServer"}
+            c.settimeout(WAIT_S)
+            c.sendto(b"abc", udp.server_address)
+            assert c.recv(10) == b"3"
+            unix.shutdown()  # ends its own listening, and not what it has begun
+            assert b.ask(b"hello\n") == b"HELLO\n"
+            with Client(unix_path, socket.AF_UNIX) as refused:
+                wait_until(tcp, lambda: len(engine.table) == 1)
+                refused.send(b"hello\n")
+                assert a.ask(b"hello\n") == b"HELLO\n"
+                assert not is_answered(refused)
+    finally:
+        began = time.perf_counter()
+        whole.shutdown()
+        took = time.perf_counter() - began
+        thread.join(WAIT_S)
+        for server in (tcp, udp, unix):
+            server.server_close()
+    assert not thread.is_alive()
+    assert took < AT_ONCE_S
+
+
+def test_one_server_of_an_engine_drains_and_the_others_go_on() -> None:
+    engine = Engine()
+    one, other = (reqtable.TCPServer(ANY, OneLine, dispatch="greenlet") for _ in range(2))
+    engine.add(one).add(other)
+    running = threading.Event()
+    engine.post(running.set)
+    thread = started(engine.serve_forever)
+    assert running.wait(WAIT_S)
+    try:
+        with Client(one.server_address) as begun, Client(other.server_address) as client:
+            wait_until(one, lambda: len(engine.table) == 2)
+            begun.send(b"hello\n")
+            one.drain(timeout=WAIT_S)
+            assert begun.rest() == b"HELLO\n"
+            assert client.ask(b"hello\n") == b"HELLO\n"
+    finally:
+        engine.shutdown()
+        thread.join(WAIT_S)
+        one.server_close()
+        other.server_close()
+
+
+# -- over the standard library's classes ------------------------------------------------------------------------------
+
+
+def test_http_server_of_the_standard_library_serves_past_silent_clients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Server(reqtable.TableMixIn, HTTPServer):
+        pass
+
+    (tmp_path / "hello.txt").write_text("hello")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with Server(ANY, handler) as server:
+        thread = started(server.serve_forever)
+        try:
+            with Client(server.server_address) as silent, Client(server.server_address) as half:
+                half.send(b"GET /hello.txt HT")
+                real = http.client.HTTPConnection(*server.server_address[:2], timeout=WAIT_S)
+                real.request("GET", "/hello.txt")
+                answer = real.getresponse()
+                assert (answer.status, answer.read()) == (200, b"hello")
+                real.close()
+                wait_until(server, has_read(server, 0, 17))
+                half.send(b"TP/1.0\r\n\r\n")
+                assert half.rest().endswith(b"\r\n\r\nhello")
+                wait_until(server, has_read(server, 0))
+                listening = server.socket
+                server.server_close()
+                assert silent.rest() == b""
+                assert listening.fileno() == -1
+        finally:
+            server.shutdown()
+            thread.join(WAIT_S)
+            listening.close()
+    assert not thread.is_alive()
+    assert capsys.readouterr().err.count('"GET /hello.txt HTTP/1') == 2
