@@ -16,6 +16,8 @@ import socket
 import stat
 import sys
 import threading
+from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from reqtable.core.errors import ConfigurationError, PeerError, ReqtableError
@@ -44,7 +46,6 @@ class Serving:
     _engine: Engine | None = None
     _policy_class: type[Policy]
     _policy: Policy | None = None
-    _drain_until: float | None = None
     _in_serve_forever = False
 
     # As `socketserver.BaseServer` names them: programs set and read them.
@@ -73,7 +74,7 @@ class Serving:
     @engine.setter
     def engine(self, engine: Engine) -> None:
         if self._engine is not None:
-            if any(entry.server is self for entry in self._engine.table):
+            if self._engine.has_requests(self):
                 raise ReqtableError("a server with requests in its table can't change engines: add it before it serves")
             self._engine.discard(self)
         self._engine = engine
@@ -92,16 +93,17 @@ class Serving:
         The loop waits for events, not for `poll_interval` (seconds): it only bounds how long it takes to notice that
         someone set the flag of `shutdown` by hand.
         """
+        self.engine.must_be_idle()
+        self._must_be_open()
         self._BaseServer__is_shut_down.clear()
         self._in_serve_forever = True
         try:
             for server in self.engine.servers:
                 self.engine.listen(server)
-            self.engine.run(self._should_stop, poll_interval)
+            self.engine.run(lambda: self._BaseServer__shutdown_request, poll_interval)
         finally:
             self.engine.leave()
             self._in_serve_forever = False
-            self._drain_until = None
             self._BaseServer__shutdown_request = False
             self._BaseServer__is_shut_down.set()
 
@@ -119,16 +121,21 @@ class Serving:
     def drain(self, timeout: float | None = None) -> None:
         """Take no new requests, let those in the table finish, for at most `timeout` seconds, then stop.
 
-        Where no loop runs, this runs it. Otherwise it waits for `serve_forever` to end, unless it is called in there.
+        Where no loop runs, this runs it. Otherwise it waits until it is done, unless it is called in the loop. Then
+        `serve_forever` ends; where another server of the engine serves, that goes on.
         """
-        until = None if timeout is None else self.engine.table.clock() + timeout
-        if self._in_serve_forever:
-            self.engine.post(self._begin_drain, until)
-            self._wait_for_end()
+        engine = self.engine
+        until = inf if timeout is None else engine.table.clock() + timeout
+        if engine.running:
+            drained = threading.Event()
+            engine.post(self._begin_drain, until, drained)
+            if not engine.in_loop_thread:
+                drained.wait()
+                self._wait_for_end()
             return
-        self.engine.unlisten(self)
-        self.engine.run(lambda: not self._has_requests(), until=until)
-        self._end_requests()
+        engine.unlisten(self)
+        engine.run(lambda: not engine.has_requests(self), until=None if timeout is None else until)
+        engine.end_requests(self)
 
     def handle_request(self) -> None:
         """Serve one request, to its end, or call `handle_timeout()` when none comes in time.
@@ -136,9 +143,9 @@ class Serving:
         The time is the shorter one of `timeout` and the socket's own timeout, in seconds. Raises ValueError after
         `server_close()`.
         """
-        if self.fileno() < 0:
-            raise ValueError(f"{type(self).__name__} is closed: handle_request() has nothing to wait on")
+        self._must_be_open()
         engine = self.engine
+        engine.must_be_idle()
         own = getattr(self, "socket", None)
         timeouts = [t for t in (own.gettimeout() if own is not None else None, self.timeout) if t is not None]
         until = engine.table.clock() + min(timeouts) if timeouts else None
@@ -183,19 +190,22 @@ class Serving:
                 raise
         return True
 
-    def _should_stop(self) -> bool:
-        if self._BaseServer__shutdown_request:
-            return True
-        if self._drain_until is None:
-            return False
-        return not self._has_requests() or self.engine.table.clock() >= self._drain_until
-
-    def _begin_drain(self, until: float | None) -> None:
+    def _begin_drain(self, until: float, drained: threading.Event) -> None:
         self.engine.unlisten(self)
-        self._drain_until = until if until is not None else float("inf")
+        self._watch_drain(until, drained)
 
-    def _has_requests(self) -> bool:
-        return any(entry.server is self for entry in self.engine.table)
+    def _watch_drain(self, until: float, drained: threading.Event) -> None:
+        engine = self.engine
+        if engine.has_requests(self) and engine.table.now < until:
+            engine.retry(partial(self._watch_drain, until, drained))
+            return
+        engine.end_requests(self)
+        self._BaseServer__shutdown_request = self._in_serve_forever
+        drained.set()
+
+    def _must_be_open(self) -> None:
+        if self.fileno() < 0:
+            raise ValueError(f"this {type(self).__name__} is closed: it has nothing to take requests from")
 
     def _wait_for_end(self) -> None:
         engine = self.engine

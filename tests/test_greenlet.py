@@ -5,6 +5,7 @@ What a call on the socket does is compared with the same call on a plain socket:
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import queue
@@ -175,15 +176,10 @@ def test_a_read_waits_as_a_blocking_one(name: str) -> None:
         (lambda own: (own.recv(2, socket.MSG_PEEK), own.recv(5)), [b"hello"], (b"he", b"hello")),
         (lambda own: own.recv(5, socket.MSG_WAITALL), [b"he", b"llo"], b"hello"),
         (into("recv_into", 5, 0, socket.MSG_WAITALL), [b"he", b"llo"], (5, b"hello")),
-        (
-            lambda own: own.recv(5, socket.MSG_DONTWAIT),
-            [],
-            (BlockingIOError, "[Errno 11] Resource temporarily unavailable"),
-        ),
         (lambda own: (own.shutdown(socket.SHUT_RD), own.recv(5)), [], (None, b"")),
         (lambda own: own.makefile("rb").readline(), [b"he", b"l", b"lo\n"], b"hello\n"),
     ],
-    ids=["MSG_PEEK", "MSG_WAITALL", "MSG_WAITALL into", "MSG_DONTWAIT", "SHUT_RD", "line in pieces"],
+    ids=["MSG_PEEK", "MSG_WAITALL", "MSG_WAITALL into", "SHUT_RD", "line in pieces"],
 )
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
 def test_flags_mean_what_they_mean(
@@ -193,11 +189,34 @@ def test_flags_mean_what_they_mean(
         for data in sent:
             suspended(READING)
             client.send(data)
-        client.end()
-        assert client.rest() == b""
+        client.end()  # and that ends a wait that there should not be
 
-    # A client that has ended ends a wait that there should not be.
     assert perform(operation, script, dispatch)[0] == result
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
+def test_dontwait_does_not_wait(dispatch: str) -> None:
+    """Of one call on a socket that waits otherwise."""
+
+    def operation(own: Any) -> Any:
+        calls = [
+            lambda: own.recv(1, socket.MSG_DONTWAIT),
+            lambda: own.recv_into(bytearray(1), 0, socket.MSG_DONTWAIT),
+            lambda: repeated(lambda _, view: own.send(view, socket.MSG_DONTWAIT))(own),
+        ]
+        for call in calls:
+            with pytest.raises(BlockingIOError):
+                call()
+        return own.recv(5)
+
+    def script(client: Client, suspended: Callable[..., None]) -> Any:
+        start = client.receive(1)  # so it was neither read that waited
+        client.send(b"hello").end()
+        return start + client.rest()
+
+    result, received, _ = perform(operation, script, dispatch)
+    assert result == b"hello"
+    assert BIG.startswith(received)
 
 
 def repeated(call: Callable[[Any, memoryview], int]) -> Callable[[Any], int]:
@@ -306,11 +325,11 @@ def too_long(own: Any) -> list[Any]:
     """What is raised after a timeout; the socket is still of use then."""
     seen: list[Any] = []
     own.settimeout(0.02)
-    file = own.makefile("rb")
-    for call in (lambda: own.recv(1), file.readline, file.readline, lambda: own.sendall(BIG)):
-        with pytest.raises(OSError, match=r".") as raised:
-            call()
-        seen.append((raised.type, str(raised.value)))
+    with own.makefile("rb") as file:
+        for call in (lambda: own.recv(1), file.readline, file.readline, lambda: own.sendall(BIG)):
+            with pytest.raises(OSError, match=r".") as raised:
+                call()
+            seen.append((raised.type, str(raised.value)))
     own.settimeout(None)
     own.shutdown(socket.SHUT_RD)
     return [*seen, own.recv(1)]
@@ -371,6 +390,7 @@ def test_duplicate(gone: bool) -> None:
             assert own.gettimeout() == WAIT_S
             assert not os.get_blocking(own.fileno())
             first = own.recv(100)
+            own.sendall(b".")
             if gone:
                 own.close()
             second = copy.recv(100)
@@ -378,9 +398,10 @@ def test_duplicate(gone: bool) -> None:
         return first, second, own.fileno() == -1 or own.recv(100)
 
     def script(client: Client, suspended: Callable[..., None]) -> bytes:
-        for text in (b"one", b"two"):
-            suspended(READING)
-            client.send(text)
+        suspended(READING)
+        assert client.send(b"one").receive(1) == b"."
+        suspended(READING)
+        client.send(b"two")
         suspended(WRITING)
         answer = client.receive(len(BIG))
         client.send(b"three")
@@ -557,22 +578,6 @@ def test_another_thread_writes_while_the_handler_waits_to_read() -> None:
     assert perform(operation, script)[:2] == (b"thanks", BIG)
 
 
-def test_a_suspended_request_does_not_move_to_another_thread() -> None:
-    """A greenlet can't. It is reported, its client sees the end, its descriptors are freed; the others are served."""
-    server = Server(ANY, Echo)
-    with server, Client(server.server_address) as client:
-        thread = threading.Thread(target=serve_until, args=(server, lambda: len(server.table) == 1))
-        thread.start()
-        thread.join(WAIT_S)
-        client.send(b"hello\n")
-        with Client(server.server_address) as other:
-            other.send(b"hello\n")
-            serve_until(server, lambda: not len(server.table))
-            assert other.rest() == b"hello\n"
-        assert client.rest() == b""
-        assert len(server.failures) == 1
-
-
 # -- requests that end early ------------------------------------------------------------------------------------------
 
 
@@ -631,14 +636,24 @@ def test_a_suspended_request_that_is_ended_is_unwound(act: str, where: str) -> N
     assert server.failures == []
 
 
-def test_closing_after_the_serving_thread_has_ended() -> None:
-    """What that thread left suspended ends too, and holds no descriptor (the fixture counts)."""
-    with serving(Server(ANY, Echo)) as server:
-        client = Client(server.server_address).send(b"hel")
-        wait_until(server, lambda: [entry.bytes_in for entry in server.table] == [3])
-    assert client.rest() == b""
-    client.close()
-    assert (len(server.table), server.failures) == (0, [])
+def test_what_another_threads_loop_leaves_suspended_ends_with_it() -> None:
+    """A greenlet can't move to another thread. What the main thread's loop leaves suspended goes on later."""
+    server = Server(ANY, Careful)
+    server.log, server.ends = [], {b"hello\n": bool}
+    one_waits = functools.partial(serve_until, server, lambda: len(server.table) == 1)
+    with server, Client(server.server_address) as client:
+        thread = threading.Thread(target=one_waits)
+        thread.start()
+        thread.join(WAIT_S)
+        assert (len(server.table), server.log) == (0, UNWOUND)
+        assert client.rest() == b""
+        with Client(server.server_address) as later:
+            one_waits()
+            later.send(b"hello\n")
+            serve_until(server, lambda: not len(server.table))
+            assert later.rest() == b""
+    assert server.log == [*UNWOUND, "finally", "finish"]
+    assert server.failures == []
 
 
 @pytest.mark.parametrize("manner", ["reads on", "writes a lot", "raises"])
@@ -671,34 +686,33 @@ def test_a_handler_that_resists_its_end_does_not_hold_up_the_others(manner: str)
     assert [type(failure) for failure in server.failures] == ([KeyError] if manner == "raises" else [])
 
 
-def test_a_descriptors_number_may_be_another_requests_at_once() -> None:
-    """A handler closes its socket itself; in the same pass a new connection gets the number, and waits on it."""
-    seen = []
+@pytest.mark.parametrize("whose", ["own", "another's"])
+def test_a_descriptors_number_may_be_another_requests_at_once(whose: str) -> None:
+    """A handler closes its socket, or that of a request that waits; in the same pass a new one gets the number."""
+    seen: list[tuple[Any, int]] = []
 
-    class Handler(reqtable.StreamRequestHandler):
+    class Handler(reqtable.BaseRequestHandler):
         def handle(self) -> None:
-            number = self.request.fileno()
-            text = self.rfile.readline()
-            seen.append((text, number))
-            if text == b"close\n":
-                self.rfile.close()
-                self.request.close()
+            seen.append((self.request, self.request.fileno()))
+            text = self.request.recv(100)
+            if text == b"close":
+                seen[0][0].close()
             else:
-                self.wfile.write(text)
+                self.request.sendall(text)
 
     with Server(ANY, Handler) as server, Client(server.server_address) as first:
         serve_until(server, lambda: len(server.table) == 1)
+        closer = first if whose == "own" else Client(server.server_address)
         second = Client(server.server_address)
-        first.send(b"close\n")
-        second.send(b"hel")
-        serve_until(server, lambda: [entry.bytes_in for entry in server.table] == [3])
-        second.send(b"lo\n")
-        serve_until(server, lambda: not len(server.table))
-        assert (first.rest(), second.rest()) == (b"", b"hello\n")
+        closer.send(b"close")
+        serve_until(server, lambda: seen[-1] != seen[0] and seen[-1][1] == seen[0][1])
+        second.send(b"hello")
+        assert first.rest() == b""
+        serve_until(server, lambda: len(server.table) == (whose != "own"))
+        assert second.rest() == b"hello"
         second.close()
+        closer.close()
         assert server.failures == []
-    assert [text for text, _ in seen] == [b"close\n", b"hello\n"]
-    assert seen[0][1] == seen[1][1]
 
 
 # -- errors after a wait ----------------------------------------------------------------------------------------------

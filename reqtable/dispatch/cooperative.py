@@ -10,11 +10,13 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from reqtable.core.errors import TimedOut
+from reqtable.core.states import READ, WRITE
 from reqtable.core.table import Entry
 from reqtable.core.wants import READABLE, WRITABLE, Want
 from reqtable.engine.transports import Lent
@@ -102,72 +104,111 @@ class CooperativeSocket(socket.socket):
 
     # -- what may block -----------------------------------------------------------------------------------------------
 
-    def _reading(self, operation: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def _until_done(self, want: Want[None], flags: int, operation: Callable[[], T]) -> T:
+        """`operation`, again whenever the socket is ready for `want`, until it does not say that it would block."""
         while True:
             try:
-                return operation(self, *args, **kwargs)
+                return operation()
             except BlockingIOError:
-                self._wait(READABLE, select.POLLIN)
+                if self._wait_s == 0 or flags & socket.MSG_DONTWAIT:
+                    raise
+                self._wait(want, self._wait_s)
 
-    def _writing(self, operation: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        while True:
-            try:
-                return operation(self, *args, **kwargs)
-            except BlockingIOError:
-                self._wait(WRITABLE, select.POLLOUT)
-
-    def _wait(self, want: Want[None], events: int) -> None:
-        """Suspend until the socket is ready. Raises TimeoutError after the timeout, at once for one of 0 as it came."""
-        if self._wait_s == 0:
-            raise  # the BlockingIOError that is being handled: that is what a non-blocking socket does
+    def _wait(self, want: Want[None], timeout_s: float | None) -> None:
+        """Suspend until the socket is ready. Raises TimeoutError."""
+        lent = self.lent
         current = getcurrent()
-        if isinstance(current, _RequestGreenlet) and current.lent is self.lent:
-            self.lent.entry.timeout = self._wait_s
+        if isinstance(current, _RequestGreenlet) and current.lent is lent:
+            if lent.fd != self.fileno():  # a duplicate, perhaps of one that is closed by now
+                lent.poll(0)
+                lent.fd = self.fileno()
+            lent.poll(READ if want is READABLE else WRITE)  # it may have stopped when the other one was closed
+            lent.entry.timeout = timeout_s
             assert current.parent is not None
             current.parent.switch(want)
             return
         poll = select.poll()
-        poll.register(self.fileno(), events)
-        if not poll.poll(None if self._wait_s is None else self._wait_s * 1000):
+        poll.register(self.fileno(), select.POLLIN if want is READABLE else select.POLLOUT)
+        if not poll.poll(None if timeout_s is None else timeout_s * 1000):
             raise TimeoutError("timed out")
 
-    def recv(self, *args: Any) -> bytes:
-        data = self._reading(socket.socket.recv, *args)
-        self.lent.entry.bytes_in += len(data)
-        return data
+    def _came_in(self, count: int, flags: int) -> None:
+        if not flags & socket.MSG_PEEK:
+            self.lent.entry.bytes_in += count
 
-    def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        count = self._reading(socket.socket.recv_into, *args, **kwargs)
-        self.lent.entry.bytes_in += count
-        return count
-
-    def recvfrom(self, *args: Any) -> tuple[bytes, Any]:
-        return self._reading(socket.socket.recvfrom, *args)
-
-    def recvfrom_into(self, *args: Any, **kwargs: Any) -> tuple[int, Any]:
-        return self._reading(socket.socket.recvfrom_into, *args, **kwargs)
-
-    def recvmsg(self, *args: Any) -> Any:
-        return self._reading(socket.socket.recvmsg, *args)
-
-    def recvmsg_into(self, *args: Any) -> Any:
-        return self._reading(socket.socket.recvmsg_into, *args)
-
-    def send(self, *args: Any) -> int:
-        count = self._writing(socket.socket.send, *args)
+    def _went_out(self, count: int) -> int:
         self.lent.entry.bytes_out += count
         return count
 
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        if flags & socket.MSG_WAITALL:
+            buffer = bytearray(bufsize)
+            return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
+        data = self._until_done(READABLE, flags, partial(super().recv, bufsize, flags))
+        self._came_in(len(data), flags)
+        return data
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        view = memoryview(buffer).cast("B")[: nbytes or None]
+        total = 0
+        while True:
+            into = partial(super().recv_into, view[total:], 0, flags)
+            count = self._until_done(READABLE, flags, into)
+            total += count
+            self._came_in(count, flags)
+            # the kernel keeps MSG_WAITALL only on a blocking descriptor, which this one never is
+            if not (count and flags & socket.MSG_WAITALL and total < len(view)):
+                return total
+
+    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
+        data, address = self._until_done(READABLE, flags, partial(super().recvfrom, bufsize, flags))
+        self._came_in(len(data), flags)
+        return data, address
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+        into = partial(super().recvfrom_into, buffer, nbytes, flags)
+        count, address = self._until_done(READABLE, flags, into)
+        self._came_in(count, flags)
+        return count, address
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
+        receive = partial(super().recvmsg, bufsize, ancbufsize, flags)
+        data, *others = self._until_done(READABLE, flags, receive)
+        self._came_in(len(data), flags)
+        return data, *others
+
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
+        receive = partial(super().recvmsg_into, buffers, ancbufsize, flags)
+        count, *others = self._until_done(READABLE, flags, receive)
+        self._came_in(count, flags)
+        return count, *others
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        return self._went_out(self._until_done(WRITABLE, flags, partial(super().send, data, flags)))
+
     def sendall(self, data: Any, flags: int = 0) -> None:
+        """As the standard library's: the timeout is that of all of it."""
         view = memoryview(data).cast("B")
+        clock = self.lent.engine.table.clock
+        until = None if not self._wait_s else clock() + self._wait_s
         while view:
-            view = view[self.send(view, flags) :]
+            try:
+                view = view[self._went_out(super().send(view, flags)) :]
+            except BlockingIOError:
+                if self._wait_s == 0 or flags & socket.MSG_DONTWAIT:
+                    raise
+                left = None if until is None else until - clock()
+                if left is not None and left <= 0:
+                    raise TimeoutError("timed out") from None
+                self._wait(WRITABLE, left)
 
-    def sendto(self, *args: Any) -> int:
-        return self._writing(socket.socket.sendto, *args)
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+        flags = flags_and_address[0] if len(flags_and_address) == 2 else 0
+        return self._went_out(self._until_done(WRITABLE, flags, partial(super().sendto, data, *flags_and_address)))
 
-    def sendmsg(self, *args: Any) -> int:
-        return self._writing(socket.socket.sendmsg, *args)
+    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
+        send = partial(super().sendmsg, buffers, ancdata, flags, address)
+        return self._went_out(self._until_done(WRITABLE, flags, send))
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         # not os.sendfile: the standard library's use of it polls the descriptor by itself

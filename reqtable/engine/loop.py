@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from heapq import heappop, heappush
 from math import inf
 from typing import Any
 
@@ -74,7 +75,8 @@ class Engine:
         self.sessions: dict[tuple[Server, Any], Session] = {}
         self._turns: deque[Entry] = deque()
         self._expired: deque[Entry] = deque()
-        self._retries: deque[tuple[float, Callable[[], None]]] = deque()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers_set = 0  # breaks ties, so that functions are never compared
         self._posts: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._closed: list[Entry] = []
         self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
@@ -90,16 +92,17 @@ class Engine:
 
         One thread at a time: raises ReqtableError while another one, or this one, is in it.
         """
-        if self._thread is not None:
-            raise ReqtableError("this engine's loop is running already")
+        self.must_be_idle()
         self.open()
         assert self._wakeup is not None
         self._thread = threading.get_ident()
         self._stop = stop
         try:
             with self._wakeup.on_signals():
-                while not stop() and (until is None or self._clock() < until):
+                while not stop():
                     self.run_once(most_s if until is None else max(0.0, until - self._clock()))
+                    if until is not None and self._clock() >= until:
+                        break
         finally:
             self._thread = None
             self._reap()
@@ -119,8 +122,8 @@ class Engine:
         self._expired.extend(iter(partial(self.deadlines.pop_expired, now), None))
         while self._expired:
             self._expire(self._expired.popleft())
-        while self._retries and self._retries[0][0] <= now:
-            self._retries.popleft()[1]()
+        while self._timers and self._timers[0][0] <= now:
+            heappop(self._timers)[2]()
         for _ in range(len(self._posts)):
             post, args = self._posts.popleft()
             post(*args)
@@ -137,8 +140,8 @@ class Engine:
         if self._turns or self._expired or self._posts or self._closed or self.table.touched:
             return 0
         at = self.deadlines.next_at()
-        if self._retries:
-            at = min(at, self._retries[0][0])
+        if self._timers:
+            at = min(at, self._timers[0][0])
         for listener in self._listeners:
             at = min(at, listener.resting_until)
         if at == inf:
@@ -338,8 +341,9 @@ class Engine:
         return session
 
     def retry(self, function: Callable[[], None]) -> None:
-        """Call `function` in a few milliseconds."""
-        self._retries.append((self.table.now + _RETRY_S, function))
+        """Have the loop call `function` in a few milliseconds. Only for the loop's own thread."""
+        self._timers_set += 1
+        heappush(self._timers, (self.table.now + _RETRY_S, self._timers_set, function))
 
     def refused(self, server: Server, error: OSError) -> bool:
         """`get_request` raised `error`. True where the next one may fare better at once."""
@@ -459,15 +463,23 @@ class Engine:
             self.post(self.discard, server)
             return
         self.unlisten(server)
+        self.end_requests(server)
+        if server in self.servers:
+            self.servers.remove(server)
+        if self._thread is None and not self.servers:
+            self.close()
+
+    def end_requests(self, server: Server) -> None:
+        """End every request of `server`. Only for the loop's own thread, or while no loop runs."""
         for entry in self.table:
             if entry.server is server:
                 self.end(entry, Event.CANCELLED)
-        if server in self.servers:
-            self.servers.remove(server)
         if self._thread is None:
             self._reap()
-            if not self.servers:
-                self.close()
+
+    def has_requests(self, server: Server) -> bool:
+        """Whether any request of `server` is unfinished."""
+        return any(entry.server is server for entry in self.table)
 
     def listen(self, server: Server, most: int | None = None) -> Listener:
         """Take new requests for `server` while the loop runs, at most `most` a pass."""
@@ -496,6 +508,7 @@ class Engine:
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve every server of this engine until `shutdown()`."""
+        self.must_be_idle()
         self._stopped.clear()
         try:
             for server in self.servers:
@@ -517,6 +530,11 @@ class Engine:
     def stopping(self) -> bool:
         """The loop ends with this pass."""
         return self._stop()
+
+    def must_be_idle(self) -> None:
+        """Raise ReqtableError while the loop runs, here or in another thread."""
+        if self._thread is not None:
+            raise ReqtableError("this engine's loop is running already")
 
     @property
     def running(self) -> bool:
