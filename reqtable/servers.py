@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from reqtable.core.errors import ConfigurationError, PeerError, ReqtableError
 from reqtable.core.limits import Limits
+from reqtable.core.states import State
 from reqtable.core.table import RequestTable, address_text
 from reqtable.dispatch import Policy, policy_named
 from reqtable.engine.loop import Engine
 
 log = logging.getLogger("reqtable")
+
+_DONE = {State.LINGERING, State.CLOSED}
 
 
 class Configuration(Protocol):
@@ -60,15 +63,15 @@ class Serving:
         if chosen:
             self.dispatch = chosen
         self._policy_class = policy_named(self.dispatch)
+        if self._engine is None:
+            self.engine = Engine(limits=self._limits)
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
     @property
     def engine(self) -> Engine:
         """The loop. Several servers may share one: `Engine().add(server)`."""
-        if self._engine is None:
-            self.engine = Engine(limits=self._limits)
-            assert self._engine is not None
+        assert self._engine is not None, "the constructor of TableMixIn or BaseServer was not called"
         return self._engine
 
     @engine.setter
@@ -158,7 +161,7 @@ class Serving:
                 return
             engine.unlisten(self)
             begun = [entry for entry in engine.table if entry.id > known and entry.server is self]
-            engine.run(lambda: not any(entry in engine.table for entry in begun))
+            engine.run(lambda: all(entry.state in _DONE for entry in begun))
         finally:
             engine.unlisten(self)
 

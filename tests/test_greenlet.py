@@ -176,10 +176,22 @@ def test_a_read_waits_as_a_blocking_one(name: str) -> None:
         (lambda own: (own.recv(2, socket.MSG_PEEK), own.recv(5)), [b"hello"], (b"he", b"hello")),
         (lambda own: own.recv(5, socket.MSG_WAITALL), [b"he", b"llo"], b"hello"),
         (into("recv_into", 5, 0, socket.MSG_WAITALL), [b"he", b"llo"], (5, b"hello")),
+        (lambda own: own.recv(5, socket.MSG_WAITALL | socket.MSG_PEEK), [b"he"], b"he"),
+        (lambda own: (own.settimeout(WAIT_S), own.recv(5, socket.MSG_WAITALL)), [b"he"], (None, b"he")),
+        (into("recv_into", 2, 5), [], (ValueError, "buffer too small for requested bytes")),
         (lambda own: (own.shutdown(socket.SHUT_RD), own.recv(5)), [], (None, b"")),
         (lambda own: own.makefile("rb").readline(), [b"he", b"l", b"lo\n"], b"hello\n"),
     ],
-    ids=["MSG_PEEK", "MSG_WAITALL", "MSG_WAITALL into", "SHUT_RD", "line in pieces"],
+    ids=[
+        "MSG_PEEK",
+        "MSG_WAITALL",
+        "MSG_WAITALL into",
+        "MSG_WAITALL of a peek",
+        "MSG_WAITALL with a timeout",
+        "too small",
+        "SHUT_RD",
+        "line in pieces",
+    ],
 )
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
 def test_flags_mean_what_they_mean(

@@ -149,16 +149,17 @@ class CooperativeSocket(socket.socket):
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        view = memoryview(buffer).cast("B")[: nbytes or None]
-        total = 0
-        while True:
-            into = partial(super().recv_into, view[total:], 0, flags)
-            count = self._until_done(READABLE, flags, into)
-            total += count
-            self._came_in(count, flags)
-            # the kernel keeps MSG_WAITALL only on a blocking descriptor, which this one never is
-            if not (count and flags & socket.MSG_WAITALL and total < len(view)):
-                return total
+        count = total = self._until_done(READABLE, flags, partial(super().recv_into, buffer, nbytes, flags))
+        self._came_in(count, flags)
+        # The kernel heeds MSG_WAITALL only on a blocking descriptor: one without a timeout, which this stands in for.
+        other_flags = flags & (socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        if flags & socket.MSG_WAITALL and not other_flags and self._wait_s is None:
+            view = memoryview(buffer).cast("B")[: nbytes or None]
+            while count and total < len(view):
+                count = self._until_done(READABLE, flags, partial(super().recv_into, view[total:], 0, flags))
+                self._came_in(count, flags)
+                total += count
+        return total
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
         data, address = self._until_done(READABLE, flags, partial(super().recvfrom, bufsize, flags))

@@ -25,7 +25,7 @@ EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class Listener(Polled):
     """A server's listening socket, or the socket that its datagrams come to."""
 
-    __slots__ = ("_full", "_most", "_said_exhausted", "_timeout", "resting_until", "server", "taken")
+    __slots__ = ("_full", "_most", "_said_exhausted", "_set_timeout", "_timeout", "resting_until", "server", "taken")
 
     def __init__(self, engine: Engine, server: Any, most: int) -> None:
         super().__init__(engine, server.fileno())
@@ -39,7 +39,8 @@ class Listener(Polled):
         # is its handlers' too, and stays as they expect it.
         self._timeout: float | None = None
         stream = getattr(server, "socket_type", None) == socket.SOCK_STREAM
-        if stream and isinstance(getattr(server, "socket", None), socket.socket):
+        self._set_timeout = stream and isinstance(getattr(server, "socket", None), socket.socket)
+        if self._set_timeout:
             self._timeout = server.socket.gettimeout()
             server.socket.setblocking(False)
         elif not getattr(server, "receives_without_waiting", False):
@@ -78,7 +79,6 @@ class Listener(Polled):
             self.poll(READ)
 
     def close(self) -> None:
-        if self.server.fileno() == self.fd:
-            self.poll(0)
-            if isinstance(getattr(self.server, "socket", None), socket.socket):
-                self.server.socket.settimeout(self._timeout)
+        self.poll(0)
+        if self._set_timeout and self.server.fileno() == self.fd:
+            self.server.socket.settimeout(self._timeout)
