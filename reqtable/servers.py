@@ -80,6 +80,7 @@ class Serving:
             if self._engine.has_requests(self):
                 raise ReqtableError("a server with requests in its table can't change engines: add it before it serves")
             self._engine.discard(self)
+            self._close_policy()
         self._engine = engine
         engine.servers.append(self)
 
@@ -212,24 +213,26 @@ class Serving:
 
     def _wait_for_end(self) -> None:
         engine = self.engine
-        engine.wake()
-        if engine.in_loop_thread:
-            return
         if engine.running and not self._in_serve_forever:
             # another server of the engine, or the engine itself, serves: only this one's listening ends
             engine.post(engine.unlisten, self)
             self._BaseServer__shutdown_request = False
             return
-        self._BaseServer__is_shut_down.wait()
+        engine.wake()
+        if not engine.in_loop_thread:
+            self._BaseServer__is_shut_down.wait()
 
     def _end_requests(self) -> None:
         if self._in_serve_forever:
             self._BaseServer__shutdown_request = True
+        self._close_policy()
+        if self._engine is not None:
+            self._engine.discard(self)
+
+    def _close_policy(self) -> None:
         if self._policy is not None:
             self._policy.close()
             self._policy = None
-        if self._engine is not None:
-            self._engine.discard(self)
 
     if TYPE_CHECKING:  # what the server class behind this one has, be it `socketserver`'s or ours
         RequestHandlerClass: Any
@@ -373,8 +376,10 @@ class TCPServer(BaseServer):
         self.socket.listen(self.request_queue_size)
 
     def server_close(self) -> None:
-        super().server_close()
-        self.socket.close()
+        try:
+            super().server_close()
+        finally:
+            self.socket.close()
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -412,10 +417,10 @@ class UDPServer(TCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         session = self.engine.session_of(self, client_address)
-        if session is None:
-            super().process_request(request, client_address)
-        else:
+        if session is not None:
             session.deliver(request[0])
+        elif not self.engine.table.full:  # else it is dropped, as the network would
+            super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         self.close_request(request)
@@ -445,8 +450,10 @@ class TableMixIn(Serving):
             raise
 
     def server_close(self) -> None:
-        self._end_requests()
-        super().server_close()
+        try:
+            self._end_requests()
+        finally:
+            super().server_close()
 
 
 class TableTCPServer(TableMixIn, TCPServer):

@@ -113,7 +113,7 @@ def _open(
     server: TCPServer
     try:
         if scheme == "fd":
-            own = socket.socket(fileno=os.dup(address))
+            own = _socket_at(address)
             family, address = own.family, own.getsockname()
         kind = own.type if own else _TYPES[scheme]
         base: type[TCPServer] = _Stream if kind == socket.SOCK_STREAM else _Datagram
@@ -128,6 +128,16 @@ def _open(
         server.socket = own
         server.server_activate()
     return server
+
+
+def _socket_at(descriptor: int) -> socket.socket:
+    """Our own duplicate of a socket that is open already. Raises OSError where it is none."""
+    duplicate = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=duplicate)
+    except BaseException:
+        os.close(duplicate)
+        raise
 
 
 def _mend(error: OSError) -> str:
@@ -163,8 +173,8 @@ def _signals(engine: Engine) -> Iterator[None]:
         log.warning("%d requests\n%s", len(engine.table), format_rows(engine.table.snapshot()))
 
     handlers: dict[int, Callable[..., None]] = {
-        signal.SIGINT: lambda *_: engine.shutdown(),
-        signal.SIGTERM: lambda *_: engine.shutdown(),
+        signal.SIGINT: lambda *_: engine.stop(),
+        signal.SIGTERM: lambda *_: engine.stop(),
         signal.SIGUSR1: log_table,
     }
     previous = {number: signal.signal(number, each) for number, each in handlers.items()}

@@ -155,6 +155,9 @@ def nothing_leaks() -> Iterator[None]:
     yield
     if open_descriptors() > descriptors:
         gc.collect()  # what only the collector can find is not a leak; collecting after each test would take a minute
+    for thread in threading.enumerate():
+        if thread.name.startswith("reqtable-call"):  # closing a server does not wait for its idle ones to end
+            thread.join(WAIT_S)
     assert threading.active_count() <= threads, threading.enumerate()
     assert open_descriptors() <= descriptors
 

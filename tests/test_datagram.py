@@ -187,10 +187,7 @@ def test_a_unix_peer_without_a_name_gets_no_answer_and_harms_nobody(clock: FakeC
             named.send(b"z")
             world.passes(2)
             assert named.recv(100) == b"1 z"
-            assert len(world.server.table) == 3  # the nameless can't be told apart: no session
-            clock.jump(11)
-            world.passes()
-            assert len(world.server.table) == 0
+            assert len(world.server.table) == 1  # the nameless can't be told apart: there is no session to wait in
 
 
 def test_a_unix_peer_whose_queue_is_full_is_waited_for_without_spinning(clock: FakeClock, tmp_path: Path) -> None:
@@ -279,3 +276,60 @@ def test_a_session_may_read_lines_of_its_next_datagram(clock: FakeClock) -> None
             peer.send(data)
             world.passes()
             assert peer.recv(100) == answer
+
+
+def test_a_file_that_is_shorter_than_promised_ends_its_request_alone(clock: FakeClock, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"short")
+
+    class Files(StateRequestHandler):
+        @state(rest(limit=10))
+        def ask(self, data: bytes) -> Any:
+            self.file = (tmp_path / "file").open("rb")
+            self.send_file(self.file, 0, 10)
+
+        def on_close(self) -> None:
+            self.file.close()
+
+    with Stepwise(clock, Files) as world, peer_of(world.server) as peer:
+        peer.send(b"x")
+        world.passes()
+        assert peer.recv(100) == b"short"
+        assert len(world.server.table) == 0
+
+
+def test_a_full_table_still_serves_the_sessions_in_it(clock: FakeClock) -> None:
+    with Stepwise(clock, Counting, entries_max=1) as world, peer_of(world.server) as one, peer_of(world.server) as two:
+        for peer in (one, two, one):
+            peer.send(b"x")
+            world.passes()
+        assert [one.recv(100), one.recv(100)] == [b"1 x", b"2 x"]
+        assert len(world.server.table) == 1
+
+
+def test_a_session_may_sleep_longer_than_it_may_be_silent(clock: FakeClock) -> None:
+    class Sleepy(AsyncRequestHandler):
+        async def handle(self) -> None:
+            await self.read(datagram())
+            await self.sleep(100)
+            await self.send(b"awake")
+
+    with Stepwise(clock, Sleepy, session_timeout_s=7) as world, peer_of(world.server) as peer:
+        peer.send(b"x")
+        world.passes()
+        clock.jump(99)
+        world.passes()
+        clock.jump(1)
+        world.passes()
+        assert peer.recv(100) == b"awake"
+
+
+def test_a_constructor_that_raises_leaves_nothing(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(StateRequestHandler):
+        def __init__(self, entry: Any) -> None:
+            raise ZeroDivisionError
+
+    with Stepwise(clock, Broken) as world, peer_of(world.server) as peer:
+        peer.send(b"x")
+        world.passes()
+        assert (len(world.server.table), world.engine.sessions) == (0, {})
+    assert "ZeroDivisionError" in caplog.text

@@ -20,6 +20,7 @@ from reqtable.core.wants import (
     ENDED,
     NOTHING,
     READABLE,
+    TURN,
     WRITABLE,
     Failure,
     Want,
@@ -262,6 +263,7 @@ def test_each_want_names_the_state_it_waits_in():
         State.READING: [line(), until(b"\n"), exactly(1), chunk(), rest(1), datagram(), READABLE, nothing()],
         State.WRITING: [flushed(), WRITABLE, ENDED],
         State.SLEEPING: [sleep(1)],
+        State.READY: [TURN],
         State.OFFLOADED: [call(slow)],
     }
     for state, each in after.items():

@@ -121,13 +121,14 @@ class Inbox(Input):
     handler written for lines also answers a datagram of lines.
     """
 
-    __slots__ = ("_datagrams", "_opened", "dropped", "is_session")
+    __slots__ = ("_datagrams", "_opened", "dropped", "has_peer", "is_session")
 
     def __init__(self) -> None:
         super().__init__()
         self._datagrams: deque[bytes] = deque()
         self._opened = False
         self.is_session = False  # a datagram() was taken: later datagrams of the peer belong here
+        self.has_peer = True  # it has an address, by which a later datagram can be known to be its
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -157,8 +158,11 @@ class Inbox(Input):
         return super().rest(limit)
 
     def datagram(self) -> bytes | Missing:
-        self.is_session = True
-        self.ended = self._opened = False
+        self._opened = False
+        if not self.is_session:
+            # from a peer without an address there will be no other: the end has come with the first
+            self.is_session = self.has_peer
+        self.ended = not self.has_peer and not self._datagrams
         self.leftover()  # what an earlier want left of its datagram does not run into the next one
         return self._datagrams.popleft() if self._datagrams else MISSING
 

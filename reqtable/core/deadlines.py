@@ -26,12 +26,12 @@ _SMALL = 64  # a heap this small is never rebuilt
 class Deadlines:
     """The deadlines of a table's entries, soonest first."""
 
-    __slots__ = ("_heap", "_live", "_serial")
+    __slots__ = ("_heap", "_live", "serial")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Entry]] = []
         self._live = 0  # entries with queued_at < inf
-        self._serial = 0  # breaks ties, so that entries are never compared
+        self.serial = 0  # of the last item; it also breaks ties, so that entries are never compared
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -54,10 +54,13 @@ class Deadlines:
         """When to look again: the soonest deadline, or a stale one before it; infinity where there is none."""
         return self._heap[0][0] if self._heap else inf
 
-    def pop_expired(self, now: float) -> Entry | None:
-        """The next entry whose deadline has passed, its deadline taken from it; None when there is no other."""
+    def pop_expired(self, now: float, armed: float = inf) -> Entry | None:
+        """The next entry whose deadline has passed, its deadline taken from it; None when there is no other.
+
+        One that was armed after `serial` was `armed` is left for later: it stops the search, as nothing is due sooner.
+        """
         heap = self._heap
-        while heap and heap[0][0] <= now:
+        while heap and heap[0][0] <= now and heap[0][1] <= armed:
             at, _, entry = heappop(heap)
             if at != entry.queued_at:
                 continue
@@ -76,8 +79,8 @@ class Deadlines:
         if entry.queued_at == inf:
             self._live += 1
         entry.queued_at = at
-        self._serial += 1
-        heappush(self._heap, (at, self._serial, entry))
+        self.serial += 1
+        heappush(self._heap, (at, self.serial, entry))
         self._rebuild_if_stale()
 
     def _rebuild_if_stale(self) -> None:

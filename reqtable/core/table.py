@@ -116,6 +116,7 @@ class Entry:
         "active_at",
         "bytes_in",
         "bytes_out",
+        "calls",
         "created_at",
         "deadline",
         "due",
@@ -156,6 +157,7 @@ class Entry:
         self.due: float | None = None  # when a `sleep` ends
         self.deadline: float | None = None
         self.queued_at = inf  # see Deadlines
+        self.calls = 0  # calls begun; a result that comes after its call was given up is told by it
         self.posted: Any = MISSING  # what came for a want that is not satisfied from `input`
         self.created_at = self.active_at = table.now
         self.input = Input()

@@ -10,7 +10,7 @@ Subclassing `Want` and giving it a `take` is how a protocol adds a want of its o
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, dataclass_transform
 
@@ -45,7 +45,8 @@ class Want(Generic[T_co]):
 
     def __repr__(self) -> str:
         # the factories are named as the classes, in lower case
-        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))  # type: ignore[arg-type]
+        names: list[str] = [field.name for field in fields(self)] if is_dataclass(self) else []  # a want of one's own may not be
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__.lower()}({values})"
 
 
@@ -172,6 +173,13 @@ class Call(_Posted[T_co]):
 
 
 @want_type
+class Turn(_Posted[None]):
+    """Its next turn, in the next pass: for handlers that do their own I/O and could go on and on."""
+
+    awaits: ClassVar[Event] = Event.AWAITS_TURN
+
+
+@want_type
 class Readable(_Posted[None]):
     """The request's own socket can be read: for handlers that do their own I/O (policy `greenlet`)."""
 
@@ -291,5 +299,6 @@ _DATAGRAM = Datagram()
 _FLUSHED = Flushed()
 NOTHING = Nothing()
 ENDED = Ended()
+TURN = Turn()
 READABLE = Readable()
 WRITABLE = Writable()

@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from reqtable.core.errors import ConfigurationError
+from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.table import Entry, Resumable, unwrapped
 from reqtable.core.wants import Call, Failure
 from reqtable.engine.datagram import Session
@@ -61,11 +61,11 @@ class Policy(ABC):
         if self._calls is None:
             self._calls = ThreadPoolExecutor(self.engine.limits.calls_max, thread_name_prefix="reqtable-call")
         future = self._calls.submit(want.fn, *want.args, **want.kwargs)
+        number = entry.calls
 
         def post(done: Future[Any]) -> None:
             if not done.cancelled():
-                error = done.exception()
-                self.engine.post(self.engine.deliver, entry, want, Failure(error) if error else done.result())
+                self.engine.post(self.engine.deliver, entry, number, _outcome(want, done))
 
         future.add_done_callback(post)
 
@@ -80,14 +80,16 @@ class Policy(ABC):
         return Lent(self.engine, request)
 
     def _admit_resumable(self, server: Any, request: Any, client_address: Any) -> Entry:
+        session: Session | None = None
         if isinstance(request, tuple):
             session = Session(self.engine, request)
             entry = self._entry(server, client_address, session)
-            session.attach(entry)
         else:
             stream = Stream(self.engine, request)
             entry = stream.entry = self._entry(server, client_address, stream)
         entry.handler = entry.resumable = server.RequestHandlerClass(entry)
+        if session is not None:
+            session.attach(entry)
         return entry
 
     def _admit_blocking(self, server: Any, request: Any, client_address: Any) -> Entry:
@@ -98,6 +100,15 @@ class Policy(ABC):
 
     def _entry(self, server: Any, client_address: Any, transport: Any) -> Entry:
         return Entry(self.engine.table, server, self, client_address, server.server_address, transport)
+
+
+def _outcome(want: Call[Any], done: Future[Any]) -> Any:
+    error = done.exception()
+    if error is None:
+        return done.result()
+    if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
+        error = HandlerError(f"{want!r} raised {error!r}")
+    return Failure(error)
 
 
 def is_resumable(handler_class: Any) -> bool:

@@ -18,7 +18,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from reqtable.core.errors import TimedOut
 from reqtable.core.states import READ, WRITE
 from reqtable.core.table import Entry
-from reqtable.core.wants import READABLE, WRITABLE, Want
+from reqtable.core.wants import READABLE, TURN, WRITABLE, Want
 from reqtable.engine.transports import Lent
 
 T = TypeVar("T")
@@ -72,6 +72,7 @@ class CooperativeSocket(socket.socket):
 
     lent: Lent
     _wait_s: float | None = None
+    _since_suspended = 0  # bytes in and out
 
     @classmethod
     def over(cls, plain: socket.socket) -> CooperativeSocket:
@@ -125,6 +126,7 @@ class CooperativeSocket(socket.socket):
             lent.poll(READ if want is READABLE else WRITE)  # it may have stopped when the other one was closed
             lent.entry.timeout = timeout_s
             assert current.parent is not None
+            self._since_suspended = 0
             current.parent.switch(want)
             return
         poll = select.poll()
@@ -135,10 +137,23 @@ class CooperativeSocket(socket.socket):
     def _came_in(self, count: int, flags: int) -> None:
         if not flags & socket.MSG_PEEK:
             self.lent.entry.bytes_in += count
+            self._share_the_pass(count)
 
     def _went_out(self, count: int) -> int:
         self.lent.entry.bytes_out += count
+        self._share_the_pass(count)
         return count
+
+    def _share_the_pass(self, count: int) -> None:
+        """One whose socket is always ready would never suspend: above its share of a pass it waits its turn."""
+        self._since_suspended += count
+        if self._since_suspended < self.lent.engine.limits.recv_bytes:
+            return
+        self._since_suspended = 0
+        current = getcurrent()
+        if isinstance(current, _RequestGreenlet) and current.lent is self.lent:
+            assert current.parent is not None
+            current.parent.switch(TURN)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         if flags & socket.MSG_WAITALL:

@@ -38,6 +38,7 @@ class Session:
         """Be the transport of `entry`, and give it its first datagram."""
         self.entry = entry
         entry.input = self.inbox
+        self.inbox.has_peer = bool(entry.peer)
         data = self.request[0]
         entry.bytes_in = len(data)
         self.inbox.deliver(data, self.engine.limits.inbox_max)
@@ -62,9 +63,12 @@ class Session:
     def _drain(self) -> None:
         if self.entry.state is not State.WRITING:
             return
+        before = self.entry.bytes_out
         if self.flush():
             self.engine.output_taken(self.entry)
         elif self.entry.state is State.WRITING:
+            if self.entry.bytes_out > before:
+                self.engine.output_moved(self.entry)
             self.engine.retry(self._drain)
 
     def flush(self) -> bool:
@@ -72,14 +76,16 @@ class Session:
         output = entry.output
         while output.pieces:
             piece = output.pieces[0]
-            data = piece.read() if type(piece) is FileSlice else piece
             try:
+                data = piece.read() if type(piece) is FileSlice else piece
+                if not data:
+                    raise OSError(f"a file ended {output.size} bytes before what was to be sent of it")
                 if entry.peer:
                     self.request[1].sendto(data, socket.MSG_DONTWAIT, entry.peer)
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
-                log.info("%s: a datagram of %d bytes was not sent: %s", address_text(entry.peer), len(data), error)
+                log.info("%s: a datagram was not sent: %s", address_text(entry.peer), error)
                 self.engine.end(entry, Event.LOST)
                 return False
             entry.bytes_out += len(data)

@@ -19,13 +19,24 @@ log = logging.getLogger("reqtable")
 
 # accept(2): the process's or the machine's descriptors or memory are used up. The connection stays in the queue, so
 # the listener stays readable: polling it on would spin.
-EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# EINVAL: someone has shut the listening socket down; it stays readable too.
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL}
 
 
 class Listener(Polled):
     """A server's listening socket, or the socket that its datagrams come to."""
 
-    __slots__ = ("_full", "_most", "_said_exhausted", "_set_timeout", "_timeout", "resting_until", "server", "taken")
+    __slots__ = (
+        "_full",
+        "_holds_back",
+        "_most",
+        "_said_exhausted",
+        "_set_timeout",
+        "_timeout",
+        "resting_until",
+        "server",
+        "taken",
+    )
 
     def __init__(self, engine: Engine, server: Any, most: int) -> None:
         super().__init__(engine, server.fileno())
@@ -38,7 +49,8 @@ class Listener(Polled):
         # A connection can be gone again before it is accepted; accept must not block then. A datagram server's socket
         # is its handlers' too, and stays as they expect it.
         self._timeout: float | None = None
-        stream = getattr(server, "socket_type", None) == socket.SOCK_STREAM
+        # The queue of a stream server holds those who connect. A datagram server's socket is its sessions' too.
+        stream = self._holds_back = getattr(server, "socket_type", None) == socket.SOCK_STREAM
         self._set_timeout = stream and isinstance(getattr(server, "socket", None), socket.socket)
         if self._set_timeout:
             self._timeout = server.socket.gettimeout()
@@ -51,7 +63,7 @@ class Listener(Polled):
         for _ in range(self._most):
             if self.engine.stopping or not self.watched:
                 return
-            if self.engine.table.full:
+            if self._holds_back and self.engine.table.full:
                 self._full = True
                 self.poll(0)
                 return

@@ -21,7 +21,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from heapq import heappop, heappush
 from math import inf
 from typing import Any
@@ -32,7 +31,7 @@ from reqtable.core.errors import IncompleteRead, ReqtableError, TimedOut
 from reqtable.core.limits import Limits
 from reqtable.core.states import INTEREST, READ, TRANSITIONS, Event, State
 from reqtable.core.table import Entry, RequestTable, Server, address_text
-from reqtable.core.wants import ENDED, Call, Failure, Sleep, Want
+from reqtable.core.wants import ENDED, TURN, Call, Failure, Sleep, Want
 from reqtable.engine.datagram import Session
 from reqtable.engine.listener import EXHAUSTED, Listener
 from reqtable.engine.transports import OVER, RELEASED
@@ -42,6 +41,7 @@ log = logging.getLogger("reqtable")
 
 _AFTER_STEP = TRANSITIONS[State.RUNNING]
 _RETRY_S = 0.005
+_PATIENCE_MAX_S = 86_400.0  # a poll of more overflows what the kernel takes
 # The states in which another request's `send` may find this one with nothing on its way to the kernel.
 _BLOCKABLE = {State.READING, State.READY, State.SLEEPING, State.OFFLOADED}
 
@@ -74,7 +74,6 @@ class Engine:
         self._listeners: list[Listener] = []
         self.sessions: dict[tuple[Server, Any], Session] = {}
         self._turns: deque[Entry] = deque()
-        self._expired: deque[Entry] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timers_set = 0  # breaks ties, so that functions are never compared
         self._posts: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
@@ -93,6 +92,7 @@ class Engine:
         One thread at a time: raises ReqtableError while another one, or this one, is in it.
         """
         self.must_be_idle()
+        self.unwinding = None
         self.open()
         assert self._wakeup is not None
         self._thread = threading.get_ident()
@@ -104,8 +104,10 @@ class Engine:
                     if until is not None and self._clock() >= until:
                         break
         finally:
-            self._thread = None
-            self._reap()
+            try:
+                self._reap()
+            finally:
+                self._thread = None
             if not self.servers:
                 self.close()
 
@@ -118,10 +120,9 @@ class Engine:
             key.data.on_ready(mask)
         for _ in range(len(self._turns)):
             self._take_turn(self._turns.popleft())
-        # Those that have expired by now, and no others: `sleep(0)` asks for the next pass, not for this one again.
-        self._expired.extend(iter(partial(self.deadlines.pop_expired, now), None))
-        while self._expired:
-            self._expire(self._expired.popleft())
+        armed = self.deadlines.serial  # what is armed from here on is for the next pass, even where it is due
+        while (entry := self.deadlines.pop_expired(now, armed)) is not None:
+            self._expire(entry)
         while self._timers and self._timers[0][0] <= now:
             heappop(self._timers)[2]()
         for _ in range(len(self._posts)):
@@ -132,12 +133,12 @@ class Engine:
         freed = self._reap()
         for listener in self._listeners:
             listener.consider(now, freed)
-        for server in self.servers:
+        for server in tuple(self.servers):
             server.service_actions()
 
     def _patience(self, most_s: float | None) -> float | None:
         """How long the poll may last: not at all while there is something to do, else until the next deadline."""
-        if self._turns or self._expired or self._posts or self._closed or self.table.touched:
+        if self._turns or self._posts or self._closed or self.table.touched:
             return 0
         at = self.deadlines.next_at()
         if self._timers:
@@ -146,7 +147,7 @@ class Engine:
             at = min(at, listener.resting_until)
         if at == inf:
             return most_s
-        wait = max(0.0, at - self._clock())
+        wait = max(0.0, min(at - self._clock(), _PATIENCE_MAX_S))
         return wait if most_s is None else min(wait, most_s)
 
     def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
@@ -161,6 +162,7 @@ class Engine:
         output = entry.output
         high_water = self.limits.high_water_bytes
         share = full_share = self.limits.steps_per_pass
+        waits = False  # its want was asked, and has not come
         try:
             if error is not None:
                 share -= 1
@@ -176,6 +178,7 @@ class Engine:
                     if output.size and want.awaits is Event.OUTPUT_BLOCKED and entry.transport.flush():
                         continue  # a `flushed()` that now is
                     if not (entry.input.ended and want.awaits is Event.AWAITS_INPUT):
+                        waits = True
                         break
                     share -= 1
                     want = resumable._throw(IncompleteRead(repr(want), entry.input.leftover()))
@@ -191,9 +194,12 @@ class Engine:
             table.running = None
         entry.steps += full_share - share
         if entry.state is not State.CLOSED:
-            self._settle(entry, cause, want, stepped=share < full_share, may_go_on=share > 0)
+            try:
+                self._settle(entry, cause, want, stepped=share < full_share, waits=waits)
+            except BaseException as problem:
+                self._give_up(entry, problem)
 
-    def _settle(self, entry: Entry, cause: Event, want: Want[Any] | None, stepped: bool, may_go_on: bool) -> None:
+    def _settle(self, entry: Entry, cause: Event, want: Want[Any] | None, stepped: bool, waits: bool) -> None:
         """Suspend `entry` in the state of what it now waits for, or end it."""
         if want is None:
             self._finish(entry, cause)
@@ -206,10 +212,11 @@ class Engine:
                 return
             event = Event.OUTPUT_BLOCKED
         else:
-            event = want.awaits if may_go_on else Event.AWAITS_TURN
-        if entry.state is not _AFTER_STEP[event] or not may_go_on:
+            event = want.awaits if waits else Event.AWAITS_TURN
+        if entry.state is not _AFTER_STEP[event] or event is Event.AWAITS_TURN:
             self._move(entry, cause, event)
-        if stepped or cause is not Event.INPUT_ARRIVED:  # bytes that trickle in do not move a deadline
+        # Bytes that trickle in do not move a deadline; having to write is a wait of its own.
+        if stepped or cause is not Event.INPUT_ARRIVED or entry.state is State.WRITING:
             self._arm(entry)
 
     def _move(self, entry: Entry, cause: Event, event: Event) -> None:
@@ -227,15 +234,16 @@ class Engine:
             entry.due = self.table.now + want.seconds
         elif isinstance(want, Call):
             entry.posted = MISSING
+            entry.calls += 1
             try:
                 entry.policy.begin_call(entry, want)
             except Exception as problem:
-                self.post(self.deliver, entry, want, Failure(problem))
+                self.post(self.deliver, entry, entry.calls, Failure(problem))
 
     def _arm(self, entry: Entry) -> None:
         """Set the deadline of the state that `entry` is in now."""
         now = self.table.now
-        timeout = entry.timeout if entry.timeout is not None else entry.transport.timeout_s
+        timeout = self._timeout_of(entry)
         at = None if timeout is None else now + timeout
         if entry.state is State.READY:
             at = None
@@ -263,6 +271,14 @@ class Engine:
         if entry.state is not State.RUNNING:
             entry.advance(cause)
         entry.transport.finish()
+
+    def _give_up(self, entry: Entry, problem: BaseException) -> None:
+        """`entry` can't be suspended: it ends, at once, and it alone."""
+        self.end(entry, Event.LOST)
+        if not isinstance(problem, Exception):
+            self.unwinding = problem
+            raise problem
+        entry.server.handle_error(entry.transport.request, entry.peer)
 
     def _fail(self, entry: Entry, cause: Event, problem: BaseException) -> None:
         """A step raised `problem` and no hook of the handler took it. What it sent before is still delivered."""
@@ -299,10 +315,12 @@ class Engine:
 
     def linger(self, entry: Entry) -> None:
         """Our last byte is sent: wait a bounded time for the peer's end of file, so that no reset cuts it off."""
+        if entry.state is State.CLOSED:
+            return
         entry.advance(Event.FINISHED)
-        self._close_handler(entry, entry.transport.request)
         entry.transport.poll(INTEREST[entry.state])
         self.deadlines.arm(entry, self.table.now + self.limits.linger_timeout_s)
+        self._close_handler(entry, entry.transport.request)
 
     def end(self, entry: Entry, event: Event) -> None:
         """Mark `entry` closed by `event`; this pass's reaping frees it. Closed already: nothing."""
@@ -325,12 +343,12 @@ class Engine:
         self._posts.append((function, args))
         self.wake()
 
-    def deliver(self, entry: Entry, want: Want[Any], item: Any) -> None:
-        """The item of a want that is satisfied from outside; dropped where `entry` no longer waits for it."""
-        if entry.want is not want or entry.state is State.CLOSED:
+    def deliver(self, entry: Entry, number: int, item: Any) -> None:
+        """The result of call `number` of `entry`; dropped where it no longer waits for it."""
+        if entry.calls != number or entry.want.awaits is not Event.AWAITS_RESULT or entry.state is State.CLOSED:
             return
         entry.posted = item
-        if entry.state is not State.WRITING or not entry.output.size:
+        if entry.state is State.OFFLOADED:  # READY and WRITING find it when they go on
             self.step(entry, Event.RESULT_POSTED)
 
     def session_of(self, server: Server, peer: Any) -> Session | None:
@@ -363,12 +381,12 @@ class Engine:
 
     def _take_turn(self, entry: Entry) -> None:
         if entry.state is State.READY:
+            if entry.want is TURN:
+                entry.posted = None
             self.step(entry, Event.TURN_CAME)
 
     def _expire(self, entry: Entry) -> None:
         state = entry.state
-        if state is State.CLOSED:
-            return
         if state is State.LINGERING or state is State.OPENING:
             self.end(entry, Event.DEADLINE_PASSED)
         elif state is State.WRITING and entry.output.size:
@@ -380,8 +398,15 @@ class Engine:
             self.step(entry, Event.DEADLINE_PASSED)
         else:
             entry.due = None
-            timeout = entry.timeout if entry.timeout is not None else entry.transport.timeout_s
-            self.step(entry, Event.DEADLINE_PASSED, TimedOut(f"{entry.want!r} did not come within {timeout:g} s"))
+            error = TimedOut(f"{entry.want!r} did not come within {self._timeout_of(entry):g} s")
+            self.step(entry, Event.DEADLINE_PASSED, error)
+
+    @staticmethod
+    def _timeout_of(entry: Entry) -> float | None:
+        """How long `entry` may wait in its state: as it said itself, or, for its peer, as its transport has it."""
+        if entry.timeout is None and entry.state is State.READING:
+            return entry.transport.timeout_s
+        return entry.timeout
 
     def _flush_touched(self, entry: Entry) -> None:
         """Another request's step sent to this one: give it to the kernel, or wait for the peer to take it."""
@@ -435,9 +460,14 @@ class Engine:
     def open(self) -> None:
         """Take the descriptors that a loop needs. Harmless when they are there."""
         if self._selector is None:
-            self._selector = self._make_selector()
-            self._wakeup = self._make_wakeup()
-            self._selector.register(self._wakeup, READ, self._wakeup)
+            wakeup = self._make_wakeup()
+            try:
+                self._selector = self._make_selector()
+            except BaseException:
+                wakeup.close()
+                raise
+            self._wakeup = wakeup
+            self._selector.register(wakeup, READ, wakeup)
 
     def close(self) -> None:
         """End every request and give the descriptors back. The servers' own sockets are theirs to close."""
@@ -459,10 +489,10 @@ class Engine:
 
     def discard(self, server: Server) -> None:
         """End every request of `server` and host it no more. The last one's descriptors go with it."""
+        self.unlisten(server)  # here and now: the descriptor is closed next
         if self._thread not in (None, threading.get_ident()):
             self.post(self.discard, server)
             return
-        self.unlisten(server)
         self.end_requests(server)
         if server in self.servers:
             self.servers.remove(server)
@@ -513,7 +543,7 @@ class Engine:
         try:
             for server in self.servers:
                 self.listen(server)
-            self.run(lambda: self._stopping, poll_interval)
+            self.run(lambda: self._stopping or not self.servers, poll_interval)
         finally:
             self.leave()
             self._stopping = False
@@ -521,10 +551,14 @@ class Engine:
 
     def shutdown(self) -> None:
         """End `serve_forever`, at once; wait until it has ended, unless it is this thread that is in it."""
-        self._stopping = True
-        self.wake()
+        self.stop()
         if self._thread != threading.get_ident():
             self._stopped.wait()
+
+    def stop(self) -> None:
+        """The same without waiting: for a signal handler, which runs in the thread that it would wait for."""
+        self._stopping = True
+        self.wake()
 
     @property
     def stopping(self) -> bool:

@@ -16,6 +16,7 @@ from reqtable.core.buffers import FileSlice
 from reqtable.core.errors import LimitExceeded
 from reqtable.core.states import State
 from reqtable.core.table import Entry, address_text
+from reqtable.core.wants import ENDED
 
 log = logging.getLogger("reqtable")
 
@@ -76,6 +77,8 @@ class ResumableHandler:
         entry = self.entry
         table = entry.table
         output = entry.output
+        if entry is not table.running and not self._is_open():
+            return
         if output.held + len(data) > table.limits.output_bytes_max:
             if entry is table.running:
                 raise LimitExceeded("untaken output", table.limits.output_bytes_max)
@@ -88,8 +91,6 @@ class ResumableHandler:
             table.cancel(entry.id)
             return
         if entry is not table.running:
-            if entry.state in _OVER:
-                return
             table.touched.append(entry)
         if data:
             output.append(data)
@@ -108,11 +109,15 @@ class ResumableHandler:
             raise ValueError(f"send_file() can't send {count} bytes from offset {offset}")
         entry = self.entry
         if entry is not entry.table.running:
-            if entry.state in _OVER:
+            if not self._is_open():
                 return
             entry.table.touched.append(entry)
         if count:
             entry.output.append_file(FileSlice(file, offset, count))
+
+    def _is_open(self) -> bool:
+        """Whether others may still send to this request: nothing shall follow its last answer."""
+        return self.entry.state not in _OVER and self.entry.want is not ENDED
 
     def on_close(self) -> None:
         """The request has ended, however it did. Called once, last; nothing can be sent any more."""
