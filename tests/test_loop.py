@@ -922,6 +922,14 @@ def test_nothing_follows_the_last_answer(world: World) -> None:
     assert received == b"x" * 500_000
 
 
+def test_an_answer_is_never_held_back_for_an_acknowledgement() -> None:
+    """Once a pipelined burst that took two turns waited 40 ms for its peer's delayed acknowledgement."""
+    with served(Echo) as server, Client(server.server_address) as client:
+        assert client.ask(b"x\n") == b"x\n"
+        [entry] = server.table
+        assert entry.transport.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_call_that_ends_its_thread_does_not_end_the_server() -> None:
     class Exits(reqtable.AsyncRequestHandler):
         async def handle(self) -> None:

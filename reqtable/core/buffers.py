@@ -73,13 +73,20 @@ class Input:
         end = found + len(separator)
         if end - start > limit:
             raise LimitExceeded(f"input up to {separator!r}", limit)
+        if end < len(data) and type(data) is bytes:  # the common case of _take_to, on the path of every line
+            self._start = self._scanned = end
+            return data[start:end]
         return self._take_to(end)
 
     def exactly(self, count: int) -> bytes | Missing:
         """Take exactly `count` bytes."""
-        if len(self._data) - self._start < count:
-            return MISSING
-        return self._take_to(self._start + count)
+        data = self._data
+        start = self._start
+        end = start + count
+        if end < len(data) and type(data) is bytes:  # the common case of _take_to
+            self._start = self._scanned = end
+            return data[start:end]
+        return self._take_to(end) if end <= len(data) else MISSING
 
     def chunk(self, limit: int) -> bytes | Missing:
         """Take what is here: at least one byte, at most `limit`."""

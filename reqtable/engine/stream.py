@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("reqtable")
 
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
 _NOT_NOW = (BlockingIOError, InterruptedError)
 
 
@@ -30,6 +32,11 @@ class Stream(Polled):
     def __init__(self, engine: Engine, request: Any) -> None:
         super().__init__(engine, request.fileno())
         request.setblocking(False)
+        if request.family in _INTERNET:
+            # Output leaves once a step, joined: holding back a second small segment until the first is acknowledged
+            # (tcp(7)) would only add the peer's delayed acknowledgement, 40 ms, to an answer that took two turns.
+            with contextlib.suppress(OSError):  # the peer may be gone already
+                request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request = request
         self.entry: Entry
 

@@ -101,7 +101,11 @@ class StateRequestHandler(ResumableHandler):
         return None
 
     def on_limit(self, error: LimitExceeded) -> Transition:
-        """More arrived than the want's limit. The default closes, with one line in the log."""
+        """More arrived than the want's limit. The default closes, with one line in the log.
+
+        What arrived is still there: to go on, go to a state that takes it in other portions, such as `chunk()`. The same
+        want would be refused again, for ever.
+        """
         raise error
 
     def on_error(self, error: Exception) -> Transition:
@@ -161,7 +165,20 @@ class StateRequestHandler(ResumableHandler):
             transition = self._method(item)
         except Exception as error:
             return self._throw(error)
-        return self._follow(transition)
+        # The two common transitions in a few look-ups; everything else, and every mistake, in _follow.
+        target = transition
+        want = None
+        if type(transition) is tuple and len(transition) == 2:
+            target, want = transition
+        try:
+            declaration = target.__func__.declaration
+        except AttributeError:
+            return self._follow(transition)
+        if target.__self__ is not self or (want is not None and not isinstance(want, Want)):
+            return self._follow(transition)
+        self._method = target
+        self.entry.timeout = declaration.timeout
+        return declaration.want if want is None else want
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
         if isinstance(error, TimedOut):
