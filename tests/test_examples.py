@@ -107,7 +107,7 @@ def fresh_store(monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 @pytest.mark.timeout(100)
-@pytest.mark.parametrize("pipeline", [1, 16])
+@pytest.mark.parametrize("pipeline", [pytest.param(1, marks=pytest.mark.longest), 16])
 @pytest.mark.usefixtures("fresh_store")
 def test_redis_benchmark(pipeline: int) -> None:
     tests = "ping,set,get,incr,lpush,mset"

@@ -103,8 +103,8 @@ class StateRequestHandler(ResumableHandler):
     def on_limit(self, error: LimitExceeded) -> Transition:
         """More arrived than the want's limit. The default closes, with one line in the log.
 
-        What arrived is still there: to go on, go to a state that takes it in other portions, such as `chunk()`. The same
-        want would be refused again, for ever.
+        What arrived is still there. To go on, go to a state that takes it in other portions, such as `chunk()`: the
+        same want would be refused again, for ever.
         """
         raise error
 
