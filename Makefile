@@ -7,8 +7,8 @@ BIN := .venv/bin
 .PHONY: run test check static format clean
 
 run: .venv/run.stamp
-	@echo "In another terminal:"
-	@echo "    printf 'put 11\\\\none two two\\\\ncount\\\\nrank\\\\n' | nc 127.0.0.1 $(PORT)"
+	@echo "In another terminal (it answers 3, then rank 9):"
+	@printf '%s\n' "    printf 'put 12\\none two two\\ncount\\nrank\\n' | nc -N 127.0.0.1 $(PORT)"
 	@echo "With a client connected (nc 127.0.0.1 $(PORT)), see the table of unfinished requests:"
 	@echo "    pkill -USR1 -f 'reqtable serve'"
 	@echo "Ctrl-C stops."

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import reqtable
-from tests.conftest import WAIT_S, Client
+from examples.notes import Notes
+from tests.conftest import WAIT_S, Client, served
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -86,6 +87,15 @@ def test_the_readme_names_every_want_and_policy() -> None:
         assert callable(getattr(reqtable, want))
     for policy in reqtable.dispatch.policy_names():  # type: ignore[attr-defined]
         assert f'`"{policy}"`' in README
+
+
+def test_what_make_run_says_to_type_works() -> None:
+    shown = subprocess.run(["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    [typed] = re.findall(r"printf '(.*)' \| nc", shown)
+    with served(Notes) as server, Client(server.server_address) as client:
+        given = typed.replace("\\\\", "\\").encode().decode("unicode_escape").encode()
+        assert client.send(given).end().rest() == b"3\nrank 9\n"
+    assert "it answers 3, then rank 9" in shown
 
 
 def test_serve_needs_a_bind() -> None:
