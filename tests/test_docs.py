@@ -91,7 +91,7 @@ def test_the_readme_names_every_want_and_policy() -> None:
 
 def test_what_make_run_says_to_type_works() -> None:
     shown = subprocess.run(["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    [typed] = re.findall(r"printf '(.*)' \| nc", shown)
+    [typed] = re.findall(r"printf '(put [^']*)' \| nc", shown)
     with served(Notes) as server, Client(server.server_address) as client:
         given = typed.replace("\\\\", "\\").encode().decode("unicode_escape").encode()
         assert client.send(given).end().rest() == b"3\nrank 9\n"
