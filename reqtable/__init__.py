@@ -30,7 +30,7 @@ from reqtable.core.wants import (
     sleep,
     until,
 )
-from reqtable.engine.loop import Engine
+from reqtable.engine.engine import Engine
 from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.state import StateInfo, StateRequestHandler, Transition, state

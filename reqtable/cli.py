@@ -20,7 +20,7 @@ import click
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import handler_name, unwrapped
 from reqtable.dispatch import is_resumable, policy_names
-from reqtable.engine.loop import Engine
+from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
 from reqtable.serving import parse_bind, serve
 

@@ -2,8 +2,9 @@
 
 The hooks of one request are called in `socketserver`'s order: `_handle_request_noblock`, `get_request`,
 `verify_request`, `process_request`, `finish_request`, the handler's `setup`, `handle`, `finish`, then
-`shutdown_request`, `close_request`. What differs is the loop (one, for all requests), `shutdown` (at once, from
-anywhere), and `handle_error` (through `logging`).
+`shutdown_request`, `close_request`. The I/O of a state or async handler is the engine's: for one, `process_request` is
+followed by `close_request`, once its connection has ended. What differs is the loop (one, for all requests),
+`shutdown` (at once, from anywhere), and `handle_error` (through `logging`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from reqtable.core.limits import Limits
 from reqtable.core.states import State
 from reqtable.core.table import RequestTable, address_text
 from reqtable.dispatch import Policy, policy_named
-from reqtable.engine.loop import Engine
+from reqtable.engine.engine import Engine
 
 log = logging.getLogger("reqtable")
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.limits import Limits
 from reqtable.core.table import address_text, format_rows
-from reqtable.engine.loop import Engine
+from reqtable.engine.engine import Engine
 from reqtable.servers import Configuration, TCPServer, UDPServer
 
 log = logging.getLogger("reqtable")

@@ -229,6 +229,24 @@ def test_a_coroutine_that_will_not_be_ended_is_reported(clock: FakeClock, caplog
     gc.collect()
 
 
+def test_a_timeout_is_that_of_its_own_read(clock: FakeClock) -> None:
+    class Twice(AsyncRequestHandler):
+        async def handle(self) -> None:
+            await self.read(line(), timeout=5)
+            await line()
+            await self.send(b"patient")
+
+    world = World(clock, Twice)
+    peer, _ = world.connect()
+    peer.send(b"one\n")
+    world.passes()
+    world.jump(60)
+    peer.send(b"two\n")
+    world.passes()
+    assert peer.recv(100) == b"patient"
+    world.close()
+
+
 def test_handle_must_be_defined(caplog: pytest.LogCaptureFixture) -> None:
     class Empty(AsyncRequestHandler):
         other: Any = None

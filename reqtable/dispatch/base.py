@@ -23,7 +23,7 @@ from reqtable.engine.transports import Lent
 from reqtable.handlers.resumable import ResumableHandler
 
 if TYPE_CHECKING:
-    from reqtable.engine.loop import Engine
+    from reqtable.engine.engine import Engine
 
 # Imported when first asked for: a policy's dependencies are its own.
 _BUILT_IN = {

@@ -17,7 +17,7 @@ from reqtable.core.states import WRITE, Event, State
 from reqtable.core.table import Entry, address_text
 
 if TYPE_CHECKING:
-    from reqtable.engine.loop import Engine
+    from reqtable.engine.engine import Engine
 
 log = logging.getLogger("reqtable")
 

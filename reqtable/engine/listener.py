@@ -13,7 +13,7 @@ from reqtable.core.table import address_text
 from reqtable.engine.transports import Polled
 
 if TYPE_CHECKING:
-    from reqtable.engine.loop import Engine
+    from reqtable.engine.engine import Engine
 
 log = logging.getLogger("reqtable")
 

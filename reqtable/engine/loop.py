@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import selectors
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
@@ -32,8 +31,7 @@ from reqtable.core.limits import Limits
 from reqtable.core.states import INTEREST, READ, TRANSITIONS, Event, State
 from reqtable.core.table import Entry, RequestTable, Server, address_text
 from reqtable.core.wants import ENDED, TURN, Call, Failure, Sleep, Want
-from reqtable.engine.datagram import Session
-from reqtable.engine.listener import EXHAUSTED, Listener
+from reqtable.engine.listener import Listener
 from reqtable.engine.transports import OVER, RELEASED
 from reqtable.engine.wakeup import Wakeup
 
@@ -46,8 +44,8 @@ _PATIENCE_MAX_S = 86_400.0  # a poll of more overflows what the kernel takes
 _BLOCKABLE = {State.READING, State.READY, State.SLEEPING, State.OFFLOADED}
 
 
-class Engine:
-    """One loop and one table, for one server or for several (`add`).
+class Loop:
+    """The loop over one table.
 
     `clock` gives seconds and never goes back; `selector` and `wakeup` make the selector (any
     `selectors.BaseSelector`) and the wake-up, when the engine first needs them.
@@ -55,11 +53,10 @@ class Engine:
 
     def __init__(
         self,
-        *,
-        limits: Limits | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector,
-        wakeup: Callable[[], Wakeup] = Wakeup,
+        limits: Limits | None,
+        clock: Callable[[], float],
+        selector: Callable[[], selectors.BaseSelector],
+        wakeup: Callable[[], Wakeup],
     ) -> None:
         self.table = RequestTable(clock, limits)
         self.table.canceller = self.cancel
@@ -72,7 +69,6 @@ class Engine:
         self._selector: selectors.BaseSelector | None = None
         self._wakeup: Wakeup | None = None
         self._listeners: list[Listener] = []
-        self.sessions: dict[tuple[Server, Any], Session] = {}
         self._turns: deque[Entry] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timers_set = 0  # breaks ties, so that functions are never compared
@@ -81,8 +77,6 @@ class Engine:
         self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
         self._thread: int | None = None  # the thread that runs the loop, while one does
         self._stop: Callable[[], bool] = bool
-        self._stopping = False
-        self._stopped = threading.Event()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -108,8 +102,6 @@ class Engine:
                 self._reap()
             finally:
                 self._thread = None
-            if not self.servers:
-                self.close()
 
     def run_once(self, most_s: float | None = None) -> None:
         """One pass. It waits at most `most_s` seconds for something to do; None: as long as it takes."""
@@ -351,28 +343,10 @@ class Engine:
         if entry.state is State.OFFLOADED:  # READY and WRITING find it when they go on
             self.step(entry, Event.RESULT_POSTED)
 
-    def session_of(self, server: Server, peer: Any) -> Session | None:
-        """The datagram session of that peer's address, or None."""
-        session = self.sessions.get((server, peer)) if peer else None
-        if session is None or session.entry.state is State.CLOSED or not session.inbox.is_session:
-            return None
-        return session
-
     def retry(self, function: Callable[[], None]) -> None:
         """Have the loop call `function` in a few milliseconds. Only for the loop's own thread."""
         self._timers_set += 1
         heappush(self._timers, (self.table.now + _RETRY_S, self._timers_set, function))
-
-    def refused(self, server: Server, error: OSError) -> bool:
-        """`get_request` raised `error`. True where the next one may fare better at once."""
-        if isinstance(error, BlockingIOError):
-            return False
-        if error.errno in EXHAUSTED:
-            for listener in self._listeners:
-                if listener.server is server:
-                    listener.rest(error)
-            return False
-        return True
 
     def wake(self) -> None:
         """End the poll. Callable from any thread and from a signal handler."""
@@ -448,7 +422,7 @@ class Engine:
         """A flush that meets a reset closes its entry: look again, whatever was known before it."""
         return entry.state is State.CLOSED
 
-    # -- the sockets --------------------------------------------------------------------------------------------------
+    # -- its descriptors, and who runs it -----------------------------------------------------------------------------
 
     @property
     def selector(self) -> selectors.BaseSelector:
@@ -468,97 +442,6 @@ class Engine:
                 raise
             self._wakeup = wakeup
             self._selector.register(wakeup, READ, wakeup)
-
-    def close(self) -> None:
-        """End every request and give the descriptors back. The servers' own sockets are theirs to close."""
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
-        for entry in self.table:
-            self.end(entry, Event.CANCELLED)
-        self._reap()
-        if self._selector is not None and self._wakeup is not None:
-            self._selector.close()
-            self._wakeup.close()
-            self._selector = self._wakeup = None
-
-    def add(self, server: Any) -> Engine:
-        """Host `server` in this engine, over this table; to be called before it serves. Returns the engine."""
-        server.engine = self
-        return self
-
-    def discard(self, server: Server) -> None:
-        """End every request of `server` and host it no more. The last one's descriptors go with it."""
-        self.unlisten(server)  # here and now: the descriptor is closed next
-        if self._thread not in (None, threading.get_ident()):
-            self.post(self.discard, server)
-            return
-        self.end_requests(server)
-        if server in self.servers:
-            self.servers.remove(server)
-        if self._thread is None and not self.servers:
-            self.close()
-
-    def end_requests(self, server: Server) -> None:
-        """End every request of `server`. Only for the loop's own thread, or while no loop runs."""
-        for entry in self.table:
-            if entry.server is server:
-                self.end(entry, Event.CANCELLED)
-        if self._thread is None:
-            self._reap()
-
-    def has_requests(self, server: Server) -> bool:
-        """Whether any request of `server` is unfinished."""
-        return any(entry.server is server for entry in self.table)
-
-    def listen(self, server: Server, most: int | None = None) -> Listener:
-        """Take new requests for `server` while the loop runs, at most `most` a pass."""
-        self.unlisten(server)
-        listener = Listener(self, server, most or self.limits.accepts_per_pass)
-        self._listeners.append(listener)
-        return listener
-
-    def unlisten(self, server: Server) -> None:
-        """Take no more requests for `server`; the kernel's queue holds those who connect."""
-        for listener in [each for each in self._listeners if each.server is server]:
-            self._listeners.remove(listener)
-            listener.close()
-
-    def leave(self) -> None:
-        """After serving: take nothing new. What is bound to a thread that may end now ends with it."""
-        for server in self.servers:
-            self.unlisten(server)
-        if threading.current_thread() is not threading.main_thread():
-            for entry in self.table:
-                if entry.resumable.bound_to_thread:
-                    self.end(entry, Event.CANCELLED)
-            self._reap()
-
-    # -- serving several ----------------------------------------------------------------------------------------------
-
-    def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve every server of this engine until `shutdown()`."""
-        self.must_be_idle()
-        self._stopped.clear()
-        try:
-            for server in self.servers:
-                self.listen(server)
-            self.run(lambda: self._stopping or not self.servers, poll_interval)
-        finally:
-            self.leave()
-            self._stopping = False
-            self._stopped.set()
-
-    def shutdown(self) -> None:
-        """End `serve_forever`, at once; wait until it has ended, unless it is this thread that is in it."""
-        self.stop()
-        if self._thread != threading.get_ident():
-            self._stopped.wait()
-
-    def stop(self) -> None:
-        """The same without waiting: for a signal handler, which runs in the thread that it would wait for."""
-        self._stopping = True
-        self.wake()
 
     @property
     def stopping(self) -> bool:

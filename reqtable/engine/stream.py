@@ -14,7 +14,7 @@ from reqtable.core.table import Entry, address_text
 from reqtable.engine.transports import Polled, discarded_all
 
 if TYPE_CHECKING:
-    from reqtable.engine.loop import Engine
+    from reqtable.engine.engine import Engine
 
 log = logging.getLogger("reqtable")
 

@@ -16,7 +16,7 @@ from reqtable.core.states import READ, WRITE, Event, State
 from reqtable.core.table import Entry
 
 if TYPE_CHECKING:
-    from reqtable.engine.loop import Engine
+    from reqtable.engine.engine import Engine
 
 # What a lent socket became ready for, in the state of the entry that waited for it.
 _WAITED_FOR = {State.READING: READ, State.WRITING: WRITE}

@@ -54,23 +54,20 @@ class AsyncRequestHandler(ResumableHandler):
         """Queue output. Awaiting suspends only while more than the high-water mark waits for the peer to take it."""
         self._send(data)
         output = self.entry.output
-        return _DONE if output.held <= self.entry.table.limits.high_water_bytes else self._wait(flushed())
+        return _DONE if output.held <= self.entry.table.limits.high_water_bytes else flushed()
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Let `seconds` pass; the others go on."""
-        return self._wait(sleep(seconds))
+        return sleep(seconds)
 
     def call(self, fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any) -> Awaitable[T]:
         """`fn(*args, **kwargs)`, run elsewhere; what it raises is raised here."""
-        return self._wait(call(fn, *args, on=on, **kwargs))
-
-    def _wait(self, want: Want[T]) -> Awaitable[T]:
-        self.entry.timeout = None
-        return want
+        return call(fn, *args, on=on, **kwargs)
 
     # -- for the engine -----------------------------------------------------------------------------------------------
 
     def _resume(self, item: Any) -> Want[Any] | None:
+        self.entry.timeout = None  # each read names its own
         try:
             want = self._waits = self._coroutine.send(item)
         except StopIteration:
@@ -80,6 +77,7 @@ class AsyncRequestHandler(ResumableHandler):
     def _throw(self, error: BaseException) -> Want[Any] | None:
         if isinstance(error, IncompleteRead) and self._waits.takes_partial:
             return self._resume(error.partial)
+        self.entry.timeout = None
         try:
             want = self._waits = self._coroutine.throw(error)
         except StopIteration:

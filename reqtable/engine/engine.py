@@ -1,0 +1,154 @@
+"""`Engine`: a loop that hosts servers: their listeners, their requests, their descriptors."""
+
+from __future__ import annotations
+
+import selectors
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from reqtable.core.limits import Limits
+from reqtable.core.states import Event, State
+from reqtable.core.table import Server
+from reqtable.engine.datagram import Session
+from reqtable.engine.listener import EXHAUSTED, Listener
+from reqtable.engine.loop import Loop
+from reqtable.engine.wakeup import Wakeup
+
+
+class Engine(Loop):
+    """One loop and one table, for one server or for several (`add`). The arguments are those of `Loop`."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector,
+        wakeup: Callable[[], Wakeup] = Wakeup,
+    ) -> None:
+        super().__init__(limits, clock, selector, wakeup)
+        self.sessions: dict[tuple[Server, Any], Session] = {}
+        self._stopping = False
+        self._stopped = threading.Event()
+
+    def run(self, stop: Callable[[], bool], most_s: float | None = None, until: float | None = None) -> None:
+        try:
+            super().run(stop, most_s, until)
+        finally:
+            if not self.servers:
+                self.close()
+
+    # -- hosting ------------------------------------------------------------------------------------------------------
+
+    def add(self, server: Any) -> Engine:
+        """Host `server` in this engine, over this table; to be called before it serves. Returns the engine."""
+        server.engine = self
+        return self
+
+    def discard(self, server: Server) -> None:
+        """End every request of `server` and host it no more. The last one's descriptors go with it."""
+        self.unlisten(server)  # here and now: the descriptor is closed next
+        if self._thread not in (None, threading.get_ident()):
+            self.post(self.discard, server)
+            return
+        self.end_requests(server)
+        if server in self.servers:
+            self.servers.remove(server)
+        if self._thread is None and not self.servers:
+            self.close()
+
+    def end_requests(self, server: Server) -> None:
+        """End every request of `server`. Only for the loop's own thread, or while no loop runs."""
+        for entry in self.table:
+            if entry.server is server:
+                self.end(entry, Event.CANCELLED)
+        if self._thread is None:
+            self._reap()
+
+    def has_requests(self, server: Server) -> bool:
+        """Whether any request of `server` is unfinished."""
+        return any(entry.server is server for entry in self.table)
+
+    def session_of(self, server: Server, peer: Any) -> Session | None:
+        """The datagram session of that peer's address, or None."""
+        session = self.sessions.get((server, peer)) if peer else None
+        if session is None or session.entry.state is State.CLOSED or not session.inbox.is_session:
+            return None
+        return session
+
+    def close(self) -> None:
+        """End every request and give the descriptors back. The servers' own sockets are theirs to close."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for entry in self.table:
+            self.end(entry, Event.CANCELLED)
+        self._reap()
+        if self._selector is not None and self._wakeup is not None:
+            self._selector.close()
+            self._wakeup.close()
+            self._selector = self._wakeup = None
+
+    # -- taking requests ----------------------------------------------------------------------------------------------
+
+    def listen(self, server: Server, most: int | None = None) -> Listener:
+        """Take new requests for `server` while the loop runs, at most `most` a pass."""
+        self.unlisten(server)
+        listener = Listener(self, server, most or self.limits.accepts_per_pass)
+        self._listeners.append(listener)
+        return listener
+
+    def unlisten(self, server: Server) -> None:
+        """Take no more requests for `server`; the kernel's queue holds those who connect."""
+        for listener in [each for each in self._listeners if each.server is server]:
+            self._listeners.remove(listener)
+            listener.close()
+
+    def refused(self, server: Server, error: OSError) -> bool:
+        """`get_request` raised `error`. True where the next one may fare better at once."""
+        if isinstance(error, BlockingIOError):
+            return False
+        if error.errno in EXHAUSTED:
+            for listener in self._listeners:
+                if listener.server is server:
+                    listener.rest(error)
+            return False
+        return True
+
+    # -- serving all of them ------------------------------------------------------------------------------------------
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve every server of this engine until `shutdown()`."""
+        self.must_be_idle()
+        self._stopped.clear()
+        try:
+            for server in self.servers:
+                self.listen(server)
+            self.run(lambda: self._stopping or not self.servers, poll_interval)
+        finally:
+            self.leave()
+            self._stopping = False
+            self._stopped.set()
+
+    def leave(self) -> None:
+        """After serving: take nothing new. What is bound to a thread that may end now ends with it."""
+        for server in self.servers:
+            self.unlisten(server)
+        if threading.current_thread() is not threading.main_thread():
+            for entry in self.table:
+                if entry.resumable.bound_to_thread:
+                    self.end(entry, Event.CANCELLED)
+            self._reap()
+
+    def shutdown(self) -> None:
+        """End `serve_forever`, at once; wait until it has ended, unless it is this thread that is in it."""
+        self.stop()
+        if self._thread != threading.get_ident():
+            self._stopped.wait()
+
+    def stop(self) -> None:
+        """The same without waiting: for a signal handler, which runs in the thread that it would wait for."""
+        self._stopping = True
+        self.wake()
