@@ -10,7 +10,6 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -22,6 +21,8 @@ from reqtable.core.wants import READABLE, TURN, WRITABLE, Want
 from reqtable.engine.transports import Lent
 
 T = TypeVar("T")
+# As plain numbers: the socket module's are enum members, whose `&` is a Python call on the path of every read.
+_DONTWAIT, _PEEK, _WAITALL = int(socket.MSG_DONTWAIT), int(socket.MSG_PEEK), int(socket.MSG_WAITALL)
 _UNWINDINGS_MAX = 16  # how often a handler that is being ended may catch that and wait again
 
 
@@ -105,13 +106,13 @@ class CooperativeSocket(socket.socket):
 
     # -- what may block -----------------------------------------------------------------------------------------------
 
-    def _until_done(self, want: Want[None], flags: int, operation: Callable[[], T]) -> T:
+    def _until_done(self, want: Want[None], flags: int, operation: Callable[..., T], *args: Any) -> T:
         """`operation`, again whenever the socket is ready for `want`, until it does not say that it would block."""
         while True:
             try:
-                return operation()
+                return operation(self, *args)
             except BlockingIOError:
-                if self._wait_s == 0 or flags & socket.MSG_DONTWAIT:
+                if self._wait_s == 0 or flags & _DONTWAIT:
                     raise
                 self._wait(want, self._wait_s)
 
@@ -135,7 +136,7 @@ class CooperativeSocket(socket.socket):
             raise TimeoutError("timed out")
 
     def _came_in(self, count: int, flags: int) -> None:
-        if not flags & socket.MSG_PEEK:
+        if not flags & _PEEK:
             self.lent.entry.bytes_in += count
             self._share_the_pass(count)
 
@@ -156,51 +157,51 @@ class CooperativeSocket(socket.socket):
             current.parent.switch(TURN)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        if flags & socket.MSG_WAITALL:
+        if flags & _WAITALL:
             buffer = bytearray(bufsize)
             return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
-        data = self._until_done(READABLE, flags, partial(super().recv, bufsize, flags))
+        data = self._until_done(READABLE, flags, socket.socket.recv, bufsize, flags)
         self._came_in(len(data), flags)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        count = total = self._until_done(READABLE, flags, partial(super().recv_into, buffer, nbytes, flags))
+        count = total = self._until_done(READABLE, flags, socket.socket.recv_into, buffer, nbytes, flags)
         self._came_in(count, flags)
         # The kernel heeds MSG_WAITALL only on a blocking descriptor: one without a timeout, which this stands in for.
-        other_flags = flags & (socket.MSG_DONTWAIT | socket.MSG_PEEK)
-        if flags & socket.MSG_WAITALL and not other_flags and self._wait_s is None:
+        other_flags = flags & (_DONTWAIT | _PEEK)
+        if flags & _WAITALL and not other_flags and self._wait_s is None:
             view = memoryview(buffer).cast("B")[: nbytes or None]
             while count and total < len(view):
-                count = self._until_done(READABLE, flags, partial(super().recv_into, view[total:], 0, flags))
+                count = self._until_done(READABLE, flags, socket.socket.recv_into, view[total:], 0, flags)
                 self._came_in(count, flags)
                 total += count
         return total
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
-        data, address = self._until_done(READABLE, flags, partial(super().recvfrom, bufsize, flags))
+        data, address = self._until_done(READABLE, flags, socket.socket.recvfrom, bufsize, flags)
         self._came_in(len(data), flags)
         return data, address
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
-        into = partial(super().recvfrom_into, buffer, nbytes, flags)
-        count, address = self._until_done(READABLE, flags, into)
+        into = socket.socket.recvfrom_into, buffer, nbytes, flags
+        count, address = self._until_done(READABLE, flags, *into)
         self._came_in(count, flags)
         return count, address
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
-        receive = partial(super().recvmsg, bufsize, ancbufsize, flags)
-        data, *others = self._until_done(READABLE, flags, receive)
+        receive = socket.socket.recvmsg, bufsize, ancbufsize, flags
+        data, *others = self._until_done(READABLE, flags, *receive)
         self._came_in(len(data), flags)
         return data, *others
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
-        receive = partial(super().recvmsg_into, buffers, ancbufsize, flags)
-        count, *others = self._until_done(READABLE, flags, receive)
+        receive = socket.socket.recvmsg_into, buffers, ancbufsize, flags
+        count, *others = self._until_done(READABLE, flags, *receive)
         self._came_in(count, flags)
         return count, *others
 
     def send(self, data: Any, flags: int = 0) -> int:
-        return self._went_out(self._until_done(WRITABLE, flags, partial(super().send, data, flags)))
+        return self._went_out(self._until_done(WRITABLE, flags, socket.socket.send, data, flags))
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """As the standard library's: the timeout is that of all of it."""
@@ -211,7 +212,7 @@ class CooperativeSocket(socket.socket):
             try:
                 view = view[self._went_out(super().send(view, flags)) :]
             except BlockingIOError:
-                if self._wait_s == 0 or flags & socket.MSG_DONTWAIT:
+                if self._wait_s == 0 or flags & _DONTWAIT:
                     raise
                 left = None if until is None else until - clock()
                 if left is not None and left <= 0:
@@ -220,11 +221,11 @@ class CooperativeSocket(socket.socket):
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         flags = flags_and_address[0] if len(flags_and_address) == 2 else 0
-        return self._went_out(self._until_done(WRITABLE, flags, partial(super().sendto, data, *flags_and_address)))
+        return self._went_out(self._until_done(WRITABLE, flags, socket.socket.sendto, data, *flags_and_address))
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
-        send = partial(super().sendmsg, buffers, ancdata, flags, address)
-        return self._went_out(self._until_done(WRITABLE, flags, send))
+        send = socket.socket.sendmsg, buffers, ancdata, flags, address
+        return self._went_out(self._until_done(WRITABLE, flags, *send))
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         # not os.sendfile: the standard library's use of it polls the descriptor by itself
