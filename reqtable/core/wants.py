@@ -44,10 +44,8 @@ class Want(Generic[T_co]):
         return item
 
     def __repr__(self) -> str:
-        # the factories are named as the classes, in lower case
-        names: list[str] = (
-            [field.name for field in fields(self)] if is_dataclass(self) else []
-        )  # a want of one's own may not be
+        # the factories are named as the classes, in lower case; a protocol's own want need not be a dataclass
+        names: list[str] = [field.name for field in fields(self)] if is_dataclass(self) else []
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__.lower()}({values})"
 
