@@ -30,6 +30,7 @@ from reqtable.engine.engine import Engine
 
 log = logging.getLogger("reqtable")
 
+_LOOK_S = 0.05
 _DONE = {State.LINGERING, State.CLOSED}
 
 
@@ -135,7 +136,8 @@ class Serving:
             drained = threading.Event()
             engine.post(self._begin_drain, until, drained)
             if not engine.in_loop_thread:
-                drained.wait()
+                while engine.running and not drained.wait(_LOOK_S):
+                    pass  # someone may end the loop before it is drained
                 self._wait_for_end()
             return
         engine.unlisten(self)

@@ -902,6 +902,13 @@ def test_writing_always_has_a_deadline(world: World) -> None:
     assert (entry.state, entry.deadline) == (State.WRITING, world.clock.now + world.engine.limits.write_timeout_s)
 
 
+def test_a_row_shows_the_address_that_its_client_came_to() -> None:
+    with serving(reqtable.TCPServer(("0.0.0.0", 0), Echo)) as server:
+        with Client(("127.0.0.1", server.server_address[1])) as client:
+            assert client.ask(b"x\n") == b"x\n"
+            assert server.table.snapshot()[0]["local"] == f"127.0.0.1:{server.server_address[1]}"
+
+
 def test_nothing_follows_the_last_answer(world: World) -> None:
     class Bye(reqtable.StateRequestHandler):
         @state(line())

@@ -629,6 +629,19 @@ def test_drain_finishes_what_has_begun_and_takes_nothing_new(where: str) -> None
                 assert server.table.last_id == 2
 
 
+def test_drain_ends_when_someone_ends_the_loop_before_it_is_done() -> None:
+    with (
+        serving(reqtable.TCPServer(ANY, OneLine, dispatch="greenlet")) as server,
+        Client(server.server_address),
+    ):
+        wait_until(server, lambda: len(server.table) == 1)
+        thread = started(server.drain)
+        wait_until(server, lambda: not server.engine._listeners)
+        server.shutdown()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
 def test_drain_ends_serving_after_its_timeout() -> None:
     with (
         serving(reqtable.TCPServer(ANY, OneLine, dispatch="greenlet"), poll_interval=5) as server,

@@ -25,6 +25,8 @@ from reqtable.handlers.resumable import ResumableHandler
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
 
+_WILDCARDS = ("", "0.0.0.0", "::")
+
 # Imported when first asked for: a policy's dependencies are its own.
 _BUILT_IN = {
     "inline": "reqtable.dispatch.inline:Inline",
@@ -99,7 +101,10 @@ class Policy(ABC):
         return entry
 
     def _entry(self, server: Any, client_address: Any, transport: Any) -> Entry:
-        return Entry(self.engine.table, server, self, client_address, server.server_address, transport)
+        local = server.server_address
+        if isinstance(local, tuple) and local[0] in _WILDCARDS and not isinstance(transport.request, tuple):
+            local = transport.request.getsockname()  # which of the machine's addresses it came to
+        return Entry(self.engine.table, server, self, client_address, local, transport)
 
 
 def _outcome(want: Call[Any], done: Future[Any]) -> Any:

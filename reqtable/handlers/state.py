@@ -165,20 +165,7 @@ class StateRequestHandler(ResumableHandler):
             transition = self._method(item)
         except Exception as error:
             return self._throw(error)
-        # The two common transitions in a few look-ups; everything else, and every mistake, in _follow.
-        target = transition
-        want = None
-        if type(transition) is tuple and len(transition) == 2:
-            target, want = transition
-        try:
-            declaration = target.__func__.declaration
-        except AttributeError:
-            return self._follow(transition)
-        if target.__self__ is not self or (want is not None and not isinstance(want, Want)):
-            return self._follow(transition)
-        self._method = target
-        self.entry.timeout = declaration.timeout
-        return declaration.want if want is None else want
+        return self._follow(transition)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
         if isinstance(error, TimedOut):
@@ -205,12 +192,12 @@ class StateRequestHandler(ResumableHandler):
         want = None
         if type(transition) is tuple and len(transition) == 2:
             target, want = transition
-        if type(target) is not MethodType or target.__self__ is not self or "declaration" not in target.__dict__:
+        declaration = getattr(target, "declaration", None)  # a bound method answers for its function
+        if type(target) is not MethodType or target.__self__ is not self or type(declaration) is not Declaration:
             raise InvalidTransition(
                 f"{type(self).__name__}.{self.state_name} returned {transition!r}: return a state of this handler "
                 f"(self.{self._initial or 'name'}), a pair of a state and a want, or None"
             )
-        declaration: Declaration = target.__dict__["declaration"]
         if want is None:
             want = declaration.want
         elif not isinstance(want, Want):
