@@ -4,6 +4,7 @@ The server and handler classes of `socketserver`, and handlers written as state 
 `docs/design.md` for how it is built.
 """
 
+from reqtable.config import Config
 from reqtable.core.errors import (
     ConfigurationError,
     HandlerError,
@@ -24,6 +25,7 @@ from reqtable.core.wants import (
     datagram,
     exactly,
     flushed,
+    hand_off,
     line,
     nothing,
     rest,
@@ -34,18 +36,24 @@ from reqtable.engine.engine import Engine
 from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.state import StateInfo, StateRequestHandler, Transition, state
-from reqtable.servers import (
-    BaseServer,
+from reqtable.mixins import (
+    ForkingMixIn,
+    ForkingTCPServer,
+    ForkingUDPServer,
+    ForkingUnixDatagramServer,
+    ForkingUnixStreamServer,
     TableMixIn,
     TableTCPServer,
     TableUDPServer,
     TableUnixDatagramServer,
     TableUnixStreamServer,
-    TCPServer,
-    UDPServer,
-    UnixDatagramServer,
-    UnixStreamServer,
+    ThreadingMixIn,
+    ThreadingTCPServer,
+    ThreadingUDPServer,
+    ThreadingUnixDatagramServer,
+    ThreadingUnixStreamServer,
 )
+from reqtable.servers import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from reqtable.serving import serve
 
 __version__ = "0.1.0"
@@ -56,11 +64,17 @@ __all__ = [
     "AsyncRequestHandler",
     "BaseRequestHandler",
     "BaseServer",
+    "Config",
     "ConfigurationError",
     "DatagramRequestHandler",
     "Engine",
     "Entry",
     "Event",
+    "ForkingMixIn",
+    "ForkingTCPServer",
+    "ForkingUDPServer",
+    "ForkingUnixDatagramServer",
+    "ForkingUnixStreamServer",
     "HandlerError",
     "IncompleteRead",
     "InvalidTransition",
@@ -79,6 +93,11 @@ __all__ = [
     "TableUDPServer",
     "TableUnixDatagramServer",
     "TableUnixStreamServer",
+    "ThreadingMixIn",
+    "ThreadingTCPServer",
+    "ThreadingUDPServer",
+    "ThreadingUnixDatagramServer",
+    "ThreadingUnixStreamServer",
     "TimedOut",
     "Transition",
     "UDPServer",
@@ -91,6 +110,7 @@ __all__ = [
     "exactly",
     "flushed",
     "format_rows",
+    "hand_off",
     "line",
     "nothing",
     "rest",

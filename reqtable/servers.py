@@ -1,11 +1,4 @@
-"""The server classes of `socketserver`, served by an engine.
-
-The hooks of one request are called in `socketserver`'s order: `_handle_request_noblock`, `get_request`,
-`verify_request`, `process_request`, `finish_request`, the handler's `setup`, `handle`, `finish`, then
-`shutdown_request`, `close_request`. The I/O of a state or async handler is the engine's: for one, `process_request` is
-followed by `close_request`, once its connection has ended. What differs is the loop (one, for all requests),
-`shutdown` (at once, from anywhere), and `handle_error` (through `logging`).
-"""
+"""The server classes of `socketserver`: five classes and the hooks that may be overridden; `hosting` has their loop."""
 
 from __future__ import annotations
 
@@ -17,243 +10,17 @@ import socket
 import stat
 import sys
 import threading
-from functools import partial
-from math import inf
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Self
 
-from reqtable.core.errors import ConfigurationError, PeerError, ReqtableError
-from reqtable.core.limits import Limits
-from reqtable.core.states import State
-from reqtable.core.table import RequestTable, address_text
-from reqtable.dispatch import Policy, policy_named
-from reqtable.engine.engine import Engine
+from reqtable.config import Config
+from reqtable.core.errors import PeerError
+from reqtable.core.table import address_text
+from reqtable.hosting import Hosted
 
 log = logging.getLogger("reqtable")
 
-_LOOK_S = 0.05
-_DONE = {State.LINGERING, State.CLOSED}
 
-
-class Configuration(Protocol):
-    """What a server reads of a configuration."""
-
-    dispatch: str | None
-    limits: Limits
-
-
-class Serving:
-    """The loop's side of a server: what `TableMixIn` puts in front of one, and `BaseServer` is built on."""
-
-    dispatch: str = "inline"
-    timeout: float | None
-
-    _limits: Limits | None = None
-    _engine: Engine | None = None
-    _policy_class: type[Policy]
-    _policy: Policy | None = None
-    _in_serve_forever = False
-
-    # As `socketserver.BaseServer` names them: programs set and read them.
-    _BaseServer__is_shut_down: threading.Event
-    _BaseServer__shutdown_request: bool
-
-    def _configure(self, dispatch: str | None, config: Configuration | None) -> None:
-        """Take what the constructor was given. Raises ConfigurationError for a policy that there isn't."""
-        if config is not None:
-            self._limits = config.limits
-        chosen = dispatch or (config and config.dispatch)
-        if chosen:
-            self.dispatch = chosen
-        self._policy_class = policy_named(self.dispatch)
-        if self._engine is None:
-            self.engine = Engine(limits=self._limits)
-
-    # -- the table ----------------------------------------------------------------------------------------------------
-
-    @property
-    def engine(self) -> Engine:
-        """The loop. Several servers may share one: `Engine().add(server)`."""
-        assert self._engine is not None, "the constructor of TableMixIn or BaseServer was not called"
-        return self._engine
-
-    @engine.setter
-    def engine(self, engine: Engine) -> None:
-        if self._engine is not None:
-            if self._engine.has_requests(self):
-                raise ReqtableError("a server with requests in its table can't change engines: add it before it serves")
-            self._engine.discard(self)
-            self._close_policy()
-        self._engine = engine
-        engine.servers.append(self)
-
-    @property
-    def table(self) -> RequestTable:
-        """Every unfinished request of this server's engine."""
-        return self.engine.table
-
-    # -- serving ------------------------------------------------------------------------------------------------------
-
-    def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve until `shutdown()`, with every other server of this engine.
-
-        The loop waits for events, not for `poll_interval` (seconds): it only bounds how long it takes to notice that
-        someone set the flag of `shutdown` by hand.
-        """
-        self.engine.must_be_idle()
-        self._must_be_open()
-        self._BaseServer__is_shut_down.clear()
-        self._in_serve_forever = True
-        try:
-            for server in self.engine.servers:
-                self.engine.listen(server)
-            self.engine.run(lambda: self._BaseServer__shutdown_request, poll_interval)
-        finally:
-            self.engine.leave()
-            self._in_serve_forever = False
-            self._BaseServer__shutdown_request = False
-            self._BaseServer__is_shut_down.set()
-
-    def shutdown(self) -> None:
-        """End `serve_forever`, at once, and wait until it has ended.
-
-        From a handler, or a signal handler in the loop's thread, it does not wait: the loop ends with its pass. Called
-        before `serve_forever`, it waits for one, which ends at once. Requests in the table stay there, suspended, until
-        the next `serve_forever` or `server_close()`; but those of blocking handlers, whose stacks can't change threads,
-        end with a loop that runs in another thread than the main one.
-        """
-        self._BaseServer__shutdown_request = True
-        self._wait_for_end()
-
-    def drain(self, timeout: float | None = None) -> None:
-        """Take no new requests, let those in the table finish, for at most `timeout` seconds, then stop.
-
-        Where no loop runs, this runs it. Otherwise it waits until it is done, unless it is called in the loop. Then
-        `serve_forever` ends; where another server of the engine serves, that goes on.
-        """
-        engine = self.engine
-        until = inf if timeout is None else engine.table.clock() + timeout
-        if engine.running:
-            drained = threading.Event()
-            engine.post(self._begin_drain, until, drained)
-            if not engine.in_loop_thread:
-                while engine.running and not drained.wait(_LOOK_S):
-                    pass  # someone may end the loop before it is drained
-                self._wait_for_end()
-            return
-        engine.unlisten(self)
-        engine.run(lambda: not engine.has_requests(self), until=None if timeout is None else until)
-        engine.end_requests(self)
-
-    def handle_request(self) -> None:
-        """Serve one request, to its end, or call `handle_timeout()` when none comes in time.
-
-        The time is the shorter one of `timeout` and the socket's own timeout, in seconds. Raises ValueError after
-        `server_close()`.
-        """
-        self._must_be_open()
-        engine = self.engine
-        engine.must_be_idle()
-        own = getattr(self, "socket", None)
-        timeouts = [t for t in (own.gettimeout() if own is not None else None, self.timeout) if t is not None]
-        until = engine.table.clock() + min(timeouts) if timeouts else None
-        known = engine.table.last_id
-        listener = engine.listen(self, most=1)
-        try:
-            engine.run(lambda: listener.taken > 0, until=until)
-            if not listener.taken:
-                self.handle_timeout()
-                return
-            engine.unlisten(self)
-            begun = [entry for entry in engine.table if entry.id > known and entry.server is self]
-            engine.run(lambda: all(entry.state in _DONE for entry in begun))
-        finally:
-            engine.unlisten(self)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Enter the request into the table, under this server's policy."""
-        if self._policy is None:
-            self._policy = self._policy_class(self.engine)
-        self._policy.admit(self, request, client_address)
-
-    def _handle_request_noblock(self) -> bool:
-        """Take a request that is there; True where there may be another."""
-        try:
-            request, client_address = self.get_request()
-        except OSError as error:
-            return self.engine.refused(self, error)
-        if not self.verify_request(request, client_address):
-            self.shutdown_request(request)
-            return True
-        try:
-            self.process_request(request, client_address)
-        except BaseException as error:
-            if error is self.engine.unwinding:
-                raise  # it has been through handle_error
-            if isinstance(error, Exception):
-                self.handle_error(request, client_address)
-                self.shutdown_request(request)
-            else:
-                self.shutdown_request(request)
-                raise
-        return True
-
-    def _begin_drain(self, until: float, drained: threading.Event) -> None:
-        self.engine.unlisten(self)
-        self._watch_drain(until, drained)
-
-    def _watch_drain(self, until: float, drained: threading.Event) -> None:
-        engine = self.engine
-        if engine.has_requests(self) and engine.table.now < until:
-            engine.retry(partial(self._watch_drain, until, drained))
-            return
-        engine.end_requests(self)
-        self._BaseServer__shutdown_request = self._in_serve_forever
-        drained.set()
-
-    def _must_be_open(self) -> None:
-        if self.fileno() < 0:
-            raise ValueError(f"this {type(self).__name__} is closed: it has nothing to take requests from")
-
-    def _wait_for_end(self) -> None:
-        engine = self.engine
-        if engine.running and not self._in_serve_forever:
-            # another server of the engine, or the engine itself, serves: only this one's listening ends
-            engine.post(engine.unlisten, self)
-            self._BaseServer__shutdown_request = False
-            return
-        engine.wake()
-        if not engine.in_loop_thread:
-            self._BaseServer__is_shut_down.wait()
-
-    def _end_requests(self) -> None:
-        if self._in_serve_forever:
-            self._BaseServer__shutdown_request = True
-        self._close_policy()
-        if self._engine is not None:
-            self._engine.discard(self)
-
-    def _close_policy(self) -> None:
-        if self._policy is not None:
-            self._policy.close()
-            self._policy = None
-
-    if TYPE_CHECKING:  # what the server class behind this one has, be it `socketserver`'s or ours
-        RequestHandlerClass: Any
-        server_address: Any
-
-        def fileno(self) -> int: ...
-        def get_request(self) -> tuple[Any, Any]: ...
-        def verify_request(self, request: Any, client_address: Any) -> bool: ...
-        def finish_request(self, request: Any, client_address: Any) -> None: ...
-        def shutdown_request(self, request: Any) -> None: ...
-        def close_request(self, request: Any) -> None: ...
-        def handle_error(self, request: Any, client_address: Any) -> None: ...
-        def handle_timeout(self) -> None: ...
-        def service_actions(self) -> None: ...
-        def server_close(self) -> None: ...
-
-
-class BaseServer(Serving):
+class BaseServer(Hosted):
     """The base of the server classes: everything but the socket.
 
     `dispatch` names the policy, `config` gives limits; both are optional. Raises ConfigurationError for a policy that
@@ -268,10 +35,10 @@ class BaseServer(Serving):
         RequestHandlerClass: Any,
         *,
         dispatch: str | None = None,
-        config: Configuration | None = None,
+        config: Config | None = None,
     ) -> None:
         self._configure(dispatch, config)
-        self._policy_class.check(RequestHandlerClass)
+        self._check_handler(RequestHandlerClass)
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
         self.__is_shut_down = threading.Event()
@@ -349,7 +116,7 @@ class TCPServer(BaseServer):
         bind_and_activate: bool = True,
         *,
         dispatch: str | None = None,
-        config: Configuration | None = None,
+        config: Config | None = None,
     ) -> None:
         super().__init__(server_address, RequestHandlerClass, dispatch=dispatch, config=config)
         self.socket = socket.socket(self.address_family, self.socket_type)
@@ -432,41 +199,6 @@ class UDPServer(TCPServer):
         """A datagram leaves nothing to close."""
 
 
-class TableMixIn(Serving):
-    """Put in front of any server class, ours or one derived from `socketserver`'s: its requests go into the table.
-
-    Its blocking handlers, unchanged, are interleaved on one thread.
-    """
-
-    dispatch: str = "greenlet"
-    request_queue_size: int = 1024  # the kernel's queue must hold those who connect during a pass
-
-    def __init__(
-        self, *args: Any, dispatch: str | None = None, config: Configuration | None = None, **kwargs: Any
-    ) -> None:
-        self._configure(dispatch, config)
-        super().__init__(*args, **kwargs)
-        try:
-            self._policy_class.check(self.RequestHandlerClass)
-        except ConfigurationError:
-            self.server_close()
-            raise
-
-    def server_close(self) -> None:
-        try:
-            self._end_requests()
-        finally:
-            super().server_close()
-
-
-class TableTCPServer(TableMixIn, TCPServer):
-    """TCP, with blocking handlers interleaved on one thread."""
-
-
-class TableUDPServer(TableMixIn, UDPServer):
-    """UDP, with blocking handlers interleaved on one thread."""
-
-
 if hasattr(socket, "AF_UNIX"):
 
     class UnixStreamServer(TCPServer):
@@ -478,12 +210,6 @@ if hasattr(socket, "AF_UNIX"):
         """A server of Unix datagrams."""
 
         address_family: int = socket.AF_UNIX
-
-    class TableUnixStreamServer(TableMixIn, UnixStreamServer):
-        """Unix streams, with blocking handlers interleaved on one thread."""
-
-    class TableUnixDatagramServer(TableMixIn, UnixDatagramServer):
-        """Unix datagrams, with blocking handlers interleaved on one thread."""
 
 
 def _remove_dead(own: socket.socket, path: Any) -> bool:

@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from reqtable.config import Config
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.limits import Limits
 from reqtable.core.table import address_text, format_rows
 from reqtable.engine.engine import Engine
-from reqtable.servers import Configuration, TCPServer, UDPServer
+from reqtable.servers import TCPServer, UDPServer
 
 log = logging.getLogger("reqtable")
 
@@ -50,7 +51,7 @@ def serve(
     handler: Any,
     *binds: str,
     dispatch: str | None = None,
-    config: Configuration | None = None,
+    config: Config | None = None,
     on_listening: Callable[[list[str]], None] | None = None,
     on_pass: Callable[[Engine], None] | None = None,
 ) -> None:

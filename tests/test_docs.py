@@ -82,7 +82,19 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def test_the_readme_names_every_want_and_policy() -> None:
-    for want in ("line", "until", "exactly", "chunk", "rest", "datagram", "sleep", "flushed", "call", "nothing"):
+    for want in (
+        "line",
+        "until",
+        "exactly",
+        "chunk",
+        "rest",
+        "datagram",
+        "sleep",
+        "flushed",
+        "call",
+        "nothing",
+        "hand_off",
+    ):
         assert f"`{want}`" in README
         assert callable(getattr(reqtable, want))
     for policy in reqtable.dispatch.policy_names():  # type: ignore[attr-defined]

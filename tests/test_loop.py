@@ -22,7 +22,6 @@ import reqtable
 from reqtable import Event, Limits, State, chunk, exactly, flushed, line, rest, sleep, state
 from reqtable.core.buffers import MISSING
 from reqtable.core.table import Entry
-from reqtable.dispatch.inline import Inline
 from tests.conftest import Client, FakeClock, served, serving, wait_until
 
 
@@ -42,7 +41,7 @@ class World:
         self.server = reqtable.TCPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
         self.engine.add(self.server)
         self.engine.open()
-        self.policy = Inline(self.engine)
+        self.policy = self.server.dispatcher.policy("inline")
         self.peers: list[socket.socket] = []
 
     def connect(self, handler: Any = None) -> tuple[socket.socket, Entry]:
@@ -68,7 +67,6 @@ class World:
         for peer in self.peers:
             peer.close()
         self.server.server_close()
-        self.policy.close()
 
 
 @pytest.fixture
@@ -533,11 +531,7 @@ def test_while_the_table_is_full_the_listener_is_not_polled() -> None:
             Small.calls += 1
             return super().get_request()
 
-    class Configured:
-        dispatch = None
-        limits = Limits(entries_max=2)
-
-    with serving(Small(("127.0.0.1", 0), Echo, config=Configured())) as server:
+    with serving(Small(("127.0.0.1", 0), Echo, config=reqtable.Config(limits=Limits(entries_max=2)))) as server:
         clients = [Client(server.server_address).send(b"%d\n" % number) for number in range(6)]
         for number in range(6):
             assert clients[number].line() == b"%d\n" % number
@@ -548,14 +542,10 @@ def test_while_the_table_is_full_the_listener_is_not_polled() -> None:
 
 
 def test_accepting_is_bounded_in_a_pass() -> None:
-    class Configured:
-        dispatch = None
-        limits = Limits(accepts_per_pass=3)
-
     class Deep(reqtable.TCPServer):
         request_queue_size = 64
 
-    with Deep(("127.0.0.1", 0), Echo, config=Configured()) as server:
+    with Deep(("127.0.0.1", 0), Echo, config=reqtable.Config(limits=Limits(accepts_per_pass=3))) as server:
         clients = [Client(server.server_address) for _ in range(10)]
         server.engine.open()
         server.engine.listen(server)

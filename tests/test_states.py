@@ -114,7 +114,7 @@ class TableMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = FakeClock()
         self.table = RequestTable(self.clock)
-        self.table.canceller = lambda entry: entry.advance(Event.CANCELLED)
+        self.table.owner = SimpleNamespace(cancel=lambda entry: entry.advance(Event.CANCELLED))  # type: ignore[assignment]
         self.deadlines = Deadlines()
         self.model: dict[Entry, dict[str, Any]] = {}  # what is in the table, in order
         self.gone: set[Entry] = set()

@@ -211,7 +211,7 @@ def test_cancel_says_whether_there_was_one(table):
     entry = an_entry(table)
     assert table.cancel(entry.id) is False, "no engine, nobody to do it"
     cancelled = []
-    table.canceller = cancelled.append
+    table.owner = SimpleNamespace(cancel=cancelled.append)
     assert table.cancel(entry.id) is True
     assert cancelled == [entry]
     assert table.cancel(99) is False

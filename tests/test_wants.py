@@ -17,10 +17,13 @@ from reqtable.core.errors import LimitExceeded
 from reqtable.core.limits import Limits
 from reqtable.core.states import TRANSITIONS, Event, State
 from reqtable.core.wants import (
+    ELSEWHERE,
     ENDED,
     NOTHING,
     READABLE,
+    STEP,
     TURN,
+    VACANCY,
     WRITABLE,
     Failure,
     Want,
@@ -29,6 +32,7 @@ from reqtable.core.wants import (
     datagram,
     exactly,
     flushed,
+    hand_off,
     line,
     nothing,
     rest,
@@ -264,7 +268,8 @@ def test_each_want_names_the_state_it_waits_in():
         State.WRITING: [flushed(), WRITABLE, ENDED],
         State.SLEEPING: [sleep(1)],
         State.READY: [TURN],
-        State.OFFLOADED: [call(slow)],
+        State.OFFLOADED: [call(slow), STEP, VACANCY],
+        State.DELEGATED: [hand_off("fork"), ELSEWHERE],
     }
     for state, each in after.items():
         assert {TRANSITIONS[State.RUNNING][want.awaits] for want in each} == {state}

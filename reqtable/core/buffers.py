@@ -128,12 +128,13 @@ class Inbox(Input):
     handler written for lines also answers a datagram of lines.
     """
 
-    __slots__ = ("_datagrams", "_opened", "dropped", "has_peer", "is_session")
+    __slots__ = ("_datagrams", "_opened", "asked", "dropped", "has_peer", "is_session")
 
     def __init__(self) -> None:
         super().__init__()
         self._datagrams: deque[bytes] = deque()
         self._opened = False
+        self.asked = False  # something has been read: until then, whether this is a session is open
         self.is_session = False  # a datagram() was taken: later datagrams of the peer belong here
         self.has_peer = True  # it has an address, by which a later datagram can be known to be its
         self.dropped = 0
@@ -165,6 +166,7 @@ class Inbox(Input):
         return super().rest(limit)
 
     def datagram(self) -> bytes | Missing:
+        self.asked = True
         self._opened = False
         if not self.is_session:
             # from a peer without an address there will be no other: the end has come with the first
@@ -173,7 +175,14 @@ class Inbox(Input):
         self.leftover()  # what an earlier want left of its datagram does not run into the next one
         return self._datagrams.popleft() if self._datagrams else MISSING
 
+    def unopened(self) -> list[bytes]:
+        """Take the datagrams that nothing has been read of."""
+        left = list(self._datagrams)
+        self._datagrams.clear()
+        return left
+
     def _open(self) -> None:
+        self.asked = True
         if not self._opened and self._datagrams:
             self.feed(self._datagrams.popleft())
             self.ended = self._opened = True
@@ -216,6 +225,13 @@ class Output:
     def append_file(self, piece: FileSlice) -> None:
         self.pieces.append(piece)
         self.size += piece.remaining
+
+    def extend(self, other: Output) -> None:
+        """Add all that `other` holds, which gives it up."""
+        self.pieces += other.pieces
+        self.size += other.size
+        self.held += other.held
+        other.clear()
 
     def front(self) -> bytes | FileSlice:
         """The first piece; small ones in a row are joined into one, so that they cost one send."""

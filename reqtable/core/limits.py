@@ -27,11 +27,14 @@ class Limits:
     write_timeout_s: float = 60.0  # a peer that takes none of its output for so long is closed
     linger_timeout_s: float = 2.0  # how long to wait for the peer's end of file after our last byte
     session_timeout_s: float = 60.0  # a datagram session that names no timeout of its own
+    request_timeout_s: float | None = None  # a whole request, however it runs; None: no bound
     accept_pause_s: float = 0.5  # how long accepting rests when the machine is out of descriptors or memory
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
             seconds = field.name.endswith("_s")
             fits = isinstance(value, int | float if seconds else int) and not isinstance(value, bool)
             if not fits or not value > 0:  # NaN is not above 0 either

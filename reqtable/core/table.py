@@ -60,6 +60,9 @@ class Transport(Protocol):
     def release(self) -> None:
         """Free the socket."""
 
+    def abandon(self) -> None:
+        """In a forked child: close this process's copy of the socket, without a word to the peer."""
+
 
 class Server(Protocol):
     """What an engine calls on the servers it hosts. The hooks are `socketserver`'s."""
@@ -69,6 +72,7 @@ class Server(Protocol):
 
     def fileno(self) -> int: ...
     def handle_error(self, request: Any, client_address: Any) -> None: ...
+    def process_request(self, request: Any, client_address: Any) -> None: ...
     def close_request(self, request: Any) -> None: ...
     def finish_request(self, request: Any, client_address: Any) -> None: ...
     def shutdown_request(self, request: Any) -> None: ...
@@ -80,7 +84,38 @@ class Policy(Protocol):
 
     name: ClassVar[str]
 
-    def begin_call(self, entry: Entry, want: Any) -> None: ...
+    def begin_call(self, entry: Entry, want: Any) -> Callable[[], Any]:
+        """Run a call elsewhere and have its result delivered. Returns what gives it up."""
+
+    def hand_off(self, entry: Entry, want: Any) -> Want[Any]:
+        """Have another policy take the request over. Returns what to wait for."""
+
+
+class Owner(Protocol):
+    """The loop that a table belongs to. What does not say otherwise is callable from any thread."""
+
+    @property
+    def in_other_thread(self) -> bool:
+        """The loop runs, and in another thread than the caller's."""
+
+    def cancel(self, entry: Entry) -> None:
+        """End a request."""
+
+    def post(self, function: Callable[..., Any], *args: Any) -> None:
+        """Have the loop call `function(*args)`."""
+
+    def post_result(self, entry: Entry, number: int, item: Any) -> None:
+        """Give `entry` the result of its call `number`."""
+
+    def deliver(self, entry: Entry, number: int, item: Any) -> None:
+        """The same at once: only for the loop's own thread."""
+
+
+class RemoteStep(Protocol):
+    """A step that runs in another thread than the loop's."""
+
+    thread: int | None  # its `threading.get_ident()`, once it runs
+    output: Output  # what the step sends; the entry's own output is the loop's
 
 
 class Row(TypedDict):
@@ -120,6 +155,7 @@ class Entry:
         "created_at",
         "deadline",
         "due",
+        "elsewhere",
         "handler",
         "id",
         "input",
@@ -158,6 +194,7 @@ class Entry:
         self.deadline: float | None = None
         self.queued_at = inf  # see Deadlines
         self.calls = 0  # calls begun; a result that comes after its call was given up is told by it
+        self.elsewhere: RemoteStep | None = None  # its own step, while that runs in another thread
         self.posted: Any = MISSING  # what came for a want that is not satisfied from `input`
         self.created_at = self.active_at = table.now
         self.input = Input()
@@ -173,6 +210,12 @@ class Entry:
         except KeyError:
             raise ReqtableError(f"request {self.id}: {event.value!r} can't happen in {self.state.name}") from None
 
+    def begin_call(self) -> int:
+        """Wait for a result from elsewhere; returns the number that it is to come with."""
+        self.posted = MISSING
+        self.calls += 1
+        return self.calls
+
     def __repr__(self) -> str:
         return f"<Entry {self.id} {self.state.name} {address_text(self.peer)} {self.want!r}>"
 
@@ -187,7 +230,8 @@ class RequestTable:
         self.running: Entry | None = None  # the entry whose step the loop is in
         self.touched: list[Entry] = []  # entries that another one's step sent to
         self.last_id = 0
-        self.canceller: Callable[[Entry], None] | None = None  # the engine's
+        self.owner: Owner | None = None
+        self.driver: str | None = None  # the policy whose thread or child has this table to itself, for one request
         self._entries: dict[int, Entry] = {}
 
     def __len__(self) -> int:
@@ -219,9 +263,9 @@ class RequestTable:
     def cancel(self, id: int) -> bool:
         """End the request with that id; False when there is none. Callable from any thread."""
         entry = self._entries.get(id)
-        if entry is None or entry.state is State.CLOSED or self.canceller is None:
+        if entry is None or entry.state is State.CLOSED or self.owner is None:
             return False
-        self.canceller(entry)
+        self.owner.cancel(entry)
         return True
 
     def snapshot(

@@ -34,6 +34,7 @@ class Want(Generic[T_co]):
 
     awaits: ClassVar[Event] = Event.AWAITS_INPUT
     takes_partial: ClassVar[bool] = False  # at end of file, `AsyncRequestHandler.read` gives what is left
+    is_timed: ClassVar[bool] = True  # the timeout that the handler named runs while it waits for this
 
     def take(self, entry: Entry) -> T_co | Missing:
         """The item, removed from `entry`; `MISSING` if it has not come. Raises LimitExceeded."""
@@ -173,6 +174,45 @@ class Call(_Posted[T_co]):
 
 
 @want_type
+class HandOff(_Posted[None]):
+    """The rest of the request runs under `policy`; satisfied at once where it does so already."""
+
+    policy: str
+    awaits: ClassVar[Event] = Event.HANDED_OFF
+    is_timed: ClassVar[bool] = False
+
+    def take(self, entry: Entry) -> Missing | None:
+        return None if entry.table.driver == self.policy else _Posted.take(self, entry)
+
+    def __repr__(self) -> str:
+        return f"hand_off({self.policy!r})"
+
+
+@want_type
+class Elsewhere(_Posted[None]):
+    """The thread or the child that owns the rest of the request to be done."""
+
+    awaits: ClassVar[Event] = Event.HANDED_OFF
+    is_timed: ClassVar[bool] = False
+
+
+@want_type
+class Vacancy(_Posted[None]):
+    """A thread or a child to be free: as many as there may be are busy."""
+
+    awaits: ClassVar[Event] = Event.AWAITS_RESULT
+    is_timed: ClassVar[bool] = False
+
+
+@want_type
+class Step(_Posted[Any]):
+    """Its own step, which runs elsewhere, to return. No timeout runs: it would have the next step overlap this one."""
+
+    awaits: ClassVar[Event] = Event.AWAITS_RESULT
+    is_timed: ClassVar[bool] = False
+
+
+@want_type
 class Turn(_Posted[None]):
     """Its next turn, in the next pass: for handlers that do their own I/O and could go on and on."""
 
@@ -250,13 +290,19 @@ def nothing() -> Want[None]:
 
 
 def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any) -> Want[T]:
-    """`fn(*args, **kwargs)`, run on a thread while the loop goes on; what it raises is raised in the handler.
+    """`fn(*args, **kwargs)`, run elsewhere while the loop goes on; what it raises is raised in the handler.
 
-    `on` names where: `"thread"`, which is also the default.
+    `on` names where: `"thread"`, `"process"` (what crosses over must pickle), `"fork"` (only the result must), or an
+    executor of the configuration. None: where the configuration says, a thread unless it does.
     """
     if not callable(fn):
         raise TypeError(f"call() takes a function and its arguments, not {fn!r}")
     return Call(fn, args, kwargs, on)
+
+
+def hand_off(policy: str) -> Want[None]:
+    """None, and the rest of this request runs under `policy`: `"thread"`, `"pool"` or `"fork"`."""
+    return _hand_off(policy)
 
 
 @lru_cache(maxsize=512, typed=True)
@@ -295,10 +341,20 @@ def _sleep(seconds: float) -> Want[None]:
     return Sleep(seconds)
 
 
+@lru_cache(maxsize=64, typed=True)
+def _hand_off(policy: str) -> Want[None]:
+    if not isinstance(policy, str) or not policy:
+        raise ValueError(f"hand_off() takes the name of a policy, not {policy!r}")
+    return HandOff(policy)
+
+
 _DATAGRAM = Datagram()
 _FLUSHED = Flushed()
 NOTHING = Nothing()
 ENDED = Ended()
+ELSEWHERE = Elsewhere()
+VACANCY = Vacancy()
+STEP = Step()
 TURN = Turn()
 READABLE = Readable()
 WRITABLE = Writable()

@@ -1,7 +1,8 @@
 """What a dispatch policy is, and the registry that finds one by its name.
 
-A policy decides where the steps of a request run. It is asked one thing: to make the `Resumable` that the loop will
-step. The loop, the table, the limits and the deadlines are the same under every policy.
+A policy decides where the steps of a request run. It is asked to make the `Resumable` that the loop will step, and,
+where it can, to take a whole request over. The loop, the table, the limits and the deadlines are the same under every
+policy.
 
 An outside package registers one under the entry point group `reqtable.dispatch`; its value is a subclass of `Policy`.
 """
@@ -9,20 +10,21 @@ An outside package registers one under the entry point group `reqtable.dispatch`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from reqtable.core.errors import ConfigurationError, HandlerError
+from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import Entry, Resumable, unwrapped
-from reqtable.core.wants import Call, Failure
+from reqtable.core.wants import Call, HandOff, Want
 from reqtable.engine.datagram import Session
 from reqtable.engine.stream import Stream
 from reqtable.engine.transports import Lent
 from reqtable.handlers.resumable import ResumableHandler
 
 if TYPE_CHECKING:
+    from reqtable.dispatch.dispatcher import Dispatcher
     from reqtable.engine.engine import Engine
 
 _WILDCARDS = ("", "0.0.0.0", "::")
@@ -31,51 +33,81 @@ _WILDCARDS = ("", "0.0.0.0", "::")
 _BUILT_IN = {
     "inline": "reqtable.dispatch.inline:Inline",
     "greenlet": "reqtable.dispatch.greenlet:Greenlet",
+    "thread": "reqtable.dispatch.thread:Thread",
+    "pool": "reqtable.dispatch.pool:Pool",
+    "fork": "reqtable.dispatch.fork:Fork",
+    "executor": "reqtable.dispatch.executor:Executor",
 }
 
 
 class Policy(ABC):
-    """Where the steps of the requests of one engine run. `name` is what `dispatch=` calls it."""
+    """Where the steps of the requests of one server run. `name` is what `dispatch=` calls it.
+
+    Its constructor raises ConfigurationError for a configuration that it can't work with.
+    """
 
     name: ClassVar[str]
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._calls: ThreadPoolExecutor | None = None
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
 
-    def admit(self, server: Any, request: Any, client_address: Any) -> None:
-        """Enter a request into the table and run its first steps. Raises what the handler's constructor raises."""
-        make = self._admit_resumable if is_resumable(server.RequestHandlerClass) else self._admit_blocking
-        self.engine.begin(make(server, request, client_address))
+    @property
+    def engine(self) -> Engine:
+        """The loop whose table the requests are in."""
+        return self.dispatcher.server.engine  # type: ignore[no-any-return]
 
     @classmethod
     def check(cls, handler_class: Any) -> None:
         """Raise ConfigurationError where handlers of that class can't run under this policy, with the reason."""
 
+    @classmethod
+    def check_step(cls, handler_class: Any) -> None:
+        """The same for a single step, which `@state(dispatch=…)` pins to this policy."""
+        cls.check(handler_class)
+
     @abstractmethod
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        """What runs a blocking handler: somewhere in it, `server.finish_request(lent.request, entry.peer)`."""
+        """What runs a blocking handler: somewhere in it, `run(entry, lent.request)` of `reqtable.dispatch.blocking`."""
 
-    def begin_call(self, entry: Entry, want: Call[Any]) -> None:
-        """Run what a `call` asks for and post its result to the entry. Raises ConfigurationError for a bad `on`."""
-        if want.on not in (None, "thread"):
-            raise ConfigurationError(f'call(on={want.on!r}): there is no such executor; there is "thread"')
-        if self._calls is None:
-            self._calls = ThreadPoolExecutor(self.engine.limits.calls_max, thread_name_prefix="reqtable-call")
-        future = self._calls.submit(want.fn, *want.args, **want.kwargs)
-        number = entry.calls
+    def resumable(self, entry: Entry, handler: Any) -> Resumable:
+        """What runs a resumable handler; the handler itself where its steps run on the loop."""
+        return self.stepping(entry, handler)
 
-        def post(done: Future[Any]) -> None:
-            if not done.cancelled():
-                self.engine.post(self.engine.deliver, entry, number, _outcome(want, done))
+    def stepping(self, entry: Entry, handler: Any) -> Resumable:
+        """What runs single steps of a resumable handler while the loop does the I/O."""
+        return handler  # type: ignore[no-any-return]
 
-        future.add_done_callback(post)
+    def take_over(self, entry: Entry) -> Want[Any]:
+        """Take over the rest of a request. Returns what the entry waits for until it is done."""
+        raise ConfigurationError(f"policy {self.name!r} can't take over a request: hand it off to 'thread' or 'fork'")
 
-    def close(self) -> None:
-        """Give back what the policy holds. Calls that are running are not waited for."""
-        if self._calls is not None:
-            self._calls.shutdown(wait=False, cancel_futures=True)
-            self._calls = None
+    def returned(self, entry: Entry, child: int | None) -> Want[Any] | None:
+        """A blocking handler has returned, in the loop: done, unless a child that it forked has the rest of it."""
+        if child is None:
+            return None
+        entry.begin_call()
+        return self.dispatcher.forking.watch(entry, child)
+
+    def close(self, wait: bool) -> None:
+        """Give back what the policy holds; with `wait`, only when what it has taken over is done."""
+
+    def abandon(self) -> None:
+        """In a forked child: give up what was the parent's, without touching what the parent still uses."""
+
+    # -- what an entry and the loop call ------------------------------------------------------------------------------
+
+    def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
+        return self.dispatcher.begin_call(entry, want)
+
+    def hand_off(self, entry: Entry, want: HandOff) -> Want[Any]:
+        return self.dispatcher.policy(want.policy).take_over(entry)
+
+    # -- entering the table -------------------------------------------------------------------------------------------
+
+    def admit(self, server: Any, request: Any, client_address: Any) -> None:
+        """Enter a request into the table and run its first steps. Raises what the handler's constructor raises."""
+        make = self._admit_resumable if is_resumable(server.RequestHandlerClass) else self._admit_blocking
+        self.engine.begin(make(server, request, client_address))
 
     def lend(self, request: Any) -> Lent:
         """The transport of a blocking handler's request."""
@@ -89,7 +121,8 @@ class Policy(ABC):
         else:
             stream = Stream(self.engine, request)
             entry = stream.entry = self._entry(server, client_address, stream)
-        entry.handler = entry.resumable = server.RequestHandlerClass(entry)
+        entry.handler = handler = server.RequestHandlerClass(entry)
+        entry.resumable = self.dispatcher.resumable(entry, handler, self)
         if session is not None:
             session.attach(entry)
         return entry
@@ -105,15 +138,6 @@ class Policy(ABC):
         if isinstance(local, tuple) and local[0] in _WILDCARDS and not isinstance(transport.request, tuple):
             local = transport.request.getsockname()  # which of the machine's addresses it came to
         return Entry(self.engine.table, server, self, client_address, local, transport)
-
-
-def _outcome(want: Call[Any], done: Future[Any]) -> Any:
-    error = done.exception()
-    if error is None:
-        return done.result()
-    if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
-        error = HandlerError(f"{want!r} raised {error!r}")
-    return Failure(error)
 
 
 def is_resumable(handler_class: Any) -> bool:

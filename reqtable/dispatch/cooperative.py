@@ -18,6 +18,8 @@ from reqtable.core.errors import TimedOut
 from reqtable.core.states import READ, WRITE
 from reqtable.core.table import Entry
 from reqtable.core.wants import READABLE, TURN, WRITABLE, Want
+from reqtable.dispatch.base import Policy
+from reqtable.dispatch.blocking import run
 from reqtable.engine.transports import Lent
 
 T = TypeVar("T")
@@ -35,25 +37,26 @@ class _RequestGreenlet(greenlet):
 class Suspendable:
     """A blocking handler whose stack is kept by a greenlet while it waits."""
 
-    __slots__ = ("_greenlet",)
+    __slots__ = ("_greenlet", "_policy")
 
     bound_to_thread: ClassVar[bool] = True
 
-    def __init__(self, entry: Entry, lent: Lent) -> None:
-        self._greenlet = _RequestGreenlet(lambda _: entry.server.finish_request(lent.request, entry.peer))
+    def __init__(self, policy: Policy, entry: Entry, lent: Lent) -> None:
+        self._policy = policy
+        self._greenlet = _RequestGreenlet(lambda _: run(entry, lent.request))
         self._greenlet.lent = lent
 
     def _resume(self, item: Any) -> Want[Any] | None:
         # The loop is where it suspends to, whichever greenlet the loop runs in by now.
         self._greenlet.parent = getcurrent()
         want = self._greenlet.switch(item)
-        return None if self._greenlet.dead else want
+        return self._policy.returned(self._greenlet.lent.entry, want) if self._greenlet.dead else want
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
         self._greenlet.parent = getcurrent()
         # as the socket module words it
         want = self._greenlet.throw(TimeoutError("timed out") if isinstance(error, TimedOut) else error)
-        return None if self._greenlet.dead else want
+        return self._policy.returned(self._greenlet.lent.entry, want) if self._greenlet.dead else want
 
     def _close(self) -> None:
         """Unwind the handler's stack, so that its `finally`s run; what they still wait for fails at once."""
@@ -120,7 +123,7 @@ class CooperativeSocket(socket.socket):
         """Suspend until the socket is ready. Raises TimeoutError."""
         lent = self.lent
         current = getcurrent()
-        if isinstance(current, _RequestGreenlet) and current.lent is lent:
+        if isinstance(current, _RequestGreenlet) and current.lent is lent and not lent.in_child:
             if lent.fd != self.fileno():  # a duplicate, perhaps of one that is closed by now
                 lent.poll(0)
                 lent.fd = self.fileno()
@@ -152,7 +155,7 @@ class CooperativeSocket(socket.socket):
             return
         self._since_suspended = 0
         current = getcurrent()
-        if isinstance(current, _RequestGreenlet) and current.lent is self.lent:
+        if isinstance(current, _RequestGreenlet) and current.lent is self.lent and not self.lent.in_child:
             assert current.parent is not None
             current.parent.switch(TURN)
 

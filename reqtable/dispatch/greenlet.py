@@ -44,4 +44,4 @@ class Greenlet(Policy):
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:
         from reqtable.dispatch.cooperative import Suspendable
 
-        return Suspendable(entry, lent)
+        return Suspendable(self, entry, lent)

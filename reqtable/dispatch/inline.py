@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from reqtable.core.table import Entry, Resumable
+from reqtable.core.wants import Want
 from reqtable.dispatch.base import Policy
+from reqtable.dispatch.blocking import run
 from reqtable.engine.transports import Lent
 
 
@@ -17,22 +19,23 @@ class Inline(Policy):
     name = "inline"
 
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        return _ToItsEnd(entry, lent)
+        return _ToItsEnd(self, entry, lent)
 
 
 class _ToItsEnd:
     """One step: the whole handler."""
 
-    __slots__ = ("_entry", "_lent")
+    __slots__ = ("_entry", "_lent", "_policy")
 
     bound_to_thread: ClassVar[bool] = False
 
-    def __init__(self, entry: Entry, lent: Lent) -> None:
+    def __init__(self, policy: Policy, entry: Entry, lent: Lent) -> None:
+        self._policy = policy
         self._entry = entry
         self._lent = lent
 
-    def _resume(self, item: Any) -> None:
-        self._entry.server.finish_request(self._lent.request, self._entry.peer)
+    def _resume(self, item: Any) -> Want[Any] | None:
+        return self._policy.returned(self._entry, run(self._entry, self._lent.request))
 
     def _throw(self, error: BaseException) -> None:
         raise error

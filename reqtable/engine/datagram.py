@@ -2,7 +2,8 @@
 
 A datagram makes an entry, and is its whole input, as if of a stream that ends with it. Once a handler has taken a
 `datagram()`, its entry is the *session* of that peer's address: later datagrams of the peer go to it, a bounded number
-of them waiting, until it ends. Each `send` is one datagram. A peer without an address can be neither answered nor told
+of them waiting, until it ends. Those that come before the handler has read anything wait too: if it is no session, they
+begin requests of their own when it has ended. Each `send` is one datagram. A peer without an address can be neither answered nor told
 from others, and has no session.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from reqtable.core.buffers import FileSlice, Inbox
@@ -25,7 +27,7 @@ log = logging.getLogger("reqtable")
 class Session:
     """What the datagrams of one peer go to. `request` is the pair `(data, socket)` of `socketserver`."""
 
-    __slots__ = ("engine", "entry", "inbox", "request", "timeout_s")
+    __slots__ = ("engine", "entry", "forward", "inbox", "request", "timeout_s")
 
     def __init__(self, engine: Engine, request: Any) -> None:
         self.engine = engine
@@ -33,6 +35,7 @@ class Session:
         self.timeout_s: float | None = engine.limits.session_timeout_s
         self.inbox = Inbox()
         self.entry: Entry
+        self.forward: Callable[[bytes], None] | None = None  # to whoever has the request now
 
     def attach(self, entry: Entry) -> None:
         """Be the transport of `entry`, and give it its first datagram."""
@@ -47,6 +50,9 @@ class Session:
 
     def deliver(self, data: bytes) -> None:
         """A later datagram of this peer."""
+        if self.forward is not None:
+            self.forward(data)
+            return
         entry = self.entry
         entry.bytes_in += len(data)
         entry.active_at = self.engine.table.now
@@ -107,3 +113,15 @@ class Session:
                 self.engine.limits.inbox_max,
             )
         entry.server.close_request(self.request)
+        if not self.inbox.is_session:
+            self._readmit(self.inbox.unopened())
+
+    def _readmit(self, datagrams: list[bytes]) -> None:
+        """Datagrams that waited for what has turned out to be no session begin requests of their own."""
+        server = self.entry.server
+        for data in datagrams:
+            if server.fileno() >= 0:
+                self.engine.post(server.process_request, (data, self.request[1]), self.entry.peer)
+
+    def abandon(self) -> None:
+        """The socket is the server's."""

@@ -72,11 +72,11 @@ class Engine(Loop):
         return any(entry.server is server for entry in self.table)
 
     def session_of(self, server: Server, peer: Any) -> Session | None:
-        """The datagram session of that peer's address, or None."""
+        """The datagram session of that peer's address, or what may yet become it, or None."""
         session = self.sessions.get((server, peer)) if peer else None
-        if session is None or session.entry.state is State.CLOSED or not session.inbox.is_session:
+        if session is None or session.entry.state is State.CLOSED:
             return None
-        return session
+        return session if session.inbox.is_session or not session.inbox.asked else None
 
     def close(self) -> None:
         """End every request and give the descriptors back. The servers' own sockets are theirs to close."""
@@ -86,10 +86,7 @@ class Engine(Loop):
         for entry in self.table:
             self.end(entry, Event.CANCELLED)
         self._reap()
-        if self._selector is not None and self._wakeup is not None:
-            self._selector.close()
-            self._wakeup.close()
-            self._selector = self._wakeup = None
+        self.close_descriptors()
 
     # -- taking requests ----------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -30,9 +31,9 @@ from reqtable.core.errors import IncompleteRead, ReqtableError, TimedOut
 from reqtable.core.limits import Limits
 from reqtable.core.states import INTEREST, READ, TRANSITIONS, Event, State
 from reqtable.core.table import Entry, RequestTable, Server, address_text
-from reqtable.core.wants import ENDED, TURN, Call, Failure, Sleep, Want
+from reqtable.core.wants import ENDED, TURN, Call, Failure, HandOff, Sleep, Want
 from reqtable.engine.listener import Listener
-from reqtable.engine.transports import OVER, RELEASED
+from reqtable.engine.transports import OVER, RELEASED, abandon
 from reqtable.engine.wakeup import Wakeup
 
 log = logging.getLogger("reqtable")
@@ -42,6 +43,10 @@ _RETRY_S = 0.005
 _PATIENCE_MAX_S = 86_400.0  # a poll of more overflows what the kernel takes
 # The states in which another request's `send` may find this one with nothing on its way to the kernel.
 _BLOCKABLE = {State.READING, State.READY, State.SLEEPING, State.OFFLOADED}
+_RESULT_WAITED_FOR = {Event.AWAITS_RESULT: State.OFFLOADED, Event.HANDED_OFF: State.DELEGATED}
+
+# The table that each thread's loop works on: what a fork looks up to learn whose request it happens in.
+TABLES: dict[int, RequestTable] = {}
 
 
 class Loop:
@@ -59,7 +64,7 @@ class Loop:
         wakeup: Callable[[], Wakeup],
     ) -> None:
         self.table = RequestTable(clock, limits)
-        self.table.canceller = self.cancel
+        self.table.owner = self
         self.limits = self.table.limits
         self.deadlines = Deadlines()
         self.servers: list[Server] = []
@@ -74,6 +79,7 @@ class Loop:
         self._timers_set = 0  # breaks ties, so that functions are never compared
         self._posts: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._closed: list[Entry] = []
+        self._calls: dict[Entry, Callable[[], Any]] = {}  # what gives up the call that an entry waits for
         self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
         self._thread: int | None = None  # the thread that runs the loop, while one does
         self._stop: Callable[[], bool] = bool
@@ -91,6 +97,8 @@ class Loop:
         assert self._wakeup is not None
         self._thread = threading.get_ident()
         self._stop = stop
+        outer = TABLES.get(self._thread)  # a child that was forked in a pass drives its request inside that pass
+        TABLES[self._thread] = self.table
         try:
             with self._wakeup.on_signals():
                 while not stop():
@@ -101,6 +109,10 @@ class Loop:
             try:
                 self._reap()
             finally:
+                if outer is None:
+                    del TABLES[self._thread]
+                else:
+                    TABLES[self._thread] = outer
                 self._thread = None
 
     def run_once(self, most_s: float | None = None) -> None:
@@ -196,9 +208,9 @@ class Loop:
         if want is None:
             self._finish(entry, cause)
             return
-        entry.want = want
         if stepped and want.awaits is not Event.AWAITS_INPUT:
-            self._begin_wait(entry, want)
+            want = self._begin_wait(entry, want)
+        entry.want = want
         if entry.output.size and not entry.transport.flush():
             if entry.state is State.CLOSED:
                 return
@@ -220,17 +232,19 @@ class Loop:
         if entry.state is State.READY:
             self._turns.append(entry)
 
-    def _begin_wait(self, entry: Entry, want: Want[Any]) -> None:
-        """Start what runs while `entry` waits: a timer, or a call elsewhere."""
+    def _begin_wait(self, entry: Entry, want: Want[Any]) -> Want[Any]:
+        """Start what runs while `entry` waits: a timer, a call, the rest of it. Returns what it waits for now."""
         if isinstance(want, Sleep):
             entry.due = self.table.now + want.seconds
-        elif isinstance(want, Call):
-            entry.posted = MISSING
-            entry.calls += 1
+        elif isinstance(want, Call | HandOff):
+            number = entry.begin_call()
             try:
-                entry.policy.begin_call(entry, want)
+                if isinstance(want, HandOff):
+                    return entry.policy.hand_off(entry, want)
+                self._calls[entry] = entry.policy.begin_call(entry, want)
             except Exception as problem:
-                self.post(self.deliver, entry, entry.calls, Failure(problem))
+                self.post_result(entry, number, Failure(problem))
+        return want
 
     def _arm(self, entry: Entry) -> None:
         """Set the deadline of the state that `entry` is in now."""
@@ -243,6 +257,9 @@ class Loop:
             at = now + self.limits.write_timeout_s
         elif entry.due is not None and (at is None or entry.due < at):
             at = entry.due
+        whole = self.limits.request_timeout_s
+        if whole is not None and (at is None or entry.created_at + whole < at):
+            at = entry.created_at + whole
         if at is None:
             entry.deadline = None
         else:
@@ -335,12 +352,18 @@ class Loop:
         self._posts.append((function, args))
         self.wake()
 
+    def post_result(self, entry: Entry, number: int, item: Any) -> None:
+        """Have the loop give `entry` the result of its call `number`. Callable from any thread."""
+        self.post(self.deliver, entry, number, item)
+
     def deliver(self, entry: Entry, number: int, item: Any) -> None:
         """The result of call `number` of `entry`; dropped where it no longer waits for it."""
-        if entry.calls != number or entry.want.awaits is not Event.AWAITS_RESULT or entry.state is State.CLOSED:
+        waits_in = _RESULT_WAITED_FOR.get(entry.want.awaits)
+        if entry.calls != number or waits_in is None or entry.state is State.CLOSED:
             return
+        self._calls.pop(entry, None)
         entry.posted = item
-        if entry.state is State.OFFLOADED:  # READY and WRITING find it when they go on
+        if entry.state is waits_in:  # READY and WRITING find it when they go on
             self.step(entry, Event.RESULT_POSTED)
 
     def retry(self, function: Callable[[], None]) -> None:
@@ -350,8 +373,9 @@ class Loop:
 
     def wake(self) -> None:
         """End the poll. Callable from any thread and from a signal handler."""
-        if self._wakeup is not None:
-            self._wakeup.wake()
+        wakeup = self._wakeup  # another thread may be closing it
+        if wakeup is not None:
+            wakeup.wake()
 
     def _take_turn(self, entry: Entry) -> None:
         if entry.state is State.READY:
@@ -361,8 +385,12 @@ class Loop:
 
     def _expire(self, entry: Entry) -> None:
         state = entry.state
+        whole = self.limits.request_timeout_s
         if state is State.LINGERING or state is State.OPENING:
             self.end(entry, Event.DEADLINE_PASSED)
+        elif whole is not None and entry.created_at + whole <= self.table.now:
+            log.info("%s was not done within %g s: closed", address_text(entry.peer), whole)
+            self.end(entry, Event.LOST)
         elif state is State.WRITING and entry.output.size:
             log.info(
                 "%s took none of its output for %g s: closed", address_text(entry.peer), self.limits.write_timeout_s
@@ -372,12 +400,15 @@ class Loop:
             self.step(entry, Event.DEADLINE_PASSED)
         else:
             entry.due = None
+            self._give_up_call(entry)
             error = TimedOut(f"{entry.want!r} did not come within {self._timeout_of(entry):g} s")
             self.step(entry, Event.DEADLINE_PASSED, error)
 
     @staticmethod
     def _timeout_of(entry: Entry) -> float | None:
         """How long `entry` may wait in its state: as it said itself, or, for its peer, as its transport has it."""
+        if not entry.want.is_timed:
+            return None
         if entry.timeout is None and entry.state is State.READING:
             return entry.transport.timeout_s
         return entry.timeout
@@ -400,12 +431,18 @@ class Loop:
     def _release(self, entry: Entry) -> None:
         self.table.remove(entry)
         self.deadlines.forget(entry)
+        self._give_up_call(entry)
         entry.output.clear()
         transport, entry.transport = entry.transport, RELEASED
         try:
             self._close_handler(entry, transport.request)
         finally:
             transport.release()
+
+    def _give_up_call(self, entry: Entry) -> None:
+        give_up = self._calls.pop(entry, None)
+        if give_up is not None:
+            give_up()
 
     def _close_handler(self, entry: Entry, request: Any) -> None:
         """The handler's part is over, though its connection may linger. Frees it; what it raises is reported."""
@@ -423,6 +460,10 @@ class Loop:
         return entry.state is State.CLOSED
 
     # -- its descriptors, and who runs it -----------------------------------------------------------------------------
+
+    def set_limits(self, limits: Limits) -> None:
+        """Hold to other limits from here on."""
+        self.limits = self.table.limits = limits
 
     @property
     def selector(self) -> selectors.BaseSelector:
@@ -443,6 +484,29 @@ class Loop:
             self._wakeup = wakeup
             self._selector.register(wakeup, READ, wakeup)
 
+    def abandon(self, own: Entry | None) -> None:
+        """In a forked child: close this process's copies of all descriptors but the socket of `own`, if there is one.
+
+        The peers are told nothing, and the selector's descriptor is the parent's too: nothing may be unregistered.
+        """
+        if self._selector is not None and threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(-1)
+        self.close_descriptors()
+        for server in self.servers:
+            if own is None or server is not own.server or not isinstance(own.transport.request, tuple):
+                abandon(getattr(server, "socket", None))
+        for entry in self.table:
+            if entry is not own:
+                entry.transport.abandon()
+
+    def close_descriptors(self) -> None:
+        """Give back what `open` took."""
+        selector, self._selector = self._selector, None
+        wakeup, self._wakeup = self._wakeup, None
+        if selector is not None and wakeup is not None:
+            selector.close()
+            wakeup.close()
+
     @property
     def stopping(self) -> bool:
         """The loop ends with this pass."""
@@ -457,6 +521,11 @@ class Loop:
     def running(self) -> bool:
         """Some thread runs the loop."""
         return self._thread is not None
+
+    @property
+    def in_other_thread(self) -> bool:
+        """The loop runs, and in another thread than the caller's."""
+        return self._thread not in (None, threading.get_ident())
 
     @property
     def in_loop_thread(self) -> bool:

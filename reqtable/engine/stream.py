@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reqtable.core.buffers import CHUNK_BYTES, FileSlice
 from reqtable.core.states import Event, State
 from reqtable.core.table import Entry, address_text
-from reqtable.engine.transports import Polled, discarded_all
+from reqtable.engine.transports import Polled, abandon, discarded_all
 
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
@@ -120,6 +120,10 @@ class Stream(Polled):
     def release(self) -> None:
         self.poll(0)
         self.entry.server.close_request(self.request)
+
+    def abandon(self) -> None:
+        self.watched = 0
+        abandon(self.request)
 
     def _lost(self, error: OSError) -> None:
         log.debug("%s: gone: %s", address_text(self.entry.peer), error)

@@ -7,6 +7,7 @@ handler of an entry that has ended.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -47,7 +48,7 @@ class Polled:
 class Lent(Polled):
     """The socket of a handler that does its own I/O; `request` is what the server's hooks are called with."""
 
-    __slots__ = ("_ended", "_left", "entry", "request")
+    __slots__ = ("_ended", "_hold", "entry", "in_child", "request")
 
     timeout_s: float | None = None
 
@@ -55,8 +56,9 @@ class Lent(Polled):
         super().__init__(engine, request.fileno() if isinstance(request, socket.socket) else -1)
         self.request = request
         self.entry: Entry
-        self._ended = False
-        self._left: socket.socket | None = None  # our own hold on a connection that lingers
+        self.in_child = False  # this is a forked child, which has the request to itself, and no loop
+        self._ended = False  # the server's hooks have ended the request
+        self._hold: socket.socket | None = None  # our own hold on the connection
 
     def on_ready(self, mask: int) -> None:
         entry = self.entry
@@ -70,6 +72,15 @@ class Lent(Polled):
     def flush(self) -> bool:
         return True
 
+    def hand_over(self) -> None:
+        """A thread or a child has the request from here on, and ends it with the server's hooks.
+
+        Our hold on the connection is what a cancellation shuts, and what lingers.
+        """
+        self.poll(0)
+        self._ended = True
+        self._hold = _duplicate(self.request)
+
     def finish(self) -> None:
         """The handler has returned: the hooks `shutdown_request` and `close_request` end its request.
 
@@ -77,30 +88,54 @@ class Lent(Polled):
         there is some, a duplicate of the descriptor outlives the hooks, and lingers.
         """
         self.poll(0)
-        self._ended = True
-        self._left = _duplicate_if_unread(self.request)
-        try:
-            self.entry.server.shutdown_request(self.request)
-        except BaseException:
-            self.engine.end(self.entry, Event.RELEASED)
-            raise
-        if self._left is None:
+        if not self._ended:
+            self._ended = True
+            if _has_unread(self.request):
+                self._hold = _duplicate(self.request)
+            try:
+                self.entry.server.shutdown_request(self.request)
+            except BaseException:
+                self.engine.end(self.entry, Event.RELEASED)
+                raise
+        elif not _has_unread(self._hold):
+            self._let_go()
+        if self._hold is None:
             self.engine.end(self.entry, Event.RELEASED)
         else:
-            self.fd = self._left.fileno()
+            self.fd = self._hold.fileno()
             self.engine.linger(self.entry)
+
+    def shut(self) -> None:
+        """End the connection for whoever has the request now: what they wait for comes to an end."""
+        if self._hold is not None:
+            with contextlib.suppress(OSError):  # it has ended already
+                self._hold.shutdown(socket.SHUT_RDWR)
 
     def release(self) -> None:
         self.poll(0)
-        if self._left is not None:
-            self._left.close()
+        self._let_go()
         if not self._ended:
             self._ended = True
             self.entry.server.shutdown_request(self.request)
 
+    def stay_in_child(self) -> None:
+        """This is a forked child, and the request is its own."""
+        self.in_child = True
+        self.watched = 0  # the selector is the parent's
+
+    def abandon(self) -> None:
+        self.watched = 0
+        abandon(self.request)
+        abandon(self._hold)
+
+    def _let_go(self) -> None:
+        if self._hold is not None:
+            self._hold.close()
+            self._hold = None
+
     def _discard(self) -> None:
-        assert self._left is not None
-        if discarded_all(self._left, self.engine.limits.recv_bytes):
+        assert self._hold is not None
+        if discarded_all(self._hold, self.engine.limits.recv_bytes):
             self.engine.end(self.entry, Event.INPUT_ENDED)
 
 
@@ -114,16 +149,34 @@ def discarded_all(connection: socket.socket, count: int) -> bool:
         return True
 
 
-def _duplicate_if_unread(request: Any) -> socket.socket | None:
-    """Another hold on a plain stream connection that still has input to read; None for anything else."""
+def abandon(request: Any) -> None:
+    """In a forked child: close its copy of a socket, for good, and without a word to the peer or the selector."""
+    if isinstance(request, socket.socket):
+        fd = socket.socket.detach(request)  # `close` would wait for the files made of it
+        if fd >= 0:
+            os.close(fd)
+
+
+def _has_unread(request: Any) -> bool:
+    """Whether a plain stream connection has input that nobody has read."""
     if not isinstance(request, socket.socket) or isinstance(request, ssl.SSLSocket) or request.fileno() < 0:
-        return None
+        return False
     try:
-        if request.type == socket.SOCK_STREAM and socket.socket.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-            return socket.socket(request.family, request.type, request.proto, fileno=os.dup(request.fileno()))
+        if request.type == socket.SOCK_STREAM:
+            return bool(socket.socket.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except OSError:
         pass  # nothing is there, or nobody is
-    return None
+    return False
+
+
+def _duplicate(request: Any) -> socket.socket | None:
+    """Another hold on a connection; None where there is none to be had."""
+    if not isinstance(request, socket.socket) or request.fileno() < 0:
+        return None
+    try:
+        return socket.socket(request.family, request.type, request.proto, fileno=os.dup(request.fileno()))
+    except OSError:
+        return None  # out of descriptors
 
 
 class _Released:
@@ -142,6 +195,9 @@ class _Released:
         pass
 
     def release(self) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass
 
 

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import socket
 from typing import Any, BinaryIO, cast
+
+from reqtable.core.errors import HandlerError
+
+
+class HandedOff(BaseException):
+    """Unwinds the parent's `handle()` once a child has the request. It is no error: what handles errors lets it by."""
 
 
 class BaseRequestHandler:
@@ -26,8 +33,33 @@ class BaseRequestHandler:
         self.setup()
         try:
             self.handle()
-        finally:
+        except HandedOff:
+            raise  # `finish` is the child's
+        except BaseException:
             self.finish()
+            raise
+        self.finish()
+
+    def hand_off(self, policy: str) -> None:
+        """Finish the rest of `handle()` under `policy`: `"fork"`, in a forked child.
+
+        It returns in the child only. In the parent, `handle()` is unwound here, without `finish()`, and the table goes
+        on at once; the connection stays open until the child has ended. Raises HandlerError for another policy: a
+        stack can be copied, but not moved to a thread.
+        """
+        if policy != "fork":
+            raise HandlerError(
+                f"a blocking handler is handed off to 'fork' only, not to {policy!r}: choose that policy for the "
+                "whole request, or write a state or async handler"
+            )
+        if not hasattr(os, "fork"):
+            raise HandlerError("hand_off('fork'): this platform has no fork()")
+        self._flush()
+        if os.fork():
+            raise HandedOff
+
+    def _flush(self) -> None:
+        """What is buffered shall be written once, not by the parent and by the child."""
 
     def setup(self) -> None:
         """Prepare; the default does nothing."""
@@ -65,6 +97,9 @@ class StreamRequestHandler(BaseRequestHandler):
             self.wfile = cast(BinaryIO, _SocketWriter(self.connection))
         else:
             self.wfile = cast(BinaryIO, self.connection.makefile("wb", self.wbufsize))
+
+    def _flush(self) -> None:
+        self.wfile.flush()
 
     def finish(self) -> None:
         if not self.wfile.closed:

@@ -6,12 +6,13 @@ handler's own that awaits wants.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from reqtable.core.errors import IncompleteRead, InvalidTransition
 from reqtable.core.table import Entry
-from reqtable.core.wants import NOTHING, Want, call, flushed, sleep
+from reqtable.core.wants import NOTHING, Want, call, flushed, hand_off, sleep
 from reqtable.handlers.resumable import ResumableHandler
 
 T = TypeVar("T")
@@ -53,8 +54,9 @@ class AsyncRequestHandler(ResumableHandler):
     def send(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
         """Queue output. Awaiting suspends only while more than the high-water mark waits for the peer to take it."""
         self._send(data)
-        output = self.entry.output
-        return _DONE if output.held <= self.entry.table.limits.high_water_bytes else flushed()
+        entry = self.entry
+        held = entry.output.held if entry.elsewhere is None else entry.elsewhere.output.held
+        return _DONE if held <= entry.table.limits.high_water_bytes else flushed()
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Let `seconds` pass; the others go on."""
@@ -63,6 +65,10 @@ class AsyncRequestHandler(ResumableHandler):
     def call(self, fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any) -> Awaitable[T]:
         """`fn(*args, **kwargs)`, run elsewhere; what it raises is raised here."""
         return call(fn, *args, on=on, **kwargs)
+
+    def hand_off(self, policy: str) -> Awaitable[None]:
+        """Go on under `policy`: `"thread"`, `"pool"` or `"fork"`."""
+        return hand_off(policy)
 
     # -- for the engine -----------------------------------------------------------------------------------------------
 
@@ -89,6 +95,10 @@ class AsyncRequestHandler(ResumableHandler):
             self._coroutine.close()
         finally:
             self.on_close()
+
+    def _leave(self) -> None:
+        with contextlib.suppress(Exception):  # it is the child's, and this a copy
+            self._coroutine.close()
 
     def _refuse(self, awaited: object) -> Want[Any] | None:
         """Whatever was awaited, the handler is told where it did it."""

@@ -10,10 +10,11 @@ import inspect
 import logging
 import os
 from copy import deepcopy
+from threading import get_ident
 from typing import Any, BinaryIO, ClassVar, get_origin
 
 from reqtable.core.buffers import FileSlice
-from reqtable.core.errors import LimitExceeded
+from reqtable.core.errors import HandlerError, LimitExceeded
 from reqtable.core.states import State
 from reqtable.core.table import Entry, address_text
 from reqtable.core.wants import ENDED
@@ -42,6 +43,8 @@ class ResumableHandler:
     bound_to_thread: ClassVar[bool] = False
 
     _copied: ClassVar[dict[str, Any]] = {}  # declared fields whose default is mutable: each request gets its own
+
+    _pinned: ClassVar[dict[str, str]] = {}  # where the steps of a state run that says so itself
 
     entry: Entry
 
@@ -77,10 +80,22 @@ class ResumableHandler:
         entry = self.entry
         table = entry.table
         output = entry.output
-        if entry is not table.running and not self._is_open():
-            return
-        if output.held + len(data) > table.limits.output_bytes_max:
-            if entry is table.running:
+        own = True
+        held = output.held
+        if entry is not table.running:
+            step = entry.elsewhere
+            if step is not None and step.thread == get_ident():
+                output = step.output
+                held += output.held
+            elif table.owner is not None and table.owner.in_other_thread:
+                table.owner.post(self._send, data)  # the output of a request is its own loop's
+                return
+            elif not self._is_open():
+                return
+            else:
+                own = False
+        if held + len(data) > table.limits.output_bytes_max:
+            if own:
                 raise LimitExceeded("untaken output", table.limits.output_bytes_max)
             # the sender is not to blame, and is not held up
             log.warning(
@@ -90,7 +105,7 @@ class ResumableHandler:
             )
             table.cancel(entry.id)
             return
-        if entry is not table.running:
+        if not own:
             table.touched.append(entry)
         if data:
             output.append(data)
@@ -108,16 +123,26 @@ class ResumableHandler:
         if offset < 0 or count < 0:
             raise ValueError(f"send_file() can't send {count} bytes from offset {offset}")
         entry = self.entry
+        output = entry.output
         if entry is not entry.table.running:
-            if not self._is_open():
+            step = entry.elsewhere
+            if step is not None and step.thread == get_ident():
+                output = step.output
+            elif not self._is_open():
                 return
-            entry.table.touched.append(entry)
+            else:
+                entry.table.touched.append(entry)
         if count:
-            entry.output.append_file(FileSlice(file, offset, count))
+            output.append_file(FileSlice(file, offset, count))
 
     def _is_open(self) -> bool:
         """Whether others may still send to this request: nothing shall follow its last answer."""
+        if self.entry.state is State.DELEGATED:
+            raise HandlerError(f"request {self.entry.id} is in a child process: nothing can be sent to it from here")
         return self.entry.state not in _OVER and self.entry.want is not ENDED
+
+    def _leave(self) -> None:
+        """A child process has the request: free what is held here."""
 
     def on_close(self) -> None:
         """The request has ended, however it did. Called once, last; nothing can be sent any more."""

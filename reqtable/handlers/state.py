@@ -76,6 +76,7 @@ class StateRequestHandler(ResumableHandler):
         super().__init_subclass__(**kwargs)
         names = [name for name, _ in cls._declared()]
         cls._initial = names[0] if names else ""
+        cls._pinned = {name: each.dispatch for name, each in cls._declared() if each.dispatch}
 
     def __init__(self, entry: Entry) -> None:
         super().__init__(entry)
@@ -145,6 +146,17 @@ class StateRequestHandler(ResumableHandler):
         return self._method.__name__ if self._method != self._first else "start"
 
     # -- for the engine -----------------------------------------------------------------------------------------------
+
+    def _save(self) -> tuple[str | None, dict[str, Any], bool]:
+        """The request as data: the name of its state, its fields, and whether it was told of the end of file."""
+        return None if self._method == self._first else self._method.__name__, self.fields(), self._ended
+
+    def _restore(self, saved: tuple[str | None, dict[str, Any], bool]) -> None:
+        """Go on where `_save` was called."""
+        name, fields, self._ended = saved
+        for field, value in fields.items():
+            setattr(self, field, value)
+        self._method = self._first if name is None else getattr(self, name)
 
     @classmethod
     def _declared(cls) -> Iterator[tuple[str, Declaration]]:

@@ -1,0 +1,127 @@
+"""Forked children: watching for their exit in the loop's selector, and what a process does on becoming one.
+
+A child holds one request. It closes its copies of every other descriptor of the engine, serves the request to its end,
+and leaves by `os._exit`: it runs none of the parent's `atexit` functions and never returns into the parent's loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from reqtable.core.states import READ
+from reqtable.core.table import Entry
+from reqtable.engine.transports import Lent, Polled
+
+log = logging.getLogger("reqtable")
+
+
+class Child(Polled):
+    """A child, until it has been waited for. `on_exit(child)` is called in the loop, once, with `status` set.
+
+    Its exit makes its pidfd readable (pidfd_open(2)); where there is none, the loop looks every few milliseconds.
+    """
+
+    __slots__ = ("_on_exit", "pid", "status")
+
+    def __init__(self, loop: Any, pid: int, on_exit: Callable[[Child], None]) -> None:
+        super().__init__(loop, _pidfd(pid))
+        self.pid = pid
+        self.status: int | None = None  # as `os.waitstatus_to_exitcode` gives it, once it has exited
+        self._on_exit = on_exit
+        if self.fd >= 0:
+            self.poll(READ)
+        else:
+            loop.retry(self._look)
+
+    def on_ready(self, mask: int) -> None:
+        self.collect()
+
+    def collect(self, blocking: bool = False) -> bool:
+        """Wait for it if it has exited, or until it has. True once it has been waited for."""
+        if self.status is not None:
+            return True
+        try:
+            pid, status = os.waitpid(self.pid, 0 if blocking else os.WNOHANG)
+        except ChildProcessError:
+            pid, status = self.pid, 0  # someone else has waited for it
+        if not pid:
+            return False
+        self.status = os.waitstatus_to_exitcode(status)
+        if self.fd >= 0:
+            self.poll(0)
+            os.close(self.fd)
+            self.fd = -1
+        self._on_exit(self)
+        return True
+
+    def kill(self) -> None:
+        """End it, now."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def ending(self) -> str | None:
+        """How it ended, in words, where that was not well."""
+        if not self.status:
+            return None
+        if self.status > 0:
+            return f"exited with status {self.status}"
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-self.status).name}"
+        return f"was killed by signal {-self.status}"
+
+    def abandon(self) -> None:
+        """In another child: the descriptor is a copy of the parent's."""
+        self.watched = 0
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _look(self) -> None:
+        if not self.collect():
+            self.engine.retry(self._look)
+
+
+def _pidfd(pid: int) -> int:
+    """-1 where there is none: an old kernel, another system, or no descriptor left."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return -1
+
+
+def fork() -> int:
+    """`os.fork()`, with what is buffered for the standard streams written by the parent, once."""
+    _flush_streams()
+    return os.fork()
+
+
+def become_child(own: Entry, dispatcher: Any) -> None:
+    """In a new child: let go of all that is the parent's but the connection of `own`."""
+    loops = {own.table.owner, dispatcher.server.engine}
+    for loop in loops:
+        loop.abandon(own)
+    for server in dispatcher.server.engine.servers:
+        server.dispatcher.abandon()
+    if isinstance(own.transport, Lent):
+        own.transport.stay_in_child()
+
+
+def leave_child(status: int = 0) -> NoReturn:
+    """End a child, without a return into the parent's code."""
+    try:
+        _flush_streams()
+    finally:
+        os._exit(status)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # there may be none, or it is closed
+            stream.flush()

@@ -1,0 +1,214 @@
+"""What policies share that take whole requests over: waiting for a vacancy, and what stands in the table meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections import deque
+from typing import Any, ClassVar
+
+from reqtable.core.table import Entry, Resumable
+from reqtable.core.wants import ELSEWHERE, VACANCY, HandOff, Want
+from reqtable.dispatch.base import Policy
+from reqtable.dispatch.blocking import serve_in_thread
+from reqtable.dispatch.driver import Driver
+from reqtable.engine.datagram import Session
+from reqtable.engine.transports import Lent
+
+
+class HandingOff:
+    """Stands in for the handler of a request that is to be taken over as soon as there is a vacancy.
+
+    `handler` is what goes on with it should that fail; None for a blocking handler, which has not begun.
+    """
+
+    bound_to_thread: ClassVar[bool] = False
+
+    def __init__(self, entry: Entry, handler: Resumable | None, policy: str) -> None:
+        self._entry = entry
+        self._handler = handler
+        self._want = HandOff(policy)
+
+    def _resume(self, item: Any) -> Want[Any]:
+        if self._handler is not None:
+            self._entry.resumable = self._handler
+        return self._want
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        if self._handler is None:
+            raise error
+        self._entry.resumable = self._handler
+        return self._handler._throw(error)
+
+    def _close(self) -> None:
+        if self._handler is not None:
+            self._handler._close()
+
+
+class Delegation:
+    """Stands in the table for a request that was taken over: for its handler, which is over there, and its transport.
+
+    `number` is what the end of it is posted with.
+    """
+
+    bound_to_thread: ClassVar[bool] = False
+    timeout_s: float | None = None
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.number = entry.calls
+        self.transport = entry.transport
+        self.request = entry.transport.request
+        self._before = entry.resumable
+        entry.resumable = entry.transport = self
+        if isinstance(self.transport, Lent):
+            self.transport.hand_over()
+
+    def undo(self) -> None:
+        """It could not be taken over after all."""
+        self.entry.resumable = self._before
+        self.entry.transport = self.transport
+
+    def end(self) -> None:
+        """In the loop: whoever had the request is done with it."""
+        assert self.entry.table.owner is not None
+        self.entry.table.owner.deliver(self.entry, self.number, None)
+
+    # -- as the handler -----------------------------------------------------------------------------------------------
+
+    def _resume(self, item: Any) -> Want[Any] | None:
+        return None
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        raise error
+
+    def _close(self) -> None:
+        pass
+
+    # -- as the transport ---------------------------------------------------------------------------------------------
+
+    def poll(self, interest: int) -> None:
+        pass
+
+    def flush(self) -> bool:
+        return True
+
+    def finish(self) -> None:
+        self.entry.transport = self.transport
+        self.transport.finish()
+
+    def release(self) -> None:
+        """The request has ended before it was done: so does whoever has it."""
+        self.transport.release()
+
+    def abandon(self) -> None:
+        self.transport.abandon()
+
+
+class InThread(Delegation):
+    """A request that a thread has: `serve()` is what the thread runs."""
+
+    def __init__(self, entry: Entry, policy: Delegating) -> None:
+        super().__init__(entry)
+        self._lock = threading.Lock()
+        self._served = self._given_up = False
+        self.driver: Driver | None = None
+        if not isinstance(self.transport, Lent):
+            self.driver = Driver(entry, policy, policy.dispatcher, self.request)
+            if isinstance(self.transport, Session):
+                self.transport.forward = self.driver.receive
+        entry.policy = policy
+
+    def undo(self) -> None:
+        super().undo()
+        if self.driver is not None:
+            self.driver.send_back()
+
+    def serve(self) -> None:
+        """In the thread: serve the request to its end."""
+        try:
+            if self.driver is not None:
+                self.driver.drive()
+            else:
+                serve_in_thread(self.entry, self.request)
+        finally:
+            with self._lock:
+                self._served = True
+            if self._given_up and self.driver is not None:
+                self.transport.release()  # it was left open for us to the last
+
+    def finish(self) -> None:
+        if self.driver is not None:
+            self.driver.send_back()
+        super().finish()
+
+    def release(self) -> None:
+        if self.driver is None:
+            assert isinstance(self.transport, Lent)
+            self.transport.shut()
+            self.transport.release()
+            return
+        with self._lock:
+            self._given_up = not self._served
+        if self._given_up:
+            self.driver.cancel_request()
+        else:
+            self.transport.release()
+
+
+class Delegating(Policy):
+    """A policy that takes requests over, each whole, as many at a time as `most` says; the others wait in the table."""
+
+    def __init__(self, dispatcher: Any) -> None:
+        super().__init__(dispatcher)
+        self._waiting: deque[tuple[Entry, int]] = deque()
+
+    @property
+    @abstractmethod
+    def most(self) -> int | None:
+        """How many requests at a time; None: no bound."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> int:
+        """How many requests it has now."""
+
+    @abstractmethod
+    def start(self, entry: Entry) -> None:
+        """Take `entry` over. Raises OSError or RuntimeError where the machine has no thread or process left."""
+
+    def blocking(self, entry: Entry, lent: Lent) -> Resumable:
+        return HandingOff(entry, None, self.name)
+
+    def take_over(self, entry: Entry) -> Want[Any]:
+        most = self.most
+        if most is not None and self.busy >= most:
+            return self._wait(entry)
+        try:
+            self.start(entry)
+        except (BlockingIOError, RuntimeError):  # fork(2): EAGAIN; "can't start new thread"
+            if not self.busy:
+                raise
+            return self._wait(entry)
+        return ELSEWHERE
+
+    def vacate(self) -> None:
+        """There may be a vacancy: let those go on that wait for one."""
+        while self._waiting and (self.most is None or self.busy < self.most):
+            entry, number = self._waiting.popleft()
+            owner = entry.table.owner
+            assert owner is not None
+            if owner.in_other_thread:
+                owner.post_result(entry, number, None)
+            else:
+                owner.deliver(entry, number, None)
+
+    def abandon(self) -> None:
+        self._waiting.clear()
+
+    def _wait(self, entry: Entry) -> Want[Any]:
+        before = entry.resumable
+        handler = None if isinstance(entry.transport, Lent) else before
+        entry.resumable = HandingOff(entry, handler, self.name)
+        self._waiting.append((entry, entry.calls))
+        return VACANCY

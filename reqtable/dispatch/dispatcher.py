@@ -1,0 +1,156 @@
+"""`Dispatcher`: what one server dispatches with: its policies and its executors, each made when it is first needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+from reqtable.config import Config, ExecutorOptions
+from reqtable.core.errors import ConfigurationError, HandlerError
+from reqtable.core.table import Entry, Resumable, unwrapped
+from reqtable.core.wants import Call, Failure
+from reqtable.dispatch.base import Policy, policy_named
+from reqtable.dispatch.executors import ForkExecutor, Workers
+from reqtable.dispatch.fork import Fork
+from reqtable.dispatch.stepping import ByState
+
+_ON_THE_LOOP = {"inline", "greenlet"}
+_WHOLE_REQUESTS = {"thread", "fork"}
+
+
+class Dispatcher:
+    """The policy `name` of `server`, and what its handlers ask for beside it. Raises ConfigurationError."""
+
+    def __init__(self, server: Any, name: str, config: Config) -> None:
+        self.server = server
+        self.config = config
+        self._policies: dict[str, Policy] = {}
+        self._executors: dict[str, Executor] = {}
+        self._lock = threading.Lock()  # the drivers of other threads come here too
+        try:
+            for each, options in config.executors.items():
+                self._executors[each] = Workers(each, options)
+            self.chosen = self.policy(name)
+        except BaseException:
+            self.close(wait=False)
+            raise
+
+    def check(self, handler_class: Any) -> None:
+        """Raise ConfigurationError where handlers of that class can't run so, with the reason."""
+        self.chosen.check(handler_class)
+        for name, pinned in _pins(handler_class).items():
+            place = f"{unwrapped(handler_class).__name__}.{name}: @state(dispatch={pinned!r})"
+            if pinned in _ON_THE_LOOP and self.chosen.name in _WHOLE_REQUESTS:
+                raise ConfigurationError(
+                    f"{place} runs on the loop, but dispatch policy {self.chosen.name!r} runs whole requests "
+                    "elsewhere: choose 'inline' or 'pool'"
+                )
+            try:
+                self.policy(pinned).check_step(handler_class)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{place}: {error}") from error
+
+    def policy(self, name: str) -> Policy:
+        """The policy of that name, for this server."""
+        with self._lock:
+            policy = self._policies.get(name)
+        if policy is None:
+            made = policy_named(name)(self)
+            with self._lock:
+                policy = self._policies.setdefault(name, made)
+        return policy
+
+    @property
+    def forking(self) -> Fork:
+        """The policy `fork`, which watches every child that has a request."""
+        policy = self.policy("fork")
+        assert isinstance(policy, Fork)
+        return policy
+
+    # -- what runs a handler ------------------------------------------------------------------------------------------
+
+    def resumable(self, entry: Entry, handler: Any, policy: Policy) -> Resumable:
+        """What runs `handler` under `policy`, but for the states that say where they run."""
+        return self._by_state(entry, handler, policy.resumable(entry, handler))
+
+    def driven(self, entry: Entry, handler: Any) -> Resumable:
+        """The same for whoever has taken the request over."""
+        return self._by_state(entry, handler, handler)
+
+    def _by_state(self, entry: Entry, handler: Any, default: Resumable) -> Resumable:
+        pins = handler._pinned
+        if not pins:
+            return default
+        return ByState(
+            handler, default, {name: self.policy(pin).stepping(entry, handler) for name, pin in pins.items()}
+        )
+
+    # -- what runs a function -----------------------------------------------------------------------------------------
+
+    def executor(self, name: str) -> Executor:
+        """The executor that `call(on=name)` means. Raises ConfigurationError where there is none."""
+        with self._lock:
+            executor = self._executors.get(name)
+            if executor is None:
+                executor = self._executors[name] = self._make_executor(name)
+            return executor
+
+    def _make_executor(self, name: str) -> Executor:
+        calls_max = self.server.engine.limits.calls_max
+        if name == "thread":
+            return ThreadPoolExecutor(calls_max, thread_name_prefix="reqtable-call")
+        if name == "fork":
+            return ForkExecutor(self.server.engine, calls_max)
+        if name == "process":
+            return Workers(name, ExecutorOptions())
+        names = ", ".join(f'"{each}"' for each in ["thread", "process", "fork", *self.config.executors])
+        raise ConfigurationError(f"there is no executor {name!r}; there are {names}")
+
+    def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
+        """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
+        future = self.executor(want.on or self.config.call_on).submit(want.fn, *want.args, **want.kwargs)
+        number = entry.calls
+        owner = entry.table.owner
+        assert owner is not None
+
+        def post(done: Future[Any]) -> None:
+            if not done.cancelled():
+                owner.post_result(entry, number, _outcome(want, done))
+
+        future.add_done_callback(post)
+        return future.cancel
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def close(self, wait: bool) -> None:
+        """Give back what is held. With `wait`, requests that were taken over end first; calls are not waited for."""
+        for policy in self._policies.values():
+            policy.close(wait)
+        while self._executors:
+            self._executors.popitem()[1].shutdown(wait=False, cancel_futures=True)
+
+    def abandon(self) -> None:
+        """In a forked child: what is the parent's stays the parent's; what is needed is made anew."""
+        self._lock = threading.Lock()
+        for executor in self._executors.values():
+            if isinstance(executor, Workers | ForkExecutor):
+                executor.abandon()
+        self._executors.clear()
+        for policy in self._policies.values():
+            policy.abandon()
+
+
+def _outcome(want: Call[Any], done: Future[Any]) -> Any:
+    error = done.exception()
+    if error is None:
+        return done.result()
+    if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
+        error = HandlerError(f"{want!r} raised {error!r}")
+    return Failure(error)
+
+
+def _pins(handler_class: Any) -> Mapping[str, str]:
+    """The states of a handler class that say where they run."""
+    return getattr(unwrapped(handler_class), "_pinned", {})

@@ -1,0 +1,163 @@
+"""A blocking driver: a loop with one request, for the thread or the child that has taken it over.
+
+It is the same loop, so the request finds the same wants, limits and timeouts. What a driver does not do is end the
+connection: the loop that the request came from does, so that nobody's thread has to linger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from reqtable.core.buffers import Input, Output
+from reqtable.core.states import READ, Event
+from reqtable.core.table import Entry
+from reqtable.engine.datagram import Session
+from reqtable.engine.loop import Loop
+from reqtable.engine.stream import Stream
+from reqtable.engine.transports import Polled
+from reqtable.engine.wakeup import Wakeup
+
+DATAGRAM_BYTES = 65_536
+
+# The descriptor of an epoll would be one more for each request.
+_Selector: Callable[[], selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.DefaultSelector)
+
+
+class _DrivenStream(Stream):
+    """The connection, while it is driven."""
+
+    __slots__ = ("finished",)
+
+    def __init__(self, loop: Any, request: Any) -> None:
+        super().__init__(loop, request)
+        self.finished = False
+
+    def finish(self) -> None:
+        self.finished = True
+        self.engine.end(self.entry, Event.RELEASED)
+
+    def release(self) -> None:
+        self.poll(0)
+
+
+class _DrivenSession(Session):
+    """The datagrams of one peer, while they are driven; in a child, the later ones come by `feed`."""
+
+    __slots__ = ("feed", "finished")
+
+    def __init__(self, loop: Any, request: Any) -> None:
+        super().__init__(loop, request)
+        self.finished = False
+        self.feed: _Feed | None = None
+
+    def poll(self, interest: int) -> None:
+        super().poll(interest)
+        if self.feed is not None:
+            # what is no session leaves them to the parent
+            self.feed.poll(READ if interest & READ and self.inbox.is_session else 0)
+
+    def finish(self) -> None:
+        self.finished = True
+        self.engine.end(self.entry, Event.RELEASED)
+
+    def release(self) -> None:
+        self.poll(0)
+
+
+class _Feed(Polled):
+    """The end of a socket pair by which a child gets the later datagrams of its peer."""
+
+    __slots__ = ("_end", "_session")
+
+    def __init__(self, loop: Any, end: socket.socket, session: _DrivenSession) -> None:
+        super().__init__(loop, end.fileno())
+        self._end = end
+        self._session = session
+
+    def on_ready(self, mask: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._session.deliver(self._end.recv(DATAGRAM_BYTES, socket.MSG_DONTWAIT))
+
+
+class Driver(Loop):
+    """Drives the request of `origin`, which stays in its own table, DELEGATED, meanwhile."""
+
+    def __init__(self, origin: Entry, policy: Any, dispatcher: Any, request: Any) -> None:
+        table = origin.table
+        super().__init__(table.limits, table.clock, _Selector, Wakeup)
+        self.table.driver = policy.name
+        self.table.last_id = origin.id - 1  # the request keeps its number
+        transport: Any = (_DrivenSession if isinstance(request, tuple) else _DrivenStream)(self, request)
+        self.origin = origin
+        self.entry = entry = Entry(self.table, origin.server, policy, origin.peer, origin.local, transport)
+        self.transport = transport
+        transport.entry = entry
+        entry.created_at = origin.created_at
+        entry.calls = origin.calls
+        move(origin, entry)
+        if isinstance(transport, Session):
+            transport.inbox = entry.input  # type: ignore[assignment]
+        entry.resumable = dispatcher.driven(entry, entry.handler)
+        self._over = False
+
+    def feed(self, end: socket.socket) -> None:
+        """Take the later datagrams of the peer from there."""
+        self.transport.feed = _Feed(self, end, self.transport)
+
+    def drive(self) -> None:
+        """Run the request to its end. Raises what nothing else has handled, once its output is sent."""
+        self.post(self.begin, self.entry)
+        raised: BaseException | None = None
+        try:
+            while not self._over:
+                try:
+                    self.run(lambda: self._over)
+                except BaseException as error:
+                    raised = error
+        finally:
+            self.close_descriptors()
+        if raised is not None:
+            raise raised
+
+    def begin(self, entry: Entry) -> None:
+        if self._over:
+            return  # cancelled before it began
+        super().begin(entry)
+
+    def cancel_request(self) -> None:
+        """End it. Callable from any thread."""
+        self.post(self._cancel)
+
+    def receive(self, data: bytes) -> None:
+        """A later datagram of its peer. Callable from any thread."""
+        self.post(self.transport.deliver, data)
+
+    def send_back(self) -> None:
+        """Give the request's counters and buffers back to the entry it came from."""
+        move(self.entry, self.origin)
+
+    def _cancel(self) -> None:
+        self.end(self.entry, Event.CANCELLED)
+
+    def _release(self, entry: Entry) -> None:
+        self._over = True
+        super()._release(entry)
+
+
+def move(source: Entry, target: Entry) -> None:
+    """Let `target` have what is the request's own."""
+    target.handler = source.handler
+    target.timeout = source.timeout
+    target.due = source.due
+    target.active_at = source.active_at
+    target.bytes_in = source.bytes_in
+    target.bytes_out = source.bytes_out
+    target.steps = source.steps
+    target.input, source.input = source.input, Input()
+    target.output, source.output = source.output, Output()
+    if not isinstance(target.handler, type):
+        target.handler.entry = target

@@ -1,0 +1,40 @@
+"""Policy `executor`: each step of a state machine is shipped, as data, to any `concurrent.futures.Executor`.
+
+The loop does the I/O. A step goes out as the handler's class, fields, state and item, and comes back as fields, output
+and transition (see `shipping`), so it may run in a pool of processes or on another machine of a cluster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reqtable.core.errors import ConfigurationError
+from reqtable.core.table import Entry, Resumable
+from reqtable.dispatch.base import Policy
+from reqtable.dispatch.executors import Workers
+from reqtable.dispatch.shipping import Shipped, check_shippable
+from reqtable.engine.transports import Lent
+
+
+class Executor(Policy):
+    name = "executor"
+
+    def __init__(self, dispatcher: Any) -> None:
+        super().__init__(dispatcher)
+        self._workers = Workers("of policy executor", dispatcher.config.executor)
+
+    @classmethod
+    def check(cls, handler_class: Any) -> None:
+        check_shippable(handler_class, cls.name)
+
+    def blocking(self, entry: Entry, lent: Lent) -> Resumable:
+        raise ConfigurationError("policy 'executor' can't run a blocking handler")  # `check` refused it
+
+    def stepping(self, entry: Entry, handler: Any) -> Resumable:
+        return Shipped(entry, handler, self._workers)
+
+    def close(self, wait: bool) -> None:
+        self._workers.shutdown(wait=False)
+
+    def abandon(self) -> None:
+        self._workers.abandon()

@@ -1,0 +1,256 @@
+"""Executors: where `call(on=…)` and shipped steps run. All have the interface of `concurrent.futures.Executor`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future
+from typing import Any
+
+from reqtable.config import ExecutorOptions
+from reqtable.core.errors import ConfigurationError, HandlerError
+from reqtable.core.states import READ
+from reqtable.dispatch.children import Child, fork, leave_child
+from reqtable.engine.transports import Polled
+from reqtable.imports import thing_at
+
+log = logging.getLogger("reqtable")
+
+_PIPE_BYTES = 65_536
+
+
+class Workers(Executor):
+    """An executor made by its factory, and made anew when it breaks.
+
+    Its constructor raises ConfigurationError, before anything is submitted, for a factory that can't be imported,
+    that fails, or that returns no Executor.
+    """
+
+    def __init__(self, name: str, options: ExecutorOptions) -> None:
+        self._name = name
+        self._options = options
+        self._lock = threading.Lock()
+        self._executor: Executor | None = self._make()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        executor = self._executor or self._rebuild(None)
+        try:
+            future = executor.submit(fn, *args, **kwargs)
+        except BrokenExecutor:
+            executor = self._rebuild(executor)
+            future = executor.submit(fn, *args, **kwargs)
+
+        def look(done: Future[Any]) -> None:
+            if not done.cancelled() and isinstance(done.exception(), BrokenExecutor):
+                self._rebuild(executor)
+
+        future.add_done_callback(look)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=wait)  # not every Executor knows cancel_futures
+
+    def abandon(self) -> None:
+        """In a forked child: the workers are the parent's; what is needed is made anew."""
+        self._lock = threading.Lock()
+        self._executor = None
+
+    def _rebuild(self, broken: Executor | None) -> Executor:
+        """A new one in place of `broken`, which several requests may report."""
+        with self._lock:
+            if self._executor is broken:
+                if broken is not None:
+                    log.warning("executor %s broke: a worker died; it is made anew", self._name)
+                    broken.shutdown(wait=False)
+                self._executor = self._make()
+            assert self._executor is not None
+            return self._executor
+
+    def _make(self) -> Executor:
+        factory, arguments = self._options.factory, self._options.arguments
+        try:
+            if factory is None:
+                # Imported only here: both are slow to import.
+                import multiprocessing
+                from concurrent.futures import ProcessPoolExecutor
+
+                # Not forked: a worker would hold copies of the server's descriptors.
+                context = multiprocessing.get_context("spawn")
+                made: Any = ProcessPoolExecutor(**{"mp_context": context, **arguments})
+            else:
+                made = thing_at(factory)(**arguments)
+        except Exception as error:
+            place = f"factory {factory!r}" if factory else "the pool of processes"
+            raise ConfigurationError(f"executor {self._name}: {place}: {type(error).__name__}: {error}") from error
+        if not isinstance(made, Executor):
+            raise ConfigurationError(
+                f"executor {self._name}: factory {factory!r} returned {made!r}, not a concurrent.futures.Executor"
+            )
+        return made
+
+
+class ForkExecutor(Executor):
+    """A child for each call, at most `children_max` at a time. Only the result has to pickle.
+
+    Cancelling a call ends its child.
+    """
+
+    def __init__(self, loop: Any, children_max: int) -> None:
+        if not hasattr(os, "fork"):
+            raise ConfigurationError('executor "fork": this platform has no fork()')
+        self._loop = loop
+        self._children_max = children_max
+        self._waiting: deque[_ForkedCall] = deque()
+        self._running: set[_ForkedCall] = set()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = _ForkedCall(self, lambda: fn(*args, **kwargs))
+        self._loop.post(self._begin, future)  # the loop's selector is its own thread's
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._waiting.clear()
+        for future in list(self._running):
+            future.cancel()
+            if future.child is not None:
+                future.child.collect(blocking=True)
+
+    def abandon(self) -> None:
+        """In a forked child: the other children are its siblings."""
+        for future in self._running:
+            future.abandon()
+        self._running.clear()
+        self._waiting.clear()
+
+    def _begin(self, future: _ForkedCall) -> None:
+        if len(self._running) >= self._children_max:
+            self._waiting.append(future)
+        elif future.set_running_or_notify_cancel():
+            self._running.add(future)
+            future.start(self._loop)
+
+    def ended(self, future: _ForkedCall) -> None:
+        """The child of `future` has been waited for."""
+        self._running.discard(future)
+        while self._waiting and len(self._running) < self._children_max:
+            self._begin(self._waiting.popleft())
+
+
+class _ForkedCall(Future[Any]):
+    """One call, and the child and the pipe that its result comes by."""
+
+    def __init__(self, executor: ForkExecutor, run: Callable[[], Any]) -> None:
+        super().__init__()
+        self._executor = executor
+        self._run = run
+        self.child: Child | None = None
+        self._pipe: _Pipe
+
+    def start(self, loop: Any) -> None:
+        reader, writer = os.pipe()
+        try:
+            pid = fork()
+        except OSError as error:
+            os.close(reader)
+            os.close(writer)
+            self._executor.ended(self)
+            self.set_exception(error)
+            return
+        if not pid:
+            self._be_child(loop, writer)
+        os.close(writer)
+        self._pipe = _Pipe(loop, reader)
+        self.child = Child(loop, pid, self._on_exit)
+
+    def cancel(self) -> bool:
+        if self.child is not None:
+            self.child.kill()
+        return super().cancel()
+
+    def abandon(self) -> None:
+        if self.child is not None:
+            self.child.abandon()
+            os.close(self._pipe.fd)
+
+    def _be_child(self, loop: Any, writer: int) -> None:
+        try:
+            loop.abandon(None)
+            for server in loop.servers:
+                server.dispatcher.abandon()
+            result = _pickled(self._run)
+            while result:
+                result = result[os.write(writer, result) :]
+        finally:
+            leave_child()
+
+    def _on_exit(self, child: Child) -> None:
+        data = self._pipe.end()
+        self._executor.ended(self)
+        how = child.ending()
+        if not data:
+            self.set_exception(HandlerError(f"the child that ran a call {how or 'left without a result'}"))
+            return
+        try:
+            error, value = pickle.loads(data)
+        except Exception as problem:
+            error, value = HandlerError(f"the result of a forked call can't be read: {problem!r}"), None
+        if error is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(value)
+
+
+class _Pipe(Polled):
+    """What a child writes, read as it comes: one that has more to write than a pipe holds would wait for ever."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, loop: Any, fd: int) -> None:
+        super().__init__(loop, fd)
+        os.set_blocking(fd, False)
+        self._data = bytearray()
+        self.poll(READ)
+
+    def on_ready(self, mask: int) -> None:
+        if self._read() == b"":
+            self.poll(0)
+
+    def _read(self) -> bytes | None:
+        try:
+            data = os.read(self.fd, _PIPE_BYTES)
+        except BlockingIOError:
+            return None
+        self._data += data
+        return data
+
+    def end(self) -> bytes:
+        """All that was written."""
+        self.poll(0)
+        while self._read():
+            pass
+        os.close(self.fd)
+        return bytes(self._data)
+
+
+def _pickled(run: Callable[[], Any]) -> bytes:
+    """What `run` raises or returns, as bytes."""
+    error: BaseException | None = None
+    value: Any = None
+    try:
+        value = run()
+    except Exception as problem:
+        error = problem
+    except BaseException as problem:
+        error = HandlerError(f"a forked call raised {problem!r}")
+    with contextlib.suppress(Exception):
+        return pickle.dumps((error, value))
+    unfit = f"raised {error!r}" if error is not None else f"returned a {type(value).__name__}"
+    return pickle.dumps((HandlerError(f"a forked call {unfit}, which can't be pickled"), None))

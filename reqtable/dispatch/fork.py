@@ -1,0 +1,192 @@
+"""Policy `fork`: a child process per request.
+
+The child has a copy of the memory as it was; nothing that it changes there reaches the parent or another child. It
+closes its copies of all other descriptors of the server, serves its one request, and leaves. The parent keeps the row,
+and the connection open, until the child has exited; then it ends the connection without cutting off the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from typing import Any
+
+from reqtable.core.errors import ConfigurationError
+from reqtable.core.table import Entry, Resumable, address_text
+from reqtable.core.wants import ELSEWHERE, Want
+from reqtable.dispatch.blocking import serve
+from reqtable.dispatch.children import Child, become_child, fork, leave_child, log
+from reqtable.dispatch.delegating import Delegating, Delegation, HandingOff
+from reqtable.dispatch.driver import DATAGRAM_BYTES, Driver
+from reqtable.dispatch.shipping import Shipped, check_shippable
+from reqtable.engine.datagram import Session
+from reqtable.engine.transports import Lent
+
+# Keeps messages apart, and holds as many as its buffer does.
+_PACKETS = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
+_LOOK_S = 0.05
+_MAX_CHILDREN = 40  # as in `socketserver`
+
+
+class InChild(Delegation):
+    """A request that a child has. The later datagrams of a session reach it by a socket pair.
+
+    Whatever of them it leaves unread is read back by the parent: if it was no session, they are new requests.
+    """
+
+    child: Child
+
+    def __init__(self, entry: Entry, pair: tuple[socket.socket, socket.socket] | None) -> None:
+        super().__init__(entry)
+        self._pair = pair
+        if pair is not None:
+            self.transport.forward = self._forward  # type: ignore[attr-defined]
+
+    def finish(self) -> None:
+        self._read_back()
+        super().finish()
+
+    def release(self) -> None:
+        self.child.kill()
+        self._read_back()
+        super().release()
+
+    def _forward(self, data: bytes) -> None:
+        assert self._pair is not None
+        try:
+            self._pair[0].send(data, socket.MSG_DONTWAIT)
+        except OSError:
+            self.transport.inbox.dropped += 1  # type: ignore[attr-defined]
+
+    def _read_back(self) -> None:
+        if self._pair is None:
+            return
+        session: Any = self.transport
+        session.forward = None
+        session.inbox.unopened()  # the child has had the first
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                session.deliver(self._pair[1].recv(DATAGRAM_BYTES, socket.MSG_DONTWAIT))
+        for end in self._pair:
+            end.close()
+        self._pair = None
+
+
+class Fork(Delegating):
+    name = "fork"
+
+    def __init__(self, dispatcher: Any) -> None:
+        if not hasattr(os, "fork"):
+            raise ConfigurationError("dispatch policy 'fork': this platform has no fork(): choose 'thread'")
+        super().__init__(dispatcher)
+        self.children: dict[int, Child] = {}
+
+    @classmethod
+    def check_step(cls, handler_class: Any) -> None:
+        check_shippable(handler_class, cls.name, by_import=False)
+
+    @property
+    def most(self) -> int | None:
+        configured = self.dispatcher.config.fork.max_children
+        return configured or getattr(self.dispatcher.server, "max_children", None) or _MAX_CHILDREN
+
+    @property
+    def busy(self) -> int:
+        return len(self.children)
+
+    def resumable(self, entry: Entry, handler: Any) -> Resumable:
+        return HandingOff(entry, handler, self.name)
+
+    def stepping(self, entry: Entry, handler: Any) -> Resumable:
+        return Shipped(entry, handler, self.dispatcher.executor("fork"))
+
+    def start(self, entry: Entry) -> None:
+        is_session = isinstance(entry.transport, Session) and bool(entry.peer)
+        pair = socket.socketpair(socket.AF_UNIX, _PACKETS) if is_session else None
+        try:
+            pid = fork()
+        except BaseException:
+            for end in pair or ():
+                end.close()
+            raise
+        if not pid:
+            self._be_child(entry, pair)
+        self.watch(entry, pid, pair)
+
+    def watch(self, entry: Entry, pid: int, pair: tuple[socket.socket, socket.socket] | None = None) -> Want[Any]:
+        """The child `pid` has the rest of `entry`. Returns what to wait for."""
+        delegation = InChild(entry, pair)
+        entry.policy = self
+
+        def ended(child: Child) -> None:
+            self._forget(pid)
+            how = child.ending()
+            if how is not None:
+                log.warning("%s: request %d: its child %s", address_text(entry.peer), entry.id, how)
+            delegation.end()
+            self.vacate()
+
+        delegation.child = self.children[pid] = Child(entry.table.owner, pid, ended)
+        server = entry.server
+        active = getattr(server, "active_children", None)
+        if active is None:
+            active = server.active_children = set()  # type: ignore[attr-defined]
+        active.add(pid)
+        if isinstance(delegation.transport, Lent):
+            server.close_request(delegation.request)
+        else:
+            entry.handler._leave()
+        return ELSEWHERE
+
+    def collect(self, blocking: bool = False) -> None:
+        """Wait for the children that have exited; with `blocking`, for all."""
+        engine = self.engine
+        if engine.in_other_thread:  # that thread does it; here we can only wait
+            none_left = threading.Event()
+            engine.post(self._watch_for_none, none_left)
+            while blocking and engine.running and not none_left.wait(_LOOK_S):
+                pass  # someone may end the loop meanwhile
+        for child in [] if engine.in_other_thread else list(self.children.values()):
+            child.collect(blocking)
+
+    def _watch_for_none(self, none_left: threading.Event) -> None:
+        if self.children:
+            self.engine.retry(lambda: self._watch_for_none(none_left))
+        else:
+            none_left.set()
+
+    def close(self, wait: bool) -> None:
+        self.collect(wait)
+
+    def abandon(self) -> None:
+        super().abandon()
+        for child in self.children.values():
+            child.abandon()
+        self.children.clear()
+        self.dispatcher.server.active_children = None
+
+    def _forget(self, pid: int) -> None:
+        self.children.pop(pid, None)
+        active = getattr(self.dispatcher.server, "active_children", None)
+        if active is not None:
+            active.discard(pid)
+
+    def _be_child(self, entry: Entry, pair: tuple[socket.socket, socket.socket] | None) -> None:
+        status = 1
+        try:
+            become_child(entry, self.dispatcher)
+            if isinstance(entry.transport, Lent):
+                serve(entry.server, entry.transport.request, entry.peer)
+            else:
+                driver = Driver(entry, self, self.dispatcher, entry.transport.request)
+                if pair is not None:
+                    pair[0].close()
+                    driver.feed(pair[1])
+                driver.drive()
+            status = 0
+        except Exception:
+            entry.server.handle_error(entry.transport.request, entry.peer)
+        finally:
+            leave_child(status)

@@ -1,0 +1,67 @@
+"""Policy `pool`: a bounded number of threads.
+
+The loop does the I/O of a resumable handler; only a step whose input is complete goes to a thread, so any number of
+slow clients share a few. Steps of one request never overlap. A blocking handler has a thread of the pool to itself.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from reqtable.core.table import Entry, Resumable
+from reqtable.dispatch.delegating import Delegating, InThread
+from reqtable.dispatch.stepping import Pooled
+
+
+class Pool(Delegating):
+    name = "pool"
+
+    def __init__(self, dispatcher: Any) -> None:
+        super().__init__(dispatcher)
+        self._make_threads()
+
+    @property
+    def most(self) -> int | None:
+        return self.dispatcher.config.pool.size
+
+    @property
+    def busy(self) -> int:
+        return len(self._serving)
+
+    def stepping(self, entry: Entry, handler: Any) -> Resumable:
+        return Pooled(entry, handler, self._threads)
+
+    def start(self, entry: Entry) -> None:
+        delegation = InThread(entry, self)
+        try:
+            future = self._threads.submit(delegation.serve)
+        except BaseException:
+            delegation.undo()
+            raise
+        self._serving.add(delegation)
+        future.add_done_callback(lambda done: self._served(delegation, done))
+
+    def close(self, wait: bool) -> None:
+        self._threads.shutdown(wait=wait, cancel_futures=True)
+
+    def abandon(self) -> None:
+        super().abandon()
+        for delegation in self._serving:
+            if delegation.driver is not None:
+                delegation.driver.close_descriptors()
+        self._make_threads()  # the parent's are not in this process
+
+    def _make_threads(self) -> None:
+        self._serving: set[InThread] = set()
+        self._threads = ThreadPoolExecutor(self.dispatcher.config.pool.size, thread_name_prefix="reqtable-pool")
+
+    def _served(self, delegation: InThread, done: Future[None]) -> None:
+        self._serving.discard(delegation)
+        owner = delegation.entry.table.owner
+        assert owner is not None
+        owner.post(self._ended, delegation)
+
+    def _ended(self, delegation: InThread) -> None:
+        delegation.end()
+        self.vacate()

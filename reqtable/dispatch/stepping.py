@@ -1,0 +1,152 @@
+"""Resumables that run single steps of a handler elsewhere, while the loop does the I/O.
+
+Each submits one step, wants its result (`STEP`), and then returns the want that the step gave. The next step is
+submitted only when that want is satisfied, so the steps of one request never overlap. A request that ends while its
+step is out is closed when the step has returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
+from threading import get_ident
+from typing import Any, ClassVar
+
+from reqtable.core.buffers import Output
+from reqtable.core.errors import HandlerError
+from reqtable.core.table import Entry, Resumable
+from reqtable.core.wants import STEP, Want
+
+
+class Stepping:
+    """What is the same wherever the steps run."""
+
+    bound_to_thread: ClassVar[bool] = False
+
+    def __init__(self, entry: Entry, handler: Any) -> None:
+        self._entry = entry
+        self._handler = handler
+        self._is_out = False
+        self._closes = False  # the request ended while its step was out
+
+    def _submit(self, number: int, method: str, argument: Any) -> Future[Any]:
+        """Begin a step: `method` of the handler, `_resume` or `_throw`."""
+        raise NotImplementedError
+
+    def _arrive(self, done: Future[Any]) -> Want[Any] | None:
+        """A step is done: what it wants now. Raises what it raised."""
+        raise NotImplementedError
+
+    def _close_handler(self) -> None:
+        self._handler._close()
+
+    # -- for the loop -------------------------------------------------------------------------------------------------
+
+    def _resume(self, item: Any) -> Want[Any] | None:
+        if not self._is_out:
+            return self._begin("_resume", item)
+        self._is_out = False
+        return self._arrive(item)
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        return self._begin("_throw", error)
+
+    def _close(self) -> None:
+        if self._is_out:
+            self._closes = True
+        else:
+            self._close_handler()
+
+    def _begin(self, method: str, argument: Any) -> Want[Any]:
+        number = self._entry.begin_call()
+        owner = self._entry.table.owner
+        assert owner is not None
+        post = owner.post
+        future = self._submit(number, method, argument)
+        self._is_out = True
+        future.add_done_callback(lambda done: post(self._done, number, done))
+        return STEP
+
+    def _done(self, number: int, done: Future[Any]) -> None:
+        """In the loop again."""
+        entry = self._entry
+        if self._closes:
+            self._closes = self._is_out = False
+            try:
+                self._close_handler()
+            except Exception:
+                entry.server.handle_error(None, entry.peer)
+        elif entry.table.owner is not None:
+            entry.table.owner.deliver(entry, number, done)
+
+
+class Pooled(Stepping):
+    """Steps run in threads of this process, on the handler itself."""
+
+    def __init__(self, entry: Entry, handler: Any, executor: Executor) -> None:
+        super().__init__(entry, handler)
+        self._executor = executor
+
+    def _submit(self, number: int, method: str, argument: Any) -> Future[Any]:
+        step = self._entry.elsewhere = _ThreadStep()
+        try:
+            return self._executor.submit(step.run, getattr(self._handler, method), argument)
+        except BaseException:
+            self._entry.elsewhere = None
+            raise
+
+    def _arrive(self, done: Future[Any]) -> Want[Any] | None:
+        step = self._entry.elsewhere
+        self._entry.elsewhere = None
+        assert step is not None
+        self._entry.output.extend(step.output)
+        want: Want[Any] | None = done.result()
+        return want
+
+
+class _ThreadStep:
+    """One step in a thread, and what it sends: the entry's own output is the loop's."""
+
+    __slots__ = ("output", "thread")
+
+    def __init__(self) -> None:
+        self.thread: int | None = None
+        self.output = Output()
+
+    def run(self, method: Callable[[Any], Want[Any] | None], argument: Any) -> Want[Any] | None:
+        self.thread = get_ident()
+        try:
+            return method(argument)
+        except Exception:
+            raise
+        except BaseException as error:  # a SystemExit, say: it ended the step, and shall not end the server
+            raise HandlerError(f"a step raised {error!r}") from error
+        finally:
+            self.thread = None
+
+
+class ByState:
+    """A state machine some of whose states say where they run (`@state(dispatch=…)`)."""
+
+    bound_to_thread: ClassVar[bool] = False
+
+    def __init__(self, handler: Any, default: Resumable, pinned: Mapping[str, Resumable]) -> None:
+        self._handler = handler
+        self._default = default
+        self._pinned = pinned
+        self._last = default
+
+    def _resume(self, item: Any) -> Want[Any] | None:
+        if not getattr(self._last, "_is_out", False):  # else it is the result of that one's step
+            self._choose()
+        return self._last._resume(item)
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        self._choose()
+        return self._last._throw(error)
+
+    def _close(self) -> None:
+        self._last._close()
+
+    def _choose(self) -> None:
+        self._last = self._pinned.get(self._handler.state_name, self._default)

@@ -1,0 +1,136 @@
+"""The mix-ins, and the classes that are predefined with them. Each names a policy.
+
+A mix-in goes in front of any server class, ours or one derived from `socketserver`'s.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from reqtable.config import Config
+from reqtable.core.errors import ConfigurationError
+from reqtable.dispatch.blocking import serve
+from reqtable.dispatch.thread import Thread
+from reqtable.hosting import Hosted
+from reqtable.servers import TCPServer, UDPServer
+
+
+class _MixIn(Hosted):
+    """What puts the loop in front of a server class."""
+
+    def __init__(self, *args: Any, dispatch: str | None = None, config: Config | None = None, **kwargs: Any) -> None:
+        self._configure(dispatch, config)
+        super().__init__(*args, **kwargs)
+        try:
+            self._check_handler(self.RequestHandlerClass)
+        except ConfigurationError:
+            self.server_close()
+            raise
+
+    def server_bind(self) -> None:
+        self._check_handler(self.RequestHandlerClass)  # before it is bound
+        super().server_bind()  # type: ignore[misc]
+
+    def server_close(self) -> None:
+        try:
+            self._end_requests()
+        finally:
+            super().server_close()
+
+
+class TableMixIn(_MixIn):
+    """Blocking handlers, unchanged, are interleaved on one thread (policy `greenlet`)."""
+
+    dispatch: str = "greenlet"
+    request_queue_size: int = 1024  # the kernel's queue must hold those who connect during a pass
+
+
+class ThreadingMixIn(_MixIn):
+    """A thread for each request (policy `thread`).
+
+    `server_close()` waits for threads that are not daemons, unless `block_on_close` is false.
+    """
+
+    dispatch: str = "thread"
+    daemon_threads: bool = False
+    block_on_close: bool = True
+
+    @property
+    def _threads(self) -> list[Any]:
+        """The threads that have not finished."""
+        policy = self.dispatcher.policy("thread")
+        assert isinstance(policy, Thread)
+        return list(policy.threads)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """What a thread does with a request."""
+        serve(self, request, client_address)
+
+
+class TableTCPServer(TableMixIn, TCPServer):
+    """TCP, with blocking handlers interleaved on one thread."""
+
+
+class TableUDPServer(TableMixIn, UDPServer):
+    """UDP, with blocking handlers interleaved on one thread."""
+
+
+class ThreadingTCPServer(ThreadingMixIn, TCPServer):
+    """TCP, a thread for each connection."""
+
+
+class ThreadingUDPServer(ThreadingMixIn, UDPServer):
+    """UDP, a thread for each datagram or session."""
+
+
+class ForkingMixIn(_MixIn):
+    """A child process for each request (policy `fork`), at most `max_children` at a time; more wait in the table.
+
+    `active_children` holds the children's process ids. `server_close()` waits for them, unless `block_on_close` is
+    false.
+    """
+
+    dispatch: str = "fork"
+    timeout: float | None = 300
+    active_children: set[int] | None = None
+    max_children: int = 40
+    block_on_close: bool = True
+
+    def collect_children(self, *, blocking: bool = False) -> None:
+        """Wait for the children that have exited, or, with `blocking`, for all. The loop does it by itself."""
+        self.dispatcher.forking.collect(blocking)
+
+    def handle_timeout(self) -> None:
+        """`handle_request()` saw no request in time."""
+        self.collect_children()
+
+
+class ForkingTCPServer(ForkingMixIn, TCPServer):
+    """TCP, a child for each connection."""
+
+
+class ForkingUDPServer(ForkingMixIn, UDPServer):
+    """UDP, a child for each datagram or session."""
+
+
+if hasattr(socket, "AF_UNIX"):
+    from reqtable.servers import UnixDatagramServer, UnixStreamServer
+
+    class TableUnixStreamServer(TableMixIn, UnixStreamServer):
+        """Unix streams, with blocking handlers interleaved on one thread."""
+
+    class TableUnixDatagramServer(TableMixIn, UnixDatagramServer):
+        """Unix datagrams, with blocking handlers interleaved on one thread."""
+
+    class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer):
+        """Unix streams, a thread for each connection."""
+
+    class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer):
+        """Unix datagrams, a thread for each datagram or session."""
+
+    class ForkingUnixStreamServer(ForkingMixIn, UnixStreamServer):
+        """Unix streams, a child for each connection."""
+
+    class ForkingUnixDatagramServer(ForkingMixIn, UnixDatagramServer):
+        """Unix datagrams, a child for each datagram or session."""
