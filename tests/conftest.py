@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import pytest
@@ -151,6 +152,12 @@ def open_descriptors() -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest test begins first, so that the other core has something to do all the while."""
     items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def resource_tracker_runs() -> None:
+    """It belongs to the process and stays (multiprocessing): its pipe is no leak of the test that needs it first."""
+    resource_tracker.ensure_running()
 
 
 @pytest.fixture(autouse=True)

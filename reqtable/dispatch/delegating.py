@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections import deque
 from typing import Any, ClassVar
 
+from reqtable.core.states import State
 from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import ELSEWHERE, VACANCY, HandOff, Want
 from reqtable.dispatch.base import Policy
@@ -112,11 +113,12 @@ class InThread(Delegation):
         super().__init__(entry)
         self._lock = threading.Lock()
         self._served = self._given_up = False
+        self._forwarded: deque[bytes] = deque()  # later datagrams, which the driver has still to take
         self.driver: Driver | None = None
         if not isinstance(self.transport, Lent):
             self.driver = Driver(entry, policy, policy.dispatcher, self.request)
             if isinstance(self.transport, Session):
-                self.transport.forward = self.driver.receive
+                self.transport.forward = self._forward
         entry.policy = policy
 
     def undo(self) -> None:
@@ -140,9 +142,27 @@ class InThread(Delegation):
     def finish(self) -> None:
         if self.driver is not None:
             self.driver.send_back()
+        self._readmit()
         super().finish()
 
+    def _forward(self, data: bytes) -> None:
+        assert self.driver is not None
+        self._forwarded.append(data)
+        self.driver.post(self._deliver)
+
+    def _deliver(self) -> None:
+        """In the driver's thread."""
+        assert self.driver is not None
+        while self._forwarded and self.driver.entry.state is not State.CLOSED:
+            self.driver.transport.deliver(self._forwarded.popleft())
+
+    def _readmit(self) -> None:
+        """What came after the session's end, before the end was known here, begins requests of its own."""
+        if isinstance(self.transport, Session):
+            self.transport.readmit(list(self._forwarded))
+
     def release(self) -> None:
+        self._readmit()
         if self.driver is None:
             assert isinstance(self.transport, Lent)
             self.transport.shut()

@@ -132,10 +132,6 @@ class Driver(Loop):
         """End it. Callable from any thread."""
         self.post(self._cancel)
 
-    def receive(self, data: bytes) -> None:
-        """A later datagram of its peer. Callable from any thread."""
-        self.post(self.transport.deliver, data)
-
     def send_back(self) -> None:
         """Give the request's counters and buffers back to the entry it came from."""
         move(self.entry, self.origin)

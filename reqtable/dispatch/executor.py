@@ -34,7 +34,7 @@ class Executor(Policy):
         return Shipped(entry, handler, self._workers)
 
     def close(self, wait: bool) -> None:
-        self._workers.shutdown(wait=False)
+        self._workers.shutdown(wait=wait)
 
     def abandon(self) -> None:
         self._workers.abandon()

@@ -65,7 +65,6 @@ class InChild(Delegation):
             return
         session: Any = self.transport
         session.forward = None
-        session.inbox.unopened()  # the child has had the first
         with contextlib.suppress(BlockingIOError):
             while True:
                 session.deliver(self._pair[1].recv(DATAGRAM_BYTES, socket.MSG_DONTWAIT))

@@ -3,8 +3,8 @@
 A datagram makes an entry, and is its whole input, as if of a stream that ends with it. Once a handler has taken a
 `datagram()`, its entry is the *session* of that peer's address: later datagrams of the peer go to it, a bounded number
 of them waiting, until it ends. Those that come before the handler has read anything wait too: if it is no session, they
-begin requests of their own when it has ended. Each `send` is one datagram. A peer without an address can be neither answered nor told
-from others, and has no session.
+begin requests of their own when it has ended. Each `send` is one datagram. A peer without an address can be neither
+answered nor told from others, and has no session.
 """
 
 from __future__ import annotations
@@ -114,9 +114,10 @@ class Session:
             )
         entry.server.close_request(self.request)
         if not self.inbox.is_session:
-            self._readmit(self.inbox.unopened())
+            own = 0 if self.inbox.asked else 1  # its own datagram is not another request's, though it was never read
+            self.readmit(self.inbox.unopened()[own:])
 
-    def _readmit(self, datagrams: list[bytes]) -> None:
+    def readmit(self, datagrams: list[bytes]) -> None:
         """Datagrams that waited for what has turned out to be no session begin requests of their own."""
         server = self.entry.server
         for data in datagrams:
