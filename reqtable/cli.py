@@ -1,4 +1,4 @@
-"""The command line: `reqtable serve` and `reqtable states`.
+"""The command line: `reqtable serve`, `reqtable states` and `reqtable config`.
 
 Exit codes: 0 fine, 2 usage, 78 configuration (sysexits(3)), 1 anything else. An error is one line that names the thing
 and the mend.
@@ -6,22 +6,22 @@ and the mend.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import logging
 import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from reqtable.config import Config, effective
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import handler_name, unwrapped
 from reqtable.dispatch import is_resumable, policy_names
 from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
+from reqtable.imports import module_at
 from reqtable.serving import parse_bind, serve
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
@@ -39,7 +39,7 @@ class _Handler(click.ParamType[Any]):
         if not colon or not place or not name:
             self.fail(f"{value!r}: write it as module:Handler or path/to/file.py:Handler")
         try:
-            module = _module_at(place)
+            module = module_at(place)
         except Exception as error:
             self.fail(f"{value!r}: {place} can't be imported: {type(error).__name__}: {error}")
         handler = getattr(module, name, None)
@@ -65,24 +65,6 @@ class _Bind(click.ParamType[str]):
         return value
 
 
-def _module_at(place: str) -> Any:
-    """The module of that name, looked for in the working directory too, or the one in that file."""
-    if not place.endswith(".py"):
-        if "" not in sys.path:
-            sys.path.insert(0, "")
-        return importlib.import_module(place)
-    path = Path(place).resolve()
-    if not path.is_file():
-        raise FileNotFoundError("there is no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def _is_handler(thing: Any, defined_in: Any = None) -> bool:
     """A handler class of any style, `socketserver`'s blocking ones included."""
     if not isinstance(unwrapped(thing), type):
@@ -98,6 +80,13 @@ def cli() -> None:
     """Serve requests from an explicit table, on one thread."""
 
 
+_CONFIG_OPTION = click.option(
+    "--config",
+    metavar="FILE",
+    help="TOML; otherwise $REQTABLE_CONFIG, reqtable.toml, or pyproject.toml [tool.reqtable].",
+)
+
+
 @cli.command("serve")
 @click.argument("handler", type=_Handler())
 @click.option(
@@ -110,9 +99,12 @@ def cli() -> None:
     help="tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH, unixgram:///PATH or fd://N; repeatable.",
 )
 @click.option("--dispatch", type=click.Choice(policy_names()), help="Where handlers run.")
+@_CONFIG_OPTION
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
-def serve_command(handler: Any, binds: tuple[str, ...], dispatch: str | None, log_level: str) -> None:
-    """Serve HANDLER until SIGINT or SIGTERM; SIGUSR1 logs the table of unfinished requests."""
+def serve_command(
+    handler: Any, binds: tuple[str, ...], dispatch: str | None, config: str | None, log_level: str
+) -> None:
+    """Serve HANDLER until SIGINT or SIGTERM; SIGHUP re-reads the configuration, SIGUSR1 logs the table."""
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
     def on_listening(names: list[str]) -> None:
@@ -124,6 +116,8 @@ def serve_command(handler: Any, binds: tuple[str, ...], dispatch: str | None, lo
         handler,
         *binds,
         dispatch=dispatch,
+        config=Config.load(config),
+        reload=lambda: Config.load(config),
         on_listening=on_listening,
         on_pass=_StatusLine() if sys.stderr.isatty() else None,
     )
@@ -167,7 +161,12 @@ def _as_table(states: list[StateInfo]) -> str:
                 each.doc,
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """The rows as lines, their columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
@@ -185,6 +184,19 @@ def _as_mermaid(states: list[StateInfo]) -> str:
 
 def _as_json(states: list[StateInfo]) -> str:
     return json.dumps([each._asdict() for each in states], indent=2)
+
+
+@cli.command("config")
+@click.option("--dispatch", type=click.Choice(policy_names()), help="As of `reqtable serve`.")
+@_CONFIG_OPTION
+def config_command(dispatch: str | None, config: str | None) -> None:
+    """Print the configuration that `reqtable serve` would use: each value, and where it comes from."""
+
+    rows = [
+        (key, "-" if value is None else json.dumps(value), origin)
+        for key, value, origin in effective(Config.load(config, dispatch=dispatch))
+    ]
+    click.echo(_aligned(rows))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,21 +1,48 @@
-"""What can be configured: `Config`, its defaults, and which of several sources wins. `configfile` reads the files.
+"""What can be configured: `Config`, its defaults, its file, and which of several sources wins.
 
 Strongest first: a state's own `dispatch=`; the constructor's argument; `REQTABLE_DISPATCH` in the environment; the
-configuration; the class attribute `dispatch`, which a mix-in sets; the default.
+file; the class attribute `dispatch`, which a mix-in sets; the default. The file is `reqtable.toml`, or the table
+`[tool.reqtable]` of `pyproject.toml`:
+
+    dispatch = "pool"
+    call_on = "thread"            # where a call() runs that does not say
+
+    [limits]                      # any field of reqtable.Limits
+    entries_max = 10_000
+
+    [thread]
+    threads_max = 200
+    [pool]
+    size = 8
+    [fork]
+    max_children = 40
+    [executor]                    # policy "executor"; without it, a pool of processes
+    factory = "module:callable"
+    arguments = { max_workers = 4 }
+    [executors.cluster]           # call(…, on="cluster")
+    factory = "module:callable"
+
+A key that there isn't and a value of the wrong type are refused, with the key, the value, the file and the line.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.limits import Limits
 
 DISPATCH_VARIABLE = "REQTABLE_DISPATCH"
 CONFIG_VARIABLE = "REQTABLE_CONFIG"
+_OWN_FILE = "reqtable.toml"
+_PROJECT_FILE = "pyproject.toml"
 ARGUMENT = "argument"
 DEFAULT = "default"
 
@@ -91,9 +118,7 @@ class Config:
         `dispatch` and `REQTABLE_DISPATCH` are stronger than the file. Needs the package msgspec. Raises
         ConfigurationError: one line with the key, the value, the file and the line.
         """
-        from reqtable import configfile
-
-        return configfile.load(path, dispatch)
+        return _load(path, dispatch)
 
 
 def from_environment() -> Config:
@@ -119,3 +144,146 @@ def _count(name: str, value: int | None, or_none: bool = True) -> None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(f"{name} must be a whole number above 0, not {value!r}")
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+class _File:
+    """One file: its keys, and where in it they are."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        try:
+            self._text = path.read_text("utf-8")
+            document = tomllib.loads(self._text)
+        except OSError as error:
+            raise ConfigurationError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path}: not TOML: {error}") from error
+        self.prefix = ("tool", "reqtable") if path.name == _PROJECT_FILE else ()
+        self.table: Any = document
+        for key in self.prefix:
+            self.table = self.table.get(key) if isinstance(self.table, dict) else None
+
+    def place(self, key: tuple[str, ...]) -> str:
+        """`file:line` of a key, or the file alone where it can't be told."""
+        line = _line_of(self._text, self.prefix + key)
+        return f"{self.name}:{line}" if line else self.name
+
+
+def _load(path: str | os.PathLike[str] | None, dispatch: str | None) -> Config:
+    """See `Config.load`."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    file = _find(path)
+    if file is not None and file.table is not None:
+        values = _checked(Config, file.table, (), file, origins)
+    if named := os.environ.get(DISPATCH_VARIABLE):
+        values["dispatch"], origins["dispatch"] = named, f"environment {DISPATCH_VARIABLE}"
+    if dispatch:
+        values["dispatch"], origins["dispatch"] = dispatch, ARGUMENT
+    return Config(**values, origins=origins)
+
+
+def effective(config: Config) -> Iterator[tuple[str, Any, str]]:
+    """Every key of a configuration, its value in `reqtable serve`, and where that came from."""
+    yield "dispatch", *chosen_dispatch(None, config, "inline")
+    yield from (each for each in _flat(config, "", config.origins) if each[0] != "dispatch")
+
+
+def _flat(part: Any, prefix: str, origins: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    named = part if isinstance(part, Mapping) else {each.name: getattr(part, each.name) for each in fields(part)}
+    for name, value in named.items():
+        key = prefix + name
+        if key == "origins":
+            continue
+        if is_dataclass(value) or (isinstance(value, Mapping) and any(is_dataclass(each) for each in value.values())):
+            yield from _flat(value, key + ".", origins)
+        elif not (isinstance(value, Mapping) and not value):
+            yield key, dict(value) if isinstance(value, Mapping) else value, origins.get(key, DEFAULT)
+
+
+def _find(path: str | os.PathLike[str] | None) -> _File | None:
+    """The file that was named, which must be there, or one of those that are looked for."""
+    if path is not None:
+        return _File(Path(path))
+    if named := os.environ.get(CONFIG_VARIABLE):
+        try:
+            return _File(Path(named))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"environment {CONFIG_VARIABLE}: {error}") from error
+    if Path(_OWN_FILE).is_file():
+        return _File(Path(_OWN_FILE))
+    if Path(_PROJECT_FILE).is_file():
+        project = _File(Path(_PROJECT_FILE))
+        return project if project.table is not None else None
+    return None
+
+
+def _checked(kind: Any, table: Any, key: tuple[str, ...], file: _File, origins: dict[str, str]) -> dict[str, Any]:
+    """The values of a table of the file, of the types that the fields of `kind` have."""
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{file.place(key)}: {_dotted(key) or 'reqtable'} must be a table, not {table!r}")
+    types = {name: hint for name, hint in get_type_hints(kind).items() if name != "origins"}
+    values = {}
+    for name, value in table.items():
+        here = (*key, name)
+        if name not in types:
+            near = difflib.get_close_matches(name, types, n=1)
+            mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(types)}"
+            raise ConfigurationError(f"{file.place(here)}: there is no key {_dotted(here)} (= {value!r}): {mend}")
+        values[name] = _value(types[name], value, here, file, origins)
+    return values
+
+
+def _value(hint: Any, value: Any, key: tuple[str, ...], file: _File, origins: dict[str, str]) -> Any:
+    if is_dataclass(hint):
+        return _made(hint, value, key, file, origins)
+    if key == ("executors",):
+        if not isinstance(value, dict):
+            raise ConfigurationError(f"{file.place(key)}: executors must be a table, not {value!r}")
+        return {name: _made(ExecutorOptions, each, (*key, name), file, origins) for name, each in value.items()}
+    origins[_dotted(key)] = file.place(key)
+    try:
+        import msgspec
+    except ImportError as error:
+        raise ConfigurationError(f"{file.name}: a configuration file needs the package msgspec: {error}") from error
+    try:
+        return msgspec.convert(value, hint)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{file.place(key)}: {_dotted(key)} = {value!r}: {str(error).lower()}") from error
+
+
+def _made(kind: Any, table: Any, key: tuple[str, ...], file: _File, origins: dict[str, str]) -> Any:
+    """An object of `kind` from its table. What it says of a value is said of the key's place."""
+    values = _checked(kind, table, key, file, origins)
+    try:
+        return kind(**values)
+    except (ValueError, ConfigurationError) as error:
+        [at, *_] = [name for name in values if name in str(error)] or [""]
+        raise ConfigurationError(f"{file.place((*key, at) if at else key)}: {error}") from error
+
+
+def _dotted(key: tuple[str, ...]) -> str:
+    return ".".join(key)
+
+
+def _line_of(text: str, key: tuple[str, ...]) -> int | None:
+    """The line on which a key is given its value, or its table begins. None for a spelling that this does not know."""
+    table: tuple[str, ...] = ()
+    opened = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
+            table = _parts(header[1])
+            if opened is None and table[: len(key)] == key:
+                opened = number
+        elif assignment := re.match(r"""\s*([\w.\-"' ]+?)\s*=""", line):
+            given = table + _parts(assignment[1])
+            if given == key or key[: len(given)] == given:  # the key itself, or the inline table that it is in
+                return number
+    return opened
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))

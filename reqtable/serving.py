@@ -20,9 +20,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from reqtable.config import Config
+from reqtable.config import CONFIG_VARIABLE, Config, from_environment
 from reqtable.core.errors import ConfigurationError
-from reqtable.core.limits import Limits
 from reqtable.core.table import address_text, format_rows
 from reqtable.engine.engine import Engine
 from reqtable.servers import TCPServer, UDPServer
@@ -52,19 +51,24 @@ def serve(
     *binds: str,
     dispatch: str | None = None,
     config: Config | None = None,
+    reload: Callable[[], Config] | None = None,
     on_listening: Callable[[list[str]], None] | None = None,
     on_pass: Callable[[Engine], None] | None = None,
 ) -> None:
     """Bind each of `binds`, and serve `handler` on all of them, over one table, until SIGINT, SIGTERM or an error.
 
-    `on_listening` is called once with the real addresses (port 0 resolved), `on_pass` once a pass of the loop; SIGUSR1
-    logs the table. Raises ConfigurationError for a bind that is none, OSError for one that can't be had, before
-    anything is served.
+    `config` is what `REQTABLE_CONFIG` names where it isn't given. SIGHUP has `reload` read it again: new requests are
+    served as it says, those in the table end as they began. `on_listening` is called once with the real addresses
+    (port 0 resolved), `on_pass` once a pass of the loop; SIGUSR1 logs the table. Raises ConfigurationError for a bind
+    that is none, OSError for one that can't be had, before anything is served.
     """
     if not binds:
         raise ConfigurationError("serve() needs at least one bind, such as tcp://127.0.0.1:7000")
     parsed = [parse_bind(bind) for bind in binds]
-    engine = Engine(limits=config.limits if config else Limits())
+    if config is None:
+        config = from_environment()
+        reload = reload or (from_environment if os.environ.get(CONFIG_VARIABLE) else None)
+    engine = Engine(limits=config.limits)
     with contextlib.ExitStack() as stack:
         names = []
         for bind, (scheme, family, address) in zip(binds, parsed, strict=True):
@@ -78,7 +82,7 @@ def serve(
             engine.servers[0].service_actions = lambda: on_pass(engine)  # type: ignore[method-assign]
         if on_listening is not None:
             on_listening(names)
-        with _signals(engine):
+        with _signals(engine, reload):
             engine.serve_forever()
 
 
@@ -164,8 +168,10 @@ def _unlink_own(path: str, inode: int) -> None:
 
 
 @contextlib.contextmanager
-def _signals(engine: Engine) -> Iterator[None]:
-    """SIGINT and SIGTERM stop, SIGUSR1 logs the table. Only in the main thread, where Python delivers signals."""
+def _signals(engine: Engine, reload: Callable[[], Config] | None) -> Iterator[None]:
+    """SIGINT and SIGTERM stop, SIGHUP re-reads, SIGUSR1 logs the table. Only in the main thread, where Python delivers
+    signals. A forked child has them as they were: it is ended by them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -178,9 +184,29 @@ def _signals(engine: Engine) -> Iterator[None]:
         signal.SIGTERM: lambda *_: engine.stop(),
         signal.SIGUSR1: log_table,
     }
+    if reload is not None:
+        handlers[signal.SIGHUP] = lambda *_: engine.post(_reload, engine, reload)
     previous = {number: signal.signal(number, each) for number, each in handlers.items()}
+
+    def restore() -> None:
+        for number, each in previous.items():
+            signal.signal(number, each)
+
+    engine.in_child.append(restore)
     try:
         yield
     finally:
-        for number, each in previous.items():
-            signal.signal(number, each)
+        engine.in_child.remove(restore)
+        restore()
+
+
+def _reload(engine: Engine, reload: Callable[[], Config]) -> None:
+    """In the loop: take the configuration as it is now, or, where it can't be taken, go on with the one before."""
+    try:
+        config = reload()
+        for server in engine.servers:
+            server.reconfigure(config)  # type: ignore[attr-defined]
+    except ConfigurationError as error:
+        log.error("the configuration was not taken, the one before holds: %s", error)
+    else:
+        log.info("the configuration was read again")

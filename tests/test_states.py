@@ -217,7 +217,8 @@ class TableMachine(RuleBasedStateMachine):
         for entry, row in self.model.items():
             shown = State.RUNNING if entry is self.table.running else row["state"]
             if (
-                (wanted is None or shown is wanted)
+                shown is not State.CLOSED  # it is gone but for the reaping
+                and (wanted is None or shown is wanted)
                 and (host is None or row["peer"][0] == host)
                 and (handler is None or row["handler"] is handler)
                 and (older_than is None or self.clock() - row["born"] > older_than)

@@ -286,6 +286,8 @@ class RequestTable:
         now = self.clock()
         rows = []
         for entry in self:
+            if entry.state is State.CLOSED:
+                continue  # it has ended, and this pass frees it
             row = self._row(entry, now)
             if (
                 (wanted_state is None or row["state"] == wanted_state.name)

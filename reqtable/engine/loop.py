@@ -68,6 +68,7 @@ class Loop:
         self.limits = self.table.limits
         self.deadlines = Deadlines()
         self.servers: list[Server] = []
+        self.in_child: list[Callable[[], None]] = []  # called in a forked child, which leaves all of this behind
         self._clock = clock
         self._make_selector = selector
         self._make_wakeup = wakeup
@@ -492,6 +493,8 @@ class Loop:
         if self._selector is not None and threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(-1)
         self.close_descriptors()
+        for leave in self.in_child:
+            leave()
         for server in self.servers:
             if own is None or server is not own.server or not isinstance(own.transport.request, tuple):
                 abandon(getattr(server, "socket", None))
