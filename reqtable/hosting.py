@@ -47,6 +47,8 @@ class Hosted:
 
     def _configure(self, dispatch: str | None, config: Config | None) -> None:
         """Take what the constructor was given. Raises ConfigurationError where it can't be served so."""
+        if "dispatcher" in vars(self):
+            return  # the mix-in in front of this class has been given it
         self._dispatch_argument = dispatch
         self._former: list[Dispatcher] = []  # those that an earlier configuration chose: their requests end under them
         config = from_environment() if config is None else config

@@ -69,6 +69,8 @@ class Delegation:
         """It could not be taken over after all."""
         self.entry.resumable = self._before
         self.entry.transport = self.transport
+        if isinstance(self.transport, Lent):
+            self.transport.take_back()
 
     def end(self) -> None:
         """In the loop: whoever had the request is done with it."""

@@ -499,7 +499,8 @@ class Loop:
             if own is None or server is not own.server or not isinstance(own.transport.request, tuple):
                 abandon(getattr(server, "socket", None))
         for entry in self.table:
-            if entry is not own:
+            # its own request may stand in two tables: in a driver's, and in the one that the driver has it from
+            if own is None or entry.transport.request is not own.transport.request:
                 entry.transport.abandon()
 
     def close_descriptors(self) -> None:

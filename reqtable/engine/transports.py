@@ -81,6 +81,11 @@ class Lent(Polled):
         self._ended = True
         self._hold = _duplicate(self.request)
 
+    def take_back(self) -> None:
+        """It could not be handed over after all."""
+        self._ended = False
+        self._let_go()
+
     def finish(self) -> None:
         """The handler has returned: the hooks `shutdown_request` and `close_request` end its request.
 
