@@ -47,7 +47,7 @@ class Chat(StateRequestHandler):
 
     def room(self) -> "Iterator[Chat]":
         """Everyone who has given a name."""
-        for entry in self.entry.table:
+        for entry in self.server.table:
             if isinstance(entry.handler, Chat) and entry.handler.name:
                 yield entry.handler
 

@@ -3,9 +3,13 @@
     reqtable serve examples/miniredis.py:MiniRedis --bind tcp://127.0.0.1:6379
     redis-benchmark -t ping,set,get -n 100000 -P 16
 
+The data is shared by all clients, so `--dispatch fork` is not for it: each child would have a copy of its own, and what
+one client sets no other would see.
+
 Protocol: the RESP2 part of https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,6 +39,7 @@ class Store:
         self.values: dict[bytes, Value] = {}
         self.expires_at: dict[bytes, float] = {}
         self.clock = clock
+        self.lock = threading.Lock()  # for policies under which commands run in several threads
 
     def get(self, key: bytes) -> Value | None:
         if key in self.expires_at and self.expires_at[key] <= self.clock():
@@ -123,7 +128,8 @@ class MiniRedis(StateRequestHandler):
             least, most, run = method
             if not least <= len(self.arguments) - 1 <= most:
                 raise CommandError(f"wrong number of arguments for '{name.decode().lower()}' command")
-            answer = run(self, *self.arguments[1:])
+            with self.store.lock:
+                answer = run(self, *self.arguments[1:])
         except CommandError as error:
             text = str(error)
             answer = f"-{text if text.startswith('WRONGTYPE') else 'ERR ' + text}\r\n".encode()
@@ -233,14 +239,14 @@ class MiniRedis(StateRequestHandler):
         return array([])
 
     def info(self, *sections: bytes) -> bytes:
-        lines = ["# Server", "redis_version:reqtable", "# Clients", f"connected_clients:{len(self.entry.table)}"]
+        lines = ["# Server", "redis_version:reqtable", "# Clients", f"connected_clients:{len(self.server.table)}"]
         lines += ["# Keyspace", f"db0:keys={len(self.store.values)},expires={len(self.store.expires_at)}"]
         return bulk("\r\n".join(lines).encode() + b"\r\n")
 
     def client(self, verb: bytes, *arguments: bytes) -> bytes | None:
         what = verb.upper()
         if what == b"LIST":
-            return bulk("".join(map(client_line, self.entry.table.snapshot())).encode())
+            return bulk("".join(map(client_line, self.server.table.snapshot())).encode())
         if what == b"ID":
             return integer(self.entry.id)
         if what in (b"SETINFO", b"SETNAME"):
@@ -251,7 +257,7 @@ class MiniRedis(StateRequestHandler):
 
     def kill(self, *arguments: bytes) -> bytes | None:
         """`CLIENT KILL addr:port`, `CLIENT KILL ID n` or `CLIENT KILL ADDR addr:port`."""
-        table = self.entry.table
+        table = self.server.table
         by_id = len(arguments) == 2 and arguments[0].upper() == b"ID"
         if by_id:
             victims = [as_integer(arguments[1])]

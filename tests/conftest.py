@@ -80,6 +80,12 @@ class Client:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.socket.close()
 
+    def hang_up(self) -> None:
+        """Close for good: forked children have copies of a socket of the server's own process."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
     def close(self) -> None:
         self.socket.close()
 

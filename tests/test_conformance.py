@@ -6,9 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from examples.stopwatch import Stopwatch
 from reqtable import ConfigurationError
+from reqtable.dispatch import policy_named, policy_names
 from tests import conformance
-from tests.conformance import DATAGRAM_DIALOGUES, HANDLERS, POLICIES, STREAM_DIALOGUES, STYLES, TRANSPORTS
+from tests.conformance import (
+    DATAGRAM_DIALOGUES,
+    HANDLERS,
+    POLICIES,
+    STREAM_DIALOGUES,
+    STYLES,
+    TRANSPORTS,
+    StateTalk,
+)
+from tests.conftest import Client, served
 
 CELLS = [
     (policy, style, transport, dialogue)
@@ -37,3 +48,38 @@ def test_executor_refuses_what_is_not_data(style: str, transport: str, tmp_path:
     with pytest.raises(ConfigurationError, match="only a StateRequestHandler is data"):
         conformance.server_of(handler, transport, tmp_path, "executor")
     assert list(tmp_path.iterdir()) == [], "nothing was bound"
+
+
+# -- a policy from outside the package --------------------------------------------------------------------------------
+
+INLINE_CELLS = [cell[1:] for cell in CELLS if cell[0] == "inline"]
+
+
+@pytest.fixture
+def stopwatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The example, registered as an installed package would register it."""
+    information = tmp_path / "stopwatch-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: stopwatch\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[reqtable.dispatch]\nstopwatch = examples.stopwatch:Stopwatch\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "stopwatch"
+
+
+@pytest.mark.parametrize(("style", "transport", "dialogue"), INLINE_CELLS)
+def test_a_policy_of_ones_own_passes_the_inline_cells(
+    stopwatch: str, style: str, transport: str, dialogue: str, tmp_path: Path
+) -> None:
+    conformance.check(stopwatch, style, transport, dialogue, tmp_path)
+
+
+def test_a_policy_of_ones_own_is_known_by_its_entry_point(
+    stopwatch: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "stopwatch" in policy_names()
+    assert policy_named("stopwatch") is Stopwatch
+    monkeypatch.setattr("examples.stopwatch.SLOW_S", 0.0)
+    with served(StateTalk, "stopwatch") as server, Client(server.server_address) as client:
+        assert client.ask(b"slow\n") == b"slow\n"
+        assert [row["policy"] for row in server.table.snapshot()] == ["stopwatch"]
+    assert "held the loop for" in caplog.text

@@ -124,3 +124,19 @@ def test_serve_leaves_signals_and_sockets_as_they_were() -> None:
         with pytest.raises(OSError, match="address already in use"):
             reqtable.serve(reqtable.StreamRequestHandler, *binds)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_configuration_that_is_shown_can_be_loaded(tmp_path: Path) -> None:
+    [shown] = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs" / "policies.md").read_text(), re.DOTALL | re.MULTILINE)
+    path = tmp_path / "reqtable.toml"
+    path.write_text(shown)
+    config = reqtable.Config.load(path)
+    assert len(config.origins) == shown.count(" = ") - shown.count("{ "), "each key of it was read"
+    with reqtable.TCPServer(("127.0.0.1", 0), Notes, config=config) as server:
+        assert server.dispatcher.chosen.name == "pool"
+
+
+def test_every_policy_has_its_line_in_the_table() -> None:
+    page = (ROOT / "docs" / "policies.md").read_text()
+    for policy in reqtable.dispatch.policy_names():  # type: ignore[attr-defined]
+        assert re.search(rf"^\| `{policy}` \| [^|]+ \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE), policy

@@ -15,6 +15,7 @@ import redis
 
 from examples.chat import Chat
 from examples.echo import AsyncEcho, BlockingEcho, StateEcho
+from examples.files import Files
 from examples.miniredis import MiniRedis, Store
 from examples.notes import Notes
 from examples.tftp import Tftp
@@ -38,8 +39,8 @@ def run(*command: str, given: bytes = b"") -> bytes:
     return subprocess.run(command, input=given, capture_output=True, timeout=WAIT_S, check=True).stdout
 
 
-def test_every_example_is_tested_here() -> None:
-    source = Path(__file__).read_text()
+def test_every_example_is_tested() -> None:
+    source = Path(__file__).read_text() + Path(__file__).with_name("test_conformance.py").read_text()
     for path in EXAMPLES.glob("[a-z]*.py"):
         assert f"from examples.{path.stem} import" in source, path
 
@@ -122,6 +123,28 @@ def test_redis_benchmark(pipeline: int) -> None:
     names = [line.split(",")[0].strip('"') for line in result.stdout.splitlines()]
     assert names == ["test", "PING_INLINE", "PING_MBULK", "SET", "GET", "INCR", "LPUSH", "MSET (10 keys)"]
     assert result.stderr == ""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+def test_redis_benchmark_under_other_policies(
+    dispatch: str, fresh_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the environment says where it runs."""
+    monkeypatch.setenv("REQTABLE_DISPATCH", dispatch)
+    with served(MiniRedis) as server:
+        assert server.dispatcher.chosen.name == dispatch
+        command = [program("redis-benchmark"), "-p", str(server.server_address[1]), "-t", "ping,set,get,incr,lpush"]
+        result = subprocess.run(
+            [*command, "-c", "20", "-n", "4800", "-P", "16", "--csv"],
+            capture_output=True, text=True, timeout=50, check=True,
+        )  # fmt: skip
+        print(result.stdout)
+        wait_until(server, lambda: len(server.table) == 0)
+    assert len(result.stdout.splitlines()) == 7
+    assert result.stderr == ""
+    assert fresh_store.values[b"counter:__rand_int__"] == b"4800", "no increment was lost"
+    assert len(fresh_store.values[b"mylist"]) == 4800
 
 
 @pytest.fixture
@@ -320,3 +343,27 @@ def test_the_time_over_a_unix_datagram_socket(tmp_path: Path) -> None:
         before = int(time.time())
         assert run(*command, given=b"%%Y is a year\n") == b"%Y is a year\n"
         assert before <= int(run(*command, given=b"\n")) <= time.time() + 1
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_shared_between_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FILES_FOLDER", str(tmp_path))
+    with served(Files, "fork") as server:
+        writer, reader = Client(server.server_address), Client(server.server_address)
+        assert reader.ask(b"get poem\n") == b"error: no such file\n"
+        assert writer.ask(b"put poem 14\nroses are red\n") == b"ok\n"
+        assert len(server.active_children) == 2
+        assert reader.ask(b"words poem\n") == b"ok 3\n", "one child sees what another has written"
+        assert reader.ask(b"get poem\n") == b"ok 14\n"
+        assert reader.line() == b"roses are red\n"
+        assert reader.ask(b"list\n") == b"ok poem\n"
+        for bad in (b"get ../etc/passwd\n", b"put poem x\n", b"put poem 99999999999\n", b"what\n", b"\xff\n"):
+            assert reader.ask(bad).startswith(b"error: ")
+        writer.send(b"put half 100\nnot all").end()
+        assert writer.rest() == b"error: the end of file came before the end of the data\n"
+        for client in (writer, reader):
+            client.hang_up()
+        wait_until(server, lambda: len(server.table) == 0)
+    assert [each.name for each in tmp_path.iterdir()] == ["poem"]

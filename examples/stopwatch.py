@@ -1,0 +1,66 @@
+"""A dispatch policy of one's own: everything on the loop, as under `inline`, and every step timed.
+
+A step that takes longer than `SLOW_S` holds up all others: it is logged. A package makes a policy known by its entry
+points, and then `dispatch="stopwatch"` finds it, on the command line, in the environment and in the configuration too:
+
+    [project.entry-points."reqtable.dispatch"]
+    stopwatch = "stopwatch:Stopwatch"
+"""
+
+import logging
+import time
+from typing import Any, ClassVar
+
+from reqtable import Entry, Want
+from reqtable.core.table import Resumable, address_text
+from reqtable.dispatch.inline import Inline
+from reqtable.engine.transports import Lent
+
+SLOW_S = 0.1
+
+log = logging.getLogger("stopwatch")
+
+
+class Stopwatch(Inline):
+    """What runs the steps is what runs them under `inline`, with a clock around it."""
+
+    name = "stopwatch"
+
+    def blocking(self, entry: Entry, lent: Lent) -> Resumable:
+        return Timed(entry, super().blocking(entry, lent))
+
+    def stepping(self, entry: Entry, handler: Any) -> Resumable:
+        return Timed(entry, handler)
+
+
+class Timed:
+    """A resumable around another one."""
+
+    bound_to_thread: ClassVar[bool] = False
+
+    def __init__(self, entry: Entry, inner: Resumable) -> None:
+        self.entry = entry
+        self.inner = inner
+
+    def _resume(self, item: Any) -> Want[Any] | None:
+        began = time.perf_counter()
+        try:
+            return self.inner._resume(item)
+        finally:
+            self.look(began)
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        began = time.perf_counter()
+        try:
+            return self.inner._throw(error)
+        finally:
+            self.look(began)
+
+    def _close(self) -> None:
+        self.inner._close()
+
+    def look(self, began: float) -> None:
+        took = time.perf_counter() - began
+        if took > SLOW_S:
+            peer = address_text(self.entry.peer)
+            log.warning("%s: a step of %s held the loop for %.2f s", peer, self.entry.want, took)

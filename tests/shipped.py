@@ -1,0 +1,139 @@
+"""Handlers and factories of the tests of policy `executor`: a worker process imports this module."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from reqtable import LimitExceeded, StateRequestHandler, Transition, call, exactly, line, state
+
+
+@dataclass
+class Tally:
+    words: dict[bytes, int] = field(default_factory=dict)
+
+
+class Shipped(StateRequestHandler):
+    """Does what the line says, in whatever process."""
+
+    count: int = 0
+    tally: Tally = Tally()
+
+    @state(line(limit=1000), timeout=30)
+    def command(self, text: bytes) -> Transition:
+        self.count += 1
+        verb, _, rest = text.strip().partition(b" ")
+        return getattr(self, "do_" + verb.decode())(rest)
+
+    def do_where(self, rest: bytes) -> Transition:
+        self.send(b"%d %d\n" % (os.getpid(), self.count))
+        return self.command
+
+    def do_count(self, rest: bytes) -> Transition:
+        for word in rest.split():
+            self.tally.words[word] = self.tally.words.get(word, 0) + 1
+        self.send(b"%r\n" % self.tally.words)
+        return self.command
+
+    def do_body(self, rest: bytes) -> Transition:
+        return self.body, exactly(int(rest))
+
+    @state(timeout=30)
+    def body(self, data: bytes) -> Transition:
+        self.send(b"%d bytes\n" % len(data))
+        return self.command
+
+    def do_call(self, rest: bytes) -> Transition:
+        return self.called, call(os.getpid)
+
+    @state()
+    def called(self, pid: int) -> Transition:
+        self.send(b"called in %d\n" % pid)
+        return self.command
+
+    def do_soon(self, rest: bytes) -> Transition:
+        return self.soon
+
+    @state(line(), timeout=0.05)
+    def soon(self, text: bytes) -> Transition:
+        return None
+
+    def on_timeout(self) -> Transition:
+        self.send(b"too slow in %d\n" % os.getpid())
+        return self.command
+
+    def on_eof(self, partial: bytes) -> Transition:
+        self.send(b"bye after %d\n" % self.count)
+
+    def on_limit(self, error: LimitExceeded) -> Transition:
+        self.send(b"too long\n")
+
+    def do_fail(self, rest: bytes) -> Transition:
+        self.send(b"so far\n")
+        raise LookupError("as asked")
+
+    def do_die(self, rest: bytes) -> Transition:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def do_exit(self, rest: bytes) -> Transition:
+        raise SystemExit(3)
+
+    def do_undeclared(self, rest: bytes) -> Transition:
+        self.extra = 1
+        return self.command
+
+    def do_lock(self, rest: bytes) -> Transition:
+        self.count = threading.Lock()  # type: ignore[assignment]
+        return self.command
+
+    def do_closure(self, rest: bytes) -> Transition:
+        return self.called, call(lambda: 1)
+
+    def do_server(self, rest: bytes) -> Transition:
+        self.send(b"%d\n" % len(self.server.table))
+        return self.command
+
+    def do_peer(self, rest: bytes) -> Transition:
+        self.send(b"%s\n" % self.client_address[0].encode())
+        return self.command
+
+
+class WithLock(StateRequestHandler):
+    lock: Any = threading.Lock()
+
+    @state(line())
+    def command(self, text: bytes) -> Transition:
+        return None
+
+
+class Recoverer(Shipped):
+    def on_error(self, error: Exception) -> Transition:
+        self.send(f"recovered from {error}\n".encode())
+        return self.command
+
+
+# -- factories --------------------------------------------------------------------------------------------------------
+
+
+def threads(**arguments: Any) -> Executor:
+    return ThreadPoolExecutor(**arguments)
+
+
+def nothing() -> None:
+    return None
+
+
+def broken() -> Executor:
+    raise RuntimeError("no such cluster")
+
+
+def dask(address: str) -> Executor:
+    """The executor of a cluster that runs already."""
+    from distributed import Client
+
+    made: Executor = Client(address).get_executor()
+    return made

@@ -1,0 +1,282 @@
+"""Configuration: what wins, what is refused and how it is said, the command, and reading it again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reqtable
+from reqtable import Config, ConfigurationError, Limits, Transition, line, state
+from reqtable.config import ExecutorOptions, PoolOptions, effective
+from tests.conftest import WAIT_S, Client
+
+ANY = ("127.0.0.1", 0)
+ROOT = Path(__file__).parent.parent
+
+
+class Echo(reqtable.StateRequestHandler):
+    @state(line())
+    def command(self, text: bytes) -> Transition:
+        self.send(text)
+        return self.command
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without a configuration, and an environment without one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REQTABLE_DISPATCH", raising=False)
+    monkeypatch.delenv("REQTABLE_CONFIG", raising=False)
+
+
+def dispatch_of(base: Any = reqtable.TCPServer, **options: Any) -> str:
+    with base(ANY, Echo, **options) as server:
+        return str(server.dispatcher.chosen.name)
+
+
+def write(text: str, name: str = "reqtable.toml") -> Path:
+    path = Path(name)
+    path.write_text(text)
+    return path
+
+
+# -- precedence -------------------------------------------------------------------------------------------------------
+
+
+def test_the_strongest_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dispatch_of() == "inline"
+    assert dispatch_of(reqtable.ThreadingTCPServer) == "thread", "the class attribute, over the default"
+    file = Config.load(write('dispatch = "pool"\n'))
+    assert dispatch_of(reqtable.ThreadingTCPServer, config=file) == "pool", "the file, over the class attribute"
+    monkeypatch.setenv("REQTABLE_DISPATCH", "greenlet")
+    assert dispatch_of(reqtable.ThreadingTCPServer, config=file) == "greenlet", "the environment, over the file"
+    assert dispatch_of(reqtable.ThreadingTCPServer, config=Config(dispatch="pool")) == "greenlet"
+    assert dispatch_of(config=file, dispatch="fork") == "fork", "the argument, over the environment"
+    assert dispatch_of(config=Config.load(dispatch="fork")) == "fork", "an argument of load() is one too"
+    assert Config.load().dispatch == "greenlet"
+
+
+def test_a_file_is_read_where_it_is_asked_for_and_only_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    write('dispatch = "pool"\n')
+    assert dispatch_of() == "inline", "a server reads no file by surprise"
+    assert Config.load().dispatch == "pool"
+    write('dispatch = "thread"\n', "other.toml")
+    monkeypatch.setenv("REQTABLE_CONFIG", "other.toml")
+    assert dispatch_of() == "thread", "REQTABLE_CONFIG names one"
+    assert Config.load().dispatch == "thread"
+    assert Config.load("reqtable.toml").dispatch == "pool"
+
+
+def test_pyproject_is_read_where_there_is_no_file_of_its_own() -> None:
+    write('[project]\nname = "x"\n', "pyproject.toml")
+    assert Config.load() == Config()
+    write(
+        '[project]\nname = "x"\n\n[tool.reqtable]\ndispatch = "pool"\n[tool.reqtable.pool]\nsize = 3\n',
+        "pyproject.toml",
+    )
+    config = Config.load()
+    assert (config.dispatch, config.pool) == ("pool", PoolOptions(3))
+    assert config.origins["pool.size"] == "pyproject.toml:7"
+    write('dispatch = "thread"\n')
+    assert Config.load().dispatch == "thread"
+
+
+def test_everything_can_be_set() -> None:
+    path = write(
+        """
+dispatch = "executor"
+call_on = "process"
+limits.entries_max = 10
+[limits]
+""".replace("limits.entries_max = 10\n[limits]", "[limits]\nentries_max = 10\nrequest_timeout_s = 3\nrecv_bytes = 512")
+        + """
+[thread]
+threads_max = 20
+[pool]
+size = 2
+[fork]
+max_children = 3
+[executor]
+factory = "m:f"
+arguments = { a = 1, b = ["x"] }
+[executors.cluster]
+factory = "n:g"
+"""
+    )
+    config = Config.load(path)
+    assert config.limits == Limits(entries_max=10, request_timeout_s=3, recv_bytes=512)
+    assert (config.dispatch, config.call_on) == ("executor", "process")
+    assert (config.thread.threads_max, config.pool.size, config.fork.max_children) == (20, 2, 3)
+    assert config.executor == ExecutorOptions("m:f", {"a": 1, "b": ["x"]})
+    assert config.executors == {"cluster": ExecutorOptions("n:g")}
+    shown = {key: (value, origin) for key, value, origin in effective(config)}
+    assert shown["limits.entries_max"] == (10, "reqtable.toml:5")
+    assert shown["limits.inbox_max"] == (64, "default")
+    assert shown["executors.cluster.factory"] == ("n:g", "reqtable.toml:19")
+    with reqtable.TCPServer(ANY, Echo, config=Config(limits=config.limits)) as server:
+        assert server.table.limits.entries_max == 10
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dispatsh = 1\n", "reqtable.toml:1: there is no key dispatsh (= 1): did you mean dispatch?"),
+        (
+            "\n[limits]\n\nentry_max = 3\n",
+            "reqtable.toml:4: there is no key limits.entry_max (= 3): did you mean entries_max?",
+        ),
+        ("[nonsense]\nx = 1\n", "reqtable.toml:1: there is no key nonsense (= {'x': 1}): there are dispatch, call_on"),
+        ("dispatch = 5\n", "reqtable.toml:1: dispatch = 5: expected `str | null`, got `int`"),
+        ('[limits]\nentries_max = "many"\n', "reqtable.toml:2: limits.entries_max = 'many': expected `int`, got `str`"),
+        ("limits.entries_max = true\n", "reqtable.toml:1: limits.entries_max = True: expected `int`, got `bool`"),
+        (
+            "[limits]\nlinger_timeout_s = 0\n",
+            "toml:2: linger_timeout_s must be a number of seconds above 0, not 0",
+        ),
+        ("[pool]\nsize = 0\n", "reqtable.toml:2: pool.size must be a whole number above 0, not 0"),
+        ("pool = 3\n", "reqtable.toml:1: pool must be a table, not 3"),
+        ("executors = 3\n", "reqtable.toml:1: executors must be a table, not 3"),
+        ("[executors.mine]\nfactory = 'x'\n", "reqtable.toml:2: executor factory 'x': write it as module:callable"),
+        ("pool = { size = -1 }\n", "reqtable.toml:1: pool.size must be a whole number above 0, not -1"),
+        ("dispatch = \n", "reqtable.toml: not TOML: Invalid value (at line 1, column 12)"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        Config.load(write(text))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"^missing\.toml: no such file or directory$"):
+        Config.load("missing.toml")
+    monkeypatch.setenv("REQTABLE_CONFIG", "missing.toml")
+    with pytest.raises(ConfigurationError, match=r"^environment REQTABLE_CONFIG: missing\.toml: no such file"):
+        reqtable.TCPServer(ANY, Echo)
+
+
+def test_a_policy_that_there_is_not_is_said_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write('\ndispatch = "nowhere"\n')
+    with pytest.raises(
+        ConfigurationError, match=r"^reqtable\.toml:2: there is no dispatch policy 'nowhere'; there are"
+    ):
+        reqtable.TCPServer(ANY, Echo, config=Config.load(path))
+    monkeypatch.setenv("REQTABLE_DISPATCH", "elsewhere")
+    with pytest.raises(ConfigurationError, match=r"^environment REQTABLE_DISPATCH: there is no .* 'elsewhere'"):
+        reqtable.TCPServer(ANY, Echo)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "reqtable", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, env=env)
+
+
+def test_config_shows_values_and_origins() -> None:
+    write('[pool]\nsize = 3\n[executors.mine]\nfactory = "m:f"\n')
+    lines = run("config", REQTABLE_DISPATCH="pool").stdout.splitlines()
+    shown = [line.split(maxsplit=2) for line in lines]
+    assert ["dispatch", '"pool"', "environment REQTABLE_DISPATCH"] in shown
+    assert ["pool.size", "3", "reqtable.toml:2"] in shown
+    assert ["thread.threads_max", "-", "default"] in shown
+    assert ["executors.mine.factory", '"m:f"', "reqtable.toml:4"] in shown
+    assert ["dispatch", '"fork"', "argument"] in [
+        line.split(maxsplit=2)
+        for line in run("config", "--dispatch", "fork", REQTABLE_DISPATCH="pool").stdout.splitlines()
+    ]
+
+
+@pytest.mark.parametrize("command", [["config"], ["serve", str(ROOT / "examples/echo.py") + ":StateEcho"]])
+def test_a_bad_configuration_is_exit_code_78(command: list[str]) -> None:
+    write("[pool]\nsize = 0\n")
+    result = run(*command)
+    assert result.returncode == 78
+    assert result.stderr == "reqtable: reqtable.toml:2: pool.size must be a whole number above 0, not 0\n"
+    assert result.stdout == ""
+
+
+# -- reading it again -------------------------------------------------------------------------------------------------
+
+
+def test_sighup_reads_it_again_and_drops_nobody() -> None:
+    path = write('dispatch = "inline"\n')
+    command = [sys.executable, "-m", "reqtable", "serve", str(ROOT / "examples/miniredis.py") + ":MiniRedis"]
+    command += ["--bind", "tcp://127.0.0.1:0", "--config", str(path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = ("127.0.0.1", int(process.stdout.readline().rpartition(":")[2]))
+        try:
+            clients: list[Client] = []
+
+            def reload(text: str) -> str:
+                path.write_text(text)
+                process.send_signal(signal.SIGHUP)
+                assert process.stderr is not None
+                return process.stderr.readline()
+
+            def policies() -> list[str]:
+                """Of the requests in the table, in order: each must still be answered."""
+                clients.append(Client(address))
+                for client in clients:
+                    assert client.ask(b"SET key value\r\n") == b"+OK\r\n"
+                    assert client.ask(b"GET key\r\n") == b"$5\r\n"
+                    assert client.line() == b"value\r\n"
+                return [policy_of(clients[0], number) for number in range(1, len(clients) + 1)]
+
+            assert policies() == ["R"]
+            assert "was read again" in reload('dispatch = "thread"\n')
+            assert policies() == ["R", "D"]
+            assert "was read again" in reload('dispatch = "pool"\n[limits]\nentries_max = 3\n')
+            assert policies() == ["R", "D", "R"]
+            assert "reqtable.toml:1: there is no key nonsense" in reload("nonsense = 1\n")
+            assert "there is no dispatch policy 'nowhere'" in reload('dispatch = "nowhere"\n')
+            assert "dispatch policy 'greenlet'" not in reload('dispatch = "greenlet"\n')
+            for client in clients:
+                assert client.ask(b"GET key\r\n") == b"$5\r\n", "nobody was dropped"
+                client.line()
+                client.close()
+        finally:
+            process.terminate()
+        process.stderr.read()
+        assert process.wait(WAIT_S) == 0
+
+
+def policy_of(client: Client, number: int) -> str:
+    """The letter of the state of the request of that number: D where a thread has it."""
+    size = int(client.ask(b"CLIENT LIST\r\n")[1:])
+    listing = client.receive(size + 2).decode()
+    [line] = [each for each in listing.splitlines() if each.startswith(f"id={number} ")]
+    return "D" if "state=DELEGATED" in line else "R"
+
+
+def test_a_configuration_that_the_handler_can_not_run_under_is_not_taken() -> None:
+    class Async(reqtable.AsyncRequestHandler):
+        async def handle(self) -> None:
+            pass
+
+    with reqtable.TCPServer(ANY, Async) as server:
+        before = server.dispatcher
+        with pytest.raises(ConfigurationError, match="only a StateRequestHandler is data"):
+            server.reconfigure(Config(dispatch="executor"))
+        assert server.dispatcher is before
+        server.reconfigure(Config(dispatch="pool", limits=Limits(entries_max=7)))
+        assert (server.dispatcher.chosen.name, server.table.limits.entries_max) == ("pool", 7)
+
+    with reqtable.TCPServer(ANY, Async, dispatch="thread") as server:
+        server.reconfigure(Config(dispatch="pool"))
+        assert server.dispatcher.chosen.name == "thread", "the constructor's argument pins it"
