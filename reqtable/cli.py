@@ -15,10 +15,10 @@ from typing import Any
 
 import click
 
-from reqtable.config import Config, effective
+from reqtable.config import Config, chosen_dispatch, effective
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import handler_name, unwrapped
-from reqtable.dispatch import is_resumable, policy_names
+from reqtable.dispatch import check_policy, is_resumable, policy_names
 from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
 from reqtable.imports import module_at
@@ -192,10 +192,9 @@ def _as_json(states: list[StateInfo]) -> str:
 def config_command(dispatch: str | None, config: str | None) -> None:
     """Print the configuration that `reqtable serve` would use: each value, and where it comes from."""
 
-    rows = [
-        (key, "-" if value is None else json.dumps(value), origin)
-        for key, value, origin in effective(Config.load(config, dispatch=dispatch))
-    ]
+    loaded = Config.load(config, dispatch=dispatch)
+    check_policy(*chosen_dispatch(None, loaded, "inline"))
+    rows = [(key, "-" if value is None else json.dumps(value), origin) for key, value, origin in effective(loaded)]
     click.echo(_aligned(rows))
 
 

@@ -134,7 +134,7 @@ def chosen_dispatch(argument: str | None, config: Config, attribute: str) -> tup
         return config.dispatch, ARGUMENT
     if named := os.environ.get(DISPATCH_VARIABLE):
         return named, f"environment {DISPATCH_VARIABLE}"
-    if config.dispatch:
+    if config.dispatch is not None:
         return config.dispatch, config.origins.get("dispatch", "configuration")
     return attribute, DEFAULT
 
@@ -271,6 +271,8 @@ def _dotted(key: tuple[str, ...]) -> str:
 
 def _line_of(text: str, key: tuple[str, ...]) -> int | None:
     """The line on which a key is given its value, or its table begins. None for a spelling that this does not know."""
+    if '"""' in text or "'''" in text:
+        return None  # what looks like a key may stand in a string
     table: tuple[str, ...] = ()
     opened = None
     for number, line in enumerate(text.splitlines(), 1):

@@ -15,10 +15,11 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from reqtable.config import ARGUMENT, DEFAULT, Config, chosen_dispatch, from_environment
+from reqtable.config import Config, chosen_dispatch, from_environment
 from reqtable.core.errors import ConfigurationError, ReqtableError
 from reqtable.core.states import State
 from reqtable.core.table import RequestTable
+from reqtable.dispatch import check_policy
 from reqtable.dispatch.dispatcher import Dispatcher
 from reqtable.engine.engine import Engine
 
@@ -68,18 +69,22 @@ class Hosted:
         except ConfigurationError:
             dispatcher.close(wait=False)
             raise
-        self._former.append(self.dispatcher)
-        self.dispatcher = dispatcher
+        former, self.dispatcher = self.dispatcher, dispatcher
+        self._former = [each for each in self._former if each.requests]
+        if former.requests:
+            self._former.append(former)
+        former.retire()
         self.engine.set_limits(config.limits)
 
     def _make_dispatcher(self, config: Config) -> Dispatcher:
         name, origin = chosen_dispatch(self._dispatch_argument, config, type(self).dispatch)
-        try:
-            return Dispatcher(self, name, config)
-        except ConfigurationError as error:
-            if origin in (ARGUMENT, DEFAULT):
-                raise
-            raise ConfigurationError(f"{origin}: {error}") from error
+        check_policy(name, origin)
+        return Dispatcher(self, name, config)
+
+    def abandon_dispatchers(self) -> None:
+        """In a forked child: what is the parent's stays the parent's."""
+        for dispatcher in (self.dispatcher, *self._former):
+            dispatcher.abandon()
 
     def _check_handler(self, handler_class: Any) -> None:
         try:
@@ -251,9 +256,16 @@ class Hosted:
         self._engine.unlisten(self)
         if getattr(self, "socket_type", None) == socket.SOCK_STREAM and hasattr(self, "socket"):
             self.socket.close()  # its port is free while we wait
-        for dispatcher in (self.dispatcher, *self._former):
-            dispatcher.close(wait=getattr(self, "block_on_close", True))
+        wait = getattr(self, "block_on_close", True)
+        dispatchers = (self.dispatcher, *self._former)
+        for dispatcher in dispatchers if wait else ():
+            dispatcher.wait()
+        self._engine.settle()
+        for dispatcher in dispatchers:
+            dispatcher.let_go()
         self._engine.discard(self)
+        for dispatcher in dispatchers:
+            dispatcher.close(wait)
 
     if TYPE_CHECKING:  # what the server class behind this one has, be it `socketserver`'s or ours
         RequestHandlerClass: Any

@@ -21,6 +21,8 @@ def module_at(place: str) -> Any:
     path = Path(place).resolve()
     if not path.is_file():
         raise FileNotFoundError("there is no such file")
+    if path.stem in sys.stdlib_module_names:
+        raise ImportError(f"the standard library has a module {path.stem}: give the file another name")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -119,6 +119,10 @@ def serving(server: Any, poll_interval: float = 0.5) -> Iterator[Any]:
     assert begun.wait(WAIT_S)
     try:
         yield server
+    except BaseException:
+        for entry in server.table:  # a failed test's children and threads are not waited for
+            server.table.cancel(entry.id)
+        raise
     finally:
         if thread.is_alive():
             server.shutdown()

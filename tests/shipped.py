@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from reqtable import LimitExceeded, StateRequestHandler, Transition, call, exactly, line, state
@@ -137,3 +139,95 @@ def dask(address: str) -> Executor:
 
     made: Executor = Client(address).get_executor()
     return made
+
+
+def shared(pools: list[Executor] = []) -> Executor:  # noqa: B006  # it is shared
+    """One pool for all who ask, until somebody shuts it down."""
+    if not pools or pools[0]._shutdown:  # type: ignore[attr-defined]
+        pools[:] = [ThreadPoolExecutor(1, thread_name_prefix="reqtable-call")]
+    return pools[0]
+
+
+def exits() -> Executor:
+    raise SystemExit("a\nb")
+
+
+def verbose() -> Executor:
+    raise ValueError("a\nb\nc")
+
+
+# -- handlers of regressions ------------------------------------------------------------------------------------------
+
+
+class Closing(StateRequestHandler):
+    """Makes a file when it is closed."""
+
+    path: bytes = b""
+
+    @state(line())
+    def command(self, text: bytes) -> Transition:
+        if text == b"slow\n":
+            time.sleep(0.3)
+            return self.command
+        self.path = text.strip()
+        self.send(b"ok\n")
+        return self.command
+
+    def on_close(self) -> None:
+        Path(os.fsdecode(self.path)).touch()
+
+
+class TwoArguments(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+def raise_awkwardly() -> None:
+    raise TwoArguments("first", "second")
+
+
+class Awkward(StateRequestHandler):
+    @state(line())
+    def command(self, text: bytes) -> Transition:
+        if text == b"call\n":
+            return self.never, call(raise_awkwardly, on="process")
+        raise TwoArguments("first", "second")
+
+    @state()
+    def never(self, _: None) -> None:
+        raise AssertionError
+
+    def on_error(self, error: Exception) -> Transition:
+        if isinstance(error, TwoArguments):
+            raise error
+        self.send(f"{type(error).__name__}: {error}\n".encode())
+        return self.command
+
+
+class OnTheLoop(StateRequestHandler):
+    @state(line(), dispatch="inline")
+    def command(self, text: bytes) -> Transition:
+        self.extra = 7
+        return self.shipped
+
+    @state()
+    def shipped(self, _: None) -> Transition:
+        self.send(b"%d\n" % self.extra)
+        return self.command
+
+
+class Deletes(StateRequestHandler):
+    value: int
+
+    def start(self) -> Transition:
+        self.value = 1
+        return self.command
+
+    @state(line())
+    def command(self, text: bytes) -> Transition:
+        if hasattr(self, "value"):
+            self.send(b"there\n")
+            del self.value
+        else:
+            self.send(b"gone\n")
+        return self.command

@@ -280,3 +280,31 @@ def test_a_configuration_that_the_handler_can_not_run_under_is_not_taken() -> No
     with reqtable.TCPServer(ANY, Async, dispatch="thread") as server:
         server.reconfigure(Config(dispatch="pool"))
         assert server.dispatcher.chosen.name == "thread", "the constructor's argument pins it"
+
+
+def test_the_place_of_a_factory_is_said() -> None:
+    for text in (
+        'dispatch = "executor"\n\n[executor]\nfactory = "nomod:x"\n',
+        '\n\n[executors.c]\nfactory = "nomod:x"\n',
+    ):
+        with pytest.raises(ConfigurationError, match=r"^reqtable\.toml:4: .*factory 'nomod:x': ModuleNotFoundError"):
+            reqtable.TCPServer(ANY, Echo, config=Config.load(write(text)))
+
+
+def test_no_line_is_better_than_a_wrong_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"^reqtable\.toml: pool\.size must be"):
+        Config.load(write('call_on = """\nsize = 0\n[pool]\nsize = 1\n"""\n[pool]\nsize = 0\n'))
+
+
+@pytest.mark.parametrize("text", ['dispatch = "nope"\n', 'dispatch = ""\n'])
+def test_the_command_refuses_what_serving_would(text: str) -> None:
+    write(text)
+    result = run("config")
+    assert result.returncode == 78
+    assert result.stderr.startswith("reqtable: reqtable.toml:1: there is no dispatch policy '")
+
+
+def test_a_file_named_as_a_standard_module_is_refused() -> None:
+    write("import reqtable\nclass Echo(reqtable.StreamRequestHandler): pass\n", "queue.py")
+    result = run("states", "queue.py:Echo")
+    assert "the standard library has a module queue: give the file another name" in result.stderr

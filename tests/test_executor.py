@@ -292,3 +292,69 @@ def test_a_factory_is_written_as_module_and_name() -> None:
     for wrong in ("concurrent.futures", ":made", "module:"):
         with pytest.raises(ConfigurationError, match="write it as module:callable"):
             ExecutorOptions(wrong)
+
+
+# -- regressions ------------------------------------------------------------------------------------------------------
+
+
+def test_on_close_runs_over_there_when_the_server_closes(tmp_path: Path) -> None:
+    """Of a request that waits, and of one whose step is out; and no pool is made for it that nobody ends."""
+    config = Config(executor=ExecutorOptions(arguments={"max_workers": 1}))
+    before = threading.active_count()
+    server = reqtable.TCPServer(ANY, shipped.Closing, dispatch="executor", config=config)
+    loop = threading.Thread(target=server.serve_forever)
+    loop.start()
+    waiting, busy = Client(server.server_address), Client(server.server_address)
+    assert waiting.ask(b"%s\n" % bytes(tmp_path / "waiting")) == b"ok\n"
+    assert busy.ask(b"%s\n" % bytes(tmp_path / "busy")) == b"ok\n"
+    busy.send(b"slow\n")
+    wait_until(server, lambda: any(entry.state is reqtable.State.OFFLOADED for entry in server.table))
+    server.shutdown()
+    loop.join(WAIT_S)
+    server.server_close()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["busy", "waiting"]
+    assert threading.active_count() == before
+    waiting.close()
+    busy.close()
+
+
+@pytest.mark.parametrize("handler", [shipped.Awkward])
+def test_an_error_that_does_not_unpickle_is_said_in_words(handler: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with shipping(handler) as server:
+        with Client(server.server_address) as client:
+            assert client.send(b"raise\n").rest() == b""
+        assert "HandlerError: TwoArguments: first" in caplog.text
+        with Client(server.server_address) as client:
+            assert client.ask(b"call\n") == b"HandlerError: TwoArguments: first\n"
+            assert client.ask(b"call\n") == b"HandlerError: TwoArguments: first\n"
+    assert "made anew" not in caplog.text, "the pool lives"
+
+
+def test_a_shared_executor_that_someone_shuts_down_is_made_anew() -> None:
+    options = ExecutorOptions("tests.shipped:shared")
+    with shipping(options=options) as one, Client(one.server_address) as client:
+        assert client.ask(b"where\n").endswith(b" 1\n")
+        with shipping(options=options) as other, Client(other.server_address) as second:
+            assert second.ask(b"where\n").endswith(b" 1\n")
+        assert client.ask(b"where\n").endswith(b" 2\n")
+
+
+def test_a_factory_that_exits_or_says_much_is_one_line() -> None:
+    for factory in ("tests.shipped:exits", "tests.shipped:verbose"):
+        with pytest.raises(ConfigurationError) as raised:
+            reqtable.TCPServer(ANY, Shipped, dispatch="executor", config=Config(executor=ExecutorOptions(factory)))
+        assert "\n" not in str(raised.value)
+
+
+def test_what_a_state_on_the_loop_keeps_undeclared_is_not_lost_silently(caplog: pytest.LogCaptureFixture) -> None:
+    with shipping(shipped.OnTheLoop) as server, Client(server.server_address) as client:
+        client.send(b"\n")
+        assert client.rest() == b""
+        assert "OnTheLoop.extra is not a declared field" in caplog.text
+
+
+def test_a_field_that_is_deleted_is_gone() -> None:
+    with shipping(shipped.Deletes) as server, Client(server.server_address) as client:
+        assert client.ask(b"\n") == b"there\n"
+        assert client.ask(b"\n") == b"gone\n"
+        assert client.ask(b"\n") == b"gone\n"

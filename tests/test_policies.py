@@ -505,10 +505,30 @@ def test_server_close_does_not_wait_where_it_is_told_not_to() -> None:
     server.shutdown()
     loop.join(WAIT_S)
     server.server_close()
-    assert thread.is_alive()
+    where(client)  # it goes on
     client.hang_up()
     thread.join(WAIT_S)
     assert not thread.is_alive()
+
+
+def test_children_that_are_not_waited_for_leave_no_zombie() -> None:
+    class Hurried(reqtable.ForkingTCPServer):
+        block_on_close = False
+
+    server = Hurried(ANY, Where)
+    loop = threading.Thread(target=server.serve_forever)
+    loop.start()
+    client = Client(server.server_address)
+    pid, _ = where(client)
+    server.shutdown()
+    loop.join(WAIT_S)
+    server.server_close()
+    assert where(client)[0] == pid, "it goes on"
+    [waiter] = [each for each in threading.enumerate() if each.name == "reqtable-children"]
+    client.hang_up()
+    waiter.join(WAIT_S)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 def test_handle_request_returns_when_a_thread_or_a_child_has_the_request() -> None:
@@ -1061,3 +1081,101 @@ def test_nothing_is_bound_when_a_policy_is_refused(monkeypatch: pytest.MonkeyPat
             assert "\n" not in str(raised.value)
     assert bound == []
     logging.getLogger("reqtable").debug("nothing was bound")
+
+
+# -- regressions ------------------------------------------------------------------------------------------------------
+
+
+def test_a_forked_call_without_a_descriptor_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with calling(os.getpid) as (_, client):
+        pipe = os.pipe
+
+        def exhausted() -> tuple[int, int]:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(os, "pipe", exhausted)
+        assert client.ask(b"fork\n").startswith(b"OSError: ")
+        monkeypatch.setattr(os, "pipe", pipe)
+        assert int(client.ask(b"fork\n")) != os.getpid()
+
+
+class CallsInChild(reqtable.StateRequestHandler):
+    @state(line())
+    def command(self, text: bytes) -> Transition:
+        return self.answer, call(os.getpid, on=text.strip().decode())
+
+    @state()
+    def answer(self, pid: int) -> Transition:
+        self.send(b"%d %d\n" % (os.getpid(), pid))
+        return self.command
+
+
+@pytest.mark.parametrize("on", [b"fork\n", b"thread\n", b"process\n"])
+def test_a_child_can_call(on: bytes) -> None:
+    """Its executors are its own: of the parent's it has neither the threads nor the loop."""
+    with served(CallsInChild, "fork") as server:
+        client = Client(server.server_address)
+        child, called = map(int, client.ask(on).split())
+        assert (child != os.getpid(), called == child) == (True, on == b"thread\n")
+        watched = os.pidfd_open(called if on == b"process\n" else child)
+        client.hang_up()
+        empty(server)
+        wait_until(server, lambda: not server.active_children)
+        assert select.select([watched], [], [], WAIT_S)[0], "what it began ends with it"
+        os.close(watched)
+
+
+class HandsOffAndCalls(reqtable.StateRequestHandler):
+    @state(line())
+    def command(self, text: bytes) -> Transition:
+        return self.answer, call(os.getpid)
+
+    @state()
+    def answer(self, pid: int) -> Transition:
+        self.send(b"%d\n" % pid)
+        return self.then
+
+    @state(line())
+    def then(self, text: bytes) -> Transition:
+        return self.over, hand_off("fork")
+
+    @state()
+    def over(self, _: None) -> Transition:
+        return self.answer, call(os.getpid)
+
+
+def test_a_request_of_a_former_configuration_can_be_handed_off() -> None:
+    with served(HandsOffAndCalls) as server:
+        client = Client(server.server_address)
+        assert client.ask(b"\n") == b"%d\n" % os.getpid()
+        done = threading.Event()
+        server.engine.post(lambda: (server.reconfigure(Config(dispatch="pool")), done.set()))
+        assert done.wait(WAIT_S)
+        assert int(client.ask(b"\n")) != os.getpid()
+        client.hang_up()
+        empty(server)
+
+
+def test_a_former_configuration_goes_with_its_last_request() -> None:
+    with served(StateWhere, "pool") as server:
+        closed = []
+        with Client(server.server_address) as client:
+            where(client)
+            former = server.dispatcher
+            close = former.close
+            former.close = lambda wait, calls=False: (closed.append(wait), close(wait, calls))  # type: ignore[method-assign]
+            server.engine.post(server.reconfigure, Config())
+            where(client)
+            assert not closed
+            assert server.dispatcher is not former
+        empty(server)
+        wait_until(server, lambda: bool(closed))
+        idle = server.dispatcher
+        server.engine.post(server.reconfigure, Config())
+        wait_until(server, lambda: server.dispatcher is not idle)
+        assert server._former == [], "one without requests goes at once"
+
+
+def test_call_on_is_checked_when_the_server_is_made() -> None:
+    with pytest.raises(ConfigurationError, match=r"^call_on: there is no executor 'nope'; there are \"thread\""):
+        reqtable.TCPServer(ANY, Where, config=Config(call_on="nope"))

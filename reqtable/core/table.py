@@ -90,6 +90,9 @@ class Policy(Protocol):
     def hand_off(self, entry: Entry, want: Any) -> Want[Any]:
         """Have another policy take the request over. Returns what to wait for."""
 
+    def released(self) -> None:
+        """A request that it admitted has left the table."""
+
 
 class Owner(Protocol):
     """The loop that a table belongs to. What does not say otherwise is callable from any thread."""

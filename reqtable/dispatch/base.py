@@ -15,6 +15,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from reqtable.config import ARGUMENT, DEFAULT
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import Entry, Resumable, unwrapped
 from reqtable.core.wants import Call, HandOff, Want
@@ -88,8 +89,14 @@ class Policy(ABC):
         entry.begin_call()
         return self.dispatcher.forking.watch(entry, child)
 
+    def wait(self) -> None:
+        """Wait until the requests that it has taken over have ended."""
+
+    def let_go(self) -> None:
+        """Those that have not ended go on by themselves."""
+
     def close(self, wait: bool) -> None:
-        """Give back what the policy holds; with `wait`, only when what it has taken over is done."""
+        """Give back what the policy holds; with `wait`, steps that are out end first."""
 
     def abandon(self) -> None:
         """In a forked child: give up what was the parent's, without touching what the parent still uses."""
@@ -99,6 +106,9 @@ class Policy(ABC):
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
         return self.dispatcher.begin_call(entry, want)
 
+    def released(self) -> None:
+        self.dispatcher.ended()
+
     def hand_off(self, entry: Entry, want: HandOff) -> Want[Any]:
         return self.dispatcher.policy(want.policy).take_over(entry)
 
@@ -107,7 +117,9 @@ class Policy(ABC):
     def admit(self, server: Any, request: Any, client_address: Any) -> None:
         """Enter a request into the table and run its first steps. Raises what the handler's constructor raises."""
         make = self._admit_resumable if is_resumable(server.RequestHandlerClass) else self._admit_blocking
-        self.engine.begin(make(server, request, client_address))
+        entry = make(server, request, client_address)
+        self.dispatcher.requests += 1
+        self.engine.begin(entry)
 
     def lend(self, request: Any) -> Lent:
         """The transport of a blocking handler's request."""
@@ -167,3 +179,13 @@ def policy_named(name: str) -> type[Policy]:
     if not (isinstance(policy, type) and issubclass(policy, Policy)):
         raise ConfigurationError(f"dispatch policy {name!r} is {policy!r}, not a subclass of reqtable.dispatch.Policy")
     return policy
+
+
+def check_policy(name: str, origin: str) -> None:
+    """Raise ConfigurationError where there is no policy of that name; it says where the name came from."""
+    try:
+        policy_named(name)
+    except ConfigurationError as error:
+        if origin in (ARGUMENT, DEFAULT):
+            raise
+        raise ConfigurationError(f"{origin}: {error}") from error

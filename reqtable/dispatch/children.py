@@ -53,12 +53,16 @@ class Child(Polled):
         if not pid:
             return False
         self.status = os.waitstatus_to_exitcode(status)
+        self.unwatch()
+        self._on_exit(self)
+        return True
+
+    def unwatch(self) -> None:
+        """Look at it no more."""
         if self.fd >= 0:
             self.poll(0)
             os.close(self.fd)
             self.fd = -1
-        self._on_exit(self)
-        return True
 
     def kill(self) -> None:
         """End it, now."""
@@ -102,14 +106,14 @@ def fork() -> int:
     return os.fork()
 
 
-def become_child(own: Entry, dispatcher: Any) -> None:
-    """In a new child: let go of all that is the parent's but the connection of `own`."""
-    loops = {own.table.owner, dispatcher.server.engine}
-    for loop in loops:
+def become_child(own: Entry | None, dispatcher: Any) -> None:
+    """In a new child: let go of all that is the parent's but the connection of `own`, if there is one."""
+    engine = dispatcher.server.engine
+    for loop in {own.table.owner if own is not None else engine, dispatcher.loop, engine}:
         loop.abandon(own)
-    for server in dispatcher.server.engine.servers:
-        server.dispatcher.abandon()
-    if isinstance(own.transport, Lent):
+    for server in engine.servers:
+        server.abandon_dispatchers()
+    if own is not None and isinstance(own.transport, Lent):
         own.transport.stay_in_child()
 
 

@@ -60,6 +60,7 @@ class Delegation:
         self.number = entry.calls
         self.transport = entry.transport
         self.request = entry.transport.request
+        self.is_let_go = False  # the server closes without waiting: who has the request goes on
         self._before = entry.resumable
         entry.resumable = entry.transport = self
         if isinstance(self.transport, Lent):
@@ -167,15 +168,16 @@ class InThread(Delegation):
         self._readmit()
         if self.driver is None:
             assert isinstance(self.transport, Lent)
-            self.transport.shut()
+            if not self.is_let_go:
+                self.transport.shut()
             self.transport.release()
             return
         with self._lock:
             self._given_up = not self._served
-        if self._given_up:
-            self.driver.cancel_request()
-        else:
+        if not self._given_up:
             self.transport.release()
+        elif not self.is_let_go:
+            self.driver.cancel_request()
 
 
 class Delegating(Policy):

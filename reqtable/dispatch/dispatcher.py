@@ -12,7 +12,8 @@ from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.table import Entry, Resumable, unwrapped
 from reqtable.core.wants import Call, Failure
 from reqtable.dispatch.base import Policy, policy_named
-from reqtable.dispatch.executors import ForkExecutor, Workers
+from reqtable.dispatch.delegating import Delegation
+from reqtable.dispatch.executors import ForkExecutor, Workers, guarded
 from reqtable.dispatch.fork import Fork
 from reqtable.dispatch.stepping import ByState
 
@@ -26,12 +27,19 @@ class Dispatcher:
     def __init__(self, server: Any, name: str, config: Config) -> None:
         self.server = server
         self.config = config
+        self.requests = 0  # that it admitted and that have not ended
+        self.is_former = False  # another configuration has taken its place: it goes with its last request
+        self._child_loop: Any = None
         self._policies: dict[str, Policy] = {}
         self._executors: dict[str, Executor] = {}
         self._lock = threading.Lock()  # the drivers of other threads come here too
         try:
             for each, options in config.executors.items():
-                self._executors[each] = Workers(each, options)
+                place = config.origins.get(f"executors.{each}.factory")
+                self._executors[each] = Workers(f"executor {each!r}", options, place)
+            if config.call_on not in self._known_executors():
+                place = config.origins.get("call_on", "")
+                raise ConfigurationError(f"{place}{place and ': '}call_on: {self._no_executor(config.call_on)}")
             self.chosen = self.policy(name)
         except BaseException:
             self.close(wait=False)
@@ -51,6 +59,15 @@ class Dispatcher:
                 self.policy(pinned).check_step(handler_class)
             except ConfigurationError as error:
                 raise ConfigurationError(f"{place}: {error}") from error
+
+    @property
+    def loop(self) -> Any:
+        """The loop that children are watched in: the engine, or, in a child, the driver of its one request."""
+        return self._child_loop or self.server.engine
+
+    @loop.setter
+    def loop(self, loop: Any) -> None:
+        self._child_loop = loop
 
     def policy(self, name: str) -> Policy:
         """The policy of that name, for this server."""
@@ -102,15 +119,25 @@ class Dispatcher:
         if name == "thread":
             return ThreadPoolExecutor(calls_max, thread_name_prefix="reqtable-call")
         if name == "fork":
-            return ForkExecutor(self.server.engine, calls_max)
+            return ForkExecutor(self, calls_max)
         if name == "process":
-            return Workers(name, ExecutorOptions())
-        names = ", ".join(f'"{each}"' for each in ["thread", "process", "fork", *self.config.executors])
-        raise ConfigurationError(f"there is no executor {name!r}; there are {names}")
+            return Workers('executor "process"', ExecutorOptions())
+        raise ConfigurationError(self._no_executor(name))
+
+    def _known_executors(self) -> list[str]:
+        return ["thread", "process", "fork", *self.config.executors]
+
+    def _no_executor(self, name: str) -> str:
+        names = ", ".join(f'"{each}"' for each in self._known_executors())
+        return f"there is no executor {name!r}; there are {names}"
 
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
         """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
-        future = self.executor(want.on or self.config.call_on).submit(want.fn, *want.args, **want.kwargs)
+        executor = self.executor(want.on or self.config.call_on)
+        if isinstance(executor, Workers):
+            future = executor.submit(guarded, want.fn, want.args, want.kwargs)
+        else:
+            future = executor.submit(want.fn, *want.args, **want.kwargs)
         number = entry.calls
         owner = entry.table.owner
         assert owner is not None
@@ -124,12 +151,37 @@ class Dispatcher:
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def close(self, wait: bool) -> None:
-        """Give back what is held. With `wait`, requests that were taken over end first; calls are not waited for."""
+    def ended(self) -> None:
+        """One of its requests has ended."""
+        self.requests -= 1
+        if self.is_former and not self.requests:
+            self.close(wait=False)
+
+    def retire(self) -> None:
+        """Another one takes its place; its requests end under it."""
+        self.is_former = True
+        if not self.requests:
+            self.close(wait=False)
+
+    def wait(self) -> None:
+        """Wait until the requests that were taken over have ended."""
+        for policy in self._policies.values():
+            policy.wait()
+
+    def let_go(self) -> None:
+        """Who has a request goes on with it, though the server closes."""
+        for entry in self.server.engine.table:
+            if entry.server is self.server and isinstance(entry.transport, Delegation):
+                entry.transport.is_let_go = True
+        for policy in self._policies.values():
+            policy.let_go()
+
+    def close(self, wait: bool, calls: bool = False) -> None:
+        """Give back what is held. With `wait`, steps that are out end first; with `calls`, calls too."""
         for policy in self._policies.values():
             policy.close(wait)
         while self._executors:
-            self._executors.popitem()[1].shutdown(wait=False, cancel_futures=True)
+            self._executors.popitem()[1].shutdown(wait=calls, cancel_futures=True)
 
     def abandon(self) -> None:
         """In a forked child: what is the parent's stays the parent's; what is needed is made anew."""

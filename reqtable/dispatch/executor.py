@@ -21,7 +21,8 @@ class Executor(Policy):
 
     def __init__(self, dispatcher: Any) -> None:
         super().__init__(dispatcher)
-        self._workers = Workers("of policy executor", dispatcher.config.executor)
+        config = dispatcher.config
+        self._workers = Workers("policy 'executor'", config.executor, config.origins.get("executor.factory"))
 
     @classmethod
     def check(cls, handler_class: Any) -> None:
@@ -34,6 +35,9 @@ class Executor(Policy):
         return Shipped(entry, handler, self._workers)
 
     def close(self, wait: bool) -> None:
+        if wait:
+            self._workers.settle()
+        self.engine.settle()  # handlers whose step was out are closed now, over there
         self._workers.shutdown(wait=wait)
 
     def abandon(self) -> None:

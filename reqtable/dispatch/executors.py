@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 import os
 import pickle
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Any
 
 from reqtable.config import ExecutorOptions
 from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.states import READ
-from reqtable.dispatch.children import Child, fork, leave_child
+from reqtable.dispatch.children import Child, become_child, fork, leave_child
 from reqtable.engine.transports import Polled
 from reqtable.imports import thing_at
 
@@ -27,33 +28,45 @@ _PIPE_BYTES = 65_536
 class Workers(Executor):
     """An executor made by its factory, and made anew when it breaks.
 
-    Its constructor raises ConfigurationError, before anything is submitted, for a factory that can't be imported,
-    that fails, or that returns no Executor.
+    `place` is where it is configured. Its constructor raises ConfigurationError, before anything is submitted, for a
+    factory that can't be imported, that fails, or that returns no Executor.
     """
 
-    def __init__(self, name: str, options: ExecutorOptions) -> None:
+    def __init__(self, name: str, options: ExecutorOptions, place: str | None = None) -> None:
         self._name = name
         self._options = options
+        self._place = f"{place}: {name}" if place else name
         self._lock = threading.Lock()
+        self._out: set[Future[Any]] = set()
+        self._is_shut = False
         self._executor: Executor | None = self._make()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self._is_shut:
+            raise RuntimeError(f"{self._name} is shut down")
         executor = self._executor or self._rebuild(None)
         try:
             future = executor.submit(fn, *args, **kwargs)
-        except BrokenExecutor:
+        except RuntimeError:  # it is broken, or someone who shares it has shut it down
             executor = self._rebuild(executor)
             future = executor.submit(fn, *args, **kwargs)
+        self._out.add(future)
 
         def look(done: Future[Any]) -> None:
+            self._out.discard(done)
             if not done.cancelled() and isinstance(done.exception(), BrokenExecutor):
                 self._rebuild(executor)
 
         future.add_done_callback(look)
         return future
 
+    def settle(self) -> None:
+        """Wait for what is out."""
+        concurrent.futures.wait(list(self._out))
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         with self._lock:
+            self._is_shut = True
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=wait)  # not every Executor knows cancel_futures
@@ -68,7 +81,7 @@ class Workers(Executor):
         with self._lock:
             if self._executor is broken:
                 if broken is not None:
-                    log.warning("executor %s broke: a worker died; it is made anew", self._name)
+                    log.warning("%s broke: a worker died, or someone shut it down; it is made anew", self._name)
                     broken.shutdown(wait=False)
                 self._executor = self._make()
             assert self._executor is not None
@@ -87,12 +100,13 @@ class Workers(Executor):
                 made: Any = ProcessPoolExecutor(**{"mp_context": context, **arguments})
             else:
                 made = thing_at(factory)(**arguments)
-        except Exception as error:
-            place = f"factory {factory!r}" if factory else "the pool of processes"
-            raise ConfigurationError(f"executor {self._name}: {place}: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            what = f"factory {factory!r}" if factory else "the pool of processes"
+            why = " ".join(str(error).split())
+            raise ConfigurationError(f"{self._place}: {what}: {type(error).__name__}: {why}") from error
         if not isinstance(made, Executor):
             raise ConfigurationError(
-                f"executor {self._name}: factory {factory!r} returned {made!r}, not a concurrent.futures.Executor"
+                f"{self._place}: factory {factory!r} returned {made!r}, not a concurrent.futures.Executor"
             )
         return made
 
@@ -103,17 +117,17 @@ class ForkExecutor(Executor):
     Cancelling a call ends its child.
     """
 
-    def __init__(self, loop: Any, children_max: int) -> None:
+    def __init__(self, dispatcher: Any, children_max: int) -> None:
         if not hasattr(os, "fork"):
             raise ConfigurationError('executor "fork": this platform has no fork()')
-        self._loop = loop
+        self._dispatcher = dispatcher
         self._children_max = children_max
         self._waiting: deque[_ForkedCall] = deque()
         self._running: set[_ForkedCall] = set()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = _ForkedCall(self, lambda: fn(*args, **kwargs))
-        self._loop.post(self._begin, future)  # the loop's selector is its own thread's
+        self._dispatcher.loop.post(self._begin, future)  # the loop's selector is its own thread's
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -135,7 +149,7 @@ class ForkExecutor(Executor):
             self._waiting.append(future)
         elif future.set_running_or_notify_cancel():
             self._running.add(future)
-            future.start(self._loop)
+            future.start(self._dispatcher)
 
     def ended(self, future: _ForkedCall) -> None:
         """The child of `future` has been waited for."""
@@ -154,21 +168,22 @@ class _ForkedCall(Future[Any]):
         self.child: Child | None = None
         self._pipe: _Pipe
 
-    def start(self, loop: Any) -> None:
-        reader, writer = os.pipe()
+    def start(self, dispatcher: Any) -> None:
+        ends: tuple[int, ...] = ()
         try:
+            ends = reader, writer = os.pipe()
             pid = fork()
-        except OSError as error:
-            os.close(reader)
-            os.close(writer)
+        except OSError as error:  # no descriptor, or no process, left
+            for end in ends:
+                os.close(end)
             self._executor.ended(self)
             self.set_exception(error)
             return
         if not pid:
-            self._be_child(loop, writer)
+            self._be_child(dispatcher, writer)
         os.close(writer)
-        self._pipe = _Pipe(loop, reader)
-        self.child = Child(loop, pid, self._on_exit)
+        self._pipe = _Pipe(dispatcher.loop, reader)
+        self.child = Child(dispatcher.loop, pid, self._on_exit)
 
     def cancel(self) -> bool:
         if self.child is not None:
@@ -180,11 +195,9 @@ class _ForkedCall(Future[Any]):
             self.child.abandon()
             os.close(self._pipe.fd)
 
-    def _be_child(self, loop: Any, writer: int) -> None:
+    def _be_child(self, dispatcher: Any, writer: int) -> None:
         try:
-            loop.abandon(None)
-            for server in loop.servers:
-                server.dispatcher.abandon()
+            become_child(None, dispatcher)
             result = _pickled(self._run)
             while result:
                 result = result[os.write(writer, result) :]
@@ -251,6 +264,29 @@ def _pickled(run: Callable[[], Any]) -> bytes:
     except BaseException as problem:
         error = HandlerError(f"a forked call raised {problem!r}")
     with contextlib.suppress(Exception):
-        return pickle.dumps((error, value))
-    unfit = f"raised {error!r}" if error is not None else f"returned a {type(value).__name__}"
-    return pickle.dumps((HandlerError(f"a forked call {unfit}, which can't be pickled"), None))
+        return pickle.dumps((error if error is None else portable(error), value))
+    unfit = f"a forked call returned a {type(value).__name__}, which can't be pickled"
+    return pickle.dumps((HandlerError(unfit), None))
+
+
+def guarded(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """In a worker: `fn(*args, **kwargs)`. What it raises is raised so that it can be read back.
+
+    An exception that pickles and can't be unpickled would break the whole pool.
+    """
+    try:
+        return fn(*args, **kwargs)
+    except Exception as error:
+        raise portable(error) from None
+
+
+def portable(error: BaseException) -> BaseException:
+    """The error itself where it survives pickling, else its words."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        words = HandlerError(f"{type(error).__name__}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            words.add_note(note)
+        return words
+    return error

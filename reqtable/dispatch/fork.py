@@ -49,7 +49,8 @@ class InChild(Delegation):
         super().finish()
 
     def release(self) -> None:
-        self.child.kill()
+        if not self.is_let_go:
+            self.child.kill()
         self._read_back()
         super().release()
 
@@ -156,8 +157,17 @@ class Fork(Delegating):
         else:
             none_left.set()
 
-    def close(self, wait: bool) -> None:
-        self.collect(wait)
+    def wait(self) -> None:
+        self.collect(blocking=True)
+
+    def let_go(self) -> None:
+        self.collect()
+        if self.children and not self.engine.in_other_thread:  # they go on; someone has to wait for them
+            left = list(self.children)
+            for child in self.children.values():
+                child.unwatch()
+            self.children.clear()
+            threading.Thread(target=_wait_for_all, args=(left,), name="reqtable-children", daemon=True).start()
 
     def abandon(self) -> None:
         super().abandon()
@@ -180,6 +190,7 @@ class Fork(Delegating):
                 serve(entry.server, entry.transport.request, entry.peer)
             else:
                 driver = Driver(entry, self, self.dispatcher, entry.transport.request)
+                self.dispatcher.loop = driver
                 if pair is not None:
                     pair[0].close()
                     driver.feed(pair[1])
@@ -188,4 +199,13 @@ class Fork(Delegating):
         except Exception:
             entry.server.handle_error(entry.transport.request, entry.peer)
         finally:
-            leave_child(status)
+            try:
+                self.dispatcher.close(wait=True, calls=True)  # no exit function will
+            finally:
+                leave_child(status)
+
+
+def _wait_for_all(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)

@@ -6,6 +6,7 @@ slow clients share a few. Steps of one request never overlap. A blocking handler
 
 from __future__ import annotations
 
+import concurrent.futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -39,11 +40,15 @@ class Pool(Delegating):
         except BaseException:
             delegation.undo()
             raise
-        self._serving.add(delegation)
+        self._serving[delegation] = future
         future.add_done_callback(lambda done: self._served(delegation, done))
+
+    def wait(self) -> None:
+        concurrent.futures.wait(list(self._serving.values()))
 
     def close(self, wait: bool) -> None:
         self._threads.shutdown(wait=wait, cancel_futures=True)
+        self.engine.settle()
 
     def abandon(self) -> None:
         super().abandon()
@@ -53,11 +58,11 @@ class Pool(Delegating):
         self._make_threads()  # the parent's are not in this process
 
     def _make_threads(self) -> None:
-        self._serving: set[InThread] = set()
+        self._serving: dict[InThread, Future[None]] = {}
         self._threads = ThreadPoolExecutor(self.dispatcher.config.pool.size, thread_name_prefix="reqtable-pool")
 
     def _served(self, delegation: InThread, done: Future[None]) -> None:
-        self._serving.discard(delegation)
+        self._serving.pop(delegation, None)
         owner = delegation.entry.table.owner
         assert owner is not None
         owner.post(self._ended, delegation)

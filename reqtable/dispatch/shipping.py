@@ -23,6 +23,7 @@ from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.limits import Limits
 from reqtable.core.table import Entry, RequestTable
 from reqtable.core.wants import Want
+from reqtable.dispatch.executors import portable
 from reqtable.dispatch.stepping import Stepping
 from reqtable.engine.transports import RELEASED
 from reqtable.handlers.state import StateRequestHandler
@@ -114,6 +115,7 @@ class Shipped(Stepping):
     def _submit(self, number: int, method: str, argument: Any) -> Future[Any]:
         entry = self._entry
         handler = self._handler
+        _check_declared(handler)  # a state that runs on the loop may have set what would be lost here
         parcel = Parcel(handler._save(), method, argument, entry.peer, entry.local, entry.table.limits)
         try:
             data = pickle.dumps(parcel)
@@ -126,7 +128,7 @@ class Shipped(Stepping):
         if error is not None or done.cancelled():
             how = f"{type(error).__name__}: {error}" if error else "it was cancelled"
             raise HandlerError(f"the worker that ran {self._step()} failed: {how}") from error
-        back: Return = pickle.loads(done.result())
+        back: Return = _unpacked(done.result())
         if back.saved is not None:
             self._handler._restore(back.saved)
         for piece in back.output:
@@ -150,7 +152,7 @@ class Shipped(Stepping):
                     server.handle_error(None, peer)
 
             def closed(done: Future[Any]) -> None:
-                error = None if done.cancelled() else done.exception() or pickle.loads(done.result()).error
+                error = None if done.cancelled() else done.exception() or _unpacked(done.result()).error
                 if error is not None:
                     owner.post(report, error)
 
@@ -168,6 +170,13 @@ def _reference(handler_class: type) -> Reference | type:
         return handler_class
 
 
+def _unpacked(data: bytes) -> Return:
+    try:
+        return pickle.loads(data)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise HandlerError(f"what a step sent back can't be read: {type(error).__name__}: {error}") from error
+
+
 # -- over there -------------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +189,8 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
     handler = handler_class(entry)
     handler._restore(parcel.saved)
     table.running = entry
-    want = error = None
+    want: Want[Any] | None = None
+    error: BaseException | None = None
     try:
         method: Callable[..., Any] = getattr(handler, parcel.method)
         want = method() if parcel.method == "on_close" else method(parcel.argument)
@@ -190,6 +200,7 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
     except BaseException as problem:
         error = HandlerError(f"a step raised {problem!r}")
     if error is not None:
+        error = portable(error)
         error.add_note("In the worker:\n" + "".join(traceback.format_exception(error)).rstrip())
     output = [bytes(piece) for piece in entry.output.pieces if isinstance(piece, bytes)]
     if len(output) < len(entry.output.pieces):

@@ -48,9 +48,9 @@ class Thread(Delegating):
             delegation.undo()
             raise
 
-    def close(self, wait: bool) -> None:
+    def wait(self) -> None:
         for thread in list(self.threads):
-            if wait and not thread.daemon and thread is not threading.current_thread():
+            if not thread.daemon and thread is not threading.current_thread():
                 thread.join()
 
     def abandon(self) -> None:

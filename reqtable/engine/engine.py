@@ -10,7 +10,7 @@ from typing import Any
 
 from reqtable.core.limits import Limits
 from reqtable.core.states import Event, State
-from reqtable.core.table import Server
+from reqtable.core.table import Entry, Server
 from reqtable.engine.datagram import Session
 from reqtable.engine.listener import EXHAUSTED, Listener
 from reqtable.engine.loop import Loop
@@ -87,6 +87,18 @@ class Engine(Loop):
             self.end(entry, Event.CANCELLED)
         self._reap()
         self.close_descriptors()
+
+    def settle(self) -> None:
+        """Take what was posted, where no loop runs that would."""
+        if self._thread is None:
+            while self._posts:
+                post, args = self._posts.popleft()
+                post(*args)
+            self._reap()
+
+    def _release(self, entry: Entry) -> None:
+        super()._release(entry)
+        entry.policy.released()
 
     # -- taking requests ----------------------------------------------------------------------------------------------
 

@@ -154,8 +154,11 @@ class StateRequestHandler(ResumableHandler):
     def _restore(self, saved: tuple[str | None, dict[str, Any], bool]) -> None:
         """Go on where `_save` was called."""
         name, fields, self._ended = saved
-        for field, value in fields.items():
-            setattr(self, field, value)
+        for field in self.field_names():
+            if field in fields:
+                setattr(self, field, fields[field])
+            elif field in vars(self):
+                delattr(self, field)
         self._method = self._first if name is None else getattr(self, name)
 
     @classmethod
