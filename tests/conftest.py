@@ -178,7 +178,8 @@ def nothing_leaks() -> Iterator[None]:
     if open_descriptors() > descriptors:
         gc.collect()  # what only the collector can find is not a leak; collecting after each test would take a minute
     for thread in threading.enumerate():
-        if thread.name.startswith("reqtable-call"):  # closing a server does not wait for its idle ones to end
+        # closing a server does not wait for those of its calls to end
+        if thread.name.startswith(("reqtable-call", "QueueFeeder")) or "ExecutorManager" in type(thread).__name__:
             thread.join(WAIT_S)
     assert threading.active_count() <= threads, threading.enumerate()
     assert open_descriptors() <= descriptors

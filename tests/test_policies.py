@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import http.server
+import json
 import logging
 import os
 import select
 import signal
-import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ import reqtable
 from reqtable import Config, ConfigurationError, Limits, Transition, call, hand_off, line, nothing, state
 from reqtable.config import ForkOptions, PoolOptions, ThreadOptions
 from reqtable.engine.loop import TABLES
-from tests.conftest import WAIT_S, Client, open_descriptors, served, serving, wait_until
+from tests.conftest import WAIT_S, Client, served, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 
@@ -390,7 +391,7 @@ from tests import test_policies
 parent = os.getpid()
 atexit.register(lambda: print("atexit in", "the parent" if os.getpid() == parent else "a child", flush=True))
 server = reqtable.ForkingTCPServer(("127.0.0.1", 0), getattr(test_policies, {handler!r}))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
 print(server.server_address[1], flush=True)
 server.serve_forever()
 """
@@ -399,9 +400,6 @@ server.serve_forever()
 @pytest.mark.parametrize("handler", ["Descriptors", "BlockingDescriptors"])
 def test_a_child_holds_its_own_socket_and_no_other(handler: str) -> None:
     """In a process of its own: the sockets of a client in the same process would be copied too."""
-    import subprocess
-    import sys
-
     script = SERVER.format(root=str(Path(__file__).parent.parent), handler=handler)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -784,9 +782,6 @@ def calling(wanted: Callable[[], Any], **options: Any) -> Iterator[tuple[Any, Cl
     server.wanted = wanted  # type: ignore[attr-defined]
     with serving(server), Client(server.server_address) as client:
         yield server, client
-    for thread in threading.enumerate():
-        if "Executor" in type(thread).__name__ or thread.name == "QueueFeederThread":
-            thread.join(WAIT_S)
 
 
 def test_a_call_runs_where_it_says() -> None:
@@ -1000,52 +995,28 @@ def test_the_hook_of_threads_is_called_where_it_is_overridden() -> None:
 # -- many -------------------------------------------------------------------------------------------------------------
 
 
-class Quick(reqtable.StreamRequestHandler):
-    def handle(self) -> None:
-        self.wfile.write(self.rfile.readline())
-
-
-def zombies() -> list[str]:
-    """The children of this process that have exited and nobody has waited for (proc(5))."""
-    found = []
-    for each in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = each.read_text().rpartition(")")[2].split()[:2]
-            if state == "Z" and int(parent) == os.getpid():
-                found.append(each.parent.name)
-    return found
-
-
-def memory_kib() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
-
-
-@pytest.mark.longest
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize(("dispatch", "count"), [("fork", 10_000), ("thread", 10_000)])
-def test_ten_thousand_requests_leave_nothing(dispatch: str, count: int) -> None:
-    descriptors, threads = open_descriptors(), threading.active_count()
-    with served(Quick, dispatch) as server:
-        levels = []
-
-        def ask(number: int) -> None:
-            with Client(server.server_address) as client:
-                assert client.ask(b"%d\n" % number) == b"%d\n" % number
-                client.socket.shutdown(socket.SHUT_RDWR)
-
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("dispatch", ["fork", "thread"])
+def test_ten_thousand_requests_leave_nothing(dispatch: str) -> None:
+    count = 10_000
+    command = [sys.executable, str(Path(__file__).with_name("thousands_server.py")), dispatch, str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = ("127.0.0.1", int(process.stdout.readline()))
+        measured = [json.loads(process.stdout.readline())]
         for number in range(count):
-            ask(number)
-            if number in (count // 2, count - 1):
-                empty(server)
-                gc.collect()
-                levels.append(memory_kib())
-        empty(server)
-        assert not getattr(server, "active_children", None)
-        assert threading.active_count() == threads + 1, "the loop's own"
-    print(f"{count} requests under {dispatch}: resident {levels[0]} KiB half-way, {levels[1]} KiB at the end")
-    assert levels[1] - levels[0] < 2048, levels
-    assert open_descriptors() == descriptors
-    assert zombies() == []
+            with Client(address) as client:
+                assert client.ask(b"%d\n" % number) == b"%d\n" % number
+            if number + 1 in (count // 2, count):
+                measured.append(json.loads(process.stdout.readline()))
+        before, half, after = measured
+        active = json.loads(process.stdout.readline())
+        assert process.wait(WAIT_S) == 0
+    print(f"{count} requests under {dispatch}: {before} before, {half} half-way, {after} at the end")
+    assert active == []
+    assert (after["descriptors"], after["threads"]) == (before["descriptors"], before["threads"])
+    assert after["zombies"] == 0
+    assert after["kib"] - half["kib"] < 1024, "memory is level"
 
 
 # -- bad configuration ------------------------------------------------------------------------------------------------
