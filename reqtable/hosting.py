@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 from reqtable.config import Config, chosen_dispatch, from_environment
 from reqtable.core.errors import ConfigurationError, ReqtableError
 from reqtable.core.states import State
-from reqtable.core.table import RequestTable
+from reqtable.core.table import Entry, RequestTable
 from reqtable.dispatch import check_policy
+from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.dispatcher import Dispatcher
 from reqtable.engine.engine import Engine
 
 _LOOK_S = 0.05
-# What `handle_request` need not wait for: a thread or a child goes on by itself.
-_DONE = {State.LINGERING, State.CLOSED, State.DELEGATED}
+_DONE = {State.LINGERING, State.CLOSED}
 
 
 class Hosted:
@@ -189,7 +189,7 @@ class Hosted:
                 return
             engine.unlisten(self)
             begun = [entry for entry in engine.table if entry.id > known and entry.server is self]
-            engine.run(lambda: all(entry.state in _DONE for entry in begun))
+            engine.run(lambda: all(entry.state in _DONE or _goes_on_by_itself(entry) for entry in begun))
         finally:
             engine.unlisten(self)
 
@@ -282,3 +282,8 @@ class Hosted:
         def handle_timeout(self) -> None: ...
         def service_actions(self) -> None: ...
         def server_close(self) -> None: ...
+
+
+def _goes_on_by_itself(entry: Entry) -> bool:
+    """A thread or a child serves it to its very end, as under `socketserver`: `handle_request` returns."""
+    return isinstance(entry.transport, Delegation) and entry.transport.ends_itself

@@ -39,6 +39,15 @@ class _MixIn(Hosted):
             super().server_close()
 
 
+class _Threads(list[Any]):
+    """What `socketserver.ThreadingMixIn`, where it stands behind ours, calls on its threads."""
+
+    def join(self) -> None:
+        for thread in self:
+            if not thread.daemon:
+                thread.join()
+
+
 class TableMixIn(_MixIn):
     """Blocking handlers, unchanged, are interleaved on one thread (policy `greenlet`)."""
 
@@ -57,11 +66,11 @@ class ThreadingMixIn(_MixIn):
     block_on_close: bool = True
 
     @property
-    def _threads(self) -> list[Any]:
+    def _threads(self) -> _Threads:
         """The threads that have not finished."""
         policy = self.dispatcher.policy("thread")
         assert isinstance(policy, Thread)
-        return list(policy.threads)
+        return _Threads(policy.threads)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """What a thread does with a request."""

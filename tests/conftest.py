@@ -170,19 +170,23 @@ def resource_tracker_runs() -> None:
     resource_tracker.ensure_running()
 
 
+def join_workers() -> None:
+    """Closing a server does not wait for what runs its calls to end."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(("reqtable-call", "QueueFeeder")) or "ExecutorManager" in type(thread).__name__:
+            thread.join(WAIT_S)
+
+
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
     """Descriptors and threads are as many after a test as before it."""
     descriptors, threads = open_descriptors(), threading.active_count()
     yield
+    join_workers()
     if open_descriptors() > descriptors:
         gc.collect()  # what only the collector can find is not a leak; collecting after each test would take a minute
-    for thread in threading.enumerate():
-        # closing a server does not wait for those of its calls to end
-        if thread.name.startswith(("reqtable-call", "QueueFeeder")) or "ExecutorManager" in type(thread).__name__:
-            thread.join(WAIT_S)
     assert threading.active_count() <= threads, threading.enumerate()
-    assert open_descriptors() <= descriptors
+    assert open_descriptors() <= descriptors, sorted(os.readlink(each.path) for each in os.scandir("/proc/self/fd"))
 
 
 @pytest.fixture

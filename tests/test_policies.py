@@ -9,6 +9,8 @@ import logging
 import os
 import select
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -113,7 +115,7 @@ def test_fork_gives_each_request_a_child(handler: Any) -> None:
         pids = [where(one)[0], where(other)[0]]
         assert len({*pids, os.getpid()}) == 3
         assert where(one)[0] == pids[0]
-        assert server.active_children == set(pids)
+        wait_until(server, lambda: server.active_children == set(pids))
         one.hang_up()
         other.hang_up()
         empty(server)
@@ -549,7 +551,7 @@ def test_children_are_collected_with_and_without_pidfd(without: str | None, monk
     with served(Where, "fork") as server:
         clients = [Client(server.server_address) for _ in range(5)]
         pids = {where(client)[0] for client in clients}
-        assert server.active_children == pids
+        wait_until(server, lambda: server.active_children == pids)
         for client in clients:
             client.hang_up()
         empty(server)
@@ -1150,3 +1152,175 @@ def test_a_former_configuration_goes_with_its_last_request() -> None:
 def test_call_on_is_checked_when_the_server_is_made() -> None:
     with pytest.raises(ConfigurationError, match=r"^call_on: there is no executor 'nope'; there are \"thread\""):
         reqtable.TCPServer(ANY, Where, config=Config(call_on="nope"))
+
+
+@pytest.mark.parametrize("how", ["cancel", "expire"])
+def test_a_child_that_a_thread_has_handed_off_to_ends_with_the_request(how: str) -> None:
+    limits = Limits(request_timeout_s=0.3 if how == "expire" else None)
+    server = reqtable.TCPServer(ANY, AsyncHandsOff, dispatch="thread", config=Config(limits=limits))
+    with serving(server):
+        client = Client(server.server_address)
+        client.send(b"fork\n").line()
+        assert client.line() == b"over after 1\n"
+        child, _ = where(client)
+        assert child != os.getpid()
+        if how == "cancel":
+            server.table.cancel(server.table.snapshot()[0]["id"])
+        with contextlib.suppress(ConnectionResetError):
+            assert client.rest() == b""
+        client.hang_up()
+        empty(server)
+        wait_until(server, lambda: not server.active_children and not server.dispatcher.forking.children)
+        with pytest.raises(ChildProcessError):
+            os.waitpid(child, os.WNOHANG)
+
+
+def test_collecting_children_by_hand_disturbs_nobody() -> None:
+    """As programs for `socketserver` do, in every pass."""
+
+    class Collecting(reqtable.ForkingTCPServer):
+        def service_actions(self) -> None:
+            self.collect_children()
+
+    for dispatch in ("fork", "thread"):
+        with serving(Collecting(ANY, AsyncHandsOff, dispatch=dispatch)) as server:
+            for _ in range(20):
+                client = Client(server.server_address)
+                if dispatch == "thread":
+                    client.send(b"fork\n").line()
+                    assert client.line() == b"over after 1\n"
+                assert where(client)[0] != os.getpid()
+                client.hang_up()
+            empty(server)
+            assert not server.active_children
+
+
+class ForksTwice(reqtable.StreamRequestHandler):
+    def handle(self) -> None:
+        for _ in range(2):
+            self.wfile.write(b"%d\n" % os.getpid())
+            self.hand_off("fork")
+        self.rfile.readline()
+        self.wfile.write(b"%d\n" % os.getpid())
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool", "fork"])
+def test_a_child_may_fork_again(dispatch: str) -> None:
+    with served(ForksTwice, dispatch) as server:
+        client = Client(server.server_address)
+        first, second = int(client.line()), int(client.line())
+        last = int(client.ask(b"go on\n"))
+        assert len({first, second, last}) == 3
+        assert client.rest() == b"", "and that is all"
+        client.hang_up()
+        empty(server)
+
+
+def test_datagrams_that_waited_for_a_child_are_answered_once() -> None:
+    class Numbered(reqtable.StateRequestHandler):
+        count: int = 0
+
+        @state(reqtable.datagram(), timeout=WAIT_S)
+        def each(self, data: bytes) -> Transition:
+            self.count += 1
+            self.send(b"%d:%b" % (self.count, data))
+            return None if data == b"end" else self.each
+
+    server = reqtable.UDPServer(ANY, Numbered, dispatch="fork", config=Config(fork=ForkOptions(max_children=1)))
+    with serving(server):
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+        ):
+            for each in (one, other):
+                each.settimeout(WAIT_S)
+                each.connect(server.server_address)
+            one.send(b"a")
+            assert one.recv(100) == b"1:a"
+            for data in (b"x", b"y", b"end"):
+                other.send(data)
+            wait_until(server, lambda: len(server.table) == 2)
+            one.send(b"end")
+            assert one.recv(100) == b"2:end"
+            assert [other.recv(100) for _ in range(3)] == [b"1:x", b"2:y", b"3:end"]
+            other.send(b"end")
+            assert other.recv(100) == b"1:end", "nothing of it was answered twice"
+        empty(server)
+
+
+def test_handle_request_ends_a_connection_that_is_driven() -> None:
+    for dispatch in ("thread", "fork"):
+        with reqtable.TCPServer(ANY, StateWhere, dispatch=dispatch) as server:
+            client = Client(server.server_address).send(b"?\n").end()
+            server.handle_request()
+            assert len(client.rest().split()) == 2
+            client.hang_up()
+
+
+def test_what_is_sent_from_another_thread_stays_in_order() -> None:
+    class Told(reqtable.StateRequestHandler):
+        @state(line())
+        def command(self, text: bytes) -> Transition:
+            def tell() -> None:
+                for number in range(100):
+                    self.send(b"%d\n" % number)
+
+            teller = threading.Thread(target=tell)
+            teller.start()
+            teller.join()  # while its own step runs
+            return self.command
+
+    with served(Told) as server, Client(server.server_address) as client:
+        client.send(b"\n")
+        assert [client.line() for _ in range(100)] == [b"%d\n" % number for number in range(100)]
+
+
+def test_a_subprocess_is_no_hand_off() -> None:
+    class Spawns(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            self.server.spawned = subprocess.Popen(["sleep", "60"], preexec_fn=os.setsid)
+            self.wfile.write(b"done\n")
+
+    with served(Spawns) as server, Client(server.server_address) as client:
+        assert client.rest() == b"done\n", "the connection ends though the program goes on"
+        server.spawned.kill()
+        server.spawned.wait(WAIT_S)
+
+
+def test_ours_goes_in_front_of_the_standard_librarys() -> None:
+    class Both(reqtable.ThreadingMixIn, socketserver.ThreadingTCPServer):
+        pass
+
+    with serving(Both(ANY, Where)) as server, Client(server.server_address) as client:
+        assert where(client)[0] == os.getpid()
+
+
+CATCH = """
+try:
+    server.serve_forever()
+except KeyboardInterrupt:
+    server.server_close()
+"""
+
+
+def test_ctrl_c_ends_a_forking_server_and_its_children() -> None:
+    """As a terminal sends it: to the whole group of processes. The client says nothing."""
+    script = SERVER.format(root=str(Path(__file__).parent.parent), handler="StateWhere")
+    script = script.replace(
+        "signal.signal(signal.SIGTERM", "signal.signal(signal.SIGINT, signal.default_int_handler) #"
+    )
+    script += "\nserver.server_close()\n"
+    script = script.replace("server.serve_forever()", "try: server.serve_forever()\nexcept KeyboardInterrupt: pass")
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        with Client(("127.0.0.1", int(process.stdout.readline()))) as client:
+            where(client)
+            os.killpg(process.pid, signal.SIGINT)
+            out, _ = process.communicate(timeout=WAIT_S)
+    assert out == "atexit in the parent\n"

@@ -60,6 +60,9 @@ class Transport(Protocol):
     def release(self) -> None:
         """Free the socket."""
 
+    def shut(self) -> None:
+        """End the connection for whoever else has it."""
+
     def abandon(self) -> None:
         """In a forked child: close this process's copy of the socket, without a word to the peer."""
 
@@ -234,6 +237,7 @@ class RequestTable:
         self.touched: list[Entry] = []  # entries that another one's step sent to
         self.last_id = 0
         self.owner: Owner | None = None
+        self.thread: int | None = None  # the `threading.get_ident()` of the thread that runs the loop, while one does
         self.driver: str | None = None  # the policy whose thread or child has this table to itself, for one request
         self._entries: dict[int, Entry] = {}
 

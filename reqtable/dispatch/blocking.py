@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import struct
 import sys
+from collections.abc import Callable
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -25,7 +28,7 @@ _SERVED: dict[int, Entry] = {}
 # The child that the handler of a request has forked and not yet returned from.
 _FORKED: dict[Entry, int] = {}
 # A fork by these is not one that hands the request to the child.
-_NOT_HANDLERS = ("multiprocessing.", "concurrent.", "loky.", "reqtable.dispatch.", "reqtable.engine.")
+_NOT_HANDLERS = ("multiprocessing.", "subprocess", "pty", "loky.", "reqtable.dispatch.")
 _pipes: dict[int, tuple[Entry, int, int]] = {}  # of the forks that are under way
 
 
@@ -35,6 +38,7 @@ def run(entry: Entry, request: Any) -> int | None:
     In the child it does not return.
     """
     parent = os.getpid()
+    failed = False
     try:
         entry.server.finish_request(request, entry.peer)
     except HandedOff:
@@ -43,15 +47,19 @@ def run(entry: Entry, request: Any) -> int | None:
         if os.getpid() == parent:
             _FORKED.pop(entry, None)
             raise
-        _end_child(entry.server, request, entry.peer, failed=True)
+        failed = True
+        _report(entry.server, request, entry.peer)
     if os.getpid() != parent:
-        _end_child(entry.server, request, entry.peer)
+        try:
+            _wait_for_forked(entry)
+            entry.server.shutdown_request(request)
+        finally:
+            leave_child(1 if failed else 0)
     return _FORKED.pop(entry, None) if _FORKED else None
 
 
 def serve(server: Any, request: Any, client_address: Any) -> None:
     """All that a thread or a child does for a request: what `process_request_thread` does."""
-    parent = os.getpid()
     try:
         server.finish_request(request, client_address)
     except HandedOff:
@@ -59,41 +67,54 @@ def serve(server: Any, request: Any, client_address: Any) -> None:
     except Exception:
         server.handle_error(request, client_address)
     finally:
-        entry = _SERVED.get(get_ident())
-        child = _FORKED.pop(entry, None) if entry is not None else None
-        if child is not None:
-            _wait_for(child)  # this thread has nothing else to do
+        _wait_for_forked(_SERVED.get(get_ident()))  # this thread has nothing else to do
         server.shutdown_request(request)
-        if os.getpid() != parent:
-            leave_child()
 
 
 def serve_in_thread(entry: Entry, request: Any) -> None:
     """Run a blocking handler in a thread that is its own, by the server's `process_request_thread` if it has one."""
+    hook = getattr(entry.server, "process_request_thread", None)
+    _serve_by(entry, request, hook or partial(serve, entry.server))
+
+
+def serve_in_child(entry: Entry, request: Any) -> None:
+    """Run a blocking handler in a child that is its own."""
+    _serve_by(entry, request, partial(serve, entry.server))
+
+
+def end_forked(entry: Entry) -> None:
+    """End the child that the handler of `entry` has forked, if there is one."""
+    child = _FORKED.get(entry)
+    if child is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def _serve_by(entry: Entry, request: Any, hook: Callable[[Any, Any], None]) -> None:
     ident = get_ident()
+    process = os.getpid()
     _SERVED[ident] = entry
     try:
-        hook = getattr(entry.server, "process_request_thread", None)
-        if hook is not None:
-            hook(request, entry.peer)
-        else:
-            serve(entry.server, request, entry.peer)
+        hook(request, entry.peer)
     finally:
+        _wait_for_forked(entry)
         del _SERVED[ident]
+        if os.getpid() != process:
+            leave_child()
 
 
-def _end_child(server: Any, request: Any, client_address: Any, failed: bool = False) -> None:
-    try:
-        if failed and isinstance(sys.exc_info()[1], Exception):
-            server.handle_error(request, client_address)
-        server.shutdown_request(request)
-    finally:
-        leave_child(1 if failed else 0)
+def _report(server: Any, request: Any, client_address: Any) -> None:
+    if isinstance(sys.exc_info()[1], Exception):
+        server.handle_error(request, client_address)
 
 
-def _wait_for(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):  # the handler has
-        os.waitpid(pid, 0)
+def _wait_for_forked(entry: Entry | None) -> None:
+    """Wait for the child that has the rest of the request."""
+    child = _FORKED.get(entry) if entry is not None else None
+    if child is not None and entry is not None:
+        with contextlib.suppress(ChildProcessError):  # the handler has waited for it
+            os.waitpid(child, 0)
+        _FORKED.pop(entry, None)
 
 
 # -- os.fork() in a handler -------------------------------------------------------------------------------------------
@@ -102,8 +123,10 @@ def _wait_for(pid: int) -> None:
 
 def _serving() -> Entry | None:
     """The request whose blocking handler this thread is in."""
-    table = TABLES.get(get_ident())
-    entry = table.running if table is not None else _SERVED.get(get_ident())
+    ident = get_ident()
+    entry = _SERVED.get(ident)
+    if entry is None and (table := TABLES.get(ident)) is not None:
+        entry = table.running
     return None if entry is None or isinstance(entry.handler, ResumableHandler) else entry
 
 

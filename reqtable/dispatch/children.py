@@ -83,9 +83,8 @@ class Child(Polled):
     def abandon(self) -> None:
         """In another child: the descriptor is a copy of the parent's."""
         self.watched = 0
-        if self.fd >= 0:
+        with contextlib.suppress(OSError):  # the fork came from another thread, in the midst of closing it
             os.close(self.fd)
-            self.fd = -1
 
     def _look(self) -> None:
         if not self.collect():

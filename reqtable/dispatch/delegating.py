@@ -11,7 +11,7 @@ from reqtable.core.states import State
 from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import ELSEWHERE, VACANCY, HandOff, Want
 from reqtable.dispatch.base import Policy
-from reqtable.dispatch.blocking import serve_in_thread
+from reqtable.dispatch.blocking import end_forked, serve_in_thread
 from reqtable.dispatch.driver import Driver
 from reqtable.engine.datagram import Session
 from reqtable.engine.transports import Lent
@@ -57,6 +57,7 @@ class Delegation:
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
+        self.ends_itself = isinstance(entry.transport, Lent)  # by the server's hooks, over there
         self.number = entry.calls
         self.transport = entry.transport
         self.request = entry.transport.request
@@ -104,6 +105,9 @@ class Delegation:
     def release(self) -> None:
         """The request has ended before it was done: so does whoever has it."""
         self.transport.release()
+
+    def shut(self) -> None:
+        self.transport.shut()
 
     def abandon(self) -> None:
         self.transport.abandon()
@@ -170,6 +174,7 @@ class InThread(Delegation):
             assert isinstance(self.transport, Lent)
             if not self.is_let_go:
                 self.transport.shut()
+                end_forked(self.entry)
             self.transport.release()
             return
         with self._lock:

@@ -111,13 +111,17 @@ class Driver(Loop):
     def drive(self) -> None:
         """Run the request to its end. Raises what nothing else has handled, once its output is sent."""
         self.post(self.begin, self.entry)
-        raised: BaseException | None = None
+        raised: Exception | None = None
         try:
             while not self._over:
                 try:
                     self.run(lambda: self._over)
-                except BaseException as error:
+                except Exception as error:
                     raised = error
+                except BaseException:  # Ctrl-C, say: it is not for the request to outlive that
+                    self.end(self.entry, Event.CANCELLED)
+                    self._reap()
+                    raise
         finally:
             self.close_descriptors()
         if raised is not None:

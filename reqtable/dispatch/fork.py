@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
+from reqtable.core.buffers import Inbox
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import Entry, Resumable, address_text
 from reqtable.core.wants import ELSEWHERE, Want
-from reqtable.dispatch.blocking import serve
+from reqtable.dispatch.blocking import serve_in_child
 from reqtable.dispatch.children import Child, become_child, fork, leave_child, log
 from reqtable.dispatch.delegating import Delegating, Delegation, HandingOff
 from reqtable.dispatch.driver import DATAGRAM_BYTES, Driver
@@ -36,10 +39,11 @@ class InChild(Delegation):
     Whatever of them it leaves unread is read back by the parent: if it was no session, they are new requests.
     """
 
-    child: Child
-
-    def __init__(self, entry: Entry, pair: tuple[socket.socket, socket.socket] | None) -> None:
+    def __init__(self, policy: Fork, entry: Entry, pid: int, pair: tuple[socket.socket, socket.socket] | None) -> None:
         super().__init__(entry)
+        self._policy = policy
+        self._pid = pid
+        self.is_killed = False
         self._pair = pair
         if pair is not None:
             self.transport.forward = self._forward  # type: ignore[attr-defined]
@@ -50,9 +54,16 @@ class InChild(Delegation):
 
     def release(self) -> None:
         if not self.is_let_go:
-            self.child.kill()
+            self.is_killed = True
+            self._policy.kill(self._pid)
+            self.transport.shut()  # for children of its own, too
         self._read_back()
         super().release()
+
+    def abandon(self) -> None:
+        super().abandon()
+        for end in self._pair or ():
+            end.close()
 
     def _forward(self, data: bytes) -> None:
         assert self._pair is not None
@@ -81,7 +92,7 @@ class Fork(Delegating):
         if not hasattr(os, "fork"):
             raise ConfigurationError("dispatch policy 'fork': this platform has no fork(): choose 'thread'")
         super().__init__(dispatcher)
-        self.children: dict[int, Child] = {}
+        self.children: dict[int, Child | None] = {}  # None: about to be watched
 
     @classmethod
     def check_step(cls, handler_class: Any) -> None:
@@ -106,6 +117,8 @@ class Fork(Delegating):
         is_session = isinstance(entry.transport, Session) and bool(entry.peer)
         pair = socket.socketpair(socket.AF_UNIX, _PACKETS) if is_session else None
         try:
+            if pair is not None:
+                _send_later_ones(entry.transport.inbox, pair[0])  # type: ignore[attr-defined]
             pid = fork()
         except BaseException:
             for end in pair or ():
@@ -117,18 +130,28 @@ class Fork(Delegating):
 
     def watch(self, entry: Entry, pid: int, pair: tuple[socket.socket, socket.socket] | None = None) -> Want[Any]:
         """The child `pid` has the rest of `entry`. Returns what to wait for."""
-        delegation = InChild(entry, pair)
+        delegation = InChild(self, entry, pid, pair)
         entry.policy = self
+
+        owner = entry.table.owner
+        assert owner is not None
 
         def ended(child: Child) -> None:
             self._forget(pid)
             how = child.ending()
-            if how is not None:
+            if how is not None and not delegation.is_killed:
                 log.warning("%s: request %d: its child %s", address_text(entry.peer), entry.id, how)
-            delegation.end()
+            if owner.in_other_thread:
+                owner.post(delegation.end)
+            else:
+                delegation.end()
             self.vacate()
 
-        delegation.child = self.children[pid] = Child(entry.table.owner, pid, ended)
+        self.children[pid] = None
+        if self.dispatcher.loop.in_other_thread:  # a driver of another thread may be gone before the child is
+            self.dispatcher.loop.post(self._register, pid, ended)
+        else:
+            self._register(pid, ended)
         server = entry.server
         active = getattr(server, "active_children", None)
         if active is None:
@@ -140,20 +163,31 @@ class Fork(Delegating):
             entry.handler._leave()
         return ELSEWHERE
 
+    def _register(self, pid: int, ended: Callable[[Child], None]) -> None:
+        """In the loop that all children are watched in."""
+        self.children[pid] = Child(self.dispatcher.loop, pid, ended)
+
+    def kill(self, pid: int) -> None:
+        """End a child, now, unless it has been waited for."""
+        if pid in self.children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def collect(self, blocking: bool = False) -> None:
         """Wait for the children that have exited; with `blocking`, for all."""
-        engine = self.engine
+        engine = self.dispatcher.loop
         if engine.in_other_thread:  # that thread does it; here we can only wait
             none_left = threading.Event()
             engine.post(self._watch_for_none, none_left)
             while blocking and engine.running and not none_left.wait(_LOOK_S):
                 pass  # someone may end the loop meanwhile
         for child in [] if engine.in_other_thread else list(self.children.values()):
-            child.collect(blocking)
+            if child is not None:
+                child.collect(blocking)
 
     def _watch_for_none(self, none_left: threading.Event) -> None:
         if self.children:
-            self.engine.retry(lambda: self._watch_for_none(none_left))
+            self.dispatcher.loop.retry(lambda: self._watch_for_none(none_left))
         else:
             none_left.set()
 
@@ -165,14 +199,16 @@ class Fork(Delegating):
         if self.children and not self.engine.in_other_thread:  # they go on; someone has to wait for them
             left = list(self.children)
             for child in self.children.values():
-                child.unwatch()
+                if child is not None:
+                    child.unwatch()
             self.children.clear()
             threading.Thread(target=_wait_for_all, args=(left,), name="reqtable-children", daemon=True).start()
 
     def abandon(self) -> None:
         super().abandon()
         for child in self.children.values():
-            child.abandon()
+            if child is not None:
+                child.abandon()
         self.children.clear()
         self.dispatcher.server.active_children = None
 
@@ -187,7 +223,7 @@ class Fork(Delegating):
         try:
             become_child(entry, self.dispatcher)
             if isinstance(entry.transport, Lent):
-                serve(entry.server, entry.transport.request, entry.peer)
+                serve_in_child(entry, entry.transport.request)
             else:
                 driver = Driver(entry, self, self.dispatcher, entry.transport.request)
                 self.dispatcher.loop = driver
@@ -203,6 +239,19 @@ class Fork(Delegating):
                 self.dispatcher.close(wait=True, calls=True)  # no exit function will
             finally:
                 leave_child(status)
+
+
+def _send_later_ones(inbox: Inbox, end: socket.socket) -> None:
+    """Datagrams that came after the request's own, and that nothing has been read of, go the way of those to come."""
+    waiting = inbox.unopened()
+    own = 0 if inbox.asked else 1
+    for data in waiting[:own]:
+        inbox.deliver(data, 1)
+    for data in waiting[own:]:
+        try:
+            end.send(data, socket.MSG_DONTWAIT)
+        except OSError:
+            inbox.dropped += 1
 
 
 def _wait_for_all(pids: list[int]) -> None:

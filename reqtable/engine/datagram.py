@@ -126,3 +126,6 @@ class Session:
 
     def abandon(self) -> None:
         """The socket is the server's."""
+
+    def shut(self) -> None:
+        """There is no connection."""

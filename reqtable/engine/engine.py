@@ -50,13 +50,13 @@ class Engine(Loop):
     def discard(self, server: Server) -> None:
         """End every request of `server` and host it no more. The last one's descriptors go with it."""
         self.unlisten(server)  # here and now: the descriptor is closed next
-        if self._thread not in (None, threading.get_ident()):
+        if self.table.thread not in (None, threading.get_ident()):
             self.post(self.discard, server)
             return
         self.end_requests(server)
         if server in self.servers:
             self.servers.remove(server)
-        if self._thread is None and not self.servers:
+        if self.table.thread is None and not self.servers:
             self.close()
 
     def end_requests(self, server: Server) -> None:
@@ -64,7 +64,7 @@ class Engine(Loop):
         for entry in self.table:
             if entry.server is server:
                 self.end(entry, Event.CANCELLED)
-        if self._thread is None:
+        if self.table.thread is None:
             self._reap()
 
     def has_requests(self, server: Server) -> bool:
@@ -90,7 +90,7 @@ class Engine(Loop):
 
     def settle(self) -> None:
         """Take what was posted, where no loop runs that would."""
-        if self._thread is None:
+        if self.table.thread is None:
             while self._posts:
                 post, args = self._posts.popleft()
                 post(*args)
@@ -154,7 +154,7 @@ class Engine(Loop):
     def shutdown(self) -> None:
         """End `serve_forever`, at once; wait until it has ended, unless it is this thread that is in it."""
         self.stop()
-        if self._thread != threading.get_ident():
+        if self.table.thread != threading.get_ident():
             self._stopped.wait()
 
     def stop(self) -> None:

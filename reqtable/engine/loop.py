@@ -82,7 +82,6 @@ class Loop:
         self._closed: list[Entry] = []
         self._calls: dict[Entry, Callable[[], Any]] = {}  # what gives up the call that an entry waits for
         self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
-        self._thread: int | None = None  # the thread that runs the loop, while one does
         self._stop: Callable[[], bool] = bool
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -96,10 +95,10 @@ class Loop:
         self.unwinding = None
         self.open()
         assert self._wakeup is not None
-        self._thread = threading.get_ident()
+        self.table.thread = threading.get_ident()
         self._stop = stop
-        outer = TABLES.get(self._thread)  # a child that was forked in a pass drives its request inside that pass
-        TABLES[self._thread] = self.table
+        outer = TABLES.get(self.table.thread)  # a child that was forked in a pass drives its request inside that pass
+        TABLES[self.table.thread] = self.table
         try:
             with self._wakeup.on_signals():
                 while not stop():
@@ -111,10 +110,10 @@ class Loop:
                 self._reap()
             finally:
                 if outer is None:
-                    del TABLES[self._thread]
+                    del TABLES[self.table.thread]
                 else:
-                    TABLES[self._thread] = outer
-                self._thread = None
+                    TABLES[self.table.thread] = outer
+                self.table.thread = None
 
     def run_once(self, most_s: float | None = None) -> None:
         """One pass. It waits at most `most_s` seconds for something to do; None: as long as it takes."""
@@ -309,7 +308,7 @@ class Loop:
         self.table.add(entry)
         entry.advance(Event.OPENED)
         self.step(entry, Event.OPENED)
-        if self._thread is None:
+        if self.table.thread is None:
             self._reap()  # a hook was called by hand; no pass will come along to do it
 
     def output_taken(self, entry: Entry) -> None:
@@ -340,10 +339,10 @@ class Loop:
 
     def cancel(self, entry: Entry) -> None:
         """End a request, from any thread: what it had not sent is dropped."""
-        if self._thread is None:
+        if self.table.thread is None:
             self.end(entry, Event.CANCELLED)
             self._reap()
-        elif self._thread == threading.get_ident():
+        elif self.table.thread == threading.get_ident():
             self.end(entry, Event.CANCELLED)
         else:
             self.post(self.end, entry, Event.CANCELLED)
@@ -518,20 +517,20 @@ class Loop:
 
     def must_be_idle(self) -> None:
         """Raise ReqtableError while the loop runs, here or in another thread."""
-        if self._thread is not None:
+        if self.table.thread is not None:
             raise ReqtableError("this engine's loop is running already")
 
     @property
     def running(self) -> bool:
         """Some thread runs the loop."""
-        return self._thread is not None
+        return self.table.thread is not None
 
     @property
     def in_other_thread(self) -> bool:
         """The loop runs, and in another thread than the caller's."""
-        return self._thread not in (None, threading.get_ident())
+        return self.table.thread not in (None, threading.get_ident())
 
     @property
     def in_loop_thread(self) -> bool:
         """The caller runs in the thread that runs the loop."""
-        return self._thread == threading.get_ident()
+        return self.table.thread == threading.get_ident()

@@ -121,6 +121,11 @@ class Stream(Polled):
         self.poll(0)
         self.entry.server.close_request(self.request)
 
+    def shut(self) -> None:
+        """End the connection for whoever has it."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self.request.shutdown(socket.SHUT_RDWR)
+
     def abandon(self) -> None:
         self.watched = 0
         abandon(self.request)

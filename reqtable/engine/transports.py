@@ -158,7 +158,7 @@ def abandon(request: Any) -> None:
     """In a forked child: close its copy of a socket, for good, and without a word to the peer or the selector."""
     if isinstance(request, socket.socket):
         fd = socket.socket.detach(request)  # `close` would wait for the files made of it
-        if fd >= 0:
+        with contextlib.suppress(OSError):  # closed, or the fork came from another thread, in the midst of closing it
             os.close(fd)
 
 
@@ -200,6 +200,9 @@ class _Released:
         pass
 
     def release(self) -> None:
+        pass
+
+    def shut(self) -> None:
         pass
 
     def abandon(self) -> None:

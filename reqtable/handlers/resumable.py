@@ -82,12 +82,13 @@ class ResumableHandler:
         output = entry.output
         own = True
         held = output.held
-        if entry is not table.running:
+        thread = get_ident()
+        if entry is not table.running or thread != (table.thread or thread):
             step = entry.elsewhere
-            if step is not None and step.thread == get_ident():
+            if step is not None and step.thread == thread:
                 output = step.output
                 held += output.held
-            elif table.owner is not None and table.owner.in_other_thread:
+            elif table.owner is not None and thread != (table.thread or thread):
                 table.owner.post(self._send, data)  # the output of a request is its own loop's
                 return
             elif not self._is_open():
@@ -123,15 +124,20 @@ class ResumableHandler:
         if offset < 0 or count < 0:
             raise ValueError(f"send_file() can't send {count} bytes from offset {offset}")
         entry = self.entry
+        table = entry.table
         output = entry.output
-        if entry is not entry.table.running:
+        thread = get_ident()
+        if entry is not table.running or thread != (table.thread or thread):
             step = entry.elsewhere
-            if step is not None and step.thread == get_ident():
+            if step is not None and step.thread == thread:
                 output = step.output
+            elif table.owner is not None and thread != (table.thread or thread):
+                table.owner.post(self.send_file, file, offset, count)
+                return
             elif not self._is_open():
                 return
             else:
-                entry.table.touched.append(entry)
+                table.touched.append(entry)
         if count:
             output.append_file(FileSlice(file, offset, count))
 
