@@ -27,10 +27,8 @@ A key that there isn't and a value of the wrong type are refused, with the key, 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -153,6 +151,8 @@ class _File:
     """One file: its keys, and where in it they are."""
 
     def __init__(self, path: Path) -> None:
+        import tomllib  # as msgspec below: only who has a file needs it
+
         self.name = str(path)
         try:
             self._text = path.read_text("utf-8")
@@ -230,6 +230,8 @@ def _checked(kind: Any, table: Any, key: tuple[str, ...], file: _File, origins: 
     for name, value in table.items():
         here = (*key, name)
         if name not in types:
+            import difflib
+
             near = difflib.get_close_matches(name, types, n=1)
             mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(types)}"
             raise ConfigurationError(f"{file.place(here)}: there is no key {_dotted(here)} (= {value!r}): {mend}")

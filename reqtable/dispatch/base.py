@@ -10,9 +10,8 @@ An outside package registers one under the entry point group `reqtable.dispatch`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from reqtable.config import ARGUMENT, DEFAULT
@@ -25,6 +24,8 @@ from reqtable.engine.transports import Lent
 from reqtable.handlers.resumable import ResumableHandler
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from reqtable.dispatch.dispatcher import Dispatcher
     from reqtable.engine.engine import Engine
 
@@ -160,7 +161,13 @@ def is_resumable(handler_class: Any) -> bool:
 
 def policy_names() -> list[str]:
     """The names that `dispatch=` knows."""
-    return sorted({*_BUILT_IN, *(each.name for each in entry_points(group="reqtable.dispatch"))})
+    return sorted({*_BUILT_IN, *(each.name for each in _entry_points())})
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    from importlib.metadata import entry_points  # slow to import, and seldom needed
+
+    return entry_points(group="reqtable.dispatch")
 
 
 def policy_named(name: str) -> type[Policy]:
@@ -170,7 +177,7 @@ def policy_named(name: str) -> type[Policy]:
             module, _, attribute = _BUILT_IN[name].partition(":")
             policy = getattr(import_module(module), attribute)
         else:
-            found = [each for each in entry_points(group="reqtable.dispatch") if each.name == name]
+            found = [each for each in _entry_points() if each.name == name]
             policy = found[0].load() if found else None
     except ImportError as error:
         raise ConfigurationError(f"dispatch policy {name!r} can't be used here: {error}") from error

@@ -7,6 +7,7 @@ and leaves by `os._exit`: it runs none of the parent's `atexit` functions and ne
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -107,6 +108,7 @@ def fork() -> int:
 
 def become_child(own: Entry | None, dispatcher: Any) -> None:
     """In a new child: let go of all that is the parent's but the connection of `own`, if there is one."""
+    gc.freeze()  # a collection here would copy every page that holds an object of the parent's
     engine = dispatcher.server.engine
     for loop in {own.table.owner if own is not None else engine, dispatcher.loop, engine}:
         loop.abandon(own)

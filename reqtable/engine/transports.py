@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import ssl
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from reqtable.core.states import READ, WRITE, Event, State
@@ -162,9 +162,15 @@ def abandon(request: Any) -> None:
             os.close(fd)
 
 
+def _is_tls(request: socket.socket) -> bool:
+    """A socket is one only where something has imported the module, which is large."""
+    ssl = sys.modules.get("ssl")
+    return ssl is not None and isinstance(request, ssl.SSLSocket)
+
+
 def _has_unread(request: Any) -> bool:
     """Whether a plain stream connection has input that nobody has read."""
-    if not isinstance(request, socket.socket) or isinstance(request, ssl.SSLSocket) or request.fileno() < 0:
+    if not isinstance(request, socket.socket) or _is_tls(request) or request.fileno() < 0:
         return False
     try:
         if request.type == socket.SOCK_STREAM:
