@@ -171,9 +171,9 @@ def resource_tracker_runs() -> None:
 
 
 def join_workers() -> None:
-    """Closing a server does not wait for what runs its calls to end."""
+    """Closing a server waits neither for what runs its calls, nor for the last steps of a thread that is done."""
     for thread in threading.enumerate():
-        if thread.name.startswith(("reqtable-call", "QueueFeeder")) or "ExecutorManager" in type(thread).__name__:
+        if thread.name.startswith(("reqtable-", "QueueFeeder")) or "ExecutorManager" in type(thread).__name__:
             thread.join(WAIT_S)
 
 
