@@ -39,23 +39,25 @@ class Workers(Executor):
         self._lock = threading.Lock()
         self._out: set[Future[Any]] = set()
         self._is_shut = False
+        self._broken: list[Executor] = []
         self._executor: Executor | None = self._make()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if self._is_shut:
             raise RuntimeError(f"{self._name} is shut down")
-        executor = self._executor or self._rebuild(None)
+        executor = self._current()
         try:
             future = executor.submit(fn, *args, **kwargs)
         except RuntimeError:  # it is broken, or someone who shares it has shut it down
-            executor = self._rebuild(executor)
+            self._drop(executor)
+            executor = self._current()
             future = executor.submit(fn, *args, **kwargs)
         self._out.add(future)
 
         def look(done: Future[Any]) -> None:
             self._out.discard(done)
             if not done.cancelled() and isinstance(done.exception(), BrokenExecutor):
-                self._rebuild(executor)
+                self._drop(executor)
 
         future.add_done_callback(look)
         return future
@@ -68,6 +70,7 @@ class Workers(Executor):
         with self._lock:
             self._is_shut = True
             executor, self._executor = self._executor, None
+        self._bury()
         if executor is not None:
             executor.shutdown(wait=wait)  # not every Executor knows cancel_futures
 
@@ -76,16 +79,27 @@ class Workers(Executor):
         self._lock = threading.Lock()
         self._executor = None
 
-    def _rebuild(self, broken: Executor | None) -> Executor:
-        """A new one in place of `broken`, which several requests may report."""
+    def _current(self) -> Executor:
+        self._bury()
+        with self._lock:
+            if self._executor is None:
+                self._executor = self._make()
+            return self._executor
+
+    def _drop(self, broken: Executor) -> None:
+        """Make another one for what comes next. Several requests may report the same one.
+
+        It is shut down later: this may be called while it holds its own lock.
+        """
         with self._lock:
             if self._executor is broken:
-                if broken is not None:
-                    log.warning("%s broke: a worker died, or someone shut it down; it is made anew", self._name)
-                    broken.shutdown(wait=False)
-                self._executor = self._make()
-            assert self._executor is not None
-            return self._executor
+                log.warning("%s broke: a worker died, or someone shut it down; it is made anew", self._name)
+                self._executor = None
+                self._broken.append(broken)
+
+    def _bury(self) -> None:
+        while self._broken:
+            self._broken.pop().shutdown(wait=False)
 
     def _make(self) -> Executor:
         factory, arguments = self._options.factory, self._options.arguments
