@@ -17,21 +17,9 @@ from typing import Any
 import pytest
 
 import reqtable
+from reqtable.testing import FakeClock
 
 WAIT_S = 20.0  # how long a client waits for what must come
-
-
-class FakeClock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def jump(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Client:

@@ -140,3 +140,9 @@ def test_every_policy_has_its_line_in_the_table() -> None:
     page = (ROOT / "docs" / "policies.md").read_text()
     for policy in reqtable.dispatch.policy_names():  # type: ignore[attr-defined]
         assert re.search(rf"^\| `{policy}` \| [^|]+ \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE), policy
+
+
+def test_the_page_on_testing_runs_as_it_stands() -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+    [block] = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(block, "testing.md", "exec"), {"__name__": "testing"})

@@ -21,6 +21,7 @@ import pytest
 import reqtable
 from reqtable import Event, Limits, State, chunk, exactly, flushed, line, rest, sleep, state
 from reqtable.core.buffers import MISSING
+from reqtable.core.states import READ, WRITE
 from reqtable.core.table import Entry
 from tests.conftest import Client, FakeClock, served, serving, wait_until
 
@@ -973,3 +974,21 @@ def test_a_flooding_client_does_not_starve_the_others_under_greenlet(clock: Fake
             server.engine.run_once(0)
         assert server.table.snapshot()[0]["state"] == "READY"
         assert 65_536 <= sum(taken) <= 5 * 2 * 65_536 + 10_000
+
+
+@pytest.mark.parametrize(("before", "after"), [(READ, 0), (0, READ), (READ, WRITE)])
+def test_an_exception_between_the_selector_and_its_note_of_it_is_made_good(
+    world: World, before: int, after: int
+) -> None:
+    """Ctrl-C comes wherever it likes: the transport believes one thing and the selector another."""
+    _, entry = world.connect()
+    transport: Any = entry.transport
+    transport.poll(before)
+    selector = world.engine.selector
+    if before:
+        selector.unregister(transport.fd)
+    else:
+        selector.register(transport.fd, WRITE, transport)
+    transport.poll(after)
+    watched = selector.get_map().get(transport.fd)
+    assert (watched.events if watched else 0) == after == transport.watched

@@ -36,12 +36,21 @@ class Polled:
     def poll(self, interest: int) -> None:
         if interest == self.watched:
             return
-        if not interest:
-            self.engine.selector.unregister(self.fd)
-        elif not self.watched:
-            self.engine.selector.register(self.fd, interest, self)
-        else:
-            self.engine.selector.modify(self.fd, interest, self)
+        selector = self.engine.selector
+        try:
+            if not interest:
+                selector.unregister(self.fd)
+            elif not self.watched:
+                selector.register(self.fd, interest, self)
+            else:
+                selector.modify(self.fd, interest, self)
+        except KeyError:
+            # An exception from a signal handler (Ctrl-C) may have come between the selector and the next line.
+            if interest:
+                if self.fd in selector.get_map():
+                    selector.modify(self.fd, interest, self)
+                else:
+                    selector.register(self.fd, interest, self)
         self.watched = interest
 
 

@@ -1,0 +1,331 @@
+"""Testing handlers without sockets, threads or waiting.
+
+    from reqtable.testing import exercise
+
+    exercise(Notes).send(b"put 5\\n").send(b"a b c").send(b"count\\n").expect(b"3\\n")
+
+It is the real loop that steps the handler, on a clock that only the test moves: the wants, the limits and the timeouts
+are those of a server.
+"""
+
+from __future__ import annotations
+
+import selectors
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+from reqtable.core.buffers import FileSlice, Inbox
+from reqtable.core.limits import Limits
+from reqtable.core.states import READ, Event, State
+from reqtable.core.table import Entry
+from reqtable.core.wants import Failure, Want
+from reqtable.dispatch import is_resumable
+from reqtable.engine.loop import Loop
+from reqtable.engine.wakeup import Wakeup
+
+__all__ = ["Exercise", "FakeClock", "exercise"]
+
+PEER = ("192.0.2.1", 50_000)  # an address that is nobody's (RFC 5737)
+_PASSES_MAX = 10_000
+
+
+class FakeClock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def jump(self, seconds: float) -> None:
+        """Let `seconds` pass, all at once. Raises ValueError for less than none."""
+        if not seconds >= 0:
+            raise ValueError(f"a clock can't go back by {-seconds} seconds")
+        self.now += seconds
+
+
+def exercise(
+    handler_class: Any, *, datagrams: bool = False, peer: Any = PEER, limits: Limits | None = None, server: Any = None
+) -> Exercise:
+    """Begin a request of a state or async handler, and be its peer.
+
+    With `datagrams`, each `send` is one datagram, and each `expect` takes one. `server` is what the handler finds as
+    `self.server`. Raises TypeError for a blocking handler, which needs a socket.
+    """
+    if not is_resumable(handler_class):
+        raise TypeError(
+            f"exercise() takes a StateRequestHandler or an AsyncRequestHandler, not {handler_class!r}: a blocking "
+            "handler needs a socket, such as one end of socket.socketpair()"
+        )
+    return Exercise(handler_class, datagrams, peer, limits, server)
+
+
+class Exercise:
+    """One request, seen from its peer. What returns the exercise can be chained.
+
+    An error that the handler does not take itself is raised by the call that led to it.
+    """
+
+    def __init__(self, handler_class: Any, datagrams: bool, peer: Any, limits: Limits | None, server: Any) -> None:
+        self.clock = FakeClock()
+        self._loop = Loop(limits, self.clock, _NoSelector, _NoWakeup)
+        self._loop.open()
+        self._errors: list[BaseException] = []
+        self._wire = _Wire(self._loop, datagrams)
+        self._begun = False
+        self._unread: list[bytes] = []  # what was sent, and the loop has not read
+        self._end_sent = False
+        self.entry = entry = Entry(
+            self._loop.table, _Server(self, handler_class, server), _InPlace(self._loop), peer, PEER, self._wire
+        )
+        self._wire.entry = entry
+        if datagrams:
+            entry.input = Inbox()
+            entry.input.has_peer = bool(peer)
+        self.handler = entry.handler = entry.resumable = handler_class(entry)
+        if not datagrams:
+            self._begin()
+
+    # -- what a peer does ---------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes) -> Self:
+        """Send it. It arrives whole, once the handler reads."""
+        if self._end_sent or self.is_over:
+            raise AssertionError(f"{data!r} can't be sent: the {'peer' if self._end_sent else 'handler'} has ended")
+        self._unread.append(data)
+        if not self._begun:
+            assert isinstance(self.entry.input, Inbox)
+            self.entry.input.deliver(self._unread.pop(), self._loop.limits.inbox_max)
+            self._begin()
+        return self._go_on()
+
+    def end(self) -> Self:
+        """Half-close: the handler meets the end of file, and its answer still arrives."""
+        self._end_sent = True
+        return self._go_on()
+
+    def reset(self) -> Self:
+        """Go away without a word."""
+        self._loop.end(self.entry, Event.LOST)
+        return self._go_on()
+
+    def jump(self, seconds: float) -> Self:
+        """Let time pass: timeouts and sleeps that are due by then happen, in their order."""
+        until = self.clock.now + seconds
+        while (at := self._loop.deadlines.next_at()) <= until:
+            self.clock.jump(max(0.0, at - self.clock.now))
+            self._go_on()
+        self.clock.jump(until - self.clock.now)
+        return self._go_on()
+
+    def read_nothing(self) -> Self:
+        """Stop reading: what the handler sends from here on stays where it is, until `read_on()`."""
+        self._wire.is_blocked = True
+        return self
+
+    def read_on(self) -> Self:
+        """Read again."""
+        self._wire.is_blocked = False
+        return self._go_on()
+
+    # -- what it finds ------------------------------------------------------------------------------------------------
+
+    @property
+    def output(self) -> bytes:
+        """What has come and was not yet expected; with datagrams, all of them together."""
+        return b"".join(self._wire.received)
+
+    @property
+    def is_over(self) -> bool:
+        """The handler has ended the connection, or the request has ended otherwise."""
+        return self._wire.ended or self.entry.state is State.CLOSED
+
+    def expect(self, data: bytes) -> Self:
+        """Take exactly that, no more and no less, from what has come: all of it, or, with datagrams, the next one."""
+        received = self._wire.received
+        if self._wire.datagrams:
+            found = received.pop(0) if received else None
+        else:
+            found = self.output
+            received.clear()
+        if found != data:
+            raise AssertionError(f"expected {data!r}, found {found!r}; the request {self._said()}")
+        return self
+
+    def expect_end(self) -> Self:
+        """Nothing more has come, and the connection has ended."""
+        if self.output or not self.is_over:
+            raise AssertionError(f"expected the end, found {self.output!r}; the request {self._said()}")
+        return self
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._loop.begin(self.entry)
+        self._go_on()
+
+    def _go_on(self) -> Self:
+        """Run the loop until the request waits for its peer or for time to pass."""
+        entry = self.entry
+        for _ in range(_PASSES_MAX):
+            before = entry.state, entry.steps, entry.bytes_in, entry.bytes_out
+            self._deliver()
+            self._loop.run_once(0)
+            if self._errors:
+                raise self._errors.pop()
+            if before == (entry.state, entry.steps, entry.bytes_in, entry.bytes_out) and entry.state is not State.READY:
+                return self
+        raise AssertionError(f"the request goes on and on: it {self._said()}")
+
+    def _deliver(self) -> None:
+        """What the kernel would do: hand over what was sent, take what is to be sent."""
+        entry = self.entry
+        if entry.state is State.READING and self._unread:
+            data = self._unread.pop(0)
+            entry.bytes_in += len(data)
+            entry.active_at = self.clock.now
+            if isinstance(entry.input, Inbox):
+                entry.input.deliver(data, self._loop.limits.inbox_max)
+            else:
+                entry.input.feed(data)
+            self._loop.step(entry, Event.INPUT_ARRIVED)
+        elif entry.state is State.READING and self._end_sent and not entry.input.ended:
+            entry.input.ended = True
+            self._loop.step(entry, Event.INPUT_ENDED)
+        elif entry.state is State.WRITING and not self._wire.is_blocked and self._wire.flush():
+            self._loop.output_taken(entry)
+
+    def _said(self) -> str:
+        if self.is_over:
+            return "has ended"
+        return f"is {self.entry.state.name} and waits for {self.entry.want!r}"
+
+
+class _Wire:
+    """The transport: bytes go straight to the test."""
+
+    request: Any = None
+    timeout_s: float | None = None
+
+    def __init__(self, loop: Loop, datagrams: bool) -> None:
+        self.datagrams = datagrams
+        self.received: list[bytes] = []
+        self.is_blocked = False
+        self.ended = False
+        self.entry: Entry
+        self._loop = loop
+
+    def poll(self, interest: int) -> None:
+        pass
+
+    def flush(self) -> bool:
+        entry = self.entry
+        while entry.output.pieces and not self.is_blocked:
+            piece = entry.output.pieces[0]
+            data = bytes(piece.read() if isinstance(piece, FileSlice) else piece)
+            if not data:
+                raise OSError("a file ended before what was to be sent of it")
+            self.received.append(data)
+            entry.bytes_out += len(data)
+            entry.output.consume(len(data))
+        return not entry.output.pieces
+
+    def finish(self) -> None:
+        self.ended = True
+        self._loop.end(self.entry, Event.RELEASED)
+
+    def release(self) -> None:
+        self.ended = True
+
+    def shut(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        pass
+
+
+class _Server:
+    """What the handler finds as `self.server`: the attributes of the test's own, and the table."""
+
+    server_address = PEER
+
+    def __init__(self, exercise: Exercise, handler_class: Any, own: Any) -> None:
+        self.RequestHandlerClass = handler_class
+        self._exercise = exercise
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    @property
+    def table(self) -> Any:
+        return self._exercise._loop.table
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exc_info()[1]
+        assert error is not None
+        self._exercise._errors.append(error)
+
+
+class _InPlace:
+    """The policy: everything here and now. A call runs at once, a hand-off changes nothing."""
+
+    name: ClassVar[str] = "exercise"
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    def begin_call(self, entry: Entry, want: Any) -> Callable[[], Any]:
+        try:
+            result = want.fn(*want.args, **want.kwargs)
+        except Exception as error:
+            result = Failure(error)
+        self._loop.post_result(entry, entry.calls, result)
+        return bool
+
+    def hand_off(self, entry: Entry, want: Want[Any]) -> Want[Any]:
+        self._loop.post_result(entry, entry.calls, None)
+        return want
+
+    def released(self) -> None:
+        pass
+
+
+class _NoSelector(selectors.BaseSelector):
+    """Watches nothing, and never waits."""
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return selectors.SelectorKey(fileobj, 0, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return selectors.SelectorKey(fileobj, 0, READ, None)
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return []
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return {}
+
+
+class _NoWakeup(Wakeup):
+    """There is nobody to wake."""
+
+    def __init__(self) -> None:
+        pass
+
+    def fileno(self) -> int:
+        return -1
+
+    def wake(self) -> None:
+        pass
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        yield
+
+    def close(self) -> None:
+        pass
