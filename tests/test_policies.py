@@ -1324,3 +1324,22 @@ def test_ctrl_c_ends_a_forking_server_and_its_children() -> None:
             os.killpg(process.pid, signal.SIGINT)
             out, _ = process.communicate(timeout=WAIT_S)
     assert out == "atexit in the parent\n"
+
+
+def test_a_parent_that_fails_after_its_fork_leaves_the_child_at_work(caplog: pytest.LogCaptureFixture) -> None:
+    class Fails(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            if os.fork():
+                raise ValueError("in the parent")
+            self.wfile.write(b"%d\n" % os.getpid())
+            self.rfile.readline()
+
+    with served(Fails) as server:
+        client = Client(server.server_address)
+        child = int(client.line())
+        wait_until(server, lambda: [row["policy"] for row in server.table.snapshot()] == ["fork"])
+        assert "ValueError: in the parent" in caplog.text
+        client.hang_up()
+        empty(server)
+        with pytest.raises(ChildProcessError):
+            os.waitpid(child, os.WNOHANG)

@@ -43,12 +43,11 @@ def run(entry: Entry, request: Any) -> int | None:
         entry.server.finish_request(request, entry.peer)
     except HandedOff:
         pass
-    except BaseException:
-        if os.getpid() == parent:
-            _FORKED.pop(entry, None)
+    except BaseException as error:
+        if os.getpid() == parent and not (entry in _FORKED and isinstance(error, Exception)):
             raise
         failed = True
-        _report(entry.server, request, entry.peer)
+        _report(entry.server, request, entry.peer)  # a child that was forked before has the rest all the same
     if os.getpid() != parent:
         try:
             _wait_for_forked(entry)

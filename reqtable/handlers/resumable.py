@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from threading import get_ident
 from typing import Any, BinaryIO, ClassVar, get_origin
 
-from reqtable.core.buffers import FileSlice
+from reqtable.core.buffers import FileSlice, Output
 from reqtable.core.errors import HandlerError, LimitExceeded
 from reqtable.core.states import State
 from reqtable.core.table import Entry, address_text
@@ -80,23 +81,16 @@ class ResumableHandler:
         entry = self.entry
         table = entry.table
         output = entry.output
-        own = True
-        held = output.held
-        thread = get_ident()
-        if entry is not table.running or thread != (table.thread or thread):
-            step = entry.elsewhere
-            if step is not None and step.thread == thread:
-                output = step.output
-                held += output.held
-            elif table.owner is not None and thread != (table.thread or thread):
-                table.owner.post(self._send, data)  # the output of a request is its own loop's
+        is_others = False  # another request's step sends, or the program
+        if entry is not table.running or get_ident() != (table.thread or get_ident()):
+            elsewhere = self._output_from_outside(self._send, data)
+            if elsewhere is None:
                 return
-            elif not self._is_open():
-                return
-            else:
-                own = False
+            output = elsewhere
+            is_others = output is entry.output
+        held = output.held if output is entry.output else output.held + entry.output.held
         if held + len(data) > table.limits.output_bytes_max:
-            if own:
+            if not is_others:
                 raise LimitExceeded("untaken output", table.limits.output_bytes_max)
             # the sender is not to blame, and is not held up
             log.warning(
@@ -106,7 +100,7 @@ class ResumableHandler:
             )
             table.cancel(entry.id)
             return
-        if not own:
+        if is_others:
             table.touched.append(entry)
         if data:
             output.append(data)
@@ -126,20 +120,31 @@ class ResumableHandler:
         entry = self.entry
         table = entry.table
         output = entry.output
-        thread = get_ident()
-        if entry is not table.running or thread != (table.thread or thread):
-            step = entry.elsewhere
-            if step is not None and step.thread == thread:
-                output = step.output
-            elif table.owner is not None and thread != (table.thread or thread):
-                table.owner.post(self.send_file, file, offset, count)
+        if entry is not table.running or get_ident() != (table.thread or get_ident()):
+            elsewhere = self._output_from_outside(self.send_file, file, offset, count)
+            if elsewhere is None:
                 return
-            elif not self._is_open():
-                return
-            else:
+            output = elsewhere
+            if output is entry.output:
                 table.touched.append(entry)
         if count:
             output.append_file(FileSlice(file, offset, count))
+
+    def _output_from_outside(self, again: Callable[..., None], *args: Any) -> Output | None:
+        """Where a send goes that is not of the step that the loop is in; None where it goes nowhere, at least not now.
+
+        A step that runs in another thread has an output of its own. Any other thread has the loop send, `again`: the
+        output of a request is its own loop's.
+        """
+        entry = self.entry
+        table = entry.table
+        thread = get_ident()
+        if entry.elsewhere is not None and entry.elsewhere.thread == thread:
+            return entry.elsewhere.output
+        if table.owner is not None and thread != (table.thread or thread):
+            table.owner.post(again, *args)
+            return None
+        return entry.output if self._is_open() else None
 
     def _is_open(self) -> bool:
         """Whether others may still send to this request: nothing shall follow its last answer."""
