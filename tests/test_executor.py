@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -358,3 +359,17 @@ def test_a_field_that_is_deleted_is_gone() -> None:
         assert client.ask(b"\n") == b"there\n"
         assert client.ask(b"\n") == b"gone\n"
         assert client.ask(b"\n") == b"gone\n"
+
+
+def test_a_worker_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "served_and_killed.py"
+    path.write_text(FILE)
+    command = [sys.executable, "-m", "reqtable", "serve", f"{path}:Served", "--bind", "tcp://127.0.0.1:0"]
+    with subprocess.Popen([*command, "--dispatch", "executor"], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().rpartition(":")[2])
+        with Client(("127.0.0.1", port)) as client:
+            worker = os.pidfd_open(int(client.ask(b"one\n").split()[0]))
+            process.kill()
+            assert select.select([worker], [], [], WAIT_S)[0], "it waits for work that will never come"
+            os.close(worker)

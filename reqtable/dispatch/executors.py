@@ -111,7 +111,8 @@ class Workers(Executor):
 
                 # Not forked: a worker would hold copies of the server's descriptors.
                 context = multiprocessing.get_context("spawn")
-                made: Any = ProcessPoolExecutor(**{"mp_context": context, **arguments})
+                ours = {"mp_context": context, "initializer": end_with_parent}
+                made: Any = ProcessPoolExecutor(**{**ours, **arguments})
             else:
                 made = thing_at(factory)(**arguments)
         except (Exception, SystemExit) as error:
@@ -281,6 +282,21 @@ def _pickled(run: Callable[[], Any]) -> bytes:
         return pickle.dumps((error if error is None else portable(error), value))
     unfit = f"a forked call returned a {type(value).__name__}, which can't be pickled"
     return pickle.dumps((HandlerError(unfit), None))
+
+
+def end_with_parent() -> None:
+    """In a worker: end when the server is gone, however it went. By itself a worker would wait for work for ever."""
+    from multiprocessing import connection, parent_process
+
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="reqtable-parent", daemon=True).start()
 
 
 def guarded(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
