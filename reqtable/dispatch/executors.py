@@ -188,7 +188,7 @@ class _ForkedCall(Future[Any]):
         try:
             ends = reader, writer = os.pipe()
             pid = fork()
-        except OSError as error:  # no descriptor, or no process, left
+        except Exception as error:  # no descriptor or process left; or 3.12's warning about threads, made an error
             for end in ends:
                 os.close(end)
             self._executor.ended(self)
