@@ -147,16 +147,16 @@ class Fork(Delegating):
                 delegation.end()
             self.vacate()
 
-        self.children[pid] = None
-        if self.dispatcher.loop.in_other_thread:  # a driver of another thread may be gone before the child is
-            self.dispatcher.loop.post(self._register, pid, ended)
-        else:
-            self._register(pid, ended)
         server = entry.server
         active = getattr(server, "active_children", None)
         if active is None:
             active = server.active_children = set()  # type: ignore[attr-defined]
         active.add(pid)
+        self.children[pid] = None
+        if self.dispatcher.loop.in_other_thread:  # a driver of another thread may be gone before the child is
+            self.dispatcher.loop.post(self._register, pid, ended)
+        else:
+            self._register(pid, ended)
         if isinstance(delegation.transport, Lent):
             server.close_request(delegation.request)
         else:
