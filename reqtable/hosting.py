@@ -171,6 +171,7 @@ class Hosted:
     def handle_request(self) -> None:
         """Serve one request, to its end, or call `handle_timeout()` when none comes in time.
 
+        A thread or a child that has the request of a blocking handler is not waited for, as in `socketserver`.
         The time is the shorter one of `timeout` and the socket's own timeout, in seconds. Raises ValueError after
         `server_close()`.
         """

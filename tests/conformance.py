@@ -283,7 +283,7 @@ def stream_dialogue(name: str, client: Stream) -> bytes:
         return got
 
 
-def datagram_dialogue(name: str, client: Grams, style: str) -> list[bytes]:
+def datagram_dialogue(name: str, client: Grams) -> list[bytes]:
     """Hold the dialogue; the datagrams that the client got."""
     if name == "echo":
         client.send(b"one")
@@ -365,7 +365,7 @@ def check(policy: str, style: str, transport: str, dialogue: str, folder: Path) 
             if stream:
                 assert stream_dialogue(dialogue, client) == STREAM_EXPECTED[dialogue]
             else:
-                assert datagram_dialogue(dialogue, client, style) == DATAGRAM_EXPECTED[dialogue]
+                assert datagram_dialogue(dialogue, client) == DATAGRAM_EXPECTED[dialogue]
         finally:
             client.close()
         wait_until(server, lambda: len(server.table) == 0)

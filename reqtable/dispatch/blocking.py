@@ -28,7 +28,7 @@ _SERVED: dict[int, Entry] = {}
 # The child that the handler of a request has forked and not yet returned from.
 _FORKED: dict[Entry, int] = {}
 # A fork by these is not one that hands the request to the child.
-_NOT_HANDLERS = ("multiprocessing.", "subprocess", "pty", "loky.", "reqtable.dispatch.")
+_NOT_HANDLERS = {"multiprocessing", "subprocess", "pty", "loky"}
 _pipes: dict[int, tuple[Entry, int, int]] = {}  # of the forks that are under way
 
 
@@ -131,7 +131,10 @@ def _serving() -> Entry | None:
 
 def _before_fork() -> None:
     entry = _serving()
-    if entry is None or sys._getframe(1).f_globals.get("__name__", "").startswith(_NOT_HANDLERS):
+    if entry is None:
+        return
+    caller = sys._getframe(1).f_globals.get("__name__", "")
+    if caller.partition(".")[0] in _NOT_HANDLERS or caller.startswith("reqtable.dispatch."):
         return
     with contextlib.suppress(OSError):  # out of descriptors: the child runs as if forked by any program
         _pipes[get_ident()] = entry, *os.pipe()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from reqtable.core.states import State
 from reqtable.core.table import Entry, Resumable
-from reqtable.core.wants import ELSEWHERE, VACANCY, HandOff, Want
+from reqtable.core.wants import ELSEWHERE, VACANCY, Want, hand_off
 from reqtable.dispatch.base import Policy
 from reqtable.dispatch.blocking import end_forked, serve_in_thread
 from reqtable.dispatch.driver import Driver
@@ -28,7 +28,7 @@ class HandingOff:
     def __init__(self, entry: Entry, handler: Resumable | None, policy: str) -> None:
         self._entry = entry
         self._handler = handler
-        self._want = HandOff(policy)
+        self._want = hand_off(policy)
 
     def _resume(self, item: Any) -> Want[Any]:
         if self._handler is not None:
@@ -220,6 +220,11 @@ class Delegating(Policy):
                 raise
             return self._wait(entry)
         return ELSEWHERE
+
+    def taken_back(self, delegation: Delegation) -> None:
+        """In the loop: whoever had a request is done with it, and free."""
+        delegation.end()
+        self.vacate()
 
     def vacate(self) -> None:
         """There may be a vacancy: let those go on that wait for one."""

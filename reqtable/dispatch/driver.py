@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from reqtable.core.buffers import Input, Output
+from reqtable.core.buffers import Inbox, Input, Output
 from reqtable.core.states import READ, Event
 from reqtable.core.table import Entry
 from reqtable.engine.datagram import Session
@@ -30,14 +30,9 @@ _Selector: Callable[[], selectors.BaseSelector] = getattr(selectors, "PollSelect
 class _DrivenStream(Stream):
     """The connection, while it is driven."""
 
-    __slots__ = ("finished",)
-
-    def __init__(self, loop: Any, request: Any) -> None:
-        super().__init__(loop, request)
-        self.finished = False
+    __slots__ = ()
 
     def finish(self) -> None:
-        self.finished = True
         self.engine.end(self.entry, Event.RELEASED)
 
     def release(self) -> None:
@@ -47,11 +42,10 @@ class _DrivenStream(Stream):
 class _DrivenSession(Session):
     """The datagrams of one peer, while they are driven; in a child, the later ones come by `feed`."""
 
-    __slots__ = ("feed", "finished")
+    __slots__ = ("feed",)
 
     def __init__(self, loop: Any, request: Any) -> None:
         super().__init__(loop, request)
-        self.finished = False
         self.feed: _Feed | None = None
 
     def poll(self, interest: int) -> None:
@@ -61,7 +55,6 @@ class _DrivenSession(Session):
             self.feed.poll(READ if interest & READ and self.inbox.is_session else 0)
 
     def finish(self) -> None:
-        self.finished = True
         self.engine.end(self.entry, Event.RELEASED)
 
     def release(self) -> None:
@@ -91,7 +84,8 @@ class Driver(Loop):
         super().__init__(table.limits, table.clock, _Selector, Wakeup)
         self.table.driver = policy.name
         self.table.last_id = origin.id - 1  # the request keeps its number
-        transport: Any = (_DrivenSession if isinstance(request, tuple) else _DrivenStream)(self, request)
+        kind: Any = _DrivenSession if isinstance(request, tuple) else _DrivenStream
+        transport = kind(self, request)
         self.origin = origin
         self.entry = entry = Entry(self.table, origin.server, policy, origin.peer, origin.local, transport)
         self.transport = transport
@@ -99,8 +93,8 @@ class Driver(Loop):
         entry.created_at = origin.created_at
         entry.calls = origin.calls
         move(origin, entry)
-        if isinstance(transport, Session):
-            transport.inbox = entry.input  # type: ignore[assignment]
+        if isinstance(entry.input, Inbox):
+            transport.inbox = entry.input
         entry.resumable = dispatcher.driven(entry, entry.handler)
         self._over = False
 

@@ -65,8 +65,4 @@ class Pool(Delegating):
         self._serving.pop(delegation, None)
         owner = delegation.entry.table.owner
         assert owner is not None
-        owner.post(self._ended, delegation)
-
-    def _ended(self, delegation: InThread) -> None:
-        delegation.end()
-        self.vacate()
+        owner.post(self.taken_back, delegation)

@@ -112,7 +112,7 @@ class Shipped(Stepping):
             handler_class, _reference(handler_class)
         )
 
-    def _submit(self, number: int, method: str, argument: Any) -> Future[Any]:
+    def _submit(self, method: str, argument: Any) -> Future[Any]:
         entry = self._entry
         handler = self._handler
         _check_declared(handler)  # a state that runs on the loop may have set what would be lost here
@@ -156,7 +156,7 @@ class Shipped(Stepping):
                 if error is not None:
                     owner.post(report, error)
 
-            self._submit(entry.calls, "on_close", None).add_done_callback(closed)
+            self._submit("on_close", None).add_done_callback(closed)
 
     def _step(self) -> str:
         return f"{type(self._handler).__name__}.{self._handler.state_name}"

@@ -29,7 +29,7 @@ class Stepping:
         self._is_out = False
         self._closes = False  # the request ended while its step was out
 
-    def _submit(self, number: int, method: str, argument: Any) -> Future[Any]:
+    def _submit(self, method: str, argument: Any) -> Future[Any]:
         """Begin a step: `method` of the handler, `_resume` or `_throw`."""
         raise NotImplementedError
 
@@ -62,7 +62,7 @@ class Stepping:
         owner = self._entry.table.owner
         assert owner is not None
         post = owner.post
-        future = self._submit(number, method, argument)
+        future = self._submit(method, argument)
         self._is_out = True
         future.add_done_callback(lambda done: post(self._done, number, done))
         return STEP
@@ -87,7 +87,7 @@ class Pooled(Stepping):
         super().__init__(entry, handler)
         self._executor = executor
 
-    def _submit(self, number: int, method: str, argument: Any) -> Future[Any]:
+    def _submit(self, method: str, argument: Any) -> Future[Any]:
         step = self._entry.elsewhere = _ThreadStep()
         try:
             return self._executor.submit(step.run, getattr(self._handler, method), argument)

@@ -67,8 +67,4 @@ class Thread(Delegating):
             delegation.serve()
         finally:
             self.threads.pop(threading.current_thread(), None)
-            owner.post(self._ended, delegation)
-
-    def _ended(self, delegation: InThread) -> None:
-        delegation.end()
-        self.vacate()
+            owner.post(self.taken_back, delegation)

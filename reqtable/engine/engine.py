@@ -50,7 +50,7 @@ class Engine(Loop):
     def discard(self, server: Server) -> None:
         """End every request of `server` and host it no more. The last one's descriptors go with it."""
         self.unlisten(server)  # here and now: the descriptor is closed next
-        if self.table.thread not in (None, threading.get_ident()):
+        if self.in_other_thread:
             self.post(self.discard, server)
             return
         self.end_requests(server)
