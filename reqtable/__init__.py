@@ -33,6 +33,7 @@ from reqtable.core.wants import (
     until,
 )
 from reqtable.engine.engine import Engine
+from reqtable.engine.system import System
 from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.state import StateInfo, StateRequestHandler, Transition, state
@@ -87,6 +88,7 @@ __all__ = [
     "StateInfo",
     "StateRequestHandler",
     "StreamRequestHandler",
+    "System",
     "TCPServer",
     "TableMixIn",
     "TableTCPServer",

@@ -15,6 +15,7 @@ from typing import Any, Self
 from reqtable.config import Config
 from reqtable.core.errors import PeerError
 from reqtable.core.table import address_text
+from reqtable.engine.system import SYSTEM
 from reqtable.hosting import Hosted
 
 log = logging.getLogger("reqtable")
@@ -119,7 +120,7 @@ class TCPServer(BaseServer):
         config: Config | None = None,
     ) -> None:
         super().__init__(server_address, RequestHandlerClass, dispatch=dispatch, config=config)
-        self.socket = socket.socket(self.address_family, self.socket_type)
+        self.socket = SYSTEM.get().socket(self.address_family, self.socket_type)
         if bind_and_activate:
             try:
                 self.server_bind()

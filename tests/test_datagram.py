@@ -16,6 +16,7 @@ from reqtable import (
     AsyncRequestHandler,
     DatagramRequestHandler,
     StateRequestHandler,
+    System,
     datagram,
     line,
     rest,
@@ -45,7 +46,7 @@ class Stepwise:
         self.clock = clock
         kind = reqtable.UDPServer if isinstance(address, tuple) else reqtable.UnixDatagramServer
         self.server = kind(address, handler)
-        self.engine = reqtable.Engine(clock=clock, limits=reqtable.Limits(**limits)).add(self.server)
+        self.engine = reqtable.Engine(system=System(clock=clock), limits=reqtable.Limits(**limits)).add(self.server)
         self.engine.open()
         self.engine.listen(self.server)
 

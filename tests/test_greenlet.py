@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import reqtable
-from reqtable import Engine, State
+from reqtable import Engine, State, System
 from reqtable.dispatch.cooperative import CooperativeSocket
 from tests.conftest import WAIT_S, Client, FakeClock, serving, wait_until
 
@@ -480,7 +480,7 @@ def pass_by_pass(clock: FakeClock, operation: Callable[[Any], Any]) -> tuple[Ser
                 given.append((type(error), str(error)))
 
     server = Server(ANY, Handler)
-    Engine(clock=clock).add(server).open()
+    Engine(system=System(clock=clock)).add(server).open()
     server.engine.listen(server)
     return server, given
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import reqtable
-from reqtable import Event, Limits, State, chunk, exactly, flushed, line, rest, sleep, state
+from reqtable import Event, Limits, State, System, chunk, exactly, flushed, line, rest, sleep, state
 from reqtable.core.buffers import MISSING
 from reqtable.core.states import READ, WRITE
 from reqtable.core.table import Entry
@@ -38,7 +38,7 @@ class World:
 
     def __init__(self, clock: FakeClock, handler: Any = Echo, **limits: Any) -> None:
         self.clock = clock
-        self.engine = reqtable.Engine(clock=clock, limits=Limits(**limits))
+        self.engine = reqtable.Engine(system=System(clock=clock), limits=Limits(**limits))
         self.server = reqtable.TCPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
         self.engine.add(self.server)
         self.engine.open()
@@ -667,7 +667,7 @@ def test_what_a_hook_raises_leaves_a_loop_that_can_go_on(clock: FakeClock) -> No
 )
 def test_any_selector_will_do(selector: type[selectors.BaseSelector]) -> None:
     server = reqtable.TCPServer(("127.0.0.1", 0), Echo)
-    reqtable.Engine(selector=selector).add(server)
+    reqtable.Engine(system=System(selector=selector)).add(server)
     with serving(server), Client(server.server_address) as client:
         assert client.ask(b"any\n") == b"any\n"
 
@@ -964,7 +964,7 @@ def test_a_flooding_client_does_not_starve_the_others_under_greenlet(clock: Fake
                 feeder.send(b"x" * len(data))  # there is always more
 
     server = reqtable.TCPServer(("127.0.0.1", 0), Sink, dispatch="greenlet")
-    reqtable.Engine(clock=clock).add(server)
+    reqtable.Engine(system=System(clock=clock)).add(server)
     with server, socket.create_connection(server.server_address) as feeder:
         feeder.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         feeder.send(b"x" * 5000)

@@ -215,7 +215,8 @@ class TableMachine(RuleBasedStateMachine):
         wanted = State[state] if isinstance(state, str) else state
         expected = []
         for entry, row in self.model.items():
-            shown = State.RUNNING if entry is self.table.running else row["state"]
+            is_running = entry is self.table.running and row["state"] is not State.CLOSED
+            shown = State.RUNNING if is_running else row["state"]
             if (
                 shown is not State.CLOSED  # it is gone but for the reaping
                 and (wanted is None or shown is wanted)

@@ -211,10 +211,13 @@ class Entry:
 
     def advance(self, event: Event) -> None:
         """Move to the state that follows `event`. Raises ReqtableError where there is none: a bug of the engine."""
+        before = self.state
         try:
-            self.state = TRANSITIONS[self.state][event]
+            self.state = TRANSITIONS[before][event]
         except KeyError:
-            raise ReqtableError(f"request {self.id}: {event.value!r} can't happen in {self.state.name}") from None
+            raise ReqtableError(f"request {self.id}: {event.value!r} can't happen in {before.name}") from None
+        if self.table.on_transition is not None:
+            self.table.on_transition(self, before, event)
 
     def begin_call(self) -> int:
         """Wait for a result from elsewhere; returns the number that it is to come with."""
@@ -238,6 +241,7 @@ class RequestTable:
         self.last_id = 0
         self.owner: Owner | None = None
         self.thread: int | None = None  # the `threading.get_ident()` of the thread that runs the loop, while one does
+        self.on_transition: Callable[[Entry, State, Event], None] | None = None  # told of each, when it has happened
         self.driver: str | None = None  # the policy whose thread or child has this table to itself, for one request
         self._entries: dict[int, Entry] = {}
 

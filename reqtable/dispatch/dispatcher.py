@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 from reqtable.config import Config, ExecutorOptions
@@ -117,7 +117,7 @@ class Dispatcher:
     def _make_executor(self, name: str) -> Executor:
         calls_max = self.server.engine.limits.calls_max
         if name == "thread":
-            return ThreadPoolExecutor(calls_max, thread_name_prefix="reqtable-call")
+            return self.server.engine.system.executor(calls_max, "reqtable-call")  # type: ignore[no-any-return]
         if name == "fork":
             return ForkExecutor(self, calls_max)
         if name == "process":

@@ -18,8 +18,8 @@ from reqtable.core.table import Entry
 from reqtable.engine.datagram import Session
 from reqtable.engine.loop import Loop
 from reqtable.engine.stream import Stream
+from reqtable.engine.system import System
 from reqtable.engine.transports import Polled
-from reqtable.engine.wakeup import Wakeup
 
 DATAGRAM_BYTES = 65_536
 
@@ -81,7 +81,7 @@ class Driver(Loop):
 
     def __init__(self, origin: Entry, policy: Any, dispatcher: Any, request: Any) -> None:
         table = origin.table
-        super().__init__(table.limits, table.clock, _Selector, Wakeup)
+        super().__init__(table.limits, System(clock=table.clock, selector=_Selector))
         self.table.driver = policy.name
         self.table.last_id = origin.id - 1  # the request keeps its number
         kind: Any = _DrivenSession if isinstance(request, tuple) else _DrivenStream

@@ -7,12 +7,13 @@ slow clients share a few. Steps of one request never overlap. A blocking handler
 from __future__ import annotations
 
 import concurrent.futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from typing import Any
 
 from reqtable.core.table import Entry, Resumable
 from reqtable.dispatch.delegating import Delegating, InThread
 from reqtable.dispatch.stepping import Pooled
+from reqtable.engine.system import SYSTEM
 
 
 class Pool(Delegating):
@@ -59,7 +60,7 @@ class Pool(Delegating):
 
     def _make_threads(self) -> None:
         self._serving: dict[InThread, Future[None]] = {}
-        self._threads = ThreadPoolExecutor(self.dispatcher.config.pool.size, thread_name_prefix="reqtable-pool")
+        self._threads: Executor = SYSTEM.get().executor(self.dispatcher.config.pool.size, "reqtable-pool")
 
     def _served(self, delegation: InThread, done: Future[None]) -> None:
         self._serving.pop(delegation, None)

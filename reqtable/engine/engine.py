@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import selectors
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,21 +12,17 @@ from reqtable.core.table import Entry, Server
 from reqtable.engine.datagram import Session
 from reqtable.engine.listener import EXHAUSTED, Listener
 from reqtable.engine.loop import Loop
-from reqtable.engine.wakeup import Wakeup
+from reqtable.engine.system import SYSTEM, System
 
 
 class Engine(Loop):
-    """One loop and one table, for one server or for several (`add`). The arguments are those of `Loop`."""
+    """One loop and one table, for one server or for several (`add`).
 
-    def __init__(
-        self,
-        *,
-        limits: Limits | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector,
-        wakeup: Callable[[], Wakeup] = Wakeup,
-    ) -> None:
-        super().__init__(limits, clock, selector, wakeup)
+    `system` has its clock and its kind of selector, for one: `Engine(system=System(selector=SelectSelector))`.
+    """
+
+    def __init__(self, *, limits: Limits | None = None, system: System | None = None) -> None:
+        super().__init__(limits, SYSTEM.get() if system is None else system)
         self.sessions: dict[tuple[Server, Any], Session] = {}
         self._stopping = False
         self._stopped = threading.Event()

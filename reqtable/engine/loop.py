@@ -10,12 +10,13 @@ The rules:
   marks; reaping frees.
 * The loop never blocks but in its poll, and everything that can end a wait can end the poll: a socket, a deadline, or
   a wake-up from another thread or a signal.
-* Clock, selector and wake-up are given to the constructor, so that a simulation can own them.
+* Clock, selector, wake-up and sockets come from the `System` that it is given, so that a simulation can own them.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import selectors
 import signal
 import threading
@@ -32,7 +33,9 @@ from reqtable.core.limits import Limits
 from reqtable.core.states import INTEREST, READ, TRANSITIONS, Event, State
 from reqtable.core.table import Entry, RequestTable, Server, address_text
 from reqtable.core.wants import ENDED, TURN, Call, Failure, HandOff, Sleep, Want
+from reqtable.engine.invariants import Invariants
 from reqtable.engine.listener import Listener
+from reqtable.engine.system import System
 from reqtable.engine.transports import OVER, RELEASED, abandon
 from reqtable.engine.wakeup import Wakeup
 
@@ -50,28 +53,17 @@ TABLES: dict[int, RequestTable] = {}
 
 
 class Loop:
-    """The loop over one table.
+    """The loop over one table. Its selector and its wake-up are made when it first needs them."""
 
-    `clock` gives seconds and never goes back; `selector` and `wakeup` make the selector (any
-    `selectors.BaseSelector`) and the wake-up, when the engine first needs them.
-    """
-
-    def __init__(
-        self,
-        limits: Limits | None,
-        clock: Callable[[], float],
-        selector: Callable[[], selectors.BaseSelector],
-        wakeup: Callable[[], Wakeup],
-    ) -> None:
-        self.table = RequestTable(clock, limits)
+    def __init__(self, limits: Limits | None, system: System) -> None:
+        self.system = system
+        self.table = RequestTable(system.clock, limits)
         self.table.owner = self
         self.limits = self.table.limits
         self.deadlines = Deadlines()
         self.servers: list[Server] = []
         self.in_child: list[Callable[[], None]] = []  # called in a forked child, which leaves all of this behind
-        self._clock = clock
-        self._make_selector = selector
-        self._make_wakeup = wakeup
+        self._clock = system.clock
         self._selector: selectors.BaseSelector | None = None
         self._wakeup: Wakeup | None = None
         self._listeners: list[Listener] = []
@@ -81,6 +73,7 @@ class Loop:
         self._posts: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._closed: list[Entry] = []
         self._calls: dict[Entry, Callable[[], Any]] = {}  # what gives up the call that an entry waits for
+        self.invariants = Invariants(self) if os.environ.get("REQTABLE_DEBUG", "0") != "0" else None
         self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
         self._stop: Callable[[], bool] = bool
 
@@ -139,20 +132,30 @@ class Loop:
             listener.consider(now, freed)
         for server in tuple(self.servers):
             server.service_actions()
+        if self.invariants is not None:
+            self.invariants.check()
 
     def _patience(self, most_s: float | None) -> float | None:
         """How long the poll may last: not at all while there is something to do, else until the next deadline."""
         if self._turns or self._posts or self._closed or self.table.touched:
             return 0
+        at = self._due_at()
+        if at == inf:
+            return most_s
+        wait = max(0.0, min(at - self._clock(), _PATIENCE_MAX_S))
+        return wait if most_s is None else min(wait, most_s)
+
+    def next_at(self) -> float:
+        """When it has to do something by itself, on its clock; infinity where nothing is due, ever."""
+        return self.table.now if self._patience(None) == 0 else self._due_at()
+
+    def _due_at(self) -> float:
         at = self.deadlines.next_at()
         if self._timers:
             at = min(at, self._timers[0][0])
         for listener in self._listeners:
             at = min(at, listener.resting_until)
-        if at == inf:
-            return most_s
-        wait = max(0.0, min(at - self._clock(), _PATIENCE_MAX_S))
-        return wait if most_s is None else min(wait, most_s)
+        return at
 
     def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
         """Run the steps of `entry` whose input is there, within its share of the pass; flush once; settle.
@@ -475,9 +478,9 @@ class Loop:
     def open(self) -> None:
         """Take the descriptors that a loop needs. Harmless when they are there."""
         if self._selector is None:
-            wakeup = self._make_wakeup()
+            wakeup = self.system.wakeup()
             try:
-                self._selector = self._make_selector()
+                self._selector = self.system.selector()
             except BaseException:
                 wakeup.close()
                 raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +102,7 @@ class Stream(Polled):
             file = piece.file.fileno()
         except (AttributeError, OSError):
             return int(self.request.send(piece.read()))  # not a file of the kernel's
-        return os.sendfile(self.fd, file, piece.offset, min(piece.remaining, CHUNK_BYTES))
+        return self.engine.system.sendfile(self.fd, file, piece.offset, min(piece.remaining, CHUNK_BYTES))
 
     def finish(self) -> None:
         """Shut the write side; wait for the peer's end of file unless it has come: closing now could cut the answer."""

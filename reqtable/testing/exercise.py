@@ -1,8 +1,4 @@
-"""Testing handlers without sockets, threads or waiting.
-
-    from reqtable.testing import exercise
-
-    exercise(Notes).send(b"put 5\\n").send(b"a b c").send(b"count\\n").expect(b"3\\n")
+"""One handler and a test for a peer: no sockets, no threads, no waiting.
 
 It is the real loop that steps the handler, on a clock that only the test moves: the wants, the limits and the timeouts
 are those of a server.
@@ -23,28 +19,12 @@ from reqtable.core.table import Entry
 from reqtable.core.wants import Failure, Want
 from reqtable.dispatch import is_resumable
 from reqtable.engine.loop import Loop
+from reqtable.engine.system import System
 from reqtable.engine.wakeup import Wakeup
-
-__all__ = ["Exercise", "FakeClock", "exercise"]
+from reqtable.testing.clock import FakeClock
 
 PEER = ("192.0.2.1", 50_000)  # an address that is nobody's (RFC 5737)
 _PASSES_MAX = 10_000
-
-
-class FakeClock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def jump(self, seconds: float) -> None:
-        """Let `seconds` pass, all at once. Raises ValueError for less than none."""
-        if not seconds >= 0:
-            raise ValueError(f"a clock can't go back by {-seconds} seconds")
-        self.now += seconds
 
 
 def exercise(
@@ -71,7 +51,7 @@ class Exercise:
 
     def __init__(self, handler_class: Any, datagrams: bool, peer: Any, limits: Limits | None, server: Any) -> None:
         self.clock = FakeClock()
-        self._loop = Loop(limits, self.clock, _NoSelector, _NoWakeup)
+        self._loop = Loop(limits, System(clock=self.clock, selector=_NoSelector, wakeup=_NoWakeup))
         self._loop.open()
         self._errors: list[BaseException] = []
         self._wire = _Wire(self._loop, datagrams)

@@ -1,0 +1,166 @@
+"""What must hold after every pass of a loop.
+
+A simulation checks it always, a server where the environment has `REQTABLE_DEBUG=1`. What is broken is a bug of the
+engine, never of a handler or a peer: `InvariantBroken` ends the loop.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from reqtable.core.buffers import FileSlice
+from reqtable.core.errors import ReqtableError
+from reqtable.core.states import INTEREST, State
+from reqtable.core.table import Entry
+from reqtable.engine.stream import Stream
+from reqtable.engine.transports import RELEASED, Polled
+
+if TYPE_CHECKING:
+    from reqtable.engine.loop import Loop
+
+# Nothing is left in these between two passes.
+_NEVER_SUSPENDED = {State.OPENING, State.RUNNING, State.CLOSED}
+_STEPS_OF_A_STARVED = 2  # passes that a READY request may wait
+
+
+class InvariantBroken(ReqtableError):
+    """The engine has contradicted itself."""
+
+
+class Invariants:
+    """The checks of one loop. What may last a pass, but not two, is remembered from one to the next."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._overdue: dict[Entry, tuple[float, int]] = {}  # its deadline and its steps
+        self._ready: dict[Entry, tuple[int, int]] = {}  # its steps, and for how many passes it has had no other
+
+    def check(self) -> None:
+        """Raise InvariantBroken where something does not hold."""
+        loop = self._loop
+        turns = Counter(loop._turns)
+        for entry in loop.table:
+            self._check_state(entry)
+            self._check_output(entry)
+            self._check_deadline(entry)
+            self._must(
+                turns[entry] == (entry.state is State.READY), entry, f"is {turns[entry]} times in the queue of turns"
+            )
+            self._must(
+                entry not in loop._calls or entry.state in (State.OFFLOADED, State.READY, State.WRITING),
+                entry,
+                "has a call that it does not wait for",
+            )
+        self._check_overdue()
+        self._check_starved()
+        self._check_registered()
+        for entry in (*loop._calls, *turns):
+            if entry.state is not State.CLOSED:
+                self._must(entry in loop.table, entry, "is not in the table, but goes on")
+        for entry in loop._calls:
+            self._must(entry.state is not State.CLOSED, entry, "is closed, and its call is not given up")
+        for session in getattr(loop, "sessions", {}).values():
+            self._must(session.entry in loop.table, session.entry, "is not in the table, but its session is known")
+        self._must(loop.table.running is None, loop.table.running, "is running between two passes")
+
+    def _must(self, holds: Any, what: object, problem: str) -> None:
+        if not holds:
+            raise InvariantBroken(f"{what!r} {problem}")
+
+    def _check_state(self, entry: Entry) -> None:
+        must = self._must
+        must(isinstance(entry.state, State), entry, "is in no state at all")
+        must(entry.state not in _NEVER_SUSPENDED, entry, "can't be suspended in that state")
+        must(entry.transport is not RELEASED, entry, "is in the table, but its transport is gone")
+        must(entry.active_at <= self._loop.table.now, entry, "was active in the future")
+        transport = entry.transport
+        if isinstance(transport, Stream):
+            # The others are polled at times only: a lent socket may be closed while it is waited for.
+            must(
+                transport.watched == INTEREST[entry.state],
+                entry,
+                f"is polled for {transport.watched}, not for {INTEREST[entry.state]}",
+            )
+
+    def _check_output(self, entry: Entry) -> None:
+        output = entry.output
+        held = sum(len(piece) for piece in output.pieces if not isinstance(piece, FileSlice))
+        size = held + sum(piece.remaining for piece in output.pieces if isinstance(piece, FileSlice))
+        self._must(
+            (output.held, output.size) == (held, size), entry, f"holds {held} of {size} bytes, and says otherwise"
+        )
+        touched = entry in self._loop.table.touched  # a handler that was closed last in the pass sent to it
+        if isinstance(entry.transport, Stream) and not touched:
+            self._must(not size or entry.state is State.WRITING, entry, f"does not wait to send {size} bytes")
+
+    def _check_deadline(self, entry: Entry) -> None:
+        loop = self._loop
+        at = entry.deadline
+        if at is None:
+            timeout = None if entry.state in (State.READY, State.LINGERING) else loop._timeout_of(entry)
+            self._must(timeout is None or self._is_new(entry), entry, f"should have {timeout} s, and has no deadline")
+            self._must(entry.state is not State.SLEEPING, entry, "would never wake up")
+            self._must(entry.state is not State.LINGERING, entry, "would linger for ever")
+            self._must(entry.state is not State.WRITING or not entry.output.size, entry, "may write for ever")
+            return
+        self._must(entry.queued_at <= at, entry, f"is due at {at}, and would be looked at only at {entry.queued_at}")
+        longest = _longest_wait(loop, entry)
+        if longest is not None:
+            self._must(at <= loop.table.now + longest + 1e-6, entry, f"may wait {at - loop.table.now} s, not {longest}")
+
+    def _is_new(self, entry: Entry) -> bool:
+        """An entry whose first step has not run has no deadline yet."""
+        return not entry.steps
+
+    def _check_overdue(self) -> None:
+        now = self._loop.table.now
+        overdue = {
+            entry: (entry.deadline, entry.steps)
+            for entry in self._loop.table
+            if entry.deadline is not None and entry.deadline <= now
+        }
+        for entry, since in overdue.items():
+            self._must(self._overdue.get(entry) != since, entry, f"was due {now - since[0]:g} s ago, and is let be")
+        self._overdue = overdue
+
+    def _check_starved(self) -> None:
+        before, self._ready = self._ready, {}
+        for entry in self._loop.table:
+            if entry.state is State.READY:
+                steps, passes = before.get(entry, (-1, 0))
+                passes = passes + 1 if steps == entry.steps else 0
+                self._ready[entry] = entry.steps, passes
+                self._must(passes < _STEPS_OF_A_STARVED, entry, f"had no turn for {passes} passes")
+
+    def _check_registered(self) -> None:
+        """The selector watches what is to be watched, and nothing else."""
+        loop = self._loop
+        watched: dict[int, Polled] = {listener.fd: listener for listener in loop._listeners if listener.watched}
+        for entry in loop.table:
+            transport = entry.transport
+            if isinstance(transport, Polled) and transport.watched:
+                self._must(transport.fd not in watched, entry, f"has the descriptor of {watched.get(transport.fd)!r}")
+                watched[transport.fd] = transport
+        for key in loop.selector.get_map().values():
+            data = key.data
+            if not isinstance(data, Polled):
+                continue
+            known = watched.pop(key.fd, None)
+            owner: Entry | None = getattr(data, "entry", None)
+            if known is None and owner is None:
+                continue  # a child's, or another's that is no request
+            self._must(known is data, owner, f"is not to be polled, and descriptor {key.fd} is")
+            self._must(key.events == data.watched, owner or data, f"is polled for {key.events}, not for {data.watched}")
+        self._must(not watched, list(watched.values()), "are to be polled, and are not")
+
+
+def _longest_wait(loop: Loop, entry: Entry) -> float | None:
+    """How long that entry may wait from now on at the most; None where that is not known."""
+    if entry.state is State.LINGERING:
+        return loop.limits.linger_timeout_s
+    if entry.state is State.WRITING and entry.output.size:
+        return loop.limits.write_timeout_s
+    if entry.state is State.READING:
+        return loop._timeout_of(entry)
+    return None

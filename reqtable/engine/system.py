@@ -1,0 +1,37 @@
+"""What an engine takes from the operating system, in one object, so that a simulation can stand in for all of it."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from reqtable.engine.wakeup import Wakeup
+
+
+def threads(most: int | None, name: str) -> Executor:
+    """The real executor."""
+    from concurrent.futures import ThreadPoolExecutor  # where there are no threads it can't be imported
+
+    return ThreadPoolExecutor(most, thread_name_prefix=name)
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """The defaults are the real one's."""
+
+    clock: Callable[[], float] = time.monotonic  # seconds; never goes back
+    selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
+    wakeup: Callable[[], Wakeup] = Wakeup
+    socket: type[socket.socket] = socket.socket
+    sendfile: Callable[[int, int, int, int], int] = os.sendfile
+    executor: Callable[[int | None, str], Executor] = threads  # how many threads, and how they are named
+
+
+# Servers and engines are made in the one that is set here.
+SYSTEM: ContextVar[System] = ContextVar("SYSTEM", default=System())  # noqa: B039  # it is frozen

@@ -1,0 +1,305 @@
+"""`Client`: what one client does, as a script; `Peer`: a script being played on a simulated network."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Self
+
+from reqtable.testing.network import SimNetwork
+from reqtable.testing.sockets import DatagramEnd, StreamEnd
+
+# What a script waits for: a condition, and for how long at the most (seconds; None: as long as it takes).
+Waits = Generator[tuple[Callable[[], bool], float | None], None, None]
+
+
+class Client:
+    """A script: sends, expectations, pauses, ends. What returns the client can be chained, and it can be used again.
+
+        Client().send(b"put 5\\n").pause(3).send(b"a b c").send(b"count\\n").expect(b"3\\n").end().expect_end()
+
+    Each step begins when the one before it is done. At the end of the script the client closes its connection. To a
+    datagram server each `send` is one datagram and each `expect` takes one.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, tuple[Any, ...]]] = []
+
+    def send(self, data: bytes) -> Self:
+        """Send it all, however long the server takes to take it."""
+        return self._add("send", data)
+
+    def expect(self, data: bytes) -> Self:
+        """Wait until that comes: exactly those bytes, next."""
+        return self._add("expect", data)
+
+    def expect_end(self) -> Self:
+        """Wait for the end of file, with nothing more before it."""
+        return self._add("expect_end")
+
+    def take_rest(self) -> Self:
+        """Take whatever comes, up to the end of file or a reset."""
+        return self._add("take_rest")
+
+    def pause(self, seconds: float) -> Self:
+        """Let time pass; what comes meanwhile is read."""
+        return self._add("pause", seconds)
+
+    def read_nothing(self) -> Self:
+        """Stop reading, until `read_on()` or until something is expected."""
+        return self._add("read_nothing")
+
+    def read_on(self) -> Self:
+        """Read again."""
+        return self._add("read_on")
+
+    def end(self) -> Self:
+        """Half-close: the server meets the end of file, and its answers still arrive."""
+        return self._add("end")
+
+    def reset(self) -> Self:
+        """Go away without a word."""
+        return self._add("reset")
+
+    def then(self, play: Callable[[Peer], Iterator[Any]]) -> Self:
+        """Do what a generator function does with the `Peer`: `yield from peer.receive(timeout_s=1)`, and so on."""
+        return self._add("play", play)
+
+    def _add(self, name: str, *args: Any) -> Self:
+        self.steps.append((name, args))
+        return self
+
+    def __repr__(self) -> str:
+        return "Client()" + "".join(f".{name}({', '.join(map(_short, args))})" for name, args in self.steps)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]}…{text[-1]}"
+
+
+class Unmet(AssertionError):
+    """A client found something else than it expected."""
+
+
+class _Gone(Exception):
+    """The connection was reset: the script is over."""
+
+
+class Peer:
+    """One client on a simulated network. `received` is all that it has read, whether expected or not."""
+
+    def __init__(self, network: SimNetwork, number: int, script: Client) -> None:
+        self.network = network
+        self.number = number
+        self.script = script
+        self.address: Any = (f"198.51.100.{number % 254 + 1}", 50_000 + number)
+        self.received = b""
+        self.datagrams: list[bytes] = []  # the same, one by one, where the server is one of datagrams
+        self.ended = ""  # "end", "reset" or "refused", as the server's end has it
+        self.is_done = False
+        self.unmet = ""  # the expectation that did not come true
+        self.waits_for = ""
+        self._end: StreamEnd | DatagramEnd | None = None
+        self._expected = 0  # how much of it was expected or taken
+        self._reads = True
+        self._play: Waits | None = None
+        self._condition: Callable[[], bool] = lambda: True
+        self._wait = 0
+
+    def __repr__(self) -> str:
+        return f"client {self.number}"
+
+    @property
+    def was_hit(self) -> bool:
+        """By a fault that a client can tell."""
+        return self._end is not None and self._end.was_hit
+
+    def connect(self, address: Any, kind: int, family: int) -> None:
+        """Begin to play."""
+        if kind == socket.SOCK_DGRAM:
+            is_unix = family == getattr(socket, "AF_UNIX", None)
+            end = DatagramEnd(self.network, f"d{self.number}", is_unix, False)
+            end.descriptors = 1
+            end.bind(f"client {self.number}" if is_unix else self.address)
+            self._server = address
+            self._connected(end)
+        else:
+            self.network.connect(address, self.address, self._connected)
+
+    def _connected(self, end: StreamEnd | DatagramEnd | None) -> None:
+        self._end = end
+        if end is None:
+            self.ended = "refused"
+        else:
+            if isinstance(end, StreamEnd):
+                end.descriptors = 1
+            end.on_change = self._changed
+        self._play = self._run()
+        self._go_on()
+
+    def _run(self) -> Waits:
+        for name, args in self.script.steps:
+            self.waits_for = f"{name}({', '.join(map(_short, args))})"
+            yield from getattr(self, f"_do_{name}")(*args)
+
+    def _changed(self) -> None:
+        self._read()
+        if self._play is not None and self._condition():
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Play on until something has to be waited for."""
+        assert self._play is not None
+        self._wait += 1
+        while True:
+            try:
+                self._condition, timeout = next(self._play)
+            except StopIteration:
+                break
+            except _Gone:
+                break
+            except Unmet as error:
+                self.unmet = str(error)
+                break
+            self._wait += 1
+            if timeout is not None:
+                self.network.after(timeout, self._timed_out, self._wait)
+            if not self._condition():
+                return
+        self._play = None
+        self.is_done = True
+        self.network.note(f"{self} is done{': ' + self.unmet if self.unmet else ''}")
+        if self._end is not None:
+            self._end.descriptors = 0
+            self._end.close()
+
+    def _timed_out(self, wait: int) -> None:
+        if wait == self._wait and self._play is not None:
+            self._go_on()
+
+    def _read(self) -> None:
+        """Take what has come."""
+        end = self._end
+        while self._reads and isinstance(end, DatagramEnd) and end.queue:
+            self.datagrams.append(end.queue.popleft()[0])
+            self.received += self.datagrams[-1]
+        if isinstance(end, StreamEnd) and self._reads and not self.ended:
+            try:
+                while data := end.recv(65_536):
+                    self.received += data
+                self.ended = "end"
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.ended = "reset"
+
+    @property
+    def unexpected(self) -> Any:
+        """What has come and was not yet expected: bytes, or a list of datagrams."""
+        if isinstance(self._end, DatagramEnd):
+            return self.datagrams[self._expected :]
+        return self.received[self._expected :]
+
+    # -- for scripts --------------------------------------------------------------------------------------------------
+
+    def receive(self, timeout_s: float | None = None) -> Generator[Any, None, bytes | None]:
+        """The next datagram, or what bytes there are, at least one; None when none came in time or the end has come."""
+        self._do_read_on()
+        yield lambda: bool(self.unexpected or self.ended), timeout_s
+        there = self.unexpected
+        if not there:
+            return None
+        self._expected += 1 if isinstance(there, list) else len(there)
+        return there[0] if isinstance(there, list) else there  # type: ignore[no-any-return]
+
+    def send(self, data: bytes) -> Waits:
+        """Send it all."""
+        end = self._end
+        if isinstance(end, DatagramEnd):
+            end.sendto(data, self._server)
+            return
+        view = memoryview(data)
+        while view:
+            if not isinstance(end, StreamEnd) or self.ended in ("reset", "refused"):
+                raise _Gone
+            try:
+                view = view[end.send(view) :]
+            except BlockingIOError:
+                yield self._can_send, None
+            except OSError:
+                self.ended = "reset"
+                raise _Gone from None
+        return
+        yield
+
+    def _can_send(self) -> bool:
+        end = self._end
+        return isinstance(end, StreamEnd) and (end.room > 0 or end.is_broken or end.other.is_closed)
+
+    # -- the steps ----------------------------------------------------------------------------------------------------
+
+    def _do_send(self, data: bytes) -> Waits:
+        yield from self.send(data)
+
+    def _do_play(self, play: Callable[[Peer], Waits]) -> Waits:
+        yield from play(self)
+
+    def _do_pause(self, seconds: float) -> Waits:
+        yield lambda: False, seconds
+
+    def _do_expect(self, data: bytes) -> Waits:
+        list(self._do_read_on())
+        if isinstance(self._end, DatagramEnd):
+            yield lambda: bool(self.unexpected), None
+            found = self.unexpected[0]
+            self._expected += 1
+            if found != data:
+                raise Unmet(f"expected {_short(data)}, found {_short(found)}")
+            return
+        wanted = len(data)
+        yield (
+            lambda: bool(self.ended) or not data.startswith(self.unexpected[:wanted]) or len(self.unexpected) >= wanted,
+            None,
+        )
+        found = self.unexpected[:wanted]
+        if found != data:
+            raise Unmet(f"expected {_short(data)}, found {_short(found)}{self._said_end()}")
+        self._expected += wanted
+
+    def _do_expect_end(self) -> Waits:
+        list(self._do_read_on())
+        yield lambda: bool(self.ended or self.unexpected), None
+        if self.unexpected or self.ended != "end":
+            raise Unmet(f"expected the end, found {_short(self.unexpected)}{self._said_end()}")
+
+    def _do_take_rest(self) -> Waits:
+        list(self._do_read_on())
+        yield lambda: bool(self.ended), None
+        self._expected = len(self.received)
+
+    def _do_read_nothing(self) -> Waits:
+        self._reads = False
+        return
+        yield
+
+    def _do_read_on(self) -> Waits:
+        self._reads = True
+        self._read()
+        return
+        yield
+
+    def _do_end(self) -> Waits:
+        if isinstance(self._end, StreamEnd) and not self._end.is_broken:
+            self._end.shutdown(socket.SHUT_WR)
+        return
+        yield
+
+    def _do_reset(self) -> Waits:
+        if isinstance(self._end, StreamEnd) and not self._end.is_broken:
+            self._end.abort()
+        raise _Gone
+        yield
+
+    def _said_end(self) -> str:
+        return {"": "", "end": ", then the end", "reset": ", then a reset", "refused": ": nobody listens"}[self.ended]

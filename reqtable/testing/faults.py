@@ -1,0 +1,140 @@
+"""What goes wrong in a simulation, and how often.
+
+Whenever something may go wrong, a die is thrown. How it falls depends on the seed, on the kind of fault, on the place
+(a direction of a connection, a listener, the poll) and on how often it was thrown for that there, and on nothing else.
+So leaving one fault out leaves the others mostly as they were, and the faults of a failure can be shrunk to those that
+matter (`shrink`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+from zlib import crc32
+
+_BITS = 2**64
+_MASK = _BITS - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How likely each kind of fault is, 0 to 1, each time that it may happen.
+
+    The first group is on by default: a correct handler and its clients can't tell. The second group, which clients can
+    tell, has to be asked for. A client whose connection or whose datagrams were hit by one of those is not held to its
+    expectations. Raises ValueError for what is no probability.
+    """
+
+    split: float = 0.2  # what is sent arrives in pieces
+    delayed: float = 0.2  # a piece is late, by up to `delay_max_s`; what follows it waits
+    partial: float = 0.2  # send(2) takes only some of it
+    would_block: float = 0.05  # EAGAIN although the poll said otherwise
+    interrupted: float = 0.02  # EINTR
+    small_buffer: float = 0.2  # a connection whose buffers hold a few bytes only
+    spurious: float = 0.05  # the poll reports what is not ready
+    withheld: float = 0.1  # the poll does not report what is, this time
+    early: float = 0.05  # the poll ends before its time, with nothing
+    late: float = 0.1  # or up to 50 ms after it
+    exhausted: float = 0.05  # accept(2) finds no descriptor free: EMFILE, ENFILE, ENOBUFS or ENOMEM
+
+    reset: float = 0.0  # the connection breaks as a piece is sent
+    aborted: float = 0.0  # a connection is gone again before it is accepted: ECONNABORTED
+    lost: float = 0.0  # a datagram never arrives
+    repeated: float = 0.0  # it arrives twice
+    reordered: float = 0.0  # it is overtaken
+    cut: float = 0.0  # it arrives without its end
+
+    delay_max_s: float = 0.5
+    only: frozenset[str] | None = None  # of all these, only those with these names (see `Report.faults`)
+
+    def __post_init__(self) -> None:
+        for kind in KINDS or ():
+            if not 0 <= getattr(self, kind) <= 1:
+                raise ValueError(f"{kind} must be a probability, 0 to 1, not {getattr(self, kind)!r}")
+
+    @classmethod
+    def none(cls) -> Self:
+        """A network that does what it should, at once."""
+        return cls(**dict.fromkeys(KINDS, 0.0))  # type: ignore[arg-type]
+
+    def restricted_to(self, names: Iterable[str]) -> Faults:
+        """The same, with only those faults that are named."""
+        return replace(self, only=frozenset(names))
+
+
+KINDS: tuple[str, ...] = ()
+KINDS = tuple(field.name for field in fields(Faults) if field.name not in ("delay_max_s", "only"))
+
+
+class Dice:
+    """The one source of chance of a simulation."""
+
+    def __init__(self, seed: int, faults: Faults, on_fault: Callable[[str], None]) -> None:
+        self.seed = seed
+        self.faults = faults
+        self.injected: list[str] = []  # the faults that happened, each by its name
+        self.by_kind: Counter[str] = Counter()
+        self._on_fault = on_fault
+        self._throws: dict[tuple[str, str], list[int]] = {}  # for each kind and place: where it began, and how many
+
+    def happens(self, kind: str, place: str) -> bool:
+        """Whether that fault happens there now."""
+        rate = getattr(self.faults, kind)
+        if not rate:
+            return False
+        number, throw = self._throw(kind, place)
+        if throw >= rate * _BITS:
+            return False
+        name = f"{kind}@{place}#{number}"
+        only = self.faults.only
+        if only is not None and name not in only:
+            return False
+        self.injected.append(name)
+        self.by_kind[kind] += 1
+        self._on_fault(name)
+        return True
+
+    def draw(self, what: str, place: str, below: int) -> int:
+        """A whole number from 0 to `below` - 1."""
+        return self._throw(what, place)[1] % below
+
+    def _throw(self, kind: str, place: str) -> tuple[int, int]:
+        known = self._throws.get((kind, place))
+        if known is None:
+            known = self._throws[kind, place] = [crc32(f"{self.seed}/{kind}@{place}".encode()) << 32 ^ self.seed, 0]
+        known[1] += 1
+        # splitmix64 (Steele, Lea, Flood 2014)
+        z = (known[0] + known[1] * 0x9E3779B97F4A7C15) & _MASK
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+        return known[1], z ^ z >> 31
+
+
+def shrink(fails: Callable[[Sequence[str]], Any], faults: Sequence[str], attempts_max: int = 200) -> list[str]:
+    """The least of `faults` that still fails, as far as `attempts_max` attempts find it.
+
+    `fails` is given some of the faults and says whether the simulation fails with them. It leaves out ever smaller
+    parts, as ddmin does (Zeller and Hildebrandt 2002).
+    """
+    left = list(faults)
+    attempts = 0
+    if left and fails([]):
+        return []
+    part = max(1, len(left) // 2)
+    while left and attempts < attempts_max:
+        for begin in range(0, len(left), part):
+            without = left[:begin] + left[begin + part :]
+            attempts += 1
+            if fails(without):
+                left = without
+                break
+            if attempts >= attempts_max:
+                break
+        else:
+            if part == 1:
+                break
+            part = max(1, part // 2)
+        part = min(part, max(1, len(left)))
+    return left

@@ -1,0 +1,194 @@
+"""A network in memory: what an engine on it can't tell from the kernel's.
+
+The rules:
+
+* Everything that happens later is an event on one queue, in the order of its time; what has the same time happens in
+  the order in which it was caused. Time passes in the selector's poll, and where a blocking call waits.
+* Descriptors are numbers out of the range of real ones, the lowest free one first: a number that is used on after it
+  was closed soon is another socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from heapq import heappop, heappush
+from math import inf
+from typing import Any
+
+from reqtable.engine.system import SYSTEM, System
+from reqtable.testing.clock import FakeClock
+from reqtable.testing.faults import Dice, Faults
+from reqtable.testing.selector import SimExecutor, SimSelector, SimWakeup
+from reqtable.testing.sockets import File, Listening, SimSocket, StreamEnd, os_error
+
+_FIRST_DESCRIPTOR = 2**30
+_FIRST_PORT = 40_000
+_BUFFER_BYTES = 65_536
+
+
+class SimNetwork:
+    """A network, the kernel's part of it, and the time that passes on it.
+
+    Whatever server is made in `with network.installed():` is on it. `seed` and `faults` (None: the default ones) say
+    what goes wrong; `latency_s` is how long a byte is under way at the least. Not for use by several threads.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        faults: Faults | None = None,
+        *,
+        clock: FakeClock | None = None,
+        latency_s: float = 0.0,
+        descriptors_max: int | None = None,
+    ) -> None:
+        self.clock = FakeClock() if clock is None else clock
+        self.began_at = self.clock.now
+        self.dice = Dice(seed, Faults() if faults is None else faults, lambda name: self.note(f"fault {name}"))
+        self.latency_s = latency_s
+        self.descriptors_max = descriptors_max
+        self.trace: list[str] = []
+        self.files: dict[int, File] = {}  # by descriptor
+        self.bound: dict[Any, File] = {}  # by kind of socket and address
+        self.on_quiet: Callable[[], None] | None = None  # nothing will ever happen
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._serial = 0
+        self._connections = 0
+        self.socket: type[SimSocket] = type("SimSocket", (SimSocket,), {"network": self})
+        self.system = System(
+            clock=self.clock,
+            selector=partial(SimSelector, self),
+            wakeup=partial(SimWakeup, self),
+            socket=self.socket,
+            sendfile=self._sendfile,
+            executor=partial(SimExecutor, self),
+        )
+
+    @contextmanager
+    def installed(self) -> Iterator[System]:
+        """Servers and engines that are made here are on this network."""
+        token = SYSTEM.set(self.system)
+        try:
+            yield self.system
+        finally:
+            SYSTEM.reset(token)
+
+    def note(self, text: str) -> None:
+        """Add a line to the trace."""
+        self.trace.append(f"{self.clock.now - self.began_at:.6f} {text}")
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def after(self, seconds: float, function: Callable[..., None], *args: Any) -> None:
+        """Have `function(*args)` called when so much time has passed."""
+        self.at(self.clock.now + seconds, function, *args)
+
+    def at(self, time: float, function: Callable[..., None], *args: Any) -> None:
+        """The same at a point of time."""
+        self._serial += 1
+        heappush(self._events, (time, self._serial, function, args))
+
+    def next_at(self) -> float:
+        """When the next thing happens; infinity where nothing is on its way."""
+        return self._events[0][0] if self._events else inf
+
+    def happen(self) -> None:
+        """Let happen what is due."""
+        while self._events and self._events[0][0] <= self.clock.now:
+            _, _, function, args = heappop(self._events)
+            function(*args)
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float | None) -> None:
+        """Let time pass until that holds. Raises TimeoutError, also where it never will."""
+        until = inf if timeout_s is None else self.clock.now + timeout_s
+        while True:
+            self.happen()
+            if condition():
+                return
+            at = min(self.next_at(), until)
+            if at == inf:
+                raise TimeoutError("a blocking call in a simulation waits for what will never come")
+            self.clock.jump(max(0.0, at - self.clock.now))
+            if self.clock.now >= until and not condition():
+                raise TimeoutError("timed out")
+
+    # -- descriptors --------------------------------------------------------------------------------------------------
+
+    def open(self, file: File) -> int:
+        """A descriptor for it. Raises OSError (EMFILE)."""
+        if self.descriptors_max is not None and len(self.files) >= self.descriptors_max:
+            raise os_error(errno.EMFILE)
+        fd = _FIRST_DESCRIPTOR
+        while fd in self.files:
+            fd += 1
+        self.files[fd] = file
+        file.descriptors += 1
+        return fd
+
+    def file(self, fd: int) -> File:
+        """What the descriptor is open on. Raises OSError (EBADF)."""
+        try:
+            return self.files[fd]
+        except KeyError:
+            raise os_error(errno.EBADF) from None
+
+    def close(self, fd: int) -> None:
+        file = self.file(fd)
+        del self.files[fd]
+        file.descriptors -= 1
+        if not file.descriptors:
+            file.close()
+
+    def _sendfile(self, out: int, source: int, offset: int, count: int) -> int:
+        data = os.pread(source, count, offset)
+        return self.file(out).send(data) if data else 0
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def free_port(self) -> int:
+        """A port that nobody has."""
+        return next(port for port in range(_FIRST_PORT, 65_536) if all(port not in _ports(key) for key in self.bound))
+
+    def pair(self) -> tuple[SimSocket, SimSocket]:
+        """The two sockets of one connection, the server's first: only its calls fail at times."""
+        near, far = self._connection(("192.0.2.1", 7), ("192.0.2.2", 50_000))
+        ours = self.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self.open(near))
+        return ours, self.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self.open(far))
+
+    def connect(
+        self, address: Any, local: Any, connected: Callable[[StreamEnd | None], None], wait_s: float = 1.0
+    ) -> None:
+        """Connect to a listening socket; `connected` is told the end, or None where nobody listens.
+
+        A full queue of the listener drops the attempt, and it is made again after a second, two, four, ….
+        """
+        listening = self.bound.get((socket.SOCK_STREAM, address))
+        if not isinstance(listening, Listening) or not listening.descriptors:
+            connected(None)
+        elif len(listening.queue) > listening.backlog:
+            self.after(wait_s, self.connect, address, local, connected, 2 * wait_s)
+        else:
+            near, far = self._connection(address, local)
+            listening.queue.append(near)
+            connected(far)
+
+    def _connection(self, address: Any, local: Any) -> tuple[StreamEnd, StreamEnd]:
+        self._connections += 1
+        name = f"c{self._connections}"
+        windows = [_BUFFER_BYTES, _BUFFER_BYTES]
+        if self.dice.happens("small_buffer", name):
+            windows = [2 ** self.dice.draw("buffer", name, 12), 2 ** self.dice.draw("buffer", name, 12)]
+        near = StreamEnd(self, f"{name}<", windows[0], address, local, True)
+        far = StreamEnd(self, f"{name}>", windows[1], local, address, False)
+        near.other, far.other = far, near
+        return near, far
+
+
+def _ports(key: Any) -> tuple[Any, ...]:
+    address = key[1]
+    return address[1:2] if isinstance(address, tuple) else ()

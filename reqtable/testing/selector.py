@@ -1,0 +1,179 @@
+"""The selector, the wake-up and the executor of a simulated network: where its time passes."""
+
+from __future__ import annotations
+
+import selectors
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from reqtable.core.states import READ
+from reqtable.engine.wakeup import Wakeup
+from reqtable.testing.sockets import File
+
+if TYPE_CHECKING:
+    from reqtable.testing.network import SimNetwork
+
+_LATE_MS = 50
+_CALL_MS = 200
+
+
+class SimSelector(selectors.BaseSelector):
+    """Reports what is ready in an order that the seed chooses; not all of it at times, and what isn't at others.
+
+    A poll with nothing to report lets simulated time pass until there is. Raises RuntimeError where a descriptor was
+    closed that is still registered.
+    """
+
+    def __init__(self, network: SimNetwork) -> None:
+        self._network = network
+        self._keys: dict[int, selectors.SelectorKey] = {}
+        self._files: dict[int, File] = {}
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        if fd in self._keys:
+            raise KeyError(f"{fd} is already registered")
+        if not events or events & ~(selectors.EVENT_READ | selectors.EVENT_WRITE):
+            raise ValueError(f"invalid events: {events!r}")
+        self._files[fd] = self._network.file(fd)
+        key = self._keys[fd] = selectors.SelectorKey(fileobj, fd, events, data)
+        return key
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        if fd not in self._keys:
+            raise KeyError(f"{fd} is not registered")
+        del self._files[fd]
+        return self._keys.pop(fd)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._keys
+
+    def close(self) -> None:
+        self._keys.clear()
+        self._files.clear()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        network = self._network
+        clock, dice = network.clock, network.dice
+        clock.jump(network.latency_s / 10)  # the pass before took some time
+        until = inf if timeout is None else clock.now + max(0.0, timeout)
+        while True:
+            network.happen()
+            ready, some = self._ready()
+            if some or clock.now >= until:
+                return ready
+            at = min(network.next_at(), until)
+            if at == inf:
+                if network.on_quiet is None:
+                    raise RuntimeError("the poll would last for ever: nothing is on its way")
+                network.on_quiet()
+                return []
+            if dice.happens("early", "poll"):
+                at = clock.now + (at - clock.now) * dice.draw("early", "poll", 1000) / 1000
+                clock.jump(max(0.0, at - clock.now))
+                network.happen()
+                return []
+            if at == until and dice.happens("late", "poll"):
+                until += (1 + dice.draw("late", "poll", _LATE_MS)) / 1000
+                continue
+            clock.now = max(clock.now, at)
+
+    def _ready(self) -> tuple[list[tuple[selectors.SelectorKey, int]], bool]:
+        """What to report, and whether anything was to be reported."""
+        dice, files = self._network.dice, self._network.files
+        found = []
+        some = False
+        for fd, key in self._keys.items():
+            file = files.get(fd)
+            if file is not self._files[fd]:
+                raise RuntimeError(f"descriptor {fd} was closed while the selector watched it for {key.data!r}")
+            mask = file.ready() & key.events
+            if mask:
+                some = True
+                if dice.happens("withheld", "poll"):
+                    continue
+            elif dice.happens("spurious", "poll"):
+                mask = key.events
+                some = True
+            else:
+                continue
+            found.append((dice.draw("order", "poll", 2**32), fd, key, mask))
+        found.sort()
+        return [(key, mask) for _, _, key, mask in found], some
+
+
+class SimWakeup(Wakeup):
+    """A wake-up that takes one descriptor of a simulated network."""
+
+    def __init__(self, network: SimNetwork) -> None:
+        self._network = network
+        self._file = _Signal(network)
+        self._fd = network.open(self._file)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def wake(self) -> None:
+        self._file.is_set = True
+
+    def on_ready(self, mask: int) -> None:
+        self._file.is_set = False
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        yield  # a real signal can't end a poll that does not wait
+
+    def close(self) -> None:
+        self._network.close(self._fd)
+
+
+class _Signal(File):
+    is_set = False
+
+    def ready(self) -> int:
+        return READ if self.is_set else 0
+
+
+class SimExecutor(Executor):
+    """Runs what is submitted, one after another in simulated time, each a while later: calls and pooled steps."""
+
+    def __init__(self, network: SimNetwork, most: int | None = None, name: str = "") -> None:
+        self._network = network
+        self._name = name
+        self._waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self._is_over = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self._is_over:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        future: Future[Any] = Future()
+        task = (future, lambda: fn(*args, **kwargs))
+        self._waiting.append(task)
+        self._network.after(self._network.dice.draw("call", self._name, _CALL_MS) / 1000, self._run, task)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._is_over = True
+        for task in list(self._waiting):
+            if cancel_futures:
+                task[0].cancel()
+            if wait or cancel_futures:
+                self._run(task)
+
+    def _run(self, task: tuple[Future[Any], Callable[[], Any]]) -> None:
+        future, work = task
+        if task not in self._waiting:
+            return
+        self._waiting.remove(task)
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)

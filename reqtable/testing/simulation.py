@@ -1,0 +1,192 @@
+"""`simulate`: a server and its clients on a simulated network, every interleaving and every fault from one seed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from reqtable.core.errors import PeerError
+from reqtable.core.states import Event, State
+from reqtable.core.table import Entry
+from reqtable.engine.invariants import Invariants
+from reqtable.engine.stream import Stream
+from reqtable.engine.transports import Lent
+from reqtable.testing.client import Client, Peer
+from reqtable.testing.faults import Faults
+from reqtable.testing.network import SimNetwork
+from reqtable.testing.sockets import StreamEnd
+
+log = logging.getLogger("reqtable")
+
+_LATENCY_S = 0.0001
+_SIMULATED = ("inline", "greenlet", "pool", "executor")
+
+
+@dataclass
+class Report:
+    """What came of a simulation."""
+
+    seed: int
+    clients: list[Peer] = field(default_factory=list)  # what each saw: `received`, `datagrams`, `ended`
+    trace: str = ""  # a line for each transition of an entry and for each fault; of one seed it is always the same
+    faults: list[str] = field(default_factory=list)  # those that were injected, each by its name
+    faults_by_kind: Counter[str] = field(default_factory=Counter)
+    errors: list[BaseException] = field(default_factory=list)  # that handlers raised and the server took
+    problems: list[str] = field(default_factory=list)  # what makes it a failure
+    requests: int = 0
+    passes: int = 0
+    steps: int = 0
+    transitions: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    simulated_s: float = 0.0
+
+
+class SimulationFailed(AssertionError):
+    """Something did not come true, or the engine has contradicted itself. `report` has all that is known."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        lines = [f"seed {report.seed}: {report.problems[0]}", *report.problems[1:]]
+        if report.faults:
+            lines.append(f"{len(report.faults)} faults were injected: {', '.join(report.faults[:20])}")
+        super().__init__("\n".join(lines))
+
+
+def simulate(
+    server_factory: Callable[[], Any],
+    clients: Sequence[Client],
+    *,
+    seed: int = 0,
+    faults: Faults | None = None,
+    passes_max: int = 200_000,
+) -> Report:
+    """Serve `clients` by the server that `server_factory()` makes, on a network that is made of `seed`.
+
+    The server is an ordinary one, under policy inline, greenlet or pool: its sockets, its clock, its selector and the
+    threads of its calls are simulated. It ends when the clients are done and its table is empty. The same arguments
+    give the same report, byte for byte.
+
+    Raises SimulationFailed where a client's expectation does not come true, a handler raises (but for what is a peer's
+    fault), something waits for what will never come, anything is left over, or an invariant of the engine is broken.
+    """
+    simulation = _Simulation(seed, faults, passes_max)
+    report = simulation.run(server_factory, clients)
+    if report.problems:
+        raise SimulationFailed(report)
+    return report
+
+
+class _Simulation:
+    def __init__(self, seed: int, faults: Faults | None, passes_max: int) -> None:
+        self.network = SimNetwork(seed, faults, latency_s=_LATENCY_S)
+        self.report = Report(seed, faults=self.network.dice.injected, faults_by_kind=self.network.dice.by_kind)
+        self._passes_max = passes_max
+        self._states: dict[int, State] = {}
+
+    def run(self, server_factory: Callable[[], Any], clients: Sequence[Client]) -> Report:
+        network, report = self.network, self.report
+        network.on_quiet = self._on_quiet
+        with network.installed():
+            self.server = server = server_factory()
+            policy = server.dispatcher.chosen.name
+            if policy not in _SIMULATED:
+                server.server_close()
+                raise ValueError(f"policy {policy!r} can't be simulated: {', '.join(_SIMULATED)} can")
+            server.handle_error = self._reporting(server.handle_error)
+            engine = server.engine
+            engine.table.on_transition = self._on_transition
+            engine.invariants = _SimInvariants(engine, self)
+            for number, script in enumerate(clients):
+                peer = Peer(network, number, script)
+                report.clients.append(peer)
+                network.after(0, peer.connect, server.server_address, server.socket_type, server.address_family)
+            try:
+                server.serve_forever(poll_interval=inf)
+            except Exception as error:
+                log.debug("the loop ended", exc_info=error)
+                report.problems.append(f"the loop ended with {type(error).__name__}: {error}")
+            finally:
+                server.server_close()
+        self._sum_up()
+        return report
+
+    def _reporting(self, handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def report_and_handle(request: Any, client_address: Any) -> None:
+            error = sys.exc_info()[1]
+            assert error is not None
+            self.report.errors.append(error)
+            if not isinstance(error, PeerError | ConnectionError | TimeoutError):
+                self.report.problems.append(f"a handler raised {type(error).__name__}: {error}")
+            handle_error(request, client_address)
+
+        return report_and_handle
+
+    def _on_transition(self, entry: Entry, before: State, event: Event) -> None:
+        report = self.report
+        if self._states.get(entry.id, State.OPENING) is not before:
+            report.problems.append(f"{entry!r} was {self._states.get(entry.id)} and now comes from {before}")
+        self._states[entry.id] = entry.state
+        report.transitions += 1
+        self.network.note(f"#{entry.id} {before.name} -{event.value}-> {entry.state.name}")
+        if entry.state is State.CLOSED:
+            del self._states[entry.id]
+            report.steps += entry.steps
+            report.bytes_in += entry.bytes_in
+            report.bytes_out += entry.bytes_out
+
+    def _on_quiet(self) -> None:
+        """Nothing will ever happen again: that is the end, and all should be done."""
+        problems = self.report.problems
+        for peer in self.report.clients:
+            if not peer.is_done and not peer.was_hit:
+                problems.append(f"{peer}: {peer.waits_for}: nothing will ever come; it found {peer.unexpected!r}")
+        problems += [f"{entry!r} waits for what will never come" for entry in self.server.table]
+        self.server.shutdown()
+
+    def _sum_up(self) -> None:
+        report, network, engine = self.report, self.network, self.server.engine
+        report.problems += [f"{peer}: {peer.unmet}" for peer in report.clients if peer.unmet and not peer.was_hit]
+        for left, what in ((network.files, "descriptors"), (engine.table, "requests"), (engine.sessions, "sessions")):
+            if len(left):
+                report.problems.append(f"left over: {len(left)} {what}")
+        report.requests = engine.table.last_id
+        report.simulated_s = network.clock.now - network.began_at
+        report.trace = "\n".join(network.trace) + "\n"
+
+
+class _SimInvariants(Invariants):
+    """Those of every loop, and what only a simulation can see: the kernel's side."""
+
+    def __init__(self, loop: Any, simulation: _Simulation) -> None:
+        super().__init__(loop)
+        self._simulation = simulation
+
+    def check(self) -> None:
+        super().check()
+        simulation, loop = self._simulation, self._loop
+        files = simulation.network.files
+        report = simulation.report
+        report.passes += 1
+        if report.passes > simulation._passes_max:
+            raise RuntimeError(f"it goes on and on, for {report.passes} passes by now")
+        known = {loop.selector.get_map()[key].fd for key in loop.selector.get_map()}
+        known |= {server.fileno() for server in loop.servers}
+        lends = False
+        for entry in loop.table:
+            transport = entry.transport
+            lends = lends or isinstance(transport, Lent)
+            if isinstance(transport, Stream):
+                known.add(transport.fd)
+                end = files.get(transport.fd)
+                assert isinstance(end, StreamEnd), f"{entry!r} has a descriptor that is not open"
+                self._must(entry.bytes_out == end.bytes_out, entry, f"sent {end.bytes_out} bytes")
+                came_in = entry.bytes_in == end.bytes_in or entry.state is State.LINGERING
+                self._must(came_in, entry, f"received {end.bytes_in} bytes")
+        if not lends:  # who reads and writes itself may have duplicates
+            self._must(set(files) == known, sorted(set(files) ^ known), "are open, but nobody's, or the reverse")
