@@ -33,6 +33,7 @@ class Invariants:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self._closed: set[Entry] = set()
         self._overdue: dict[Entry, tuple[float, int]] = {}  # its deadline and its steps
         self._ready: dict[Entry, tuple[int, int]] = {}  # its steps, and for how many passes it has had no other
 
@@ -40,7 +41,13 @@ class Invariants:
         """Raise InvariantBroken where something does not hold."""
         loop = self._loop
         turns = Counter(loop._turns)
+        closed = set(loop._closed)  # since the last reaping, by a hook of a server
+        for entry in closed:
+            self._must(entry not in self._closed, entry, "has been closed for a pass, and is not freed")
+        self._closed = closed
         for entry in loop.table:
+            if entry in closed:
+                continue
             self._check_state(entry)
             self._check_output(entry)
             self._check_deadline(entry)
@@ -59,7 +66,8 @@ class Invariants:
             if entry.state is not State.CLOSED:
                 self._must(entry in loop.table, entry, "is not in the table, but goes on")
         for entry in loop._calls:
-            self._must(entry.state is not State.CLOSED, entry, "is closed, and its call is not given up")
+            gone = entry.state is State.CLOSED and entry not in closed
+            self._must(not gone, entry, "is closed, and its call is not given up")
         for session in getattr(loop, "sessions", {}).values():
             self._must(session.entry in loop.table, session.entry, "is not in the table, but its session is known")
         self._must(loop.table.running is None, loop.table.running, "is running between two passes")

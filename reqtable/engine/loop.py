@@ -420,6 +420,8 @@ class Loop:
         """Another request's step sent to this one: give it to the kernel, or wait for the peer to take it."""
         blockable = entry.state in _BLOCKABLE and entry.output.size
         if blockable and not entry.transport.flush() and not self.is_closed(entry):
+            if entry.state is State.READY:
+                self._turns.remove(entry)  # else, were it READY again by then, it would have two turns in one pass
             entry.advance(Event.OUTPUT_BLOCKED)
             entry.transport.poll(INTEREST[entry.state])
             self._arm(entry)

@@ -61,6 +61,10 @@ class Client:
         """Go away without a word."""
         return self._add("reset")
 
+    def may_fail(self) -> Self:
+        """From here on, what does not come true ends the script, and is no failure: another client may interfere."""
+        return self._add("may_fail")
+
     def then(self, play: Callable[[Peer], Iterator[Any]]) -> Self:
         """Do what a generator function does with the `Peer`: `yield from peer.receive(timeout_s=1)`, and so on."""
         return self._add("play", play)
@@ -78,12 +82,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:56]}…{text[-1]}"
 
 
+_ENDS = {"": "", "end": ": the connection has ended", "reset": ": it was reset", "refused": ": nobody listens"}
+
+
 class Unmet(AssertionError):
     """A client found something else than it expected."""
-
-
-class _Gone(Exception):
-    """The connection was reset: the script is over."""
 
 
 class Peer:
@@ -96,10 +99,11 @@ class Peer:
         self.address: Any = (f"198.51.100.{number % 254 + 1}", 50_000 + number)
         self.received = b""
         self.datagrams: list[bytes] = []  # the same, one by one, where the server is one of datagrams
-        self.ended = ""  # "end", "reset" or "refused", as the server's end has it
+        self.ended = ""  # "end", "reset" (by either) or "refused"
         self.is_done = False
         self.unmet = ""  # the expectation that did not come true
         self.waits_for = ""
+        self.may_fail = False
         self._end: StreamEnd | DatagramEnd | None = None
         self._expected = 0  # how much of it was expected or taken
         self._reads = True
@@ -157,9 +161,7 @@ class Peer:
                 self._condition, timeout = next(self._play)
             except StopIteration:
                 break
-            except _Gone:
-                break
-            except Unmet as error:
+            except AssertionError as error:
                 self.unmet = str(error)
                 break
             self._wait += 1
@@ -222,14 +224,13 @@ class Peer:
         view = memoryview(data)
         while view:
             if not isinstance(end, StreamEnd) or self.ended in ("reset", "refused"):
-                raise _Gone
+                raise Unmet(f"{_short(data)} can't be sent{self._said_end()}")
             try:
                 view = view[end.send(view) :]
             except BlockingIOError:
                 yield self._can_send, None
             except OSError:
                 self.ended = "reset"
-                raise _Gone from None
         return
         yield
 
@@ -289,6 +290,11 @@ class Peer:
         return
         yield
 
+    def _do_may_fail(self) -> Waits:
+        self.may_fail = True
+        return
+        yield
+
     def _do_end(self) -> Waits:
         if isinstance(self._end, StreamEnd) and not self._end.is_broken:
             self._end.shutdown(socket.SHUT_WR)
@@ -298,8 +304,11 @@ class Peer:
     def _do_reset(self) -> Waits:
         if isinstance(self._end, StreamEnd) and not self._end.is_broken:
             self._end.abort()
-        raise _Gone
+        self.ended = "reset"
+        return
         yield
 
     def _said_end(self) -> str:
-        return {"": "", "end": ", then the end", "reset": ", then a reset", "refused": ": nobody listens"}[self.ended]
+        return {"": "", "end": ": the connection was ended", "reset": ": it was reset", "refused": ": nobody listens"}[
+            self.ended
+        ]

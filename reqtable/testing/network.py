@@ -53,6 +53,8 @@ class SimNetwork:
         self.latency_s = latency_s
         self.descriptors_max = descriptors_max
         self.trace: list[str] = []
+        self.complaints: list[str] = []  # about how the engine uses it
+        self.closed = 0  # descriptors, so far
         self.files: dict[int, File] = {}  # by descriptor
         self.bound: dict[Any, File] = {}  # by kind of socket and address
         self.on_quiet: Callable[[], None] | None = None  # nothing will ever happen
@@ -140,6 +142,7 @@ class SimNetwork:
     def close(self, fd: int) -> None:
         file = self.file(fd)
         del self.files[fd]
+        self.closed += 1
         file.descriptors -= 1
         if not file.descriptors:
             file.close()
@@ -182,7 +185,7 @@ class SimNetwork:
         name = f"c{self._connections}"
         windows = [_BUFFER_BYTES, _BUFFER_BYTES]
         if self.dice.happens("small_buffer", name):
-            windows = [2 ** self.dice.draw("buffer", name, 12), 2 ** self.dice.draw("buffer", name, 12)]
+            windows = [2 ** (4 + self.dice.draw("buffer", name, 8)) for _ in windows]  # 16 bytes to 2 KiB
         near = StreamEnd(self, f"{name}<", windows[0], address, local, True)
         far = StreamEnd(self, f"{name}>", windows[1], local, address, False)
         near.other, far.other = far, near

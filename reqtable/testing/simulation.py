@@ -151,7 +151,10 @@ class _Simulation:
 
     def _sum_up(self) -> None:
         report, network, engine = self.report, self.network, self.server.engine
-        report.problems += [f"{peer}: {peer.unmet}" for peer in report.clients if peer.unmet and not peer.was_hit]
+        report.problems += [
+            f"{peer}: {peer.unmet}" for peer in report.clients if peer.unmet and not (peer.was_hit or peer.may_fail)
+        ]
+        report.problems += network.complaints
         for left, what in ((network.files, "descriptors"), (engine.table, "requests"), (engine.sessions, "sessions")):
             if len(left):
                 report.problems.append(f"left over: {len(left)} {what}")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _DATAGRAMS_MAX = 256  # that wait in one socket's buffer
 _UNIX_DATAGRAMS_MAX = 10  # net.unix.max_dgram_qlen
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SPIN_S = 0.001
 _PEEK, _DONTWAIT = int(socket.MSG_PEEK), int(socket.MSG_DONTWAIT)
 
 
@@ -84,16 +85,21 @@ class Listening(File):
         self.address = address
         self.backlog = max(0, backlog)
         self.queue: deque[StreamEnd] = deque()
+        self._exhausted = (0.0, 0)  # when accepting last failed for that, and how many descriptors were closed by then
 
     def ready(self) -> int:
         return READ if self.queue else 0
 
     def accept(self) -> StreamEnd:
         dice = self.network.dice
+        failed_at, closed = self._exhausted
+        if self.network.clock.now < failed_at + _SPIN_S and self.network.closed == closed:
+            self.network.complaints.append("accept(2) found no descriptor free, and was called again at once")
         self.fail_at_times("accept")
         if not self.queue:
             raise os_error(errno.EAGAIN)
         if dice.happens("exhausted", "accept"):
+            self._exhausted = (self.network.clock.now, self.network.closed)
             raise os_error(_EXHAUSTED[dice.draw("errno", "accept", len(_EXHAUSTED))])
         end = self.queue.popleft()
         if dice.happens("aborted", "accept"):
@@ -252,7 +258,7 @@ class StreamEnd(File):
 
     def _changed(self) -> None:
         if self.on_change is not None:
-            self.on_change()
+            self.network.after(0, self.on_change)  # not now: it may be its own doing
 
     def _raise_error(self) -> None:
         if self.error:
@@ -327,7 +333,7 @@ class DatagramEnd(File):
         if self.descriptors and len(self.queue) < _DATAGRAMS_MAX:
             self.queue.append((data, address))
             if self.on_change is not None:
-                self.on_change()
+                self.network.after(0, self.on_change)
 
 
 class SimSocket(socket.socket):

@@ -1,0 +1,131 @@
+"""Deliberate bugs: what a simulation must find, or it proves nothing.
+
+Each is a function of the package and a change to its text; `applied` puts the changed function in its place.
+"""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from reqtable.core.buffers import Input, Output
+from reqtable.core.deadlines import Deadlines
+from reqtable.core.table import RequestTable
+from reqtable.engine.datagram import Session
+from reqtable.engine.listener import Listener
+from reqtable.engine.loop import Loop
+from reqtable.engine.stream import Stream
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old`, which occurs once in the method `where`, becomes `new`."""
+
+    name: str
+    owner: type
+    where: str
+    old: str
+    new: str
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        original = vars(self.owner)[self.where]
+        source = textwrap.dedent(inspect.getsource(original))
+        assert source.count(self.old) == 1, (
+            f"{self.name}: {self.old!r} is {source.count(self.old)} times in {self.where}"
+        )
+        namespace: dict[str, Any] = {}
+        exec(compile(source.replace(self.old, self.new), self.name, "exec"), original.__globals__, namespace)
+        setattr(self.owner, self.where, namespace[self.where])
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.where, original)
+
+
+MUTATIONS = [
+    Mutation(
+        "a deadline is not armed again after a step",
+        *(Loop, "_settle", "if stepped or", "if"),
+    ),
+    Mutation(
+        "bytes that trickle in move the deadline",
+        *(Loop, "_settle", "cause is not Event.INPUT_ARRIVED", "True"),
+    ),
+    Mutation(
+        "an entry is freed in mid-pass",
+        *(Loop, "end", "self._closed.append(entry)", "self._release(entry)"),
+    ),
+    Mutation(
+        "a partial send is forgotten",
+        *(Stream, "flush", "output.consume(sent)", "output.consume(len(piece))"),
+    ),
+    Mutation(
+        "interest is not restored after WRITING",
+        *(Loop, "_move", "poll(INTEREST[entry.state])", "poll(entry.transport.watched or INTEREST[entry.state])"),
+    ),
+    Mutation(
+        "a READY entry is starved by the one that came last",
+        *(Loop, "run_once", "self._turns.popleft()", "self._turns.pop()"),
+    ),
+    Mutation(
+        "an end of file is taken for a reset",
+        *(Stream, "_receive", "engine.step(entry, Event.INPUT_ENDED)", "engine.end(entry, Event.LOST)"),
+    ),
+    Mutation(
+        "a connection is closed without lingering",
+        *(Stream, "finish", "if self.entry.input.ended:", "if True:"),
+    ),
+    Mutation(
+        "an earlier deadline is not queued",
+        *(Deadlines, "arm", "if at < entry.queued_at:", "if entry.queued_at == inf:"),
+    ),
+    Mutation(
+        "a line's end is not looked for where two pieces meet",
+        *(Input, "through", "len(data) - len(separator) + 1)", "len(data) + 1)"),
+    ),
+    Mutation(
+        "pieces that are joined change their order",
+        *(Output, "front", 'b"".join(pieces[:count])', 'b"".join(sorted(pieces[:count]))'),
+    ),
+    Mutation(
+        "a send from another's step is not flushed",
+        *(Loop, "run_once", "self._flush_touched(self.table.touched.pop())", "self.table.touched.pop()"),
+    ),
+    Mutation(
+        "a request whose output blocks keeps its turn",
+        *(Loop, "_flush_touched", "self._turns.remove(entry)", "pass"),
+    ),
+    Mutation(
+        "a full table is never looked at again",
+        *(Listener, "consider", "self._full or self.resting_until < inf", "self.resting_until < inf"),
+    ),
+    Mutation(
+        "accepting that fails is tried again at once",
+        *(Listener, "rest", "self.poll(0)", "self.resting_until = inf"),
+    ),
+    Mutation(
+        "a burst that stops at the high-water mark is forgotten",
+        *(Loop, "_settle", "want.awaits if waits else Event.AWAITS_TURN", "want.awaits"),
+    ),
+    Mutation(
+        "a session outlives its entry",
+        *(Session, "release", "del self.engine.sessions[entry.server, entry.peer]", "pass"),
+    ),
+    Mutation(
+        "a closed entry stays in the table",
+        *(RequestTable, "remove", "self._entries.pop(entry.id, None)", "pass"),
+    ),
+    Mutation(
+        "a reset that a flush meets is not noticed",
+        *(Loop, "_finish", "if self.is_closed(entry):", "if False:"),
+    ),
+    Mutation(
+        "a call goes on though its request has ended",
+        *(Loop, "_release", "self._give_up_call(entry)", "pass"),
+    ),
+]

@@ -1,0 +1,520 @@
+"""What the fuzzer simulates: for each seed a server, its clients, its faults, and what each client must see.
+
+A workload is made of its seed alone. What a client must see is either in its script, as expectations, or, where it
+depends on the others, looked at afterwards by the workload's `check`.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import reqtable
+from examples.chat import Chat
+from examples.echo import AsyncEcho, StateEcho
+from examples.miniredis import MiniRedis, Store
+from examples.notes import Notes, slow_rank
+from examples.tftp import ACK, BLOCK_BYTES, DATA, ERROR, READ, Tftp
+from reqtable.config import Config
+from reqtable.engine.system import SYSTEM
+from reqtable.testing import Client, Faults, Peer, Report, SimulationFailed, simulate
+from tests.simulation.handlers import AsyncChat, AsyncNotes, AsyncRedis, AsyncTftp
+
+ADDRESS = ("127.0.0.1", 7000)
+Dialogue = list[tuple[bytes, bytes]]  # what a client sends, and what it must be answered
+
+
+@dataclass
+class Workload:
+    """One simulation, ready to be run."""
+
+    name: str
+    server: Callable[[], Any]
+    clients: list[Client]
+    faults: Faults
+    check: Callable[[Report], Iterator[str]]
+
+
+def run(seed: int, only: list[str] | None = None, faults: Faults | None = None) -> tuple[str, Report]:
+    """Simulate what that seed stands for; with `only`, with no other faults than those. Raises SimulationFailed."""
+    workload = workload_of(seed)
+    chosen = workload.faults if faults is None else faults
+    if only is not None:
+        chosen = chosen.restricted_to(only)
+    report = simulate(workload.server, workload.clients, seed=seed, faults=chosen)
+    report.problems += workload.check(report)
+    if report.problems:
+        raise SimulationFailed(report)
+    return workload.name, report
+
+
+def workload_of(seed: int) -> Workload:
+    rng = Random(seed)
+    protocol = PROTOCOLS[seed % len(PROTOCOLS)]
+    return protocol(rng)
+
+
+# -- what they share -------------------------------------------------------------------------------------------------
+
+
+def _faults(rng: Random, **harsh: float) -> Faults:
+    """The default ones, often; sometimes none, or many of one kind; with `harsh`, what clients can tell."""
+    rates: dict[str, Any] = {"delayed": 0.05, "delay_max_s": 0.3}
+    how = rng.randrange(6)
+    if how == 0:
+        return Faults.none()
+    if how == 1:
+        kind = rng.choice(["split", "partial", "would_block", "interrupted", "small_buffer", "spurious", "withheld"])
+        rates[kind] = 0.5
+    if how >= 3:
+        rates |= harsh
+    return Faults(**rates)
+
+
+def _config(rng: Random) -> Config:
+    """Limits that make what is rare with the default ones happen all the time."""
+    return Config(
+        limits=reqtable.Limits(
+            steps_per_pass=rng.choice([1, 2, 5, 64]),
+            recv_bytes=rng.choice([16, 100, 4096, 65_536]),
+            high_water_bytes=rng.choice([1, 200, 65_536]),
+            accepts_per_pass=rng.choice([1, 3, 64]),
+            entries_max=rng.choice([2, 5, 100_000]),
+        )
+    )
+
+
+class Watched:
+    """In front of every handler: its steps and its end come when they may."""
+
+    has_closed = False
+
+    def _resume(self, item: Any) -> Any:
+        assert not self.has_closed, "a step after on_close"
+        return super()._resume(item)  # type: ignore[misc]
+
+    def on_close(self) -> None:
+        running = self.entry.table.running  # type: ignore[attr-defined]
+        assert running is None, f"on_close in the midst of a step of {running}"
+        assert not self.has_closed, "on_close twice"
+        self.has_closed = True
+        super().on_close()  # type: ignore[misc]
+
+
+def _server(
+    rng: Random, make: Callable[[], Any], kind: Any = reqtable.TCPServer, pool: bool = True
+) -> Callable[[], Any]:
+    config = _config(rng)
+    dispatch = "pool" if pool and rng.random() < 0.2 else "inline"
+    sized = type("Server", (kind,), {"request_queue_size": rng.choice([5, 100])})
+
+    def factory() -> Any:
+        handler = make()
+        return sized(ADDRESS, type(handler.__name__, (Watched, handler), {}), dispatch=dispatch, config=config)
+
+    return factory
+
+
+def _play(rng: Random, dialogue: Dialogue, patience_s: float) -> Client:
+    """A client that has that dialogue, cut and paced at will. It is never silent for longer than `patience_s`."""
+    client = Client()
+    while dialogue:
+        count = rng.choice([1, 1, 2, 5, len(dialogue)])
+        group, dialogue = dialogue[:count], dialogue[count:]
+        _send(rng, client, b"".join(sent for sent, _ in group))
+        if rng.random() < 0.2:
+            if rng.random() < 0.5:
+                client.read_nothing()
+            client.pause(rng.uniform(0, 5))
+        client.expect(b"".join(answer for _, answer in group))
+        if rng.random() < 0.2:
+            client.pause(rng.uniform(0, patience_s))
+    return client
+
+
+def _send(rng: Random, client: Client, data: bytes) -> None:
+    cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.choice([0, 0, 1, 3])))
+    for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
+        if end > begin:
+            client.send(data[begin:end])
+            if rng.random() < 0.2:
+                client.pause(rng.uniform(0, 0.5))
+
+
+def _silent(timeout_s: float) -> Callable[[Peer], Any]:
+    """Says nothing more: the server must end the connection when its timeout is over, and not before."""
+
+    def play(peer: Peer) -> Any:
+        begun = peer.network.clock.now
+        yield lambda: bool(peer.ended or peer.unexpected), timeout_s + 5
+        passed = peer.network.clock.now - begun
+        assert not peer.unexpected, f"{peer} was sent {peer.unexpected!r} for saying nothing"
+        if peer.ended != "reset":  # a fault
+            assert peer.ended == "end", f"{peer} said nothing for {passed} s, and is still connected"
+            assert passed > timeout_s - 2, f"{peer} was given {passed:.1f} s instead of {timeout_s}"
+
+    return play
+
+
+def _trickling(timeout_s: float) -> Callable[[Peer], Any]:
+    """Sends a byte now and then, never what is waited for: that must not keep the connection."""
+
+    def play(peer: Peer) -> Any:
+        begun = peer.network.clock.now
+        while not peer.ended and peer.network.clock.now < begun + timeout_s + 10:
+            yield from peer.send(b"x")
+            yield lambda: bool(peer.ended), 7
+        assert peer.ended, f"{peer} dribbled for {peer.network.clock.now - begun} s, and is still connected"
+
+    return play
+
+
+def _take_bye(peer: Peer) -> Any:
+    while (yield from peer.receive()) is not None:
+        pass
+
+
+def _finish(rng: Random, client: Client, timeout_s: float | None, question: bytes, bye: bytes = b"") -> Client:
+    """The several ways in which a dialogue ends. `question` is any that has an answer, `bye` what ends it."""
+    how = rng.randrange(8)
+    if how == 0:
+        return client  # closes at once
+    if how == 1:
+        return client.reset()
+    if how == 7:
+        # the reset comes with the questions: it is the answers that meet it
+        return client.send(question * rng.randrange(1, 4) + bye).reset()
+    if how == 2 and timeout_s is not None:
+        return client.then(_silent(timeout_s))
+    if how == 6 and timeout_s is not None:
+        return client.then(_trickling(timeout_s))
+    if how == 3 and bye:
+        # what follows the last command is never read, and must not cut off the end
+        return client.send(bye + bytes(rng.randrange(60))).then(_take_bye).expect_end()
+    return client.end().expect_end()
+
+
+def _nothing_more(report: Report) -> Iterator[str]:
+    return iter(())
+
+
+HARSH = {"reset": 0.01, "aborted": 0.05}
+
+
+# -- the protocols ---------------------------------------------------------------------------------------------------
+
+
+def echo(rng: Random) -> Workload:
+    handler = rng.choice([StateEcho, AsyncEcho])
+    clients = []
+    for _ in range(rng.randrange(1, 8)):
+        lines = [
+            rng.randbytes(rng.choice([0, 3, 60, 900])).replace(b"\n", b"") + b"\n" for _ in range(rng.randrange(12))
+        ]
+        client = _play(rng, [(text, text) for text in lines], 50)
+        if rng.random() < 0.3:
+            # a last line without an end
+            clients.append(client.send(b"the last").end().expect(b"the last").expect_end())
+        else:
+            clients.append(_finish(rng, client.send(b"\n").expect(b"\n"), 60, b"and?\n"))
+    server = _server(rng, lambda: handler)
+    return Workload(f"echo {handler.__name__}", server, clients, _faults(rng, **HARSH), _nothing_more)
+
+
+def notes(rng: Random) -> Workload:
+    handler = rng.choice([Notes, AsyncNotes])
+    clients = []
+    for _ in range(rng.randrange(1, 8)):
+        words, dialogue = 0, []
+        for _ in range(rng.randrange(15)):
+            verb = rng.choice(["put", "put", "count", "rank"])
+            if verb == "put":
+                note = rng.randbytes(rng.choice([0, 5, 80, 1000]))
+                words += len(note.split())
+                dialogue.append((b"put %d\n" % len(note) + note, b""))
+            elif verb == "count":
+                dialogue.append((b"count\n", b"%d\n" % words))
+            else:
+                dialogue.append((b"rank\n", b"rank %d\n" % slow_rank(words)))
+        client = _play(rng, dialogue, 20).send(b"count\n").expect(b"%d\n" % words)
+        clients.append(_finish(rng, client, 30, b"count\n", b"bye\n"))
+    server = _server(rng, lambda: handler)
+    return Workload(f"notes {handler.__name__}", server, clients, _faults(rng, **HARSH), _nothing_more)
+
+
+def _resp(*words: bytes) -> bytes:
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+def miniredis(rng: Random) -> Workload:
+    style = rng.choice([MiniRedis, AsyncRedis])
+    counted: list[int] = []
+
+    def increment(peer: Peer) -> Any:
+        """The answer depends on the others: it is looked at in the end."""
+        answer = b""
+        yield from peer.send(_resp(b"INCR", b"shared"))
+        while not answer.endswith(b"\n"):
+            part = yield from peer.receive()
+            if part is None:
+                return
+            answer += part
+        counted.append(int(answer[1:]))
+
+    clients = [_redis_client(rng, b"%d" % number, increment) for number in range(rng.randrange(1, 8))]
+
+    def check(report: Report) -> Iterator[str]:
+        if len(set(counted)) != len(counted):
+            yield f"INCR gave the same number twice: {counted}"
+        if not any(peer.was_hit for peer in report.clients) and sorted(counted) != list(range(1, len(clients) + 1)):
+            yield f"{len(clients)} clients counted {sorted(counted)}"
+
+    server = _server(rng, lambda: _with_store(style), pool=style is MiniRedis)
+    return Workload(f"miniredis {style.__name__}", server, clients, _faults(rng, **HARSH), check)
+
+
+def killing(rng: Random) -> Workload:
+    """Clients of miniredis that end each other, and themselves, in mid-dialogue."""
+    style = rng.choice([MiniRedis, AsyncRedis])
+    count = rng.randrange(2, 8)
+    expected: list[bytes] = []
+
+    def talk(dialogue: Dialogue, victim: int) -> Callable[[Peer], Any]:
+        def play(peer: Peer) -> Any:
+            for sent, _ in dialogue:
+                yield from peer.send(sent)
+            yield lambda: False, 1.0
+            yield from peer.send(_resp(b"CLIENT", b"KILL", b"ID", b"%d" % victim))
+
+        return play
+
+    clients = []
+    for number in range(count):
+        dialogue = _redis_dialogue(rng, b"%d" % number, {})
+        expected.append(b"".join(answer for _, answer in dialogue))
+        script = talk(dialogue, rng.randrange(1, count + 1))
+        clients.append(Client().pause(rng.choice([0, 0, 1])).may_fail().then(script).end().take_rest())
+
+    def check(report: Report) -> Iterator[str]:
+        for peer, whole in zip(report.clients, expected, strict=True):
+            answers = [whole + last for last in (b":0\r\n", b":1\r\n", b"+OK\r\n")]
+            if not any(answer.startswith(peer.received) for answer in answers):
+                yield f"{peer} received {peer.received!r} where {whole!r} was to come"
+
+    server = _server(rng, lambda: _with_store(style), pool=style is MiniRedis)
+    return Workload(f"killing {style.__name__}", server, clients, _faults(rng, **HARSH), check)
+
+
+def _with_store(style: Any) -> Any:
+    return type(style.__name__, (style,), {"store": Store(SYSTEM.get().clock)})
+
+
+def _redis_client(rng: Random, own: bytes, increment: Callable[[Peer], Any]) -> Client:
+    """One that has keys of its own, and one that all share."""
+    client = _play(rng, _redis_dialogue(rng, own, {}), 200)
+    if rng.random() < 0.3:
+        client.send(_resp(b"SET", own, b"1", b"EX", b"10")).expect(b"+OK\r\n").pause(12)
+        client.send(_resp(b"GET", own)).expect(b"$-1\r\n")
+    client.then(increment)
+    if rng.random() < 0.2:
+        refusal = b"-ERR Protocol error: invalid multibulk length\r\n"
+        return client.send(b"*many\r\n" + bytes(rng.randrange(60))).expect(refusal).expect_end()
+    return _finish(rng, client, None, _resp(b"PING"), _resp(b"QUIT"))
+
+
+def _redis_dialogue(rng: Random, own: bytes, values: dict[bytes, bytes]) -> Dialogue:
+    """Commands about keys of one's own, and their answers."""
+    dialogue: Dialogue = []
+    for _ in range(rng.randrange(15)):
+        key = own + rng.choice([b"a", b"b"])
+        verb = rng.choice(["set", "get", "del", "ping", "echo", "mset", "wrong", "inline"])
+        value = rng.randbytes(rng.choice([0, 10, 700]))
+        if verb == "set":
+            values[key] = value
+            dialogue.append((_resp(b"SET", key, value), b"+OK\r\n"))
+        elif verb == "get":
+            known = values.get(key)
+            answer = b"$-1\r\n" if known is None else b"$%d\r\n%b\r\n" % (len(known), known)
+            dialogue.append((_resp(b"GET", key), answer))
+        elif verb == "del":
+            dialogue.append((_resp(b"DEL", key), b":%d\r\n" % (values.pop(key, None) is not None)))
+        elif verb == "mset":
+            values[own + b"a"] = values[own + b"b"] = value
+            dialogue.append((_resp(b"MSET", own + b"a", value, own + b"b", value), b"+OK\r\n"))
+        elif verb == "ping":
+            dialogue.append((_resp(b"PING"), b"+PONG\r\n"))
+        elif verb == "echo":
+            dialogue.append((_resp(b"ECHO", value), b"$%d\r\n%b\r\n" % (len(value), value)))
+        elif verb == "wrong":
+            dialogue.append((_resp(b"NOSUCH"), b"-ERR unknown command 'NOSUCH'\r\n"))
+        else:
+            dialogue.append((b"PING\r\n", b"+PONG\r\n"))
+    return dialogue
+
+
+@functools.cache
+def tftp_files() -> dict[str, bytes]:
+    """The files that are served, in a folder that lasts as long as the process."""
+    folder = tempfile.TemporaryDirectory(prefix="reqtable-tftp-")
+    tftp_files.folder = folder  # type: ignore[attr-defined]
+    Tftp.root = Path(folder.name)
+    files = {f"file{size}": Random(size).randbytes(size) for size in (0, 1, 511, 512, 513, 1024, 4000)}
+    for name, data in files.items():
+        (Tftp.root / name).write_bytes(data)
+    return files
+
+
+def tftp(rng: Random) -> Workload:
+    files = tftp_files()
+    handler = rng.choice([Tftp, AsyncTftp])
+    wanted: list[str] = []
+    results: dict[int, bytes | int | None] = {}
+
+    def fetch(name: str) -> Callable[[Peer], Any]:
+        def play(peer: Peer) -> Any:
+            results[peer.number] = yield from _fetch(peer, name)
+
+        return play
+
+    clients = []
+    for _ in range(rng.randrange(1, 6)):
+        wanted.append(rng.choice([*files, "nosuch"]))
+        clients.append(Client().pause(rng.uniform(0, 3)).then(fetch(wanted[-1])))
+
+    def check(report: Report) -> Iterator[str]:
+        for number, name in enumerate(wanted):
+            result = results.get(number)
+            hits = [fault for fault in report.faults if f"@d{number}" in fault]
+            if result != files.get(name, 1) and not any(fault.startswith(("lost", "cut")) for fault in hits):
+                yield f"client {number} fetched {name} and got {str(result)[:80]}"
+            # what the server sends is never wrong, though it may not come
+            elif (
+                isinstance(result, bytes)
+                and result != files.get(name)
+                and not any(f"cut@d{number}<" in f for f in hits)
+            ):
+                yield f"client {number} fetched {name} and got {len(result)} other bytes"
+
+    harsh = {"lost": 0.1, "repeated": 0.1, "reordered": 0.1, "cut": rng.choice([0, 0.03])}
+    server = _server(rng, lambda: handler, reqtable.UDPServer)
+    return Workload(f"tftp {handler.__name__}", server, clients, _faults(rng, **harsh), check)
+
+
+def _fetch(peer: Peer, name: str) -> Any:
+    """A TFTP client (RFC 1350): the file's bytes, the code of an error, or None for having given up."""
+    packet = struct.pack("!H", READ) + name.encode() + b"\0octet\0"
+    data, block, tries = b"", 1, 0
+    yield from peer.send(packet)
+    while tries < 8:
+        got = yield from peer.receive(timeout_s=1.5)
+        if got is None:
+            tries += 1
+            yield from peer.send(packet)
+        elif got[:2] == struct.pack("!H", ERROR):
+            return int.from_bytes(got[2:4], "big")
+        elif got[:4] == struct.pack("!HH", DATA, block):
+            data += got[4:]
+            packet = struct.pack("!HH", ACK, block)
+            yield from peer.send(packet)
+            if len(got) < 4 + BLOCK_BYTES:
+                while (yield from peer.receive(timeout_s=3)) is not None:
+                    yield from peer.send(packet)  # the last acknowledgement was lost
+                return data
+            block, tries = block + 1, 0
+        elif len(got) >= 4 and got[:2] == struct.pack("!H", DATA):
+            tries += 1  # an older block: what it acknowledges is on its way
+    return None
+
+
+def chat(rng: Random) -> Workload:
+    handler = rng.choice([Chat, AsyncChat])
+    clients, said = [], []
+    for number in range(rng.randrange(2, 7)):
+        lines = [f"line {count} of {number}" for count in range(rng.randrange(8))]
+        said.append(lines)
+        client = Client().pause(rng.choice([0, 0, 1, 5])).expect(b"your name? ")
+        if number and rng.random() < 0.2:
+            client.send(b"\n").expect(b"that name is taken. your name? ")
+        client.send(b"client%d\n" % number)
+        if rng.random() < 0.4:
+            client.send("".join(f"{text}\n" for text in lines).encode())
+        else:
+            for text in lines:
+                _send(rng, client, text.encode() + b"\n")
+                if rng.random() < 0.3:
+                    client.pause(rng.uniform(0, 10))
+        if rng.random() < 0.2:
+            client.reset()
+        else:
+            client.pause(rng.uniform(0, 10))
+            client = client.send(b"/quit\n") if rng.random() < 0.5 else client.end()
+            client.take_rest()
+        clients.append(client)
+
+    def check(report: Report) -> Iterator[str]:
+        return _check_chat(report, said)
+
+    server = _server(rng, lambda: handler, pool=handler is Chat)
+    return Workload(f"chat {handler.__name__}", server, clients, _faults(rng, **HARSH), check)
+
+
+def _check_chat(report: Report, said: list[list[str]]) -> Iterator[str]:
+    heard: list[list[str]] = []
+    for peer in report.clients:
+        text = peer.received.decode().replace("your name? ", "").replace("that name is taken. ", "")
+        heard.append(text.split("\n")[:-1])  # what comes after the last line end was cut off
+    for listener, lines in zip(report.clients, heard, strict=True):
+        for number, theirs in enumerate(said):
+            talker = report.clients[number]
+            name = f"client{number}"
+            prefix = f"{name}: "
+            got = [text.removeprefix(prefix) for text in lines if text.startswith(prefix)]
+            if listener is talker:
+                if got:
+                    yield f"{listener} heard itself"
+                continue
+            begin = theirs.index(got[0]) if got and got[0] in theirs else 0
+            if got != theirs[begin : begin + len(got)]:
+                yield f"{listener} heard {got} of {talker}, who said {theirs}"
+            joined, left = f"* {name} has joined" in lines, f"* {name} has left" in lines
+            whole = talker.ended == "end" and not talker.was_hit
+            if joined and begin:
+                yield f"{listener} was there when {talker} joined, and missed its first line"
+            if joined and left and whole and got != theirs:
+                yield f"{listener} heard {got} of {theirs} that {talker} said from beginning to end"
+    # there is one order for all
+    for number, one in enumerate(heard):
+        for other in heard[number + 1 :]:
+            common = set(one) & set(other)
+            if [text for text in one if text in common] != [text for text in other if text in common]:
+                yield f"client {number} heard in another order than another: {one} and {other}"
+
+
+def cancelled(rng: Random) -> Workload:
+    """An operator who cancels requests at any moment, whatever they are in the midst of."""
+    workload = rng.choice([echo, notes, miniredis, chat])(rng)
+    make, rate = workload.server, rng.choice([0.005, 0.05])
+    for client in workload.clients:
+        client.steps.insert(0, ("may_fail", ()))
+
+    def server() -> Any:
+        made = make()
+
+        def cancel_one() -> None:
+            ids = [entry.id for entry in made.table]
+            if ids and rng.random() < rate:
+                made.table.cancel(rng.choice(ids))
+
+        made.service_actions = cancel_one
+        return made
+
+    return Workload(f"cancelled {workload.name}", server, workload.clients, workload.faults, _nothing_more)
+
+
+PROTOCOLS = [echo, notes, miniredis, tftp, chat, killing, cancelled]
