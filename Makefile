@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 7000
 BIN := .venv/bin
 
-.PHONY: run test check static format clean
+.PHONY: run test simulate check static format clean
 
 run: .venv/run.stamp
 	@echo "In another terminal (it answers 3, then rank 9):"
@@ -16,6 +16,13 @@ run: .venv/run.stamp
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+# SEEDS=10000 how many, FIRST=0 the first, BUDGET=60 at most so many seconds, FIGURES=docs/simulation.md to write them there;
+# SEED=7 one, and all of it, FAULTS="..." with no faults but these
+simulate: .venv/test.stamp
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(filter undefined,$(origin FAULTS)),,--faults '$(FAULTS)') \
+	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) $(if $(BUDGET),--budget $(BUDGET)) \
+	    $(if $(FIGURES),--figures $(FIGURES))
 
 check: static test
 

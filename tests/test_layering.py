@@ -32,6 +32,7 @@ THIRD_PARTY = {
     "greenlet": {"dispatch/cooperative.py", "dispatch/greenlet.py"},
     "click": {"cli.py"},
     "msgspec": {"config.py"},
+    "pytest": {"testing/plugin.py"},
 }
 
 

@@ -23,6 +23,7 @@ from reqtable import Event, Limits, State, System, chunk, exactly, flushed, line
 from reqtable.core.buffers import MISSING
 from reqtable.core.states import READ, WRITE
 from reqtable.core.table import Entry
+from reqtable.testing import Faults, SimNetwork
 from tests.conftest import Client, FakeClock, served, serving, wait_until
 
 
@@ -34,19 +35,23 @@ class Echo(reqtable.StateRequestHandler):
 
 
 class World:
-    """An engine on a clock set by hand, and connections to it without a network."""
+    """An engine on a clock set by hand, and connections to it on a simulated network that does as it should.
+
+    What comes when is the test's to say: each pass by itself, and every byte the moment it was sent.
+    """
 
     def __init__(self, clock: FakeClock, handler: Any = Echo, **limits: Any) -> None:
         self.clock = clock
-        self.engine = reqtable.Engine(system=System(clock=clock), limits=Limits(**limits))
-        self.server = reqtable.TCPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
-        self.engine.add(self.server)
+        self.network = SimNetwork(faults=Faults.none(), clock=clock)
+        with self.network.installed():
+            self.server = reqtable.TCPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
+            self.engine = reqtable.Engine(limits=Limits(**limits)).add(self.server)
         self.engine.open()
         self.policy = self.server.dispatcher.policy("inline")
         self.peers: list[socket.socket] = []
 
     def connect(self, handler: Any = None) -> tuple[socket.socket, Entry]:
-        ours, theirs = socket.socketpair()
+        ours, theirs = self.network.pair()
         theirs.setblocking(False)
         self.peers.append(theirs)
         if handler is not None:

@@ -6,10 +6,11 @@ switches to the loop, which resumes it as it resumes everything else.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 from collections.abc import Callable
+from functools import cache
+from math import inf
 from typing import Any, ClassVar, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -67,12 +68,20 @@ class Suspendable:
             self._greenlet.throw(GreenletExit)
 
 
+@cache
+def cooperative(plain: type[socket.socket]) -> type[CooperativeSocket]:
+    """The class of cooperative sockets over sockets of class `plain`, which can be simulated ones."""
+    return type("CooperativeSocket", (CooperativeSocket, plain), {"plain": plain})
+
+
 class CooperativeSocket(socket.socket):
     """A request's socket, to its handler a blocking one with the usual timeouts.
 
     The descriptor is always non-blocking; the timeout is kept here. In its own request's greenlet a call that would
     block suspends the request; anywhere else, such as in another thread, it waits by polling the descriptor.
     """
+
+    plain: ClassVar[type[socket.socket]] = socket.socket  # whose calls never wait
 
     lent: Lent
     _wait_s: float | None = None
@@ -84,7 +93,7 @@ class CooperativeSocket(socket.socket):
         timeout = plain.gettimeout()
         taken = cls(plain.family, plain.type, plain.proto, fileno=plain.detach())
         taken._wait_s = timeout
-        socket.socket.setblocking(taken, False)
+        cls.plain.setblocking(taken, False)
         return taken
 
     # -- the timeout --------------------------------------------------------------------------------------------------
@@ -109,19 +118,33 @@ class CooperativeSocket(socket.socket):
 
     # -- what may block -----------------------------------------------------------------------------------------------
 
-    def _until_done(self, want: Want[None], flags: int, operation: Callable[..., T], *args: Any) -> T:
-        """`operation`, again whenever the socket is ready for `want`, until it does not say that it would block."""
+    def _until_done(
+        self, want: Want[None], flags: int, operation: Callable[..., T], *args: Any, until: float | None = None
+    ) -> T:
+        """`operation`, again whenever the socket is ready for `want`, until it does not say that it would block.
+
+        The timeout is that of all of it: a socket that is reported ready and is not gives nobody more time.
+        """
         while True:
             try:
                 return operation(self, *args)
+            except InterruptedError:
+                pass
             except BlockingIOError:
                 if self._wait_s == 0 or flags & _DONTWAIT:
                     raise
-                self._wait(want, self._wait_s)
+                until = self._time_out_at() if until is None else until
+                self._wait(want, until)
 
-    def _wait(self, want: Want[None], timeout_s: float | None) -> None:
+    def _time_out_at(self) -> float:
+        return inf if self._wait_s is None else self.lent.engine.table.clock() + self._wait_s
+
+    def _wait(self, want: Want[None], until: float) -> None:
         """Suspend until the socket is ready. Raises TimeoutError."""
         lent = self.lent
+        timeout_s = None if until == inf else until - lent.engine.table.clock()
+        if timeout_s is not None and timeout_s <= 0:
+            raise TimeoutError("timed out") from None
         current = getcurrent()
         if isinstance(current, _RequestGreenlet) and current.lent is lent and not lent.in_child:
             if lent.fd != self.fileno():  # a duplicate, perhaps of one that is closed by now
@@ -163,71 +186,63 @@ class CooperativeSocket(socket.socket):
         if flags & _WAITALL:
             buffer = bytearray(bufsize)
             return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
-        data = self._until_done(READABLE, flags, socket.socket.recv, bufsize, flags)
+        data = self._until_done(READABLE, flags, self.plain.recv, bufsize, flags)
         self._came_in(len(data), flags)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        count = total = self._until_done(READABLE, flags, socket.socket.recv_into, buffer, nbytes, flags)
+        count = total = self._until_done(READABLE, flags, self.plain.recv_into, buffer, nbytes, flags)
         self._came_in(count, flags)
         # The kernel heeds MSG_WAITALL only on a blocking descriptor: one without a timeout, which this stands in for.
         other_flags = flags & (_DONTWAIT | _PEEK)
         if flags & _WAITALL and not other_flags and self._wait_s is None:
             view = memoryview(buffer).cast("B")[: nbytes or None]
             while count and total < len(view):
-                count = self._until_done(READABLE, flags, socket.socket.recv_into, view[total:], 0, flags)
+                count = self._until_done(READABLE, flags, self.plain.recv_into, view[total:], 0, flags)
                 self._came_in(count, flags)
                 total += count
         return total
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
-        data, address = self._until_done(READABLE, flags, socket.socket.recvfrom, bufsize, flags)
+        data, address = self._until_done(READABLE, flags, self.plain.recvfrom, bufsize, flags)
         self._came_in(len(data), flags)
         return data, address
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
-        into = socket.socket.recvfrom_into, buffer, nbytes, flags
+        into = self.plain.recvfrom_into, buffer, nbytes, flags
         count, address = self._until_done(READABLE, flags, *into)
         self._came_in(count, flags)
         return count, address
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
-        receive = socket.socket.recvmsg, bufsize, ancbufsize, flags
+        receive = self.plain.recvmsg, bufsize, ancbufsize, flags
         data, *others = self._until_done(READABLE, flags, *receive)
         self._came_in(len(data), flags)
         return data, *others
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
-        receive = socket.socket.recvmsg_into, buffers, ancbufsize, flags
+        receive = self.plain.recvmsg_into, buffers, ancbufsize, flags
         count, *others = self._until_done(READABLE, flags, *receive)
         self._came_in(count, flags)
         return count, *others
 
     def send(self, data: Any, flags: int = 0) -> int:
-        return self._went_out(self._until_done(WRITABLE, flags, socket.socket.send, data, flags))
+        return self._went_out(self._until_done(WRITABLE, flags, self.plain.send, data, flags))
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """As the standard library's: the timeout is that of all of it."""
         view = memoryview(data).cast("B")
-        clock = self.lent.engine.table.clock
-        until = None if not self._wait_s else clock() + self._wait_s
+        until = self._time_out_at()
         while view:
-            try:
-                view = view[self._went_out(super().send(view, flags)) :]
-            except BlockingIOError:
-                if self._wait_s == 0 or flags & _DONTWAIT:
-                    raise
-                left = None if until is None else until - clock()
-                if left is not None and left <= 0:
-                    raise TimeoutError("timed out") from None
-                self._wait(WRITABLE, left)
+            sent = self._until_done(WRITABLE, flags, self.plain.send, view, flags, until=until)
+            view = view[self._went_out(sent) :]
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         flags = flags_and_address[0] if len(flags_and_address) == 2 else 0
-        return self._went_out(self._until_done(WRITABLE, flags, socket.socket.sendto, data, *flags_and_address))
+        return self._went_out(self._until_done(WRITABLE, flags, self.plain.sendto, data, *flags_and_address))
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
-        send = socket.socket.sendmsg, buffers, ancdata, flags, address
+        send = self.plain.sendmsg, buffers, ancdata, flags, address
         return self._went_out(self._until_done(WRITABLE, flags, *send))
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
@@ -238,7 +253,7 @@ class CooperativeSocket(socket.socket):
 
     def dup(self) -> CooperativeSocket:
         # the base class's dup makes the file description, which both share, blocking
-        copy = type(self)(self.family, self.type, self.proto, fileno=os.dup(self.fileno()))
+        copy = type(self)(self.family, self.type, self.proto, fileno=self.lent.engine.system.dup(self.fileno()))
         copy._wait_s = self._wait_s
         copy.lent = self.lent
         return copy
@@ -246,12 +261,12 @@ class CooperativeSocket(socket.socket):
     def detach(self) -> int:
         self._forget()
         if self.fileno() >= 0 and self._wait_s is None:
-            socket.socket.setblocking(self, True)  # whoever takes it over expects what it was
-        return super().detach()
+            self.plain.setblocking(self, True)  # whoever takes it over expects what it was
+        return self.plain.detach(self)
 
     def _real_close(self, *args: Any) -> None:
         self._forget()
-        super()._real_close(*args)  # type: ignore[misc]
+        self.plain._real_close(self, *args)  # type: ignore[attr-defined]
 
     def _forget(self) -> None:
         """Stop polling a descriptor before it goes: its number may be another request's a moment later."""

@@ -9,7 +9,6 @@ the handler opens, or a lock held across a read.
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 from reqtable.core.errors import ConfigurationError
@@ -33,12 +32,12 @@ class Greenlet(Policy):
             ) from error
 
     def lend(self, request: Any) -> Lent:
-        from reqtable.dispatch.cooperative import CooperativeSocket
+        from reqtable.dispatch.cooperative import cooperative
 
-        if type(request) is not socket.socket:
+        if type(request) is not self.engine.system.socket:
             return super().lend(request)
-        cooperative = CooperativeSocket.over(request)
-        lent = cooperative.lent = Lent(self.engine, cooperative)
+        own = cooperative(type(request)).over(request)  # type: ignore[arg-type]
+        lent = own.lent = Lent(self.engine, own)
         return lent
 
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:

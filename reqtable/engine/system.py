@@ -29,6 +29,7 @@ class System:
     selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
     wakeup: Callable[[], Wakeup] = Wakeup
     socket: type[socket.socket] = socket.socket
+    dup: Callable[[int], int] = os.dup
     sendfile: Callable[[int, int, int, int], int] = os.sendfile
     executor: Callable[[int | None, str], Executor] = threads  # how many threads, and how they are named
 

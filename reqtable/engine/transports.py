@@ -88,7 +88,7 @@ class Lent(Polled):
         """
         self.poll(0)
         self._ended = True
-        self._hold = _duplicate(self.request)
+        self._hold = self._duplicate()
 
     def take_back(self) -> None:
         """It could not be handed over after all."""
@@ -104,14 +104,14 @@ class Lent(Polled):
         self.poll(0)
         if not self._ended:
             self._ended = True
-            if _has_unread(self.request):
-                self._hold = _duplicate(self.request)
+            if self._has_unread(self.request):
+                self._hold = self._duplicate()
             try:
                 self.entry.server.shutdown_request(self.request)
             except BaseException:
                 self.engine.end(self.entry, Event.RELEASED)
                 raise
-        elif not _has_unread(self._hold):
+        elif not self._has_unread(self._hold):
             self._let_go()
         if self._hold is None:
             self.engine.end(self.entry, Event.RELEASED)
@@ -141,6 +141,28 @@ class Lent(Polled):
         self.watched = 0
         abandon(self.request)
         abandon(self._hold)
+
+    def _has_unread(self, request: Any) -> bool:
+        """Whether a plain stream connection has input that nobody has read."""
+        if not isinstance(request, socket.socket) or _is_tls(request) or request.fileno() < 0:
+            return False
+        try:
+            if request.type == socket.SOCK_STREAM:
+                # the plain call: a cooperative socket's would wait
+                return bool(self.engine.system.socket.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            pass  # nothing is there, or nobody is
+        return False
+
+    def _duplicate(self) -> socket.socket | None:
+        """Another hold on the connection; None where there is none to be had."""
+        own, system = self.request, self.engine.system
+        if not isinstance(own, socket.socket) or own.fileno() < 0:
+            return None
+        try:
+            return system.socket(own.family, own.type, own.proto, fileno=system.dup(own.fileno()))
+        except OSError:
+            return None  # out of descriptors
 
     def _let_go(self) -> None:
         if self._hold is not None:
@@ -175,28 +197,6 @@ def _is_tls(request: socket.socket) -> bool:
     """A socket is one only where something has imported the module, which is large."""
     ssl = sys.modules.get("ssl")
     return ssl is not None and isinstance(request, ssl.SSLSocket)
-
-
-def _has_unread(request: Any) -> bool:
-    """Whether a plain stream connection has input that nobody has read."""
-    if not isinstance(request, socket.socket) or _is_tls(request) or request.fileno() < 0:
-        return False
-    try:
-        if request.type == socket.SOCK_STREAM:
-            return bool(socket.socket.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except OSError:
-        pass  # nothing is there, or nobody is
-    return False
-
-
-def _duplicate(request: Any) -> socket.socket | None:
-    """Another hold on a connection; None where there is none to be had."""
-    if not isinstance(request, socket.socket) or request.fileno() < 0:
-        return None
-    try:
-        return socket.socket(request.family, request.type, request.proto, fileno=os.dup(request.fileno()))
-    except OSError:
-        return None  # out of descriptors
 
 
 class _Released:

@@ -45,9 +45,9 @@ class Client:
         """Let time pass; what comes meanwhile is read."""
         return self._add("pause", seconds)
 
-    def read_nothing(self) -> Self:
-        """Stop reading, until `read_on()` or until something is expected."""
-        return self._add("read_nothing")
+    def read_nothing(self, seconds: float | None = None) -> Self:
+        """Stop reading, until something is expected, until `read_on()`, or for so long; the script goes on at once."""
+        return self._add("read_nothing", seconds)
 
     def read_on(self) -> Self:
         """Read again."""
@@ -82,7 +82,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:56]}…{text[-1]}"
 
 
-_ENDS = {"": "", "end": ": the connection has ended", "reset": ": it was reset", "refused": ": nobody listens"}
+_ENDS = {"": "", "end": ": the connection was ended", "reset": ": it was reset", "refused": ": nobody listens"}
 
 
 class Unmet(AssertionError):
@@ -196,6 +196,14 @@ class Peer:
             except OSError:
                 self.ended = "reset"
 
+    def _resume_reading(self) -> None:
+        self._reads = True
+        self._changed()
+
+    def _read_on(self) -> None:
+        self._reads = True
+        self._read()
+
     @property
     def unexpected(self) -> Any:
         """What has come and was not yet expected: bytes, or a list of datagrams."""
@@ -207,7 +215,7 @@ class Peer:
 
     def receive(self, timeout_s: float | None = None) -> Generator[Any, None, bytes | None]:
         """The next datagram, or what bytes there are, at least one; None when none came in time or the end has come."""
-        self._do_read_on()
+        self._read_on()
         yield lambda: bool(self.unexpected or self.ended), timeout_s
         there = self.unexpected
         if not there:
@@ -234,6 +242,12 @@ class Peer:
         return
         yield
 
+    def read_nothing(self, seconds: float | None = None) -> None:
+        """Stop reading, until the next `receive` or expectation, or for so long."""
+        self._reads = False
+        if seconds is not None:
+            self.network.after(seconds, self._resume_reading)
+
     def _can_send(self) -> bool:
         end = self._end
         return isinstance(end, StreamEnd) and (end.room > 0 or end.is_broken or end.other.is_closed)
@@ -250,7 +264,7 @@ class Peer:
         yield lambda: False, seconds
 
     def _do_expect(self, data: bytes) -> Waits:
-        list(self._do_read_on())
+        self._read_on()
         if isinstance(self._end, DatagramEnd):
             yield lambda: bool(self.unexpected), None
             found = self.unexpected[0]
@@ -269,24 +283,23 @@ class Peer:
         self._expected += wanted
 
     def _do_expect_end(self) -> Waits:
-        list(self._do_read_on())
+        self._read_on()
         yield lambda: bool(self.ended or self.unexpected), None
         if self.unexpected or self.ended != "end":
             raise Unmet(f"expected the end, found {_short(self.unexpected)}{self._said_end()}")
 
     def _do_take_rest(self) -> Waits:
-        list(self._do_read_on())
+        self._read_on()
         yield lambda: bool(self.ended), None
         self._expected = len(self.received)
 
-    def _do_read_nothing(self) -> Waits:
-        self._reads = False
+    def _do_read_nothing(self, seconds: float | None) -> Waits:
+        self.read_nothing(seconds)
         return
         yield
 
     def _do_read_on(self) -> Waits:
-        self._reads = True
-        self._read()
+        self._read_on()
         return
         yield
 

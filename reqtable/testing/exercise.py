@@ -21,6 +21,7 @@ from reqtable.dispatch import is_resumable
 from reqtable.engine.loop import Loop
 from reqtable.engine.system import System
 from reqtable.engine.wakeup import Wakeup
+from reqtable.testing.client import Client
 from reqtable.testing.clock import FakeClock
 
 PEER = ("192.0.2.1", 50_000)  # an address that is nobody's (RFC 5737)
@@ -28,9 +29,15 @@ _PASSES_MAX = 10_000
 
 
 def exercise(
-    handler_class: Any, *, datagrams: bool = False, peer: Any = PEER, limits: Limits | None = None, server: Any = None
+    handler_class: Any,
+    dialogue: Client | None = None,
+    *,
+    datagrams: bool = False,
+    peer: Any = PEER,
+    limits: Limits | None = None,
+    server: Any = None,
 ) -> Exercise:
-    """Begin a request of a state or async handler, and be its peer.
+    """Begin a request of a state or async handler, and be its peer; with a `dialogue`, as `Exercise.play` does.
 
     With `datagrams`, each `send` is one datagram, and each `expect` takes one. `server` is what the handler finds as
     `self.server`. Raises TypeError for a blocking handler, which needs a socket.
@@ -40,7 +47,8 @@ def exercise(
             f"exercise() takes a StateRequestHandler or an AsyncRequestHandler, not {handler_class!r}: a blocking "
             "handler needs a socket, such as one end of socket.socketpair()"
         )
-    return Exercise(handler_class, datagrams, peer, limits, server)
+    begun = Exercise(handler_class, datagrams, peer, limits, server)
+    return begun if dialogue is None else begun.play(dialogue)
 
 
 class Exercise:
@@ -110,6 +118,33 @@ class Exercise:
         """Read again."""
         self._wire.is_blocked = False
         return self._go_on()
+
+    def play(self, script: Client) -> Self:
+        """Do and expect what a client's script says, in its order; a `pause` is a `jump`.
+
+        As in a simulation, what has come beyond an expectation is left for the next one. Raises TypeError for
+        `then()`, which needs a network.
+        """
+        for name, args in script.steps:
+            if name in ("expect", "expect_end", "take_rest"):
+                self.read_on()
+            if name == "pause":
+                self.jump(*args)
+            elif name == "read_nothing":
+                self.read_nothing()
+            elif name == "expect" and not self._wire.datagrams:
+                (data,) = args
+                found = self.output
+                self._wire.received[:] = [found[len(data) :]]
+                if not found.startswith(data):
+                    raise AssertionError(f"expected {data!r}, found {found!r}; the request {self._said()}")
+            elif name == "take_rest":
+                self._wire.received.clear()
+            elif name in ("play", "may_fail"):
+                raise TypeError(f"{name}: a script with steps of its own needs a network: simulate() has one")
+            else:
+                getattr(self, name)(*args)
+        return self
 
     # -- what it finds ------------------------------------------------------------------------------------------------
 

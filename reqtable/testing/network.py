@@ -67,6 +67,7 @@ class SimNetwork:
             selector=partial(SimSelector, self),
             wakeup=partial(SimWakeup, self),
             socket=self.socket,
+            dup=lambda fd: self.open(self.file(fd)),
             sendfile=self._sendfile,
             executor=partial(SimExecutor, self),
         )

@@ -63,9 +63,9 @@ class SimSelector(selectors.BaseSelector):
         until = inf if timeout is None else clock.now + max(0.0, timeout)
         while True:
             network.happen()
-            ready, some = self._ready()
-            if some or clock.now >= until:
-                return ready
+            ready = self._ready()
+            if ready or clock.now >= until:
+                return self._reported(ready)
             at = min(network.next_at(), until)
             if at == inf:
                 if network.on_quiet is None:
@@ -73,37 +73,35 @@ class SimSelector(selectors.BaseSelector):
                 network.on_quiet()
                 return []
             if dice.happens("early", "poll"):
-                at = clock.now + (at - clock.now) * dice.draw("early", "poll", 1000) / 1000
-                clock.jump(max(0.0, at - clock.now))
-                network.happen()
-                return []
+                clock.now += max(0.0, at - clock.now) * dice.draw("early", "poll", 1000) / 1000
+                return self._reported([])
             if at == until and dice.happens("late", "poll"):
                 until += (1 + dice.draw("late", "poll", _LATE_MS)) / 1000
                 continue
             clock.now = max(clock.now, at)
 
-    def _ready(self) -> tuple[list[tuple[selectors.SelectorKey, int]], bool]:
-        """What to report, and whether anything was to be reported."""
-        dice, files = self._network.dice, self._network.files
+    def _ready(self) -> list[tuple[int, int]]:
+        """The descriptors that are ready, and for what."""
+        files = self._network.files
         found = []
-        some = False
         for fd, key in self._keys.items():
             file = files.get(fd)
             if file is not self._files[fd]:
                 raise RuntimeError(f"descriptor {fd} was closed while the selector watched it for {key.data!r}")
             mask = file.ready() & key.events
             if mask:
-                some = True
-                if dice.happens("withheld", "poll"):
-                    continue
-            elif dice.happens("spurious", "poll"):
-                mask = key.events
-                some = True
-            else:
-                continue
-            found.append((dice.draw("order", "poll", 2**32), fd, key, mask))
-        found.sort()
-        return [(key, mask) for _, _, key, mask in found], some
+                found.append((fd, mask))
+        return found
+
+    def _reported(self, ready: list[tuple[int, int]]) -> list[tuple[selectors.SelectorKey, int]]:
+        """Of what is ready, what the poll says; and of what is not."""
+        dice = self._network.dice
+        masks = {fd: mask for fd, mask in ready if not dice.happens("withheld", "poll")}
+        for fd, key in self._keys.items():
+            if fd not in masks and dice.happens("spurious", "poll"):
+                masks[fd] = key.events
+        order = sorted((dice.draw("order", "poll", 2**32), fd) for fd in masks)
+        return [(self._keys[fd], masks[fd]) for _, fd in order]
 
 
 class SimWakeup(Wakeup):

@@ -178,8 +178,10 @@ class StreamEnd(File):
                 self.bytes_in += len(data)
                 self.other._changed()  # there is room
             return data
+        if self.has_ended:
+            return b""
         self._raise_error()
-        if self.has_ended or self.is_broken:
+        if self.is_broken:
             return b""
         raise os_error(errno.EAGAIN)
 
@@ -224,6 +226,8 @@ class StreamEnd(File):
         places = sorted(cuts)
         self.other.coming += len(data)
         for begin, end in pairwise(places):
+            if begin:
+                self._next_at += self.network.latency_s
             self._send_later(self.other._arrive, data[begin:end])
 
     def _send_later(self, arrive: Callable[..., None], *args: Any) -> None:
@@ -253,7 +257,7 @@ class StreamEnd(File):
         if not self.is_broken:
             self.is_broken = True
             self.coming = 0
-            self.error = errno.ECONNRESET
+            self.error = errno.EPIPE if self.has_ended else errno.ECONNRESET
             self._changed()
 
     def _changed(self) -> None:
@@ -428,7 +432,7 @@ class SimSocket(socket.socket):
         self.network.files[self._fd] = self.network.bound[self._type, address] = listening
 
     def accept(self) -> tuple[socket.socket, Any]:
-        end: StreamEnd = self._until_done(0, READ, self.file.accept)
+        end: StreamEnd = self._attempt(0, READ, self.file.accept)
         try:
             fd = self.network.open(end)
         except OSError:
@@ -437,28 +441,28 @@ class SimSocket(socket.socket):
         return type(self)(self._family, self._type, 0, fd), end.peer
 
     def send(self, data: Any, flags: int = 0) -> int:
-        return self._until_done(flags, WRITE, self.file.send, memoryview(data).cast("B"))  # type: ignore[no-any-return]
+        return self._attempt(flags, WRITE, self.file.send, memoryview(data).cast("B"))  # type: ignore[no-any-return]
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         view = memoryview(data).cast("B")
         while view:
-            view = view[self.send(view, flags) :]
+            view = view[SimSocket.send(self, view, flags) :]
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         flags = flags_and_address[0] if len(flags_and_address) == 2 else 0
-        return self._until_done(flags, WRITE, self.file.sendto, data, flags_and_address[-1])  # type: ignore[no-any-return]
+        return self._attempt(flags, WRITE, self.file.sendto, data, flags_and_address[-1])  # type: ignore[no-any-return]
 
     def recv(self, count: int, flags: int = 0) -> bytes:
-        return self._until_done(flags, READ, self.file.recv, count, bool(flags & _PEEK))  # type: ignore[no-any-return]
+        return self._attempt(flags, READ, self.file.recv, count, bool(flags & _PEEK))  # type: ignore[no-any-return]
 
     def recv_into(self, buffer: Any, count: int = 0, flags: int = 0) -> int:
         view = memoryview(buffer).cast("B")
-        data = self.recv(count or len(view), flags)
+        data = SimSocket.recv(self, count or len(view), flags)
         view[: len(data)] = data
         return len(data)
 
     def recvfrom(self, count: int, flags: int = 0) -> tuple[bytes, Any]:
-        return self._until_done(flags, READ, self.file.recvfrom, count, bool(flags & _PEEK))  # type: ignore[no-any-return]
+        return self._attempt(flags, READ, self.file.recvfrom, count, bool(flags & _PEEK))  # type: ignore[no-any-return]
 
     def shutdown(self, how: int) -> None:
         self.file.shutdown(how)
@@ -490,7 +494,7 @@ class SimSocket(socket.socket):
                 file.abort()
             self.network.close(fd)
 
-    def _until_done(self, flags: int, ready: int, operation: Callable[..., Any], *args: Any) -> Any:
+    def _attempt(self, flags: int, ready: int, operation: Callable[..., Any], *args: Any) -> Any:
         self.network.happen()
         while True:
             try:

@@ -6,6 +6,7 @@ Each is a function of the package and a change to its text; `applied` puts the c
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,15 @@ from typing import Any
 from reqtable.core.buffers import Input, Output
 from reqtable.core.deadlines import Deadlines
 from reqtable.core.table import RequestTable
+from reqtable.dispatch.cooperative import CooperativeSocket
 from reqtable.engine.datagram import Session
 from reqtable.engine.listener import Listener
 from reqtable.engine.loop import Loop
 from reqtable.engine.stream import Stream
+from reqtable.testing import SimulationFailed
+from tests.simulation.workloads import run
+
+SEEDS = 500
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,24 @@ class Mutation:
             yield
         finally:
             setattr(self.owner, self.where, original)
+
+
+def first_failure(mutation: Mutation) -> tuple[int, str] | None:
+    """The first of `SEEDS` seeds that finds it, and how; None where none does."""
+    with mutation.applied():
+        for seed in range(SEEDS):
+            try:
+                run(seed)
+            except SimulationFailed as failure:
+                return seed, summary(failure.report.problems[0])
+    return None
+
+
+def summary(problem: str) -> str:
+    """A problem in few words, without what differs from run to run of other code."""
+    return re.sub(r"<Entry \d+ (\w+) [^>]*>", r"a request that is \1", problem.partition("\n")[0])[:120].replace(
+        "|", ""
+    )
 
 
 MUTATIONS = [
@@ -127,5 +151,9 @@ MUTATIONS = [
     Mutation(
         "a call goes on though its request has ended",
         *(Loop, "_release", "self._give_up_call(entry)", "pass"),
+    ),
+    Mutation(
+        "a socket that is reported ready and is not gives a blocking read more time",
+        *(CooperativeSocket, "_until_done", "self._time_out_at() if until is None else until", "self._time_out_at()"),
     ),
 ]

@@ -9,7 +9,19 @@ from typing import ClassVar
 from examples.miniredis import ARGUMENTS_MAX, BULK_BYTES_MAX, COMMANDS, CommandError, MiniRedis, Store
 from examples.notes import slow_rank
 from examples.tftp import ACK, BLOCK_BYTES, DATA, DENIED, ERROR, ILLEGAL, NOT_FOUND, READ, WRITE, Tftp
-from reqtable import AsyncRequestHandler, IncompleteRead, LimitExceeded, datagram, exactly, line
+from reqtable import (
+    AsyncRequestHandler,
+    IncompleteRead,
+    LimitExceeded,
+    StateRequestHandler,
+    StreamRequestHandler,
+    Transition,
+    datagram,
+    exactly,
+    flushed,
+    line,
+    state,
+)
 
 
 class AsyncNotes(AsyncRequestHandler):
@@ -33,6 +45,25 @@ class AsyncNotes(AsyncRequestHandler):
                     return
         except (IncompleteRead, TimeoutError):
             return
+
+
+class BlockingNotes(StreamRequestHandler):
+    """`examples.notes.Notes` as `socketserver` would have it, for policy `greenlet`."""
+
+    timeout = 30
+
+    def handle(self) -> None:
+        words = 0
+        for text in self.rfile:
+            verb, _, rest = text.strip().partition(b" ")
+            if verb == b"put" and rest.isdigit():
+                words += len(self.rfile.read(int(rest)).split())
+            elif verb == b"count":
+                self.wfile.write(b"%d\n" % words)
+            elif verb == b"rank":
+                self.wfile.write(b"rank %d\n" % slow_rank(words))
+            else:
+                return
 
 
 class AsyncRedis(AsyncRequestHandler):
@@ -174,3 +205,51 @@ class AsyncChat(AsyncRequestHandler):
         for other in self.room():
             if other is not self:
                 other.send(text.encode() + b"\n")
+
+
+def blob(count: int) -> bytes:
+    """`count` bytes, in which any that is lost, repeated or moved is noticed."""
+    return (_PATTERN * (count // len(_PATTERN) + 1))[:count]
+
+
+_PATTERN = b"".join(b"%06d\n" % number for number in range(1500))
+
+
+class Blobs(StateRequestHandler):
+    """`mem N` answers N bytes, `file N` too, from a file."""
+
+    path: ClassVar[str]
+
+    def start(self) -> Transition:
+        self._file = open(self.path, "rb")  # noqa: SIM115
+        return self.ask
+
+    def on_close(self) -> None:
+        self._file.close()
+
+    @state(line(limit=100), timeout=300)
+    def ask(self, text: bytes) -> Transition:
+        verb, count = text.split()
+        if verb == b"mem":
+            self.send(blob(int(count)))
+        else:
+            self.send_file(self._file, 0, int(count))
+        return self.ask
+
+
+class AsyncBlobs(AsyncRequestHandler):
+    """The same, in small sends that wait while the peer does not read."""
+
+    path: ClassVar[str]
+
+    async def handle(self) -> None:
+        with open(self.path, "rb") as file:
+            while text := await self.read(line(limit=100), timeout=300):
+                verb, count = text.split()
+                if verb == b"mem":
+                    data = blob(int(count))
+                    for begin in range(0, len(data), 5000):
+                        await self.send(data[begin : begin + 5000])
+                else:
+                    self.send_file(file, 0, int(count))
+                    await self.read(flushed())

@@ -6,25 +6,36 @@ depends on the others, looked at afterwards by the workload's `check`.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import reqtable
 from examples.chat import Chat
-from examples.echo import AsyncEcho, StateEcho
+from examples.echo import AsyncEcho, BlockingEcho, StateEcho
 from examples.miniredis import MiniRedis, Store
 from examples.notes import Notes, slow_rank
 from examples.tftp import ACK, BLOCK_BYTES, DATA, ERROR, READ, Tftp
 from reqtable.config import Config
+from reqtable.dispatch import is_resumable
 from reqtable.engine.system import SYSTEM
 from reqtable.testing import Client, Faults, Peer, Report, SimulationFailed, simulate
-from tests.simulation.handlers import AsyncChat, AsyncNotes, AsyncRedis, AsyncTftp
+from tests.simulation.handlers import (
+    AsyncBlobs,
+    AsyncChat,
+    AsyncNotes,
+    AsyncRedis,
+    AsyncTftp,
+    Blobs,
+    BlockingNotes,
+    blob,
+)
 
 ADDRESS = ("127.0.0.1", 7000)
 Dialogue = list[tuple[bytes, bytes]]  # what a client sends, and what it must be answered
@@ -81,7 +92,7 @@ def _config(rng: Random) -> Config:
     """Limits that make what is rare with the default ones happen all the time."""
     return Config(
         limits=reqtable.Limits(
-            steps_per_pass=rng.choice([1, 2, 5, 64]),
+            steps_per_pass=rng.choice([1, 1, 2, 5, 64]),
             recv_bytes=rng.choice([16, 100, 4096, 65_536]),
             high_water_bytes=rng.choice([1, 200, 65_536]),
             accepts_per_pass=rng.choice([1, 3, 64]),
@@ -111,12 +122,15 @@ def _server(
     rng: Random, make: Callable[[], Any], kind: Any = reqtable.TCPServer, pool: bool = True
 ) -> Callable[[], Any]:
     config = _config(rng)
-    dispatch = "pool" if pool and rng.random() < 0.2 else "inline"
+    pooled = pool and rng.random() < 0.2
     sized = type("Server", (kind,), {"request_queue_size": rng.choice([5, 100])})
 
     def factory() -> Any:
         handler = make()
-        return sized(ADDRESS, type(handler.__name__, (Watched, handler), {}), dispatch=dispatch, config=config)
+        if not is_resumable(handler):
+            return sized(ADDRESS, handler, dispatch="greenlet", config=config)
+        watched = type(handler.__name__, (Watched, handler), {})
+        return sized(ADDRESS, watched, dispatch="pool" if pooled else "inline", config=config)
 
     return factory
 
@@ -156,7 +170,7 @@ def _silent(timeout_s: float) -> Callable[[Peer], Any]:
         passed = peer.network.clock.now - begun
         assert not peer.unexpected, f"{peer} was sent {peer.unexpected!r} for saying nothing"
         if peer.ended != "reset":  # a fault
-            assert peer.ended == "end", f"{peer} said nothing for {passed} s, and is still connected"
+            assert peer.ended == "end", f"{peer} said nothing for {passed:.0f} s, and is still connected"
             assert passed > timeout_s - 2, f"{peer} was given {passed:.1f} s instead of {timeout_s}"
 
     return play
@@ -170,7 +184,7 @@ def _trickling(timeout_s: float) -> Callable[[Peer], Any]:
         while not peer.ended and peer.network.clock.now < begun + timeout_s + 10:
             yield from peer.send(b"x")
             yield lambda: bool(peer.ended), 7
-        assert peer.ended, f"{peer} dribbled for {peer.network.clock.now - begun} s, and is still connected"
+        assert peer.ended, f"{peer} dribbled for {peer.network.clock.now - begun:.0f} s, and is still connected"
 
     return play
 
@@ -180,8 +194,18 @@ def _take_bye(peer: Peer) -> Any:
         pass
 
 
-def _finish(rng: Random, client: Client, timeout_s: float | None, question: bytes, bye: bytes = b"") -> Client:
-    """The several ways in which a dialogue ends. `question` is any that has an answer, `bye` what ends it."""
+def _finish(
+    rng: Random,
+    client: Client,
+    question: bytes,
+    bye: bytes = b"",
+    silence_s: float | None = None,
+    dribbling_s: float | None = None,
+) -> Client:
+    """The several ways in which a dialogue ends.
+
+    `question` is any that has an answer, `bye` what ends it; the rest, when saying nothing ends it, and nothing of use.
+    """
     how = rng.randrange(8)
     if how == 0:
         return client  # closes at once
@@ -190,13 +214,15 @@ def _finish(rng: Random, client: Client, timeout_s: float | None, question: byte
     if how == 7:
         # the reset comes with the questions: it is the answers that meet it
         return client.send(question * rng.randrange(1, 4) + bye).reset()
-    if how == 2 and timeout_s is not None:
-        return client.then(_silent(timeout_s))
-    if how == 6 and timeout_s is not None:
-        return client.then(_trickling(timeout_s))
+    if how == 2 and silence_s is not None:
+        return client.then(_silent(silence_s))
+    if how == 6 and dribbling_s is not None:
+        return client.then(_trickling(dribbling_s))
     if how == 3 and bye:
-        # what follows the last command is never read, and must not cut off the end
-        return client.send(bye + bytes(rng.randrange(60))).then(_take_bye).expect_end()
+        # what follows the last command is never read, and must not cut off the end; a blocking handler's connection is
+        # closed by the server's own hooks, as in socketserver, and is reset by what comes after
+        unread = bytes(rng.randrange(60)) if dribbling_s is not None else b""
+        return client.send(bye + unread).then(_take_bye).expect_end()
     return client.end().expect_end()
 
 
@@ -211,7 +237,9 @@ HARSH = {"reset": 0.01, "aborted": 0.05}
 
 
 def echo(rng: Random) -> Workload:
-    handler = rng.choice([StateEcho, AsyncEcho])
+    handler = rng.choice([StateEcho, AsyncEcho, BlockingEcho])
+    # a socket's timeout is one for each read: bytes that trickle in keep a blocking handler's connection
+    dribbling_s = 60 if is_resumable(handler) else None
     clients = []
     for _ in range(rng.randrange(1, 8)):
         lines = [
@@ -222,13 +250,15 @@ def echo(rng: Random) -> Workload:
             # a last line without an end
             clients.append(client.send(b"the last").end().expect(b"the last").expect_end())
         else:
-            clients.append(_finish(rng, client.send(b"\n").expect(b"\n"), 60, b"and?\n"))
+            client.send(b"\n").expect(b"\n")
+            clients.append(_finish(rng, client, b"and?\n", b"", 60, dribbling_s))
     server = _server(rng, lambda: handler)
     return Workload(f"echo {handler.__name__}", server, clients, _faults(rng, **HARSH), _nothing_more)
 
 
 def notes(rng: Random) -> Workload:
-    handler = rng.choice([Notes, AsyncNotes])
+    handler = rng.choice([Notes, AsyncNotes, BlockingNotes])
+    dribbling_s = 30 if is_resumable(handler) else None
     clients = []
     for _ in range(rng.randrange(1, 8)):
         words, dialogue = 0, []
@@ -243,7 +273,7 @@ def notes(rng: Random) -> Workload:
             else:
                 dialogue.append((b"rank\n", b"rank %d\n" % slow_rank(words)))
         client = _play(rng, dialogue, 20).send(b"count\n").expect(b"%d\n" % words)
-        clients.append(_finish(rng, client, 30, b"count\n", b"bye\n"))
+        clients.append(_finish(rng, client, b"count\n", b"bye\n", 30, dribbling_s))
     server = _server(rng, lambda: handler)
     return Workload(f"notes {handler.__name__}", server, clients, _faults(rng, **HARSH), _nothing_more)
 
@@ -325,7 +355,7 @@ def _redis_client(rng: Random, own: bytes, increment: Callable[[Peer], Any]) -> 
     if rng.random() < 0.2:
         refusal = b"-ERR Protocol error: invalid multibulk length\r\n"
         return client.send(b"*many\r\n" + bytes(rng.randrange(60))).expect(refusal).expect_end()
-    return _finish(rng, client, None, _resp(b"PING"), _resp(b"QUIT"))
+    return _finish(rng, client, _resp(b"PING"), _resp(b"QUIT"), None, None)
 
 
 def _redis_dialogue(rng: Random, own: bytes, values: dict[bytes, bytes]) -> Dialogue:
@@ -359,14 +389,20 @@ def _redis_dialogue(rng: Random, own: bytes, values: dict[bytes, bytes]) -> Dial
 
 
 @functools.cache
+def folder() -> Path:
+    """A folder that lasts as long as the process."""
+    made = tempfile.TemporaryDirectory(prefix="reqtable-simulation-")
+    atexit.register(made.cleanup)
+    return Path(made.name)
+
+
+@functools.cache
 def tftp_files() -> dict[str, bytes]:
-    """The files that are served, in a folder that lasts as long as the process."""
-    folder = tempfile.TemporaryDirectory(prefix="reqtable-tftp-")
-    tftp_files.folder = folder  # type: ignore[attr-defined]
-    Tftp.root = Path(folder.name)
+    """The files that are served."""
+    Tftp.root = folder()
     files = {f"file{size}": Random(size).randbytes(size) for size in (0, 1, 511, 512, 513, 1024, 4000)}
     for name, data in files.items():
-        (Tftp.root / name).write_bytes(data)
+        (folder() / name).write_bytes(data)
     return files
 
 
@@ -436,13 +472,15 @@ def chat(rng: Random) -> Workload:
     handler = rng.choice([Chat, AsyncChat])
     clients, said = [], []
     for number in range(rng.randrange(2, 7)):
-        lines = [f"line {count} of {number}" for count in range(rng.randrange(8))]
+        lines = [f"line {count} of {number}" for count in range(rng.choice([0, 3, 30, 60]))]
         said.append(lines)
-        client = Client().pause(rng.choice([0, 0, 1, 5])).expect(b"your name? ")
+        client = Client().pause(rng.choice([0, 0, 0, 5])).expect(b"your name? ")
         if number and rng.random() < 0.2:
             client.send(b"\n").expect(b"that name is taken. your name? ")
         client.send(b"client%d\n" % number)
-        if rng.random() < 0.4:
+        if rng.random() < 0.3:
+            client.read_nothing(20)  # what the others say waits for it, while what it says itself has come
+        if rng.random() < 0.6:
             client.send("".join(f"{text}\n" for text in lines).encode())
         else:
             for text in lines:
@@ -461,7 +499,9 @@ def chat(rng: Random) -> Workload:
         return _check_chat(report, said)
 
     server = _server(rng, lambda: handler, pool=handler is Chat)
-    return Workload(f"chat {handler.__name__}", server, clients, _faults(rng, **HARSH), check)
+    # many who talk in bursts, to many who can take little at a time
+    faults = _faults(rng, **HARSH) if rng.random() < 0.5 else Faults(small_buffer=1.0, delayed=0.02)
+    return Workload(f"chat {handler.__name__}", server, clients, faults, check)
 
 
 def _check_chat(report: Report, said: list[list[str]]) -> Iterator[str]:
@@ -498,8 +538,8 @@ def _check_chat(report: Report, said: list[list[str]]) -> Iterator[str]:
 
 def cancelled(rng: Random) -> Workload:
     """An operator who cancels requests at any moment, whatever they are in the midst of."""
-    workload = rng.choice([echo, notes, miniredis, chat])(rng)
-    make, rate = workload.server, rng.choice([0.005, 0.05])
+    workload = rng.choice([echo, notes, notes, miniredis, chat, blobs])(rng)
+    make, rate = workload.server, rng.choice([0.01, 0.1])
     for client in workload.clients:
         client.steps.insert(0, ("may_fail", ()))
 
@@ -517,4 +557,51 @@ def cancelled(rng: Random) -> Workload:
     return Workload(f"cancelled {workload.name}", server, workload.clients, workload.faults, _nothing_more)
 
 
-PROTOCOLS = [echo, notes, miniredis, tftp, chat, killing, cancelled]
+@functools.cache
+def blob_file() -> str:
+    """The path of a file that holds `blob`."""
+    path = folder() / "blob"
+    path.write_bytes(blob(400_000))
+    return str(path)
+
+
+def _never_reads(peer: Peer) -> Any:
+    """One who asks for much and reads none of it is closed when `write_timeout_s` is over."""
+    yield from peer.send(b"mem 1\n")
+    if (yield from peer.receive()) is None:  # which may take a while
+        return
+    peer.read_nothing()
+    yield from peer.send(b"mem 400000\n")
+    yield lambda: False, 130.0
+    while (yield from peer.receive(timeout_s=0)) is not None:
+        pass
+    assert peer.ended, f"{peer} has read nothing for 130 s, and is still connected"
+
+
+def blobs(rng: Random) -> Workload:
+    """Answers that are larger than what the network holds, to those who read slowly, or not at all."""
+    handler = rng.choice([Blobs, AsyncBlobs])
+    clients = []
+    for _ in range(rng.randrange(1, 5)):
+        client = Client()
+        for _ in range(rng.randrange(5)):
+            verb, count = rng.choice([b"mem", b"file"]), rng.choice([0, 1, 5000, 70_000, 250_000])
+            if rng.random() < 0.4:
+                client.read_nothing()
+            client.send(b"%b %d\n" % (verb, count)).pause(rng.choice([0, 1, 30]))
+            client.expect(blob(count))
+        if rng.random() < 0.2:
+            clients.append(client.then(_never_reads))
+        else:
+            client.send(b"mem 1\n").expect(blob(1))
+            clients.append(_finish(rng, client, b"mem 100000\n", b"", 300))
+
+    def make() -> Any:
+        return type(handler.__name__, (handler,), {"path": blob_file()})
+
+    # buffers of a few bytes would make these last for hours
+    faults = replace(_faults(rng, **HARSH), small_buffer=0.0)
+    return Workload(f"blobs {handler.__name__}", _server(rng, make), clients, faults, _nothing_more)
+
+
+PROTOCOLS = [echo, notes, miniredis, tftp, chat, killing, cancelled, blobs]

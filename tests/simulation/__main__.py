@@ -1,0 +1,207 @@
+"""The fuzzer: `make simulate SEEDS=10000`, or `python -m tests.simulation --seeds 10000`.
+
+Runs seeds on all processors, prints what fails, how to run it again and which faults it takes, and sums up in the end.
+`--seed N` runs one and prints its trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reqtable.testing import Report, SimulationFailed, shrink
+from tests.mutations import MUTATIONS, first_failure
+from tests.simulation.workloads import run, workload_of
+
+CHUNK = 25
+BEGIN, END = "<!-- figures: make simulate FIGURES=docs/simulation.md -->", "<!-- end of figures -->"
+
+
+@dataclass
+class Sum:
+    """What many seeds came to."""
+
+    seeds: int = 0
+    requests: int = 0
+    steps: int = 0
+    transitions: int = 0
+    passes: int = 0
+    bytes: int = 0
+    simulated_s: float = 0.0
+    workloads: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    failed: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, name: str, report: Report) -> None:
+        self.seeds += 1
+        self.requests += report.requests
+        self.steps += report.steps
+        self.transitions += report.transitions
+        self.passes += report.passes
+        self.bytes += report.bytes_in + report.bytes_out
+        self.simulated_s += report.simulated_s
+        self.workloads[name.removeprefix("cancelled ").partition(" ")[0]] += 1
+        self.faults += report.faults_by_kind
+
+    def join(self, other: Sum) -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+def simulate_all(seeds: Sequence[int]) -> Sum:
+    """Run these seeds, one after the other."""
+    sum_ = Sum()
+    for seed in seeds:
+        try:
+            name, report = run(seed)
+        except SimulationFailed as failure:
+            name, report = workload_of(seed).name, failure.report
+            sum_.failed.append((seed, f"{name}: {'; '.join(report.problems)}"))
+        sum_.add(name, report)
+    return sum_
+
+
+def fails_with(seed: int, faults: Sequence[str]) -> bool:
+    try:
+        run(seed, faults)
+    except SimulationFailed:
+        return True
+    return False
+
+
+def explain(seed: int, problem: str) -> Iterator[str]:
+    """What failed, with which faults at the least, and the command that shows it."""
+    try:
+        run(seed)
+        faults: Sequence[str] = []
+    except SimulationFailed as failure:
+        faults = shrink(lambda some: fails_with(seed, some), failure.report.faults)
+    yield f"seed {seed}: {problem[:1000]}"
+    yield f"  the faults that it takes: {', '.join(faults) or 'none'}"
+    only = f' FAULTS="{",".join(faults)}"'
+    yield f"  make simulate SEED={seed}{only}"
+
+
+def one(seed: int, faults: str | None) -> int:
+    """Run one seed and show all of it."""
+    workload = workload_of(seed)
+    print(f"seed {seed}: {workload.name}, {workload.faults}")
+    for number, client in enumerate(workload.clients):
+        print(f"client {number}: {client!r}")
+    try:
+        _, report = run(seed, None if faults is None else [name for name in faults.split(",") if name])
+        problems: list[str] = []
+    except SimulationFailed as failure:
+        report, problems = failure.report, failure.report.problems
+    print(report.trace)
+    for peer in report.clients:
+        print(f"{peer} received {peer.received[:200]!r}{'…' * (len(peer.received) > 200)}, {peer.ended or 'no end'}")
+    print("\n".join(problems) or "nothing is wrong")
+    return 1 if problems else 0
+
+
+def many(first: int, count: int, budget_s: float, processes: int) -> tuple[Sum, float]:
+    """Run seeds from `first` on, `count` of them or until the time is over."""
+    began = time.monotonic()
+    total = Sum()
+    left = iter([range(at, min(at + CHUNK, first + count)) for at in range(first, first + count, CHUNK)])
+    with ProcessPoolExecutor(processes) as pool:
+        running: set[Future[Any]] = set()
+        while True:
+            while len(running) < 2 * processes and time.monotonic() - began < budget_s:
+                chunk = next(left, None)
+                if chunk is None:
+                    break
+                running.add(pool.submit(simulate_all, chunk))
+            if not running:
+                break
+            done = next((each for each in running if each.done()), None) or next(iter(running))
+            total.join(done.result())
+            running.remove(done)
+            show_progress(total, count, time.monotonic() - began)
+    return total, time.monotonic() - began
+
+
+def show_progress(total: Sum, count: int, elapsed_s: float) -> None:
+    share = total.seeds / count
+    bar = "#" * round(30 * share)
+    line = f"[{bar:30}] {total.seeds}/{count} seeds, {len(total.failed)} failed, {elapsed_s:.0f} s"
+    if sys.stderr.isatty():
+        print(f"\r{line}", end="\n" if total.seeds == count else "", file=sys.stderr)
+    elif total.seeds == count or total.seeds // CHUNK % 40 == 0:
+        print(line, file=sys.stderr)
+
+
+def figures(total: Sum, elapsed_s: float, processes: int) -> list[str]:
+    """What a run came to, as the rows of a table."""
+    faults = ", ".join(f"{kind} {count:,}" for kind, count in sorted(total.faults.items()))
+    workloads = ", ".join(f"{name} {count:,}" for name, count in sorted(total.workloads.items()))
+    rows = [
+        ("seeds", f"{total.seeds:,}, of which {len(total.failed)} failed"),
+        ("workloads", workloads),
+        ("requests", f"{total.requests:,}, {total.steps:,} steps, {total.bytes:,} bytes"),
+        ("passes of the loop", f"{total.passes:,}, each followed by a check of all invariants"),
+        ("transitions of entries", f"{total.transitions:,}"),
+        ("faults injected", f"{sum(total.faults.values()):,}: {faults}"),
+        ("simulated time", f"{total.simulated_s / 86_400:,.1f} days"),
+        ("real time", f"{elapsed_s:,.0f} s on {processes} processors, Python {platform.python_version()}"),
+        ("simulated : real", f"{total.simulated_s / elapsed_s:,.0f}"),
+    ]
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def mutations() -> list[str]:
+    """Each deliberate bug and the seed that finds it, as the rows of a table."""
+    rows = ["| deliberate bug | found by seed | as |", "|---|---|---|"]
+    for mutation in MUTATIONS:
+        found = first_failure(mutation)
+        seed, problem = (f"{found[0]}", found[1]) if found is not None else ("none", "")
+        rows.append(f"| {mutation.name} | {seed} | {problem} |")
+    return rows
+
+
+def write_figures(path: Path, table: list[str]) -> None:
+    text = path.read_text()
+    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
+    found, count = re.subn(pattern, lambda _: "\n".join([BEGIN, "", *table, "", END]), text, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"{path} has no place for the figures: {BEGIN} … {END}")
+    path.write_text(found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=1000, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="stop after so many seconds")
+    parser.add_argument("--seed", type=int, help="run this one, and show all of it")
+    parser.add_argument("--faults", help="with --seed: no faults but these, separated by commas")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--figures", type=Path, help="write the figures into this document")
+    options = parser.parse_args()
+    logging.getLogger("reqtable").setLevel(logging.CRITICAL)
+    if options.seed is not None:
+        return one(options.seed, options.faults)
+    total, elapsed_s = many(options.first, options.seeds, options.budget, options.processes)
+    table = figures(total, elapsed_s, options.processes)
+    print("\n".join(table))
+    for seed, problem in sorted(total.failed)[:10]:
+        print("\n".join(explain(seed, problem)))
+    if options.figures is not None and not total.failed:
+        write_figures(options.figures, [*table, "", *mutations()])
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""A simulator that finds nothing proves nothing: each deliberate bug is found within 500 seeds."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tests.mutations import MUTATIONS, SEEDS, Mutation, first_failure
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_it_is_found(mutation: Mutation, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "reqtable")
+    found = first_failure(mutation)
+    assert found is not None, f"{SEEDS} seeds have not found it"
+    print(f"{mutation.name}: seed {found[0]}: {found[1]}")
+
+
+def test_a_mutation_is_undone() -> None:
+    for mutation in MUTATIONS:
+        original = vars(mutation.owner)[mutation.where]
+        with mutation.applied():
+            assert vars(mutation.owner)[mutation.where] is not original
+        assert vars(mutation.owner)[mutation.where] is original

@@ -1,0 +1,343 @@
+"""Whole servers on a simulated network: seeds of every workload, and that a seed is all there is to a simulation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import reqtable
+from examples.echo import StateEcho
+from examples.notes import Notes
+from reqtable import Transition, line, sleep, state
+from reqtable.core.states import TRANSITIONS, Event, State
+from reqtable.engine.invariants import InvariantBroken
+from reqtable.testing import Client, FakeClock, Faults, SimulationFailed, shrink, simulate
+from reqtable.testing.faults import KINDS
+from tests.mutations import MUTATIONS
+from tests.simulation.workloads import PROTOCOLS, run, workload_of
+
+ROOT = Path(__file__).parent.parent
+ANY = ("127.0.0.1", 0)
+HERE = ("127.0.0.1", 7000)
+PART = 100
+
+
+def notes() -> reqtable.TCPServer:
+    return reqtable.TCPServer(ANY, Notes)
+
+
+COUNTING = Client().send(b"put 5\n").pause(3).send(b"a b c").send(b"count\n").expect(b"3\n").end().expect_end()
+
+
+@pytest.mark.parametrize("first", range(0, 8 * PART, PART))
+def test_seeds(first: int, caplog: pytest.LogCaptureFixture) -> None:
+    """`make simulate SEEDS=10000` runs more."""
+    caplog.set_level(logging.CRITICAL, "reqtable")
+    for seed in range(first, first + PART):
+        run(seed)
+
+
+# Seeds that have found a bug of the engine, and what it was. The mutations of the same name bring each one back.
+@pytest.mark.parametrize(
+    ("seed", "mutation"),
+    [
+        (126, "a request whose output blocks keeps its turn"),
+        (193, "a socket that is reported ready and is not gives a blocking read more time"),
+    ],
+)
+def test_what_was_found_once_would_be_found_again(seed: int, mutation: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "reqtable")
+    run(seed)
+    [bug] = [each for each in MUTATIONS if each.name == mutation]
+    with bug.applied(), pytest.raises(SimulationFailed):
+        run(seed)
+
+
+# -- a seed is all there is to it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(len(PROTOCOLS)))
+def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
+    """Byte for byte, also in a process whose strings have other hashes."""
+    _, report = run(seed)
+    program = f"import sys; from tests.simulation.workloads import run; sys.stdout.write(run({seed})[1].trace)"
+    environment = os.environ | {"PYTHONHASHSEED": "77"}
+    other = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert other.stdout.decode() == report.trace
+    assert report.trace.count("\n") > 20
+
+
+def test_another_seed_gives_another_trace() -> None:
+    traces = {simulate(notes, [COUNTING] * 3, seed=seed).trace for seed in range(10)}
+    assert len(traces) == 10
+
+
+def test_a_trace_is_legal_and_whole() -> None:
+    report = simulate(notes, [COUNTING] * 5, seed=5)
+    states: dict[str, State] = {}
+    for number, before, event, after in re.findall(r"#(\d+) (\w+) -(.*)-> (\w+)", report.trace):
+        assert states.get(number, State.OPENING) is State[before]
+        assert TRANSITIONS[State[before]][Event(event)] is State[after]
+        states[number] = State[after]
+    assert list(states.values()) == [State.CLOSED] * 5
+    assert report.requests == 5
+    assert [peer.received for peer in report.clients] == [b"3\n"] * 5
+    assert report.simulated_s > 3
+    assert report.bytes_in == 5 * len(b"put 5\na b ccount\n")
+
+
+# -- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_fault_comes(kind: str) -> None:
+    datagrams = kind in ("lost", "repeated", "reordered", "cut")
+    server = reqtable.UDPServer if datagrams else reqtable.TCPServer
+    faults = Faults(**{**dict.fromkeys(KINDS, 0.0), kind: 0.5})  # type: ignore[arg-type]
+    lines = Client().send(b"put 300\n" + bytes(300)).pause(1).send(b"count\ncount\n").pause(70)
+    report = simulate(lambda: server(ANY, Notes), [lines] * 20, seed=3, faults=faults)
+    assert set(report.faults_by_kind) == {kind}
+    assert report.faults_by_kind[kind] == len(report.faults) > 1
+    assert all(f" fault {name}\n" in report.trace for name in report.faults)
+
+
+def test_without_faults_there_are_none() -> None:
+    assert simulate(notes, [COUNTING] * 3, seed=1, faults=Faults.none()).faults == []
+
+
+def test_what_a_client_can_tell_is_held_against_nobody() -> None:
+    report = simulate(notes, [COUNTING] * 20, seed=1, faults=Faults(reset=0.3))
+    hit = [peer for peer in report.clients if peer.was_hit]
+    assert 0 < len(hit) < 20
+    assert all(peer.ended == "reset" for peer in hit)
+    assert all(peer.received == b"3\n" for peer in report.clients if not peer.was_hit)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1])
+def test_a_rate_is_a_probability(rate: float) -> None:
+    with pytest.raises(ValueError, match="partial must be a probability"):
+        Faults(partial=rate)
+
+
+def test_a_failure_shrinks_to_the_faults_that_it_takes() -> None:
+    class Hasty(reqtable.StateRequestHandler):
+        """A bug of a handler's: it takes what has come for a whole command."""
+
+        @state(reqtable.chunk(100), timeout=10)
+        def command(self, data: bytes) -> Transition:
+            self.send(b"yes\n" if data == b"well?\n" else b"what?\n")
+            return self.command
+
+    def attempt(faults: Faults) -> None:
+        client = Client().send(b"well?\n").expect(b"yes\n")
+        simulate(lambda: reqtable.TCPServer(ANY, Hasty), [client] * 5, seed=2, faults=faults)
+
+    def fails(names: object) -> bool:
+        try:
+            attempt(Faults().restricted_to(names))  # type: ignore[arg-type]
+        except SimulationFailed:
+            return True
+        return False
+
+    with pytest.raises(SimulationFailed, match=r"expected b'yes\\n', found b'what") as failed:
+        attempt(Faults())
+    least = shrink(fails, failed.value.report.faults)
+    assert len(least) == 1 < len(failed.value.report.faults)
+    assert least[0].startswith("split@c")
+
+
+def test_shrinking_finds_what_belongs_together() -> None:
+    names = [str(number) for number in range(100)]
+    assert shrink(lambda some: {"13", "77"} <= set(some), names) == ["13", "77"]
+    assert shrink(lambda _: True, names) == []
+
+
+# -- what is a failure -----------------------------------------------------------------------------------------------
+
+
+def failing(client: Client, match: str, server: object = notes) -> SimulationFailed:
+    with pytest.raises(SimulationFailed, match=match) as failed:
+        simulate(server, [COUNTING, client], seed=11)  # type: ignore[arg-type]
+    assert failed.value.report.seed == 11
+    return failed.value
+
+
+def test_an_expectation_that_does_not_come_true() -> None:
+    failing(Client().send(b"count\n").expect(b"1\n"), r"seed 11: client 1: expected b'1\\n', found b'0\\n'")
+
+
+def test_waiting_for_what_never_comes() -> None:
+    failing(Client().expect(b"hello"), r"client 1: expected b'hello', found b'': the connection was ended")
+
+    class Silent(reqtable.StateRequestHandler):
+        @state(line())
+        def hear(self, text: bytes) -> Transition:
+            return self.hear
+
+    with pytest.raises(SimulationFailed, match=r"client 0: expect\(b'x'\): nothing will ever come"):
+        simulate(lambda: reqtable.TCPServer(ANY, Silent), [Client().expect(b"x")])
+
+
+def test_a_request_that_nothing_will_end() -> None:
+    class Stuck(reqtable.StateRequestHandler):
+        @state(sleep(1))
+        def wait(self, _: None) -> Transition:
+            return self.never, reqtable.call(self.entry.table.owner.post_result)  # type: ignore[union-attr]
+
+        @state()
+        def never(self, _: object) -> Transition:
+            return None
+
+        def on_error(self, error: Exception) -> Transition:
+            return self.lost
+
+        @state(Never())
+        def lost(self, _: None) -> Transition:
+            return None
+
+    with pytest.raises(SimulationFailed, match="waits for what will never come"):
+        simulate(lambda: reqtable.TCPServer(ANY, Stuck), [Client().pause(1).reset()], faults=Faults.none())
+
+
+class Never(reqtable.Want[None]):
+    """A want whose item nobody posts."""
+
+    awaits = Event.AWAITS_RESULT
+
+    def take(self, entry: object) -> object:
+        from reqtable.core.buffers import MISSING
+
+        return MISSING
+
+
+def test_a_handler_that_raises() -> None:
+    class Wrong(reqtable.StateRequestHandler):
+        @state(line())
+        def hear(self, text: bytes) -> Transition:
+            raise LookupError("as asked")
+
+    def server() -> reqtable.TCPServer:
+        return reqtable.TCPServer(ANY, Wrong)
+
+    with pytest.raises(SimulationFailed, match="a handler raised LookupError: as asked") as failed:
+        simulate(server, [Client().send(b"x\n")])
+    assert [type(error) for error in failed.value.report.errors] == [LookupError]
+
+
+def test_going_on_and_on() -> None:
+    class Restless(reqtable.AsyncRequestHandler):
+        async def handle(self) -> None:
+            while True:
+                await self.sleep(0.001)
+
+    with pytest.raises(SimulationFailed, match="it goes on and on"):
+        simulate(lambda: reqtable.TCPServer(ANY, Restless), [Client().pause(1)], passes_max=3000)
+
+
+def test_descriptors_that_a_server_forgets() -> None:
+    class Forgetful(reqtable.TCPServer):
+        def close_request(self, request: object) -> None:
+            pass
+
+    with pytest.raises(SimulationFailed, match="open, but nobody's"):
+        simulate(lambda: Forgetful(ANY, Notes), [COUNTING])
+
+
+def test_policies_that_need_the_real_world_are_refused() -> None:
+    with pytest.raises(ValueError, match="policy 'fork' can't be simulated: inline, greenlet, pool can"):
+        simulate(lambda: reqtable.TCPServer(ANY, Notes, dispatch="fork"), [COUNTING])
+
+
+def test_nobody_listens() -> None:
+    class Elsewhere(reqtable.TCPServer):
+        def server_activate(self) -> None:
+            super().server_activate()
+            self.server_address = ("127.0.0.1", 1)
+
+    with pytest.raises(SimulationFailed, match=r"can't be sent: nobody listens"):
+        simulate(lambda: Elsewhere(ANY, Notes), [COUNTING])
+
+
+# -- invariants ------------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_invariant_ends_a_server_that_is_debugged(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.test_loop import World
+
+    monkeypatch.setenv("REQTABLE_DEBUG", "1")
+    world = World(FakeClock(), StateEcho)
+    _, entry = world.connect()
+    world.passes()
+    entry.deadline = None
+    with pytest.raises(InvariantBroken, match=r"<Entry 1 READING .* should have 60 s, and has no deadline"):
+        world.passes()
+    entry.transport.poll(0)
+    entry.deadline = world.clock.now + 60
+    with pytest.raises(InvariantBroken, match="is polled for 0, not for 1"):
+        world.passes()
+    entry.transport.poll(1)
+    world.passes()
+    world.close()
+
+
+def test_without_it_nothing_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REQTABLE_DEBUG", raising=False)
+    assert reqtable.Engine().invariants is None
+    monkeypatch.setenv("REQTABLE_DEBUG", "0")
+    assert reqtable.Engine().invariants is None
+
+
+# -- the fuzzer's command --------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "tests.simulation", *arguments]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_sums_up() -> None:
+    result = command("--seeds", "60", "--first", "1000")
+    assert result.returncode == 0, result.stderr
+    assert "| seeds | 60, of which 0 failed |" in result.stdout
+    assert "60/60 seeds, 0 failed" in result.stderr
+
+
+def test_the_command_shows_one_seed() -> None:
+    seed = next(seed for seed in range(100) if workload_of(seed).name == "echo StateEcho")
+    result = command("--seed", str(seed), "--faults", "")
+    assert result.returncode == 0, result.stderr
+    assert "#1 OPENING -opened-> RUNNING" in result.stdout
+    assert "fault" not in result.stdout.split("\n", 1)[1]
+    assert result.stdout.endswith("nothing is wrong\n")
+
+
+def test_the_command_explains_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.simulation.__main__ import explain, simulate_all
+
+    [bug] = [each for each in MUTATIONS if each.name == "a partial send is forgotten"]
+    with bug.applied():
+        total = simulate_all(range(3))
+        seed, problem = total.failed[0]
+        lines = list(explain(seed, problem))
+    assert lines[0].startswith(f"seed {seed}: ")
+    assert lines[1].startswith("  the faults that it takes: ")
+    assert lines[2].startswith(f'  make simulate SEED={seed} FAULTS="')
+
+
+def test_the_documented_figures_are_those_of_this_tree() -> None:
+    """They are written by `make simulate FIGURES=docs/simulation.md`: what is named there is what there is here."""
+    text = (ROOT / "docs" / "simulation.md").read_text()
+    assert re.search(r"\| seeds \| 1\d,\d{3}, of which 0 failed \|", text)
+    [kinds] = re.findall(r"\| faults injected \| [\d,]+: (.*) \|", text)
+    assert {each.split()[0] for each in kinds.split(", ")} == set(KINDS)
+    [ratio] = re.findall(r"\| simulated : real \| ([\d,]+) \|", text)
+    assert int(ratio.replace(",", "")) >= 100
+    found = dict(re.findall(r"^\| ([^|]+) \| (\d+) \| [^|]+ \|$", text, flags=re.MULTILINE))
+    assert list(found) == [mutation.name for mutation in MUTATIONS]
+    assert all(int(seed) < 500 for seed in found.values())
