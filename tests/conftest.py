@@ -19,6 +19,9 @@ import pytest
 import reqtable
 from reqtable.testing import FakeClock
 
+# Every loop checks its invariants after every pass; the tests of thousands of requests, and the benchmarks, don't.
+os.environ.setdefault("REQTABLE_DEBUG", "1")
+
 WAIT_S = 20.0  # how long a client waits for what must come
 
 

@@ -23,6 +23,8 @@ from reqtable import (
     sleep,
     state,
 )
+from reqtable.engine.system import SYSTEM
+from reqtable.testing import Faults, SimNetwork
 from tests.conftest import WAIT_S, FakeClock, serving, wait_until
 
 UNIX = (socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -30,8 +32,8 @@ UNIX = (socket.AF_UNIX, socket.SOCK_DGRAM)
 
 @contextlib.contextmanager
 def peer_of(server: Any, path: Path | None = None) -> Iterator[socket.socket]:
-    """A socket that talks to `server` only."""
-    with socket.socket(server.address_family, socket.SOCK_DGRAM) as made:
+    """A socket that talks to `server` only, on the network that the server is on."""
+    with server.engine.system.socket(server.address_family, socket.SOCK_DGRAM) as made:
         made.settimeout(WAIT_S)
         if path is not None:
             made.bind(str(path))
@@ -40,13 +42,16 @@ def peer_of(server: Any, path: Path | None = None) -> Iterator[socket.socket]:
 
 
 class Stepwise:
-    """A UDP server stepped by hand, on a clock set by hand."""
+    """A server stepped by hand, on a clock set by hand: UDP's on a simulated network, Unix ones on the kernel's."""
 
     def __init__(self, clock: FakeClock, handler: Any, address: Any = ("127.0.0.1", 0), **limits: Any) -> None:
         self.clock = clock
-        kind = reqtable.UDPServer if isinstance(address, tuple) else reqtable.UnixDatagramServer
-        self.server = kind(address, handler)
-        self.engine = reqtable.Engine(system=System(clock=clock), limits=reqtable.Limits(**limits)).add(self.server)
+        simulated = isinstance(address, tuple)
+        system = SimNetwork(faults=Faults.none(), clock=clock).system if simulated else System(clock=clock)
+        token = SYSTEM.set(system)
+        self.server = (reqtable.UDPServer if simulated else reqtable.UnixDatagramServer)(address, handler)
+        self.engine = reqtable.Engine(limits=reqtable.Limits(**limits)).add(self.server)
+        SYSTEM.reset(token)
         self.engine.open()
         self.engine.listen(self.server)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from examples.tftp import Tftp
 from examples.timeserver import Time
 from reqtable import UDPServer, UnixDatagramServer, UnixStreamServer
 from tests.conftest import WAIT_S, Client, FakeClock, served, serving, wait_until
+from tests.test_datagram import Stepwise, peer_of
 from tests.test_loop import World
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -275,8 +275,6 @@ def test_curl_fetches_a_file(folder: Path, size: int) -> None:
 
 
 def tftp_world(clock: FakeClock) -> Any:
-    from tests.test_datagram import Stepwise
-
     return Stepwise(clock, Tftp)
 
 
@@ -285,9 +283,8 @@ def test_a_lost_block_is_sent_again_and_a_duplicate_acknowledgement_is_not_answe
 ) -> None:
     data = bytes(range(256)) * 5
     (folder / "file").write_bytes(data)
-    with tftp_world(clock) as world, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+    with tftp_world(clock) as world, peer_of(world.server) as peer:
         peer.setblocking(False)
-        peer.connect(world.server.server_address)
         peer.send(b"\0\1file\0octet\0")
         world.passes()
         first = peer.recv(1000)
@@ -325,8 +322,7 @@ def test_a_lost_block_is_sent_again_and_a_duplicate_acknowledgement_is_not_answe
 )
 @pytest.mark.usefixtures("folder")
 def test_a_request_that_can_not_be_served(clock: FakeClock, packet: bytes, error: bytes) -> None:
-    with tftp_world(clock) as world, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
-        peer.connect(world.server.server_address)
+    with tftp_world(clock) as world, peer_of(world.server) as peer:
         peer.send(packet)
         world.passes()
         assert peer.recv(1000) == error

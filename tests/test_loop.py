@@ -23,7 +23,8 @@ from reqtable import Event, Limits, State, System, chunk, exactly, flushed, line
 from reqtable.core.buffers import MISSING
 from reqtable.core.states import READ, WRITE
 from reqtable.core.table import Entry
-from reqtable.testing import Faults, SimNetwork
+from reqtable.testing import Client as Script
+from reqtable.testing import Faults, SimNetwork, simulate
 from tests.conftest import Client, FakeClock, served, serving, wait_until
 
 
@@ -529,39 +530,35 @@ def test_a_peer_that_goes_away_leaves_nothing(way: str) -> None:
 
 
 def test_while_the_table_is_full_the_listener_is_not_polled() -> None:
-    class Small(reqtable.TCPServer):
-        calls = 0
-        request_queue_size = 64
+    calls = []
 
+    class Small(reqtable.TCPServer):
         def get_request(self) -> Any:
-            Small.calls += 1
+            calls.append(self.table.clock())
             return super().get_request()
 
-    with serving(Small(("127.0.0.1", 0), Echo, config=reqtable.Config(limits=Limits(entries_max=2)))) as server:
-        clients = [Client(server.server_address).send(b"%d\n" % number) for number in range(6)]
-        for number in range(6):
-            assert clients[number].line() == b"%d\n" % number
-            assert len(server.table) <= 2
-            clients[number].close()
-        wait_until(server, lambda: len(server.table) == 0)
-    assert Small.calls < 20
+    config = reqtable.Config(limits=Limits(entries_max=2))
+    talkers = [Script().send(b"%d\n" % n).expect(b"%d\n" % n).pause(5).end().expect_end() for n in range(6)]
+    report = simulate(lambda: Small(("127.0.0.1", 0), Echo, config=config), talkers, seed=1, faults=Faults.none())
+    assert [sum(peer.received == b"%d\n" % n for peer in report.clients) for n in range(6)] == [1] * 6
+    assert len(calls) < 20
 
 
-def test_accepting_is_bounded_in_a_pass() -> None:
-    class Deep(reqtable.TCPServer):
-        request_queue_size = 64
-
-    with Deep(("127.0.0.1", 0), Echo, config=reqtable.Config(limits=Limits(accepts_per_pass=3))) as server:
-        clients = [Client(server.server_address) for _ in range(10)]
-        server.engine.open()
-        server.engine.listen(server)
-        counts = []
-        for _ in range(4):
-            server.engine.run_once(0)
-            counts.append(len(server.table))
-        assert counts == [3, 6, 9, 10]
-        for client in clients:
-            client.close()
+def test_accepting_is_bounded_in_a_pass(clock: FakeClock) -> None:
+    network = SimNetwork(faults=Faults.none(), clock=clock)
+    with network.installed():
+        config = reqtable.Config(limits=Limits(accepts_per_pass=3))
+        deep = type("Deep", (reqtable.TCPServer,), {"request_queue_size": 64})
+        with deep(("127.0.0.1", 0), Echo, config=config) as server:
+            for _ in range(10):
+                network.socket().connect(server.server_address)
+            server.engine.open()
+            server.engine.listen(server)
+            counts = []
+            for _ in range(4):
+                server.engine.run_once(0)
+                counts.append(len(server.table))
+    assert counts == [3, 6, 9, 10]
 
 
 def test_when_descriptors_run_out_it_neither_spins_nor_dies_and_goes_on_when_one_is_free(
@@ -793,22 +790,15 @@ def test_a_burst_that_stops_at_the_high_water_mark_goes_on(clock: FakeClock) -> 
     """Once it hung: the flush after the burst succeeded, and the next line, which had come, was never asked for."""
     world = World(clock, Flood, high_water_bytes=1000)
     peer, entry = world.connect()
-    flush, calls = type(entry.transport).flush, []
+    kernel = entry.transport.request.file
+    send, refusals = kernel.send, [BlockingIOError()]
 
-    class Blocked:
-        """The transport of the entry, whose first flush finds the kernel full."""
+    def send_the_second_time(data: Any) -> int:
+        if refusals:
+            raise refusals.pop()
+        return int(send(data))
 
-        def __init__(self, own: Any) -> None:
-            self.own = own
-
-        def flush(self) -> bool:
-            calls.append(1)
-            return len(calls) > 1 and flush(self.own)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.own, name)
-
-    entry.transport = Blocked(entry.transport)
+    kernel.send = send_the_second_time
     peer.send(b"2000\n3\n4\n")
     world.passes(3)
     assert len(peer.recv(9999)) == 2007

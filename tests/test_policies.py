@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import reqtable
-from reqtable import Config, ConfigurationError, Limits, Transition, call, hand_off, line, nothing, state
+from reqtable import Config, ConfigurationError, Limits, Transition, call, hand_off, line, nothing, state, until
 from reqtable.config import ForkOptions, PoolOptions, ThreadOptions
 from reqtable.engine.loop import TABLES
 from tests.conftest import WAIT_S, Client, served, serving, wait_until
@@ -650,6 +650,41 @@ def test_a_request_is_handed_off_half_way(handler: Any, dispatch: str, to: str) 
         wait_until(server, lambda: [(row["letter"], row["policy"]) for row in server.table.snapshot()] == [shown])
         client.hang_up()
         empty(server)
+
+
+@pytest.mark.parametrize("to", ["thread", "fork"])
+def test_what_was_handed_off_is_polled_no_more_and_has_taken_its_output_along(to: str) -> None:
+    """Once its socket stayed in the selector: a half-closed one spun the loop for as long as the child worked."""
+
+    class Works(reqtable.StateRequestHandler):
+        @state(line())
+        def command(self, text: bytes) -> Transition:
+            self.send(b"began\n")
+            return self.over, hand_off(to)
+
+        @state()
+        def over(self, _: None) -> Transition:
+            return self.work
+
+        @state(until(b"."))
+        def work(self, text: bytes) -> Transition:
+            self.send(b"done\n")
+            return None
+
+    passes: list[float] = []
+    with served(Works, service_actions=lambda server: passes.append(server.table.clock())) as server:
+        with Client(server.server_address) as client:
+            client.send(b"go\nunfinished")
+            wait_until(server, lambda: [row["letter"] for row in server.table.snapshot()] == ["D"])
+            [entry] = server.table
+            delegated = entry.transport.transport
+            assert delegated.watched == 0
+            assert delegated.fd not in server.engine.selector.get_map()
+            assert entry.output.size == 0
+            client.send(b".").end()
+            assert client.rest() == b"began\ndone\n"
+        empty(server)
+    assert len(passes) < 200
 
 
 @pytest.mark.parametrize("handler", [StateHandsOff, AsyncHandsOff])

@@ -64,6 +64,7 @@ class Delegation:
         self.is_let_go = False  # the server closes without waiting: who has the request goes on
         self._before = entry.resumable
         entry.resumable = entry.transport = self
+        self.transport.poll(0)  # from here on what can be read is somebody else's to read
         if isinstance(self.transport, Lent):
             self.transport.hand_over()
 

@@ -161,6 +161,7 @@ class Fork(Delegating):
             server.close_request(delegation.request)
         else:
             entry.handler._leave()
+            entry.output.clear()  # the child sends it
         return ELSEWHERE
 
     def _register(self, pid: int, ended: Callable[[Child], None]) -> None:

@@ -61,6 +61,7 @@ class SimNetwork:
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = 0
         self._connections = 0
+        self._clients = 0
         self.socket: type[SimSocket] = type("SimSocket", (SimSocket,), {"network": self})
         self.system = System(
             clock=self.clock,
@@ -157,6 +158,11 @@ class SimNetwork:
     def free_port(self) -> int:
         """A port that nobody has."""
         return next(port for port in range(_FIRST_PORT, 65_536) if all(port not in _ports(key) for key in self.bound))
+
+    def unused_address(self) -> Any:
+        """Where a client comes from, another each time."""
+        self._clients += 1
+        return "198.51.100.254", _FIRST_PORT + self._clients
 
     def pair(self) -> tuple[SimSocket, SimSocket]:
         """The two sockets of one connection, the server's first: only its calls fail at times."""

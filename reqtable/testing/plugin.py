@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reqtable import testing
+import reqtable.testing as testing
 
 _SEED = pytest.StashKey[int]()
 

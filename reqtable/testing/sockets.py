@@ -279,6 +279,7 @@ class DatagramEnd(File):
         self.is_unix = is_unix
         self.is_servers = is_servers
         self.queue: deque[tuple[bytes, Any]] = deque()
+        self.peer: Any = None  # where `send` sends to
         self.was_hit = False
         self.on_change: Callable[[], None] | None = None
         self._next_at = 0.0
@@ -289,6 +290,11 @@ class DatagramEnd(File):
     def bind(self, address: Any) -> None:
         self.address = address
         self.network.bound[socket.SOCK_DGRAM, address] = self
+
+    def send(self, data: bytes) -> int:
+        if self.peer is None:
+            raise os_error(errno.EDESTADDRREQ)
+        return self.sendto(data, self.peer)
 
     def sendto(self, data: bytes, address: Any) -> int:
         if self.is_servers:
@@ -430,6 +436,23 @@ class SimSocket(socket.socket):
         listening = Listening(self.network, address, backlog)
         listening.descriptors = 1
         self.network.files[self._fd] = self.network.bound[self._type, address] = listening
+
+    def connect(self, address: Any) -> None:
+        """At once, where somebody listens. Raises ConnectionRefusedError."""
+        file, network = self.file, self.network
+        if self._type == socket.SOCK_DGRAM:
+            if (self._type, file.address) not in network.bound:
+                file.bind(network.unused_address())
+            file.peer = address
+            return
+        ends: list[StreamEnd | None] = []
+        network.connect(address, network.unused_address(), ends.append)
+        network.wait(lambda: bool(ends), self._timeout)
+        (end,) = ends
+        if end is None:
+            raise os_error(errno.ECONNREFUSED)
+        end.descriptors = 1
+        network.files[self._fd] = end
 
     def accept(self) -> tuple[socket.socket, Any]:
         end: StreamEnd = self._attempt(0, READ, self.file.accept)
