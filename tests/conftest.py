@@ -19,7 +19,7 @@ import pytest
 import reqtable
 from reqtable.testing import FakeClock
 
-# Every loop checks its invariants after every pass; the tests of thousands of requests, and the benchmarks, don't.
+# Every loop checks its invariants after every pass; but see `unchecked`.
 os.environ.setdefault("REQTABLE_DEBUG", "1")
 
 WAIT_S = 20.0  # how long a client waits for what must come
@@ -183,3 +183,9 @@ def nothing_leaks() -> Iterator[None]:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of so many requests that checking the invariants after every pass would take minutes."""
+    monkeypatch.delenv("REQTABLE_DEBUG", raising=False)

@@ -109,7 +109,7 @@ def fresh_store(monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.mark.timeout(100)
 @pytest.mark.parametrize("pipeline", [pytest.param(1, marks=pytest.mark.longest), 16])
-@pytest.mark.usefixtures("fresh_store")
+@pytest.mark.usefixtures("fresh_store", "unchecked")
 def test_redis_benchmark(pipeline: int) -> None:
     tests = "ping,set,get,incr,lpush,mset"
     with served(MiniRedis) as server:
@@ -127,6 +127,7 @@ def test_redis_benchmark(pipeline: int) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+@pytest.mark.usefixtures("unchecked")
 def test_redis_benchmark_under_other_policies(
     dispatch: str, fresh_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from reqtable import Event, Limits, State, System, chunk, exactly, flushed, line
 from reqtable.core.buffers import MISSING
 from reqtable.core.states import READ, WRITE
 from reqtable.core.table import Entry
+from reqtable.engine.system import threads
 from reqtable.testing import Client as Script
 from reqtable.testing import Faults, SimNetwork, simulate
 from tests.conftest import Client, FakeClock, served, serving, wait_until
@@ -41,9 +43,11 @@ class World:
     What comes when is the test's to say: each pass by itself, and every byte the moment it was sent.
     """
 
-    def __init__(self, clock: FakeClock, handler: Any = Echo, **limits: Any) -> None:
+    def __init__(self, clock: FakeClock, handler: Any = Echo, real_threads: bool = False, **limits: Any) -> None:
         self.clock = clock
         self.network = SimNetwork(faults=Faults.none(), clock=clock)
+        if real_threads:
+            self.network.system = replace(self.network.system, executor=threads)
         with self.network.installed():
             self.server = reqtable.TCPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
             self.engine = reqtable.Engine(limits=Limits(**limits)).add(self.server)

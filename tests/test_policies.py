@@ -1034,6 +1034,7 @@ def test_the_hook_of_threads_is_called_where_it_is_overridden() -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("dispatch", ["fork", "thread"])
+@pytest.mark.usefixtures("unchecked")
 def test_ten_thousand_requests_leave_nothing(dispatch: str) -> None:
     count = 10_000
     command = [sys.executable, str(Path(__file__).with_name("thousands_server.py")), dispatch, str(count)]

@@ -91,9 +91,10 @@ def test_notes_of_the_design() -> None:
 def test_a_late_result_of_a_call_is_dropped(clock: FakeClock) -> None:
     import threading
 
-    go, gone = threading.Event(), threading.Event()
+    begun, go, gone = threading.Event(), threading.Event(), threading.Event()
 
     def slow() -> str:
+        begun.set()
         go.wait(20)
         gone.set()
         return "late"
@@ -111,9 +112,10 @@ def test_a_late_result_of_a_call_is_dropped(clock: FakeClock) -> None:
         def waits(self, text: bytes) -> Any:
             self.send(text)
 
-    world = World(clock, Impatient)
+    world = World(clock, Impatient, real_threads=True)
     peer, entry = world.connect()
     assert entry.state is reqtable.State.OFFLOADED
+    assert begun.wait(20)
     world.jump(1)
     assert peer.recv(100) == b"too slow\n"
     go.set()
