@@ -109,6 +109,20 @@ def test_soonest_comes_first_after_a_long_pass():
     assert expired(deadlines, 100.0) == [soon, moved, late]
 
 
+def test_after_a_long_pass_all_that_were_moved_come_at_once():
+    """Once each of them waited for a pass of its own: it was taken for armed just now."""
+    deadlines, entries = Deadlines(), timed(5)
+    for entry in entries:
+        deadlines.arm(entry, 5.0)
+        deadlines.arm(entry, 10.0)
+    found, armed = [], deadlines.serial
+    while (entry := deadlines.pop_expired(100.0, armed)) is not None:
+        found.append(entry)
+        deadlines.arm(entry, 100.0)  # at once again: that is for the next pass
+    assert found == entries
+    assert len(deadlines) == 5
+
+
 def test_ever_earlier_leaves_a_bounded_heap():
     deadlines, entries = Deadlines(), timed(500)
     most = 0

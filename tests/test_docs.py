@@ -18,6 +18,7 @@ import pytest
 
 import reqtable
 from examples.notes import Notes
+from reqtable.testing.faults import KINDS
 from tests.conftest import WAIT_S, Client, served
 
 ROOT = Path(__file__).parent.parent
@@ -147,3 +148,8 @@ def test_the_page_on_testing_runs_as_it_stands() -> None:
     shown = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     assert len(shown) >= 5
     exec(compile("\n".join(shown), "testing.md", "exec"), {"__name__": "testing"})
+
+
+def test_the_page_on_testing_names_every_fault() -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+    assert [kind for kind in KINDS if f"`{kind}`" not in page] == []

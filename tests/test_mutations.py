@@ -6,7 +6,8 @@ import logging
 
 import pytest
 
-from tests.mutations import MUTATIONS, SEEDS, Mutation, first_failure
+from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure
+from tests.simulation.workloads import run
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -17,8 +18,17 @@ def test_it_is_found(mutation: Mutation, caplog: pytest.LogCaptureFixture) -> No
     print(f"{mutation.name}: seed {found[0]}: {found[1]}")
 
 
+@pytest.mark.parametrize(("seed", "mutation"), RARE, ids=[mutation.name for _, mutation in RARE])
+def test_what_was_found_once_would_be_found_again(
+    seed: int, mutation: Mutation, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "reqtable")
+    run(seed)
+    assert first_failure(mutation, [seed]) is not None
+
+
 def test_a_mutation_is_undone() -> None:
-    for mutation in MUTATIONS:
+    for mutation in [*MUTATIONS, *(mutation for _, mutation in RARE)]:
         original = vars(mutation.owner)[mutation.where]
         with mutation.applied():
             assert vars(mutation.owner)[mutation.where] is not original

@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socketserver
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import reqtable
-from examples.echo import StateEcho
+from examples.echo import BlockingEcho, StateEcho
 from examples.notes import Notes
 from reqtable import Transition, line, sleep, state
 from reqtable.core.states import TRANSITIONS, Event, State
 from reqtable.engine.invariants import InvariantBroken
 from reqtable.testing import Client, FakeClock, Faults, SimulationFailed, shrink, simulate
 from reqtable.testing.faults import KINDS
-from tests.mutations import MUTATIONS
+from tests.mutations import MUTATIONS, RARE, SEEDS
 from tests.simulation.workloads import PROTOCOLS, run, workload_of
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +34,10 @@ def notes() -> reqtable.TCPServer:
     return reqtable.TCPServer(ANY, Notes)
 
 
+class Table(reqtable.TableMixIn, socketserver.TCPServer):
+    """The standard library's server, in front of our table."""
+
+
 COUNTING = Client().send(b"put 5\n").pause(3).send(b"a b c").send(b"count\n").expect(b"3\n").end().expect_end()
 
 
@@ -40,22 +46,6 @@ def test_seeds(first: int, caplog: pytest.LogCaptureFixture) -> None:
     """`make simulate SEEDS=10000` runs more."""
     caplog.set_level(logging.CRITICAL, "reqtable")
     for seed in range(first, first + PART):
-        run(seed)
-
-
-# Seeds that have found a bug of the engine, and what it was. The mutations of the same name bring each one back.
-@pytest.mark.parametrize(
-    ("seed", "mutation"),
-    [
-        (126, "a request whose output blocks keeps its turn"),
-        (193, "a socket that is reported ready and is not gives a blocking read more time"),
-    ],
-)
-def test_what_was_found_once_would_be_found_again(seed: int, mutation: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.CRITICAL, "reqtable")
-    run(seed)
-    [bug] = [each for each in MUTATIONS if each.name == mutation]
-    with bug.applied(), pytest.raises(SimulationFailed):
         run(seed)
 
 
@@ -250,7 +240,9 @@ def test_descriptors_that_a_server_forgets() -> None:
 
 
 def test_policies_that_need_the_real_world_are_refused() -> None:
-    with pytest.raises(ValueError, match="policy 'fork' can't be simulated: inline, greenlet, pool can"):
+    with pytest.raises(
+        reqtable.ConfigurationError, match="policy 'fork' can't be simulated: greenlet, inline, pool can"
+    ):
         simulate(lambda: reqtable.TCPServer(ANY, Notes, dispatch="fork"), [COUNTING])
 
 
@@ -262,6 +254,137 @@ def test_nobody_listens() -> None:
 
     with pytest.raises(SimulationFailed, match=r"can't be sent: nobody listens"):
         simulate(lambda: Elsewhere(ANY, Notes), [COUNTING])
+
+
+def test_a_server_that_ends_before_its_clients_are_served() -> None:
+    class Ending(Notes):
+        def on_close(self) -> None:
+            self.server.shutdown()
+
+    waiting = Client().pause(60).send(b"count\n").expect(b"0\n")
+    with pytest.raises(SimulationFailed, match=r"client 1: expect"):
+        simulate(lambda: reqtable.TCPServer(ANY, Ending), [COUNTING, waiting], faults=Faults.none())
+
+
+def test_a_blocking_handler_that_waits_for_ever() -> None:
+    class Patient(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+
+    with pytest.raises(SimulationFailed, match="a blocking call waits for what will never come"):
+        simulate(lambda: reqtable.TCPServer(ANY, Patient), [Client().take_rest()])
+
+
+def test_handing_off_to_what_is_not_simulated() -> None:
+    class Leaving(reqtable.StateRequestHandler):
+        @state(line())
+        def hear(self, text: bytes) -> Transition:
+            return self.hear, reqtable.hand_off("fork")
+
+    with pytest.raises(SimulationFailed, match="ConfigurationError: policy 'fork' can't be simulated"):
+        simulate(lambda: reqtable.TCPServer(ANY, Leaving), [Client().send(b"x\n")])
+
+
+@pytest.mark.parametrize("server", [reqtable.TCPServer, Table])
+def test_blocking_handlers_and_servers_of_the_standard_library(server: Any) -> None:
+    echo = Client().send(b"one\ntw").pause(5).send(b"o\n").expect(b"one\ntwo\n").end().expect_end()
+    for seed in range(20):
+        report = simulate(lambda: server(ANY, BlockingEcho), [echo] * 3, seed=seed)
+        assert [peer.received for peer in report.clients] == [b"one\ntwo\n"] * 3
+
+
+def test_calls_of_every_kind_are_simulated() -> None:
+    class Calls(reqtable.StateRequestHandler):
+        @state(line())
+        def hear(self, text: bytes) -> Transition:
+            return self.called, reqtable.call(len, text, on=text.strip().decode())
+
+        @state()
+        def called(self, count: int) -> Transition:
+            self.send(b"%d\n" % count)
+            return self.hear
+
+    client = Client().send(b"process\nfork\nthread\n").expect(b"8\n5\n7\n").end().expect_end()
+    simulate(lambda: reqtable.TCPServer(ANY, Calls), [client] * 3)
+
+
+@pytest.mark.parametrize(
+    ("server", "address", "peer"),
+    [
+        (reqtable.UnixStreamServer, "/somewhere", b"''"),
+        (reqtable.TCPServer, ("localhost", 0), b"('198.51.100.1', 50000)"),
+    ],
+)
+def test_addresses(server: Any, address: Any, peer: bytes) -> None:
+    class Who(reqtable.StateRequestHandler):
+        @state(line())
+        def hear(self, text: bytes) -> Transition:
+            self.send(repr(self.client_address).encode() + b"\n")
+            return self.hear
+
+    simulate(lambda: server(address, Who), [Client().send(b"?\n").expect(peer + b"\n").end().expect_end()])
+
+
+# -- misuse ----------------------------------------------------------------------------------------------------------
+
+
+def never_begun(peer: Any) -> Any:
+    peer.send(b"count\n")
+    yield from peer.receive(timeout_s=1)
+
+
+def wrong(peer: Any) -> Any:
+    yield from peer.send({}["a"])
+
+
+def bare(peer: Any) -> Any:
+    if peer:
+        raise AssertionError
+    yield
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (never_begun, r"a script called peer.send\(\) and did not wait for it"),
+        (wrong, "client 0: KeyError in then"),
+        (bare, "client 0: AssertionError in then"),
+    ],
+)
+def test_a_mistake_in_a_script_fails_and_names_its_client(script: Any, said: str) -> None:
+    with pytest.raises(SimulationFailed, match=said):
+        simulate(notes, [Client().then(script)])
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        (lambda: Client().send("x"), r"send\(\) takes bytes, not str"),
+        (lambda: Client().expect(5), r"expect\(\) takes bytes, not int"),
+        (lambda: Client().pause(-1), r"pause\(\) takes seconds, 0 or more, not -1"),
+        (lambda: Client().pause(float("nan")), "not nan"),
+        (lambda: Client().then(len), "takes a generator function"),
+        (lambda: simulate(notes, COUNTING), "clients must be a list of scripts"),
+        (lambda: simulate(notes, []), "there are no clients"),
+        (lambda: simulate(notes, [Client]), "a client must be a script"),
+        (lambda: simulate(lambda: None, [COUNTING]), r"server_factory\(\) must make a server"),
+        (lambda: simulate(notes, [COUNTING], seed="x"), "seed must be a whole number"),
+        (lambda: simulate(notes, [COUNTING], faults={}), r"faults must be Faults\(…\)"),
+        (lambda: simulate(lambda: reqtable.TCPServer(ANY, BlockingEcho, dispatch="pool"), [COUNTING]), "has a thread"),
+        (lambda: Faults(reset="a"), "reset must be a probability"),
+        (lambda: Faults(delay_max_s=-1), "delay_max_s must be seconds"),
+        (lambda: Faults().restricted_to("nonsense"), "'nonsense' is no fault"),
+        (lambda: shrink(lambda _: False, ["a"]), "there is nothing to shrink"),
+    ],
+)
+def test_misuse_is_told_where_it_is_done(attempt: Any, said: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        attempt()
+
+
+def test_a_server_that_was_made_before() -> None:
+    with notes() as made, pytest.raises(ValueError, match=r"make it in server_factory\(\)"):
+        simulate(lambda: made, [COUNTING])
 
 
 # -- invariants ------------------------------------------------------------------------------------------------------
@@ -339,5 +462,5 @@ def test_the_documented_figures_are_those_of_this_tree() -> None:
     [ratio] = re.findall(r"\| simulated : real \| ([\d,]+) \|", text)
     assert int(ratio.replace(",", "")) >= 100
     found = dict(re.findall(r"^\| ([^|]+) \| (\d+) \| [^|]+ \|$", text, flags=re.MULTILINE))
-    assert list(found) == [mutation.name for mutation in MUTATIONS]
-    assert all(int(seed) < 500 for seed in found.values())
+    assert list(found) == [mutation.name for mutation in [*MUTATIONS, *(rare for _, rare in RARE)]]
+    assert sum(int(seed) < SEEDS for seed in found.values()) == len(MUTATIONS) >= 10

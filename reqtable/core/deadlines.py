@@ -61,7 +61,7 @@ class Deadlines:
         """
         heap = self._heap
         while heap and heap[0][0] <= now and heap[0][1] <= armed:
-            at, _, entry = heappop(heap)
+            at, serial, entry = heappop(heap)
             if at != entry.queued_at:
                 continue
             entry.queued_at = inf
@@ -69,7 +69,10 @@ class Deadlines:
             if entry.deadline is None or entry.state is State.CLOSED:
                 continue
             if entry.deadline > at:
-                self._push(entry, entry.deadline)
+                # With its old number: it was not armed just now, and may be due by now all the same.
+                entry.queued_at = entry.deadline
+                self._live += 1
+                heappush(heap, (entry.deadline, serial, entry))
                 continue
             entry.deadline = None
             return entry

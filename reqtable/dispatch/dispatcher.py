@@ -16,6 +16,7 @@ from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.executors import ForkExecutor, Workers, guarded
 from reqtable.dispatch.fork import Fork
 from reqtable.dispatch.stepping import ByState
+from reqtable.engine.system import SYSTEM
 
 _ON_THE_LOOP = {"inline", "greenlet"}
 _WHOLE_REQUESTS = {"thread", "fork"}
@@ -74,6 +75,9 @@ class Dispatcher:
         with self._lock:
             policy = self._policies.get(name)
         if policy is None:
+            possible = SYSTEM.get().policies if self.server._engine is None else self.server.engine.system.policies
+            if possible is not None and name not in possible:
+                raise ConfigurationError(f"policy {name!r} can't be simulated: {', '.join(sorted(possible))} can")
             made = policy_named(name)(self)
             with self._lock:
                 policy = self._policies.setdefault(name, made)
@@ -113,6 +117,11 @@ class Dispatcher:
             if executor is None:
                 executor = self._executors[name] = self._make_executor(name)
             return executor
+
+    def run_calls_by(self, make: Callable[[str], Executor]) -> None:
+        """Have what `make(name)` makes stand in for every executor, those of the configuration too: for simulations."""
+        for name in self._known_executors():
+            self._executors[name] = make(name)
 
     def _make_executor(self, name: str) -> Executor:
         calls_max = self.server.engine.limits.calls_max

@@ -26,7 +26,8 @@ class Stepping:
     def __init__(self, entry: Entry, handler: Any) -> None:
         self._entry = entry
         self._handler = handler
-        self._is_out = False
+        self._is_out = False  # a step runs elsewhere
+        self._awaits_step = False  # its outcome is the next item; it may have come, and the request have yet to go on
         self._closes = False  # the request ended while its step was out
 
     def _submit(self, method: str, argument: Any) -> Future[Any]:
@@ -43,9 +44,9 @@ class Stepping:
     # -- for the loop -------------------------------------------------------------------------------------------------
 
     def _resume(self, item: Any) -> Want[Any] | None:
-        if not self._is_out:
+        if not self._awaits_step:
             return self._begin("_resume", item)
-        self._is_out = False
+        self._awaits_step = False
         return self._arrive(item)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
@@ -63,15 +64,16 @@ class Stepping:
         assert owner is not None
         post = owner.post
         future = self._submit(method, argument)
-        self._is_out = True
+        self._is_out = self._awaits_step = True
         future.add_done_callback(lambda done: post(self._done, number, done))
         return STEP
 
     def _done(self, number: int, done: Future[Any]) -> None:
         """In the loop again."""
         entry = self._entry
+        self._is_out = False
         if self._closes:
-            self._closes = self._is_out = False
+            self._closes = False
             try:
                 self._close_handler()
             except Exception:
@@ -137,7 +139,7 @@ class ByState:
         self._last = default
 
     def _resume(self, item: Any) -> Want[Any] | None:
-        if not getattr(self._last, "_is_out", False):  # else it is the result of that one's step
+        if not getattr(self._last, "_awaits_step", False):  # else it is the result of that one's step
             self._choose()
         return self._last._resume(item)
 

@@ -14,8 +14,9 @@ from reqtable.core.buffers import FileSlice
 from reqtable.core.errors import ReqtableError
 from reqtable.core.states import INTEREST, State
 from reqtable.core.table import Entry
+from reqtable.engine.listener import Listener
 from reqtable.engine.stream import Stream
-from reqtable.engine.transports import RELEASED, Polled
+from reqtable.engine.transports import Polled
 
 if TYPE_CHECKING:
     from reqtable.engine.loop import Loop
@@ -36,6 +37,7 @@ class Invariants:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self._limits = [loop.limits]  # all that deadlines were armed under
         self._closed: set[Entry] = set()
         self._overdue: dict[Entry, tuple[float, int]] = {}  # its deadline and its steps
         self._ready: dict[Entry, tuple[int, int]] = {}  # its steps, and for how many passes it has had no other
@@ -43,9 +45,11 @@ class Invariants:
     def check(self) -> None:
         """Raise InvariantBroken where something does not hold."""
         loop = self._loop
+        if loop.limits is not self._limits[-1]:
+            self._limits.append(loop.limits)
         turns = Counter(loop._turns)
         closed = set(loop._closed)  # since the last reaping, by a hook of a server
-        for entry in closed:
+        for entry in loop._closed:
             self._must(entry not in self._closed, entry, "has been closed for a pass, and is not freed")
         self._closed = closed
         for entry in loop.table:
@@ -87,9 +91,7 @@ class Invariants:
 
     def _check_state(self, entry: Entry) -> None:
         must = self._must
-        must(isinstance(entry.state, State), entry, "is in no state at all")
         must(entry.state not in _NEVER_SUSPENDED, entry, "can't be suspended in that state")
-        must(entry.transport is not RELEASED, entry, "is in the table, but its transport is gone")
         transport = entry.transport
         if isinstance(transport, Stream):
             # The others are polled at times only: a lent socket may be closed while it is waited for.
@@ -115,19 +117,15 @@ class Invariants:
         at = entry.deadline
         if at is None:
             timeout = None if entry.state in (State.READY, State.LINGERING) else loop._timeout_of(entry)
-            self._must(timeout is None or self._is_new(entry), entry, f"should have {timeout} s, and has no deadline")
+            self._must(timeout is None, entry, f"should have {timeout} s, and has no deadline")
             self._must(entry.state is not State.SLEEPING, entry, "would never wake up")
             self._must(entry.state is not State.LINGERING, entry, "would linger for ever")
             self._must(entry.state is not State.WRITING or not entry.output.size, entry, "may write for ever")
             return
         self._must(entry.queued_at <= at, entry, f"is due at {at}, and would be looked at only at {entry.queued_at}")
-        longest = _longest_wait(loop, entry)
+        longest = self._longest_wait(entry)
         if longest is not None:
             self._must(at <= loop.table.now + longest + 1e-6, entry, f"may wait {at - loop.table.now} s, not {longest}")
-
-    def _is_new(self, entry: Entry) -> bool:
-        """An entry whose first step has not run has no deadline yet."""
-        return not entry.steps
 
     def _check_overdue(self) -> None:
         now = self._loop.table.now
@@ -158,25 +156,24 @@ class Invariants:
             if isinstance(transport, Polled) and transport.watched:
                 self._must(transport.fd not in watched, entry, f"has the descriptor of {watched.get(transport.fd)!r}")
                 watched[transport.fd] = transport
-        for key in loop.selector.get_map().values():
+        for key in list(loop.selector.get_map().values()):
             data = key.data
             if not isinstance(data, Polled):
                 continue
             known = watched.pop(key.fd, None)
             owner: Entry | None = getattr(data, "entry", None)
-            if known is None and owner is None:
+            if known is None and owner is None and not isinstance(data, Listener):
                 continue  # a child's, or another's that is no request
             self._must(known is data, owner, f"is not to be polled, and descriptor {key.fd} is")
             self._must(key.events == data.watched, owner or data, f"is polled for {key.events}, not for {data.watched}")
         self._must(not watched, list(watched.values()), "are to be polled, and are not")
 
-
-def _longest_wait(loop: Loop, entry: Entry) -> float | None:
-    """How long that entry may wait from now on at the most; None where that is not known."""
-    if entry.state is State.LINGERING:
-        return loop.limits.linger_timeout_s
-    if entry.state is State.WRITING and entry.output.size:
-        return loop.limits.write_timeout_s
-    if entry.state is State.READING:
-        return loop._timeout_of(entry)
-    return None
+    def _longest_wait(self, entry: Entry) -> float | None:
+        """How long that entry may wait from now on at the most; None where that is not known."""
+        if entry.state is State.LINGERING:
+            return max(limits.linger_timeout_s for limits in self._limits)
+        if entry.state is State.WRITING and entry.output.size:
+            return max(limits.write_timeout_s for limits in self._limits)
+        if entry.state is State.READING:
+            return self._loop._timeout_of(entry)
+        return None

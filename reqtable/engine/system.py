@@ -32,6 +32,7 @@ class System:
     dup: Callable[[int], int] = os.dup
     sendfile: Callable[[int, int, int, int], int] = os.sendfile
     executor: Callable[[int | None, str], Executor] = threads  # how many threads, and how they are named
+    policies: frozenset[str] | None = None  # what can run on it; None: all
 
 
 # Servers and engines are made in the one that is set here.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import socket
 from collections.abc import Callable, Generator, Iterator
+from math import inf
 from typing import Any, Self
 
 from reqtable.testing.network import SimNetwork
@@ -27,11 +29,11 @@ class Client:
 
     def send(self, data: bytes) -> Self:
         """Send it all, however long the server takes to take it."""
-        return self._add("send", data)
+        return self._add("send", as_bytes("send", data))
 
     def expect(self, data: bytes) -> Self:
         """Wait until that comes: exactly those bytes, next."""
-        return self._add("expect", data)
+        return self._add("expect", as_bytes("expect", data))
 
     def expect_end(self) -> Self:
         """Wait for the end of file, with nothing more before it."""
@@ -43,11 +45,11 @@ class Client:
 
     def pause(self, seconds: float) -> Self:
         """Let time pass; what comes meanwhile is read."""
-        return self._add("pause", seconds)
+        return self._add("pause", as_seconds("pause", seconds))
 
     def read_nothing(self, seconds: float | None = None) -> Self:
         """Stop reading, until something is expected, until `read_on()`, or for so long; the script goes on at once."""
-        return self._add("read_nothing", seconds)
+        return self._add("read_nothing", None if seconds is None else as_seconds("read_nothing", seconds))
 
     def read_on(self) -> Self:
         """Read again."""
@@ -67,7 +69,9 @@ class Client:
 
     def then(self, play: Callable[[Peer], Iterator[Any]]) -> Self:
         """Do what a generator function does with the `Peer`: `yield from peer.receive(timeout_s=1)`, and so on."""
-        return self._add("play", play)
+        if not inspect.isgeneratorfunction(inspect.unwrap(play) if callable(play) else play):
+            raise TypeError(f"then() takes a generator function of a Peer, not {play!r}: it waits by `yield from`")
+        return self._add("then", play)
 
     def _add(self, name: str, *args: Any) -> Self:
         self.steps.append((name, args))
@@ -75,6 +79,20 @@ class Client:
 
     def __repr__(self) -> str:
         return "Client()" + "".join(f".{name}({', '.join(map(_short, args))})" for name, args in self.steps)
+
+
+def as_bytes(what: str, data: Any) -> bytes:
+    """What a script is to send or to expect. Raises TypeError."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"{what}() takes bytes, not {type(data).__name__}: {_short(data)}")
+    return bytes(data)
+
+
+def as_seconds(what: str, seconds: Any) -> float:
+    """How long a script is to wait. Raises ValueError."""
+    if not isinstance(seconds, int | float) or not 0 <= seconds < inf:
+        raise ValueError(f"{what}() takes seconds, 0 or more, not {seconds!r}")
+    return seconds
 
 
 def _short(value: Any) -> str:
@@ -107,9 +125,11 @@ class Peer:
         self._end: StreamEnd | DatagramEnd | None = None
         self._expected = 0  # how much of it was expected or taken
         self._reads = True
+        self._silences = 0  # how often it has stopped reading
         self._play: Waits | None = None
         self._condition: Callable[[], bool] = lambda: True
         self._wait = 0
+        self._call: Any = None  # what a script's own step called last
 
     def __repr__(self) -> str:
         return f"client {self.number}"
@@ -117,15 +137,19 @@ class Peer:
     @property
     def was_hit(self) -> bool:
         """By a fault that a client can tell."""
-        return self._end is not None and self._end.was_hit
+        return self.network.was_stalled or (self._end is not None and self._end.was_hit)
 
     def connect(self, address: Any, kind: int, family: int) -> None:
         """Begin to play."""
+        is_unix = family == getattr(socket, "AF_UNIX", None)
+        if is_unix:
+            self.address = f"client {self.number}" if kind == socket.SOCK_DGRAM else ""
+        elif family == socket.AF_INET6:
+            self.address = (f"2001:db8::{self.number + 1:x}", 50_000 + self.number, 0, 0)
         if kind == socket.SOCK_DGRAM:
-            is_unix = family == getattr(socket, "AF_UNIX", None)
             end = DatagramEnd(self.network, f"d{self.number}", is_unix, False)
             end.descriptors = 1
-            end.bind(f"client {self.number}" if is_unix else self.address)
+            end.bind(self.address)
             self._server = address
             self._connected(end)
         else:
@@ -161,20 +185,33 @@ class Peer:
                 self._condition, timeout = next(self._play)
             except StopIteration:
                 break
-            except AssertionError as error:
+            except Unmet as error:
                 self.unmet = str(error)
+                break
+            except Exception as error:  # of a script's own steps
+                what = "" if isinstance(error, AssertionError) and str(error) else f"{type(error).__name__} in "
+                self.unmet = f"{what}{self.waits_for}: {error}"
                 break
             self._wait += 1
             if timeout is not None:
                 self.network.after(timeout, self._timed_out, self._wait)
             if not self._condition():
                 return
+        self._be_done()
+
+    def _be_done(self) -> None:
         self._play = None
         self.is_done = True
         self.network.note(f"{self} is done{': ' + self.unmet if self.unmet else ''}")
         if self._end is not None:
             self._end.descriptors = 0
             self._end.close()
+
+    def give_up(self) -> None:
+        """Nothing will ever come that it could wait for."""
+        if not self.is_done:
+            self.unmet = f"{self.waits_for}: nothing will ever come; it found {self.unexpected!r}"
+            self._be_done()
 
     def _timed_out(self, wait: int) -> None:
         if wait == self._wait and self._play is not None:
@@ -196,9 +233,10 @@ class Peer:
             except OSError:
                 self.ended = "reset"
 
-    def _resume_reading(self) -> None:
-        self._reads = True
-        self._changed()
+    def _resume_reading(self, silence: int) -> None:
+        if silence == self._silences:
+            self._reads = True
+            self._changed()
 
     def _read_on(self) -> None:
         self._reads = True
@@ -214,7 +252,27 @@ class Peer:
     # -- for scripts --------------------------------------------------------------------------------------------------
 
     def receive(self, timeout_s: float | None = None) -> Generator[Any, None, bytes | None]:
-        """The next datagram, or what bytes there are, at least one; None when none came in time or the end has come."""
+        """The next datagram, or what bytes there are, at least one; None when none came in time or the end has come.
+
+        Without `timeout_s` (seconds) it waits as long as it takes. `ended` tells the end from silence.
+        """
+        self._must_have_begun()
+        call = self._call = self._receive(None if timeout_s is None else as_seconds("receive", timeout_s))
+        return call
+
+    def send(self, data: bytes) -> Waits:
+        """Send it all."""
+        self._must_have_begun()
+        call = self._call = self._send(as_bytes("send", data))
+        return call
+
+    def _must_have_begun(self) -> None:
+        """Of a call whose `yield from` is forgotten nothing happens: say so instead."""
+        if self._call is not None and inspect.getgeneratorstate(self._call) == inspect.GEN_CREATED:
+            name = self._call.__name__.strip("_")
+            raise Unmet(f"a script called peer.{name}() and did not wait for it: `yield from peer.{name}(…)`")
+
+    def _receive(self, timeout_s: float | None) -> Generator[Any, None, bytes | None]:
         self._read_on()
         yield lambda: bool(self.unexpected or self.ended), timeout_s
         there = self.unexpected
@@ -223,8 +281,7 @@ class Peer:
         self._expected += 1 if isinstance(there, list) else len(there)
         return there[0] if isinstance(there, list) else there  # type: ignore[no-any-return]
 
-    def send(self, data: bytes) -> Waits:
-        """Send it all."""
+    def _send(self, data: bytes) -> Waits:
         end = self._end
         if isinstance(end, DatagramEnd):
             end.sendto(data, self._server)
@@ -239,14 +296,13 @@ class Peer:
                 yield self._can_send, None
             except OSError:
                 self.ended = "reset"
-        return
-        yield
 
     def read_nothing(self, seconds: float | None = None) -> None:
         """Stop reading, until the next `receive` or expectation, or for so long."""
         self._reads = False
+        self._silences += 1
         if seconds is not None:
-            self.network.after(seconds, self._resume_reading)
+            self.network.after(seconds, self._resume_reading, self._silences)
 
     def _can_send(self) -> bool:
         end = self._end
@@ -255,10 +311,11 @@ class Peer:
     # -- the steps ----------------------------------------------------------------------------------------------------
 
     def _do_send(self, data: bytes) -> Waits:
-        yield from self.send(data)
+        yield from self._send(data)
 
-    def _do_play(self, play: Callable[[Peer], Waits]) -> Waits:
+    def _do_then(self, play: Callable[[Peer], Waits]) -> Waits:
         yield from play(self)
+        self._must_have_begun()
 
     def _do_pause(self, seconds: float) -> Waits:
         yield lambda: False, seconds
@@ -283,6 +340,8 @@ class Peer:
         self._expected += wanted
 
     def _do_expect_end(self) -> Waits:
+        if isinstance(self._end, DatagramEnd):
+            raise Unmet("datagrams have no end to be expected: expect the last one, and end the script")
         self._read_on()
         yield lambda: bool(self.ended or self.unexpected), None
         if self.unexpected or self.ended != "end":
@@ -322,6 +381,4 @@ class Peer:
         yield
 
     def _said_end(self) -> str:
-        return {"": "", "end": ": the connection was ended", "reset": ": it was reset", "refused": ": nobody listens"}[
-            self.ended
-        ]
+        return _ENDS[self.ended]

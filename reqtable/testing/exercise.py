@@ -21,7 +21,7 @@ from reqtable.dispatch import is_resumable
 from reqtable.engine.loop import Loop
 from reqtable.engine.system import System
 from reqtable.engine.wakeup import Wakeup
-from reqtable.testing.client import Client
+from reqtable.testing.client import Client, as_bytes
 from reqtable.testing.clock import FakeClock
 
 PEER = ("192.0.2.1", 50_000)  # an address that is nobody's (RFC 5737)
@@ -81,6 +81,7 @@ class Exercise:
 
     def send(self, data: bytes) -> Self:
         """Send it. It arrives whole, once the handler reads."""
+        data = as_bytes("send", data)
         if self._end_sent or self.is_over:
             raise AssertionError(f"{data!r} can't be sent: the {'peer' if self._end_sent else 'handler'} has ended")
         self._unread.append(data)
@@ -140,7 +141,8 @@ class Exercise:
                     raise AssertionError(f"expected {data!r}, found {found!r}; the request {self._said()}")
             elif name == "take_rest":
                 self._wire.received.clear()
-            elif name in ("play", "may_fail"):
+                self.expect_end()
+            elif name in ("then", "may_fail"):
                 raise TypeError(f"{name}: a script with steps of its own needs a network: simulate() has one")
             else:
                 getattr(self, name)(*args)
@@ -160,6 +162,7 @@ class Exercise:
 
     def expect(self, data: bytes) -> Self:
         """Take exactly that, no more and no less, from what has come: all of it, or, with datagrams, the next one."""
+        data = as_bytes("expect", data)
         received = self._wire.received
         if self._wire.datagrams:
             found = received.pop(0) if received else None

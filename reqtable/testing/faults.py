@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import Any, Self
 from zlib import crc32
 
@@ -45,14 +46,18 @@ class Faults:
     repeated: float = 0.0  # it arrives twice
     reordered: float = 0.0  # it is overtaken
     cut: float = 0.0  # it arrives without its end
+    stalled: float = 0.0  # the server's process stands still, for up to 100 s
 
     delay_max_s: float = 0.5
     only: frozenset[str] | None = None  # of all these, only those with these names (see `Report.faults`)
 
     def __post_init__(self) -> None:
-        for kind in KINDS or ():
-            if not 0 <= getattr(self, kind) <= 1:
-                raise ValueError(f"{kind} must be a probability, 0 to 1, not {getattr(self, kind)!r}")
+        for kind in KINDS:
+            rate = getattr(self, kind)
+            if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+                raise ValueError(f"{kind} must be a probability, 0 to 1, not {rate!r}")
+        if not 0 <= self.delay_max_s < inf:
+            raise ValueError(f"delay_max_s must be seconds, 0 or more, not {self.delay_max_s!r}")
 
     @classmethod
     def none(cls) -> Self:
@@ -60,12 +65,15 @@ class Faults:
         return cls(**dict.fromkeys(KINDS, 0.0))  # type: ignore[arg-type]
 
     def restricted_to(self, names: Iterable[str]) -> Faults:
-        """The same, with only those faults that are named."""
+        """The same, with only those faults that are named, as `Report.faults` names them. Raises ValueError."""
+        names = [names] if isinstance(names, str) else list(names)
+        for name in names:
+            if name.partition("@")[0] not in KINDS or "#" not in name:
+                raise ValueError(f"{name!r} is no fault: they are named as in report.faults, such as 'split@c1>#2'")
         return replace(self, only=frozenset(names))
 
 
-KINDS: tuple[str, ...] = ()
-KINDS = tuple(field.name for field in fields(Faults) if field.name not in ("delay_max_s", "only"))
+KINDS: tuple[str, ...] = tuple(field.name for field in fields(Faults) if field.name not in ("delay_max_s", "only"))
 
 
 class Dice:
@@ -116,9 +124,11 @@ def shrink(fails: Callable[[Sequence[str]], Any], faults: Sequence[str], attempt
     """The least of `faults` that still fails, as far as `attempts_max` attempts find it.
 
     `fails` is given some of the faults and says whether the simulation fails with them. It leaves out ever smaller
-    parts, as ddmin does (Zeller and Hildebrandt 2002).
+    parts, as ddmin does (Zeller and Hildebrandt 2002). Raises ValueError where it does not fail with all of them.
     """
     left = list(faults)
+    if not fails(left):
+        raise ValueError("there is nothing to shrink: it does not fail with these faults")
     attempts = 0
     if left and fails([]):
         return []

@@ -28,6 +28,7 @@ from reqtable.testing.sockets import File, Listening, SimSocket, StreamEnd, os_e
 
 _FIRST_DESCRIPTOR = 2**30
 _FIRST_PORT = 40_000
+_LAST_RETRY_S = 32
 _BUFFER_BYTES = 65_536
 
 
@@ -47,14 +48,19 @@ class SimNetwork:
         latency_s: float = 0.0,
         descriptors_max: int | None = None,
     ) -> None:
+        if not isinstance(seed, int):
+            raise TypeError(f"seed must be a whole number, not {seed!r}")
+        if not isinstance(faults, Faults | None):
+            raise TypeError(f"faults must be Faults(…), not {faults!r}")
         self.clock = FakeClock() if clock is None else clock
         self.began_at = self.clock.now
         self.dice = Dice(seed, Faults() if faults is None else faults, lambda name: self.note(f"fault {name}"))
         self.latency_s = latency_s
         self.descriptors_max = descriptors_max
         self.trace: list[str] = []
-        self.complaints: list[str] = []  # about how the engine uses it
-        self.closed = 0  # descriptors, so far
+        self.complaints: list[str] = []  # about how the engine and its handlers use it
+        self.was_stalled = False
+        self.closed = self.closed_before_pass = 0  # descriptors, so far, and by the last poll
         self.files: dict[int, File] = {}  # by descriptor
         self.bound: dict[Any, File] = {}  # by kind of socket and address
         self.on_quiet: Callable[[], None] | None = None  # nothing will ever happen
@@ -71,6 +77,7 @@ class SimNetwork:
             dup=lambda fd: self.open(self.file(fd)),
             sendfile=self._sendfile,
             executor=partial(SimExecutor, self),
+            policies=frozenset({"inline", "greenlet", "pool"}),
         )
 
     @contextmanager
@@ -114,12 +121,19 @@ class SimNetwork:
             self.happen()
             if condition():
                 return
+            if self.clock.now >= until:
+                raise TimeoutError("timed out")
             at = min(self.next_at(), until)
             if at == inf:
-                raise TimeoutError("a blocking call in a simulation waits for what will never come")
-            self.clock.jump(max(0.0, at - self.clock.now))
-            if self.clock.now >= until and not condition():
-                raise TimeoutError("timed out")
+                self.complaints.append("a blocking call waits for what will never come")
+                raise TimeoutError(self.complaints[-1])
+            self.clock.now = max(self.clock.now, at)
+
+    def settle(self) -> None:
+        """Let all happen that is on its way."""
+        while self._events:
+            self.clock.now = max(self.clock.now, self.next_at())
+            self.happen()
 
     # -- descriptors --------------------------------------------------------------------------------------------------
 
@@ -170,15 +184,14 @@ class SimNetwork:
         ours = self.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self.open(near))
         return ours, self.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self.open(far))
 
-    def connect(
-        self, address: Any, local: Any, connected: Callable[[StreamEnd | None], None], wait_s: float = 1.0
-    ) -> None:
+    def connect(self, address: Any, local: Any, connected: Callable[[StreamEnd | None], None], wait_s: int = 1) -> None:
         """Connect to a listening socket; `connected` is told the end, or None where nobody listens.
 
-        A full queue of the listener drops the attempt, and it is made again after a second, two, four, ….
+        A full queue of the listener drops the attempt, and it is made again after a second, two, four, …, six times in
+        all (tcp_syn_retries in tcp(7)).
         """
-        listening = self.bound.get((socket.SOCK_STREAM, address))
-        if not isinstance(listening, Listening) or not listening.descriptors:
+        listening = self.listening_at(socket.SOCK_STREAM, address)
+        if wait_s > _LAST_RETRY_S or not isinstance(listening, Listening) or not listening.descriptors:
             connected(None)
         elif len(listening.queue) > listening.backlog:
             self.after(wait_s, self.connect, address, local, connected, 2 * wait_s)
@@ -186,6 +199,13 @@ class SimNetwork:
             near, far = self._connection(address, local)
             listening.queue.append(near)
             connected(far)
+
+    def listening_at(self, kind: int, address: Any) -> File | None:
+        """Whose that address is: exactly, or as any address of the machine."""
+        found = self.bound.get((kind, address))
+        if found is None and isinstance(address, tuple):
+            found = self.bound.get((kind, ("0.0.0.0", address[1]))) or self.bound.get((kind, ("::", *address[1:])))
+        return found
 
     def _connection(self, address: Any, local: Any) -> tuple[StreamEnd, StreamEnd]:
         self._connections += 1

@@ -38,6 +38,15 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"reqtable: simulations run with --reqtable-seed={config.stash[_SEED]}"
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Tell the seed with every failure of a test that has it."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed and "reqtable_seed" in getattr(item, "fixturenames", ()):
+        report.sections.append(("reqtable", f"run it again with --reqtable-seed={item.config.stash[_SEED]}"))
+
+
 @pytest.fixture
 def reqtable_seed(request: pytest.FixtureRequest) -> int:
     """The seed of this run."""

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from reqtable.testing.network import SimNetwork
 
 _LATE_MS = 50
+_STALL_S = 100
 _CALL_MS = 200
+_THREADS = 8
 
 
 class SimSelector(selectors.BaseSelector):
@@ -60,6 +62,10 @@ class SimSelector(selectors.BaseSelector):
         network = self._network
         clock, dice = network.clock, network.dice
         clock.jump(network.latency_s / 10)  # the pass before took some time
+        if dice.happens("stalled", "poll"):
+            network.was_stalled = True
+            clock.jump(1 + dice.draw("stalled for", "poll", _STALL_S))
+        network.closed_before_pass = network.closed
         until = inf if timeout is None else clock.now + max(0.0, timeout)
         while True:
             network.happen()
@@ -73,10 +79,10 @@ class SimSelector(selectors.BaseSelector):
                 network.on_quiet()
                 return []
             if dice.happens("early", "poll"):
-                clock.now += max(0.0, at - clock.now) * dice.draw("early", "poll", 1000) / 1000
+                clock.now += max(0.0, at - clock.now) * dice.draw("early by", "poll", 1000) / 1000
                 return self._reported([])
             if at == until and dice.happens("late", "poll"):
-                until += (1 + dice.draw("late", "poll", _LATE_MS)) / 1000
+                until += (1 + dice.draw("late by", "poll", _LATE_MS)) / 1000
                 continue
             clock.now = max(clock.now, at)
 
@@ -137,22 +143,26 @@ class _Signal(File):
 
 
 class SimExecutor(Executor):
-    """Runs what is submitted, one after another in simulated time, each a while later: calls and pooled steps."""
+    """Runs calls and pooled steps: so many at a time, each for a while of simulated time, in the order they came in."""
 
     def __init__(self, network: SimNetwork, most: int | None = None, name: str = "") -> None:
         self._network = network
+        self._most = most or _THREADS
         self._name = name
-        self._waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self._waiting: list[tuple[Future[Any], Callable[[], Any]]] = []  # first those that run, `most` of them
         self._is_over = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if self._is_over:
             raise RuntimeError("cannot schedule new futures after shutdown")
         future: Future[Any] = Future()
-        task = (future, lambda: fn(*args, **kwargs))
-        self._waiting.append(task)
-        self._network.after(self._network.dice.draw("call", self._name, _CALL_MS) / 1000, self._run, task)
+        self._waiting.append((future, lambda: fn(*args, **kwargs)))
+        if len(self._waiting) <= self._most:
+            self._begin(self._waiting[-1])
         return future
+
+    def _begin(self, task: tuple[Future[Any], Callable[[], Any]]) -> None:
+        self._network.after(self._network.dice.draw("call", self._name, _CALL_MS) / 1000, self._run, task)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._is_over = True
@@ -167,6 +177,8 @@ class SimExecutor(Executor):
         if task not in self._waiting:
             return
         self._waiting.remove(task)
+        if len(self._waiting) >= self._most:
+            self._begin(self._waiting[self._most - 1])
         if not future.set_running_or_notify_cancel():
             return
         try:

@@ -15,6 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from reqtable.core.states import READ, WRITE
@@ -26,6 +27,8 @@ _DATAGRAMS_MAX = 256  # that wait in one socket's buffer
 _UNIX_DATAGRAMS_MAX = 10  # net.unix.max_dgram_qlen
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SPIN_S = 0.001
+_DATAGRAM_BYTES_MAX = 65_507  # udp(7)
+_RESOLVED = {"": "0.0.0.0", "localhost": "127.0.0.1"}
 _PEEK, _DONTWAIT = int(socket.MSG_PEEK), int(socket.MSG_DONTWAIT)
 
 
@@ -85,7 +88,7 @@ class Listening(File):
         self.address = address
         self.backlog = max(0, backlog)
         self.queue: deque[StreamEnd] = deque()
-        self._exhausted = (0.0, 0)  # when accepting last failed for that, and how many descriptors were closed by then
+        self._exhausted = (-inf, 0)  # when there was last no descriptor free, and how many were closed before that pass
 
     def ready(self) -> int:
         return READ if self.queue else 0
@@ -99,7 +102,7 @@ class Listening(File):
         if not self.queue:
             raise os_error(errno.EAGAIN)
         if dice.happens("exhausted", "accept"):
-            self._exhausted = (self.network.clock.now, self.network.closed)
+            self._exhausted = (self.network.clock.now, self.network.closed_before_pass)
             raise os_error(_EXHAUSTED[dice.draw("errno", "accept", len(_EXHAUSTED))])
         end = self.queue.popleft()
         if dice.happens("aborted", "accept"):
@@ -282,7 +285,8 @@ class DatagramEnd(File):
         self.peer: Any = None  # where `send` sends to
         self.was_hit = False
         self.on_change: Callable[[], None] | None = None
-        self._next_at = 0.0
+        self.coming = 0  # datagrams on their way here
+        self._next_at: dict[Any, float] = {}  # by destination: nothing overtakes unless it is told to
 
     def ready(self) -> int:
         return WRITE | (READ if self.queue else 0)
@@ -299,12 +303,14 @@ class DatagramEnd(File):
     def sendto(self, data: bytes, address: Any) -> int:
         if self.is_servers:
             self.fail_at_times(self.name)
-        other = self.network.bound.get((socket.SOCK_DGRAM, address))
+        if len(data) > _DATAGRAM_BYTES_MAX:
+            raise os_error(errno.EMSGSIZE)
+        other = self.network.listening_at(socket.SOCK_DGRAM, address)
         if self.is_unix and other is None:
             raise os_error(errno.ECONNREFUSED)
         if not isinstance(other, DatagramEnd):
             return len(data)
-        if self.is_unix and len(other.queue) > _UNIX_DATAGRAMS_MAX:
+        if self.is_unix and len(other.queue) + other.coming > _UNIX_DATAGRAMS_MAX:
             raise os_error(errno.EAGAIN)
         peer = other if self.is_servers else self
         place = f"{peer.name}{'<' if self.is_servers else '>'}"
@@ -316,7 +322,9 @@ class DatagramEnd(File):
         if sent and dice.happens("cut", place):
             peer.was_hit = True
             sent = sent[: dice.draw("cut at", place, len(sent))]
-        for _ in range(2 if dice.happens("repeated", place) else 1):
+        is_repeated = dice.happens("repeated", place)
+        peer.was_hit |= is_repeated
+        for _ in range(1 + is_repeated):
             at = self.network.clock.now + self.network.latency_s
             if dice.happens("delayed", place):
                 at += dice.faults.delay_max_s * (1 + dice.draw("delay", place, 1000)) / 1000
@@ -324,7 +332,8 @@ class DatagramEnd(File):
                 peer.was_hit = True
                 at += dice.faults.delay_max_s
             else:
-                self._next_at = at = max(at, self._next_at)
+                self._next_at[address] = at = max(at, self._next_at.get(address, at))
+            other.coming += 1
             self.network.at(at, other._arrive, sent, self.address)
         return len(data)
 
@@ -340,6 +349,7 @@ class DatagramEnd(File):
         return self.recvfrom(count, peek)[0]
 
     def _arrive(self, data: bytes, address: Any) -> None:
+        self.coming -= 1
         if self.descriptors and len(self.queue) < _DATAGRAMS_MAX:
             self.queue.append((data, address))
             if self.on_change is not None:
@@ -421,6 +431,8 @@ class SimSocket(socket.socket):
 
     def bind(self, address: Any) -> None:
         file, network = self.file, self.network
+        if isinstance(address, tuple):
+            address = (_RESOLVED.get(address[0], address[0]), *address[1:])
         if isinstance(address, tuple) and address[1] == 0:
             address = (address[0], network.free_port(), *address[2:])
         if (self._type, address) in network.bound:
@@ -432,6 +444,9 @@ class SimSocket(socket.socket):
             network.bound[self._type, address] = file
 
     def listen(self, backlog: int = 128) -> None:
+        if isinstance(self.file, Listening):
+            self.file.backlog = backlog
+            return
         address = self.file.address
         listening = Listening(self.network, address, backlog)
         listening.descriptors = 1
@@ -486,6 +501,30 @@ class SimSocket(socket.socket):
 
     def recvfrom(self, count: int, flags: int = 0) -> tuple[bytes, Any]:
         return self._attempt(flags, READ, self.file.recvfrom, count, bool(flags & _PEEK))  # type: ignore[no-any-return]
+
+    def recvfrom_into(self, buffer: Any, count: int = 0, flags: int = 0) -> tuple[int, Any]:
+        view = memoryview(buffer).cast("B")
+        data, address = SimSocket.recvfrom(self, count or len(view), flags)
+        view[: len(data)] = data
+        return len(data), address
+
+    def recvmsg(self, count: int, ancillary: int = 0, flags: int = 0) -> Any:
+        return SimSocket.recv(self, count, flags), [], 0, None
+
+    def recvmsg_into(self, buffers: Any, ancillary: int = 0, flags: int = 0) -> Any:
+        view = memoryview(buffers[0]).cast("B")  # as much as one call may take
+        return SimSocket.recv_into(self, view, len(view), flags), [], 0, None
+
+    def sendmsg(self, buffers: Any, ancillary: Any = (), flags: int = 0, address: Any = None) -> int:
+        data = b"".join(bytes(each) for each in buffers)
+        return SimSocket.send(self, data, flags) if address is None else SimSocket.sendto(self, data, flags, address)
+
+    def connect_ex(self, address: Any) -> int:
+        try:
+            self.connect(address)
+        except OSError as error:
+            return error.errno or 0
+        return 0
 
     def shutdown(self, how: int) -> None:
         self.file.shutdown(how)

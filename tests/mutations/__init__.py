@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from reqtable.core.buffers import Input, Output
 from reqtable.core.deadlines import Deadlines
 from reqtable.core.table import RequestTable
 from reqtable.dispatch.cooperative import CooperativeSocket
+from reqtable.dispatch.stepping import Stepping
 from reqtable.engine.datagram import Session
 from reqtable.engine.listener import Listener
 from reqtable.engine.loop import Loop
@@ -53,10 +54,10 @@ class Mutation:
             setattr(self.owner, self.where, original)
 
 
-def first_failure(mutation: Mutation) -> tuple[int, str] | None:
-    """The first of `SEEDS` seeds that finds it, and how; None where none does."""
+def first_failure(mutation: Mutation, seeds: Iterable[int] = range(SEEDS)) -> tuple[int, str] | None:
+    """The first of these seeds that finds it, and how; None where none does."""
     with mutation.applied():
-        for seed in range(SEEDS):
+        for seed in seeds:
             try:
                 run(seed)
             except SimulationFailed as failure:
@@ -121,10 +122,6 @@ MUTATIONS = [
         *(Loop, "run_once", "self._flush_touched(self.table.touched.pop())", "self.table.touched.pop()"),
     ),
     Mutation(
-        "a request whose output blocks keeps its turn",
-        *(Loop, "_flush_touched", "self._turns.remove(entry)", "pass"),
-    ),
-    Mutation(
         "a full table is never looked at again",
         *(Listener, "consider", "self._full or self.resting_until < inf", "self.resting_until < inf"),
     ),
@@ -155,5 +152,23 @@ MUTATIONS = [
     Mutation(
         "a socket that is reported ready and is not gives a blocking read more time",
         *(CooperativeSocket, "_until_done", "self._time_out_at() if until is None else until", "self._time_out_at()"),
+    ),
+]
+
+# What the simulation has found in earnest, put back, with a seed that finds it: bugs that few orders of things show.
+RARE = [
+    (
+        1030,
+        Mutation(
+            "a request whose output blocks keeps its turn",
+            *(Loop, "_flush_touched", "self._turns.remove(entry)", "pass"),
+        ),
+    ),
+    (
+        1388,
+        Mutation(
+            "a step that has returned, to a request that can't go on, is waited for, for ever",
+            *(Stepping, "_close", "if self._is_out:", "if self._awaits_step:"),
+        ),
     ),
 ]

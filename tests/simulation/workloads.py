@@ -58,8 +58,10 @@ def run(seed: int, only: list[str] | None = None, faults: Faults | None = None) 
     chosen = workload.faults if faults is None else faults
     if only is not None:
         chosen = chosen.restricted_to(only)
+    _open.clear()
     report = simulate(workload.server, workload.clients, seed=seed, faults=chosen)
     report.problems += workload.check(report)
+    report.problems += [f"on_close was never called, of the handler of {handler.entry!r}" for handler in _open]
     if report.problems:
         raise SimulationFailed(report)
     return workload.name, report
@@ -85,6 +87,8 @@ def _faults(rng: Random, **harsh: float) -> Faults:
         rates[kind] = 0.5
     if how >= 3:
         rates |= harsh
+        if rng.random() < 0.2:
+            rates["stalled"] = 0.01
     return Faults(**rates)
 
 
@@ -101,10 +105,17 @@ def _config(rng: Random) -> Config:
     )
 
 
+_open: list[Any] = []  # the handlers of this simulation whose on_close has not been called
+
+
 class Watched:
-    """In front of every handler: its steps and its end come when they may."""
+    """In front of every handler: its steps and its end come when they may, and its end comes."""
 
     has_closed = False
+
+    def __init__(self, entry: Any) -> None:
+        super().__init__(entry)  # type: ignore[call-arg]
+        _open.append(self)
 
     def _resume(self, item: Any) -> Any:
         assert not self.has_closed, "a step after on_close"
@@ -115,6 +126,7 @@ class Watched:
         assert running is None, f"on_close in the midst of a step of {running}"
         assert not self.has_closed, "on_close twice"
         self.has_closed = True
+        _open.remove(self)
         super().on_close()  # type: ignore[misc]
 
 
@@ -122,7 +134,7 @@ def _server(
     rng: Random, make: Callable[[], Any], kind: Any = reqtable.TCPServer, pool: bool = True
 ) -> Callable[[], Any]:
     config = _config(rng)
-    pooled = pool and rng.random() < 0.2
+    pooled = rng.random() < pool
     sized = type("Server", (kind,), {"request_queue_size": rng.choice([5, 100])})
 
     def factory() -> Any:
@@ -305,7 +317,7 @@ def miniredis(rng: Random) -> Workload:
         if not any(peer.was_hit for peer in report.clients) and sorted(counted) != list(range(1, len(clients) + 1)):
             yield f"{len(clients)} clients counted {sorted(counted)}"
 
-    server = _server(rng, lambda: _with_store(style), pool=style is MiniRedis)
+    server = _server(rng, lambda: _with_store(style), pool=0.4 * (style is MiniRedis))
     return Workload(f"miniredis {style.__name__}", server, clients, _faults(rng, **HARSH), check)
 
 
@@ -337,7 +349,7 @@ def killing(rng: Random) -> Workload:
             if not any(answer.startswith(peer.received) for answer in answers):
                 yield f"{peer} received {peer.received!r} where {whole!r} was to come"
 
-    server = _server(rng, lambda: _with_store(style), pool=style is MiniRedis)
+    server = _server(rng, lambda: _with_store(style), pool=0.8 * (style is MiniRedis))
     return Workload(f"killing {style.__name__}", server, clients, _faults(rng, **HARSH), check)
 
 
@@ -355,7 +367,7 @@ def _redis_client(rng: Random, own: bytes, increment: Callable[[Peer], Any]) -> 
     if rng.random() < 0.2:
         refusal = b"-ERR Protocol error: invalid multibulk length\r\n"
         return client.send(b"*many\r\n" + bytes(rng.randrange(60))).expect(refusal).expect_end()
-    return _finish(rng, client, _resp(b"PING"), _resp(b"QUIT"), None, None)
+    return _finish(rng, client, _resp(b"PING"), _resp(b"QUIT"))
 
 
 def _redis_dialogue(rng: Random, own: bytes, values: dict[bytes, bytes]) -> Dialogue:
@@ -427,7 +439,12 @@ def tftp(rng: Random) -> Workload:
         for number, name in enumerate(wanted):
             result = results.get(number)
             hits = [fault for fault in report.faults if f"@d{number}" in fault]
-            if result != files.get(name, 1) and not any(fault.startswith(("lost", "cut")) for fault in hits):
+            stalled = any(fault.startswith("stalled") for fault in report.faults)
+            if (
+                result != files.get(name, 1)
+                and not any(each.startswith(("lost", "cut")) for each in hits)
+                and not stalled
+            ):
                 yield f"client {number} fetched {name} and got {str(result)[:80]}"
             # what the server sends is never wrong, though it may not come
             elif (
@@ -498,7 +515,7 @@ def chat(rng: Random) -> Workload:
     def check(report: Report) -> Iterator[str]:
         return _check_chat(report, said)
 
-    server = _server(rng, lambda: handler, pool=handler is Chat)
+    server = _server(rng, lambda: handler, pool=0.4 * (handler is Chat))
     # many who talk in bursts, to many who can take little at a time
     faults = _faults(rng, **HARSH) if rng.random() < 0.5 else Faults(small_buffer=1.0, delayed=0.02)
     return Workload(f"chat {handler.__name__}", server, clients, faults, check)
@@ -536,12 +553,8 @@ def _check_chat(report: Report, said: list[list[str]]) -> Iterator[str]:
                 yield f"client {number} heard in another order than another: {one} and {other}"
 
 
-def cancelled(rng: Random) -> Workload:
-    """An operator who cancels requests at any moment, whatever they are in the midst of."""
-    workload = rng.choice([echo, notes, notes, miniredis, chat, blobs])(rng)
-    make, rate = workload.server, rng.choice([0.01, 0.1])
-    for client in workload.clients:
-        client.steps.insert(0, ("may_fail", ()))
+def _with_operator(rng: Random, make: Callable[[], Any], rate: float) -> Callable[[], Any]:
+    """The same server, with somebody who cancels a request after a pass, so often."""
 
     def server() -> Any:
         made = make()
@@ -554,6 +567,34 @@ def cancelled(rng: Random) -> Workload:
         made.service_actions = cancel_one
         return made
 
+    return server
+
+
+def departing(rng: Random) -> Workload:
+    """Clients that ask and go, while their steps and calls are under way elsewhere."""
+    handler, question = rng.choice([(Notes, b"rank\n"), (AsyncNotes, b"rank\n"), (MiniRedis, _resp(b"PING"))])
+    clients = []
+    for _ in range(rng.randrange(2, 10)):
+        client = Client().may_fail().pause(rng.uniform(0, 1)).send(question * rng.choice([1, 3, 30]))
+        if rng.random() < 0.5:
+            client.read_nothing()
+        client.pause(rng.choice([0, rng.uniform(0, 0.3), 1]))
+        clients.append(client.reset() if rng.random() < 0.7 else client)
+
+    def make() -> Any:
+        return handler if handler is not MiniRedis else _with_store(MiniRedis)
+
+    faults = Faults(small_buffer=0.7, reset=0.02)
+    server = _with_operator(rng, _server(rng, make, pool=0.7), rng.choice([0, 0.05]))
+    return Workload(f"departing {handler.__name__}", server, clients, faults, _nothing_more)
+
+
+def cancelled(rng: Random) -> Workload:
+    """An operator who cancels requests at any moment, whatever they are in the midst of."""
+    workload = rng.choice([echo, notes, notes, miniredis, chat, blobs])(rng)
+    for client in workload.clients:
+        client.steps.insert(0, ("may_fail", ()))
+    server = _with_operator(rng, workload.server, rng.choice([0.02, 0.3]))
     return Workload(f"cancelled {workload.name}", server, workload.clients, workload.faults, _nothing_more)
 
 
@@ -604,4 +645,4 @@ def blobs(rng: Random) -> Workload:
     return Workload(f"blobs {handler.__name__}", _server(rng, make), clients, faults, _nothing_more)
 
 
-PROTOCOLS = [echo, notes, miniredis, tftp, chat, killing, cancelled, blobs]
+PROTOCOLS = [echo, notes, miniredis, tftp, chat, killing, cancelled, blobs, departing]
