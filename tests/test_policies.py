@@ -858,6 +858,14 @@ def test_a_child_that_dies_fails_its_call_alone() -> None:
         assert client.ask(b"fork\n").startswith(b"HandlerError")
 
 
+def test_a_lock_of_an_executor_that_is_held_at_a_fork_does_not_hold_up_the_child() -> None:
+    """Once it did: the child freed its copy of the executor, which takes that lock."""
+    with calling(os.getpid) as (server, client):
+        client.ask(b"process\n")
+        with server.dispatcher.executor("process")._executor._shutdown_lock:
+            assert int(client.ask(b"fork\n")) != os.getpid()
+
+
 def test_a_forked_call_ends_with_its_request() -> None:
     reader, writer = os.pipe()
 

@@ -106,6 +106,17 @@ def fork() -> int:
     return os.fork()
 
 
+_kept: list[Any] = []
+
+
+def keep(executor: Any) -> None:
+    """In a forked child: never free an executor of the parent's.
+
+    Freeing one takes a lock, and that is held for ever where a thread that is not in this process had it at the fork.
+    """
+    _kept.append(executor)
+
+
 def become_child(own: Entry | None, dispatcher: Any) -> None:
     """In a new child: let go of all that is the parent's but the connection of `own`, if there is one."""
     gc.freeze()  # a collection here would copy every page that holds an object of the parent's

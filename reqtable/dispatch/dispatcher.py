@@ -12,6 +12,7 @@ from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.table import Entry, Resumable, unwrapped
 from reqtable.core.wants import Call, Failure
 from reqtable.dispatch.base import Policy, policy_named
+from reqtable.dispatch.children import keep
 from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.executors import ForkExecutor, Workers, guarded
 from reqtable.dispatch.fork import Fork
@@ -198,6 +199,7 @@ class Dispatcher:
         for executor in self._executors.values():
             if isinstance(executor, Workers | ForkExecutor):
                 executor.abandon()
+            keep(executor)
         self._executors.clear()
         for policy in self._policies.values():
             policy.abandon()

@@ -16,7 +16,7 @@ from typing import Any
 from reqtable.config import ExecutorOptions
 from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.states import READ
-from reqtable.dispatch.children import Child, become_child, fork, leave_child
+from reqtable.dispatch.children import Child, become_child, fork, keep, leave_child
 from reqtable.engine.transports import Polled
 from reqtable.imports import thing_at
 
@@ -77,6 +77,7 @@ class Workers(Executor):
     def abandon(self) -> None:
         """In a forked child: the workers are the parent's; what is needed is made anew."""
         self._lock = threading.Lock()
+        keep(self._executor)
         self._executor = None
 
     def _current(self) -> Executor:

@@ -11,6 +11,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from reqtable.core.table import Entry, Resumable
+from reqtable.dispatch.children import keep
 from reqtable.dispatch.delegating import Delegating, InThread
 from reqtable.dispatch.stepping import Pooled
 from reqtable.engine.system import SYSTEM
@@ -56,6 +57,7 @@ class Pool(Delegating):
         for delegation in self._serving:
             if delegation.driver is not None:
                 delegation.driver.close_descriptors()
+        keep(self._threads)
         self._make_threads()  # the parent's are not in this process
 
     def _make_threads(self) -> None:

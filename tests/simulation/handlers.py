@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 from examples.miniredis import ARGUMENTS_MAX, BULK_BYTES_MAX, COMMANDS, CommandError, MiniRedis, Store
@@ -126,6 +127,8 @@ class AsyncRedis(AsyncRequestHandler):
 class AsyncTftp(AsyncRequestHandler):
     """`examples.tftp.Tftp`."""
 
+    root: ClassVar[Path]
+
     async def handle(self) -> None:
         packet = await self.read(datagram(), timeout=5)
         opcode, names = packet[:2], packet[2:].split(b"\0")
@@ -135,7 +138,7 @@ class AsyncTftp(AsyncRequestHandler):
             return await self._fail(ILLEGAL, "a transfer begins with a read request")
         if len(names) < 3 or names[1].lower() not in (b"octet", b"netascii"):
             return await self._fail(ILLEGAL, "a read request is a name and a mode")
-        root = Tftp.root.resolve()
+        root = self.root.resolve()
         path = (root / names[0].decode("utf-8", "replace").lstrip("/")).resolve()
         if not path.is_relative_to(root) or not path.is_file():
             return await self._fail(NOT_FOUND, "there is no such file")

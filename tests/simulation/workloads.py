@@ -411,7 +411,6 @@ def folder() -> Path:
 @functools.cache
 def tftp_files() -> dict[str, bytes]:
     """The files that are served."""
-    Tftp.root = folder()
     files = {f"file{size}": Random(size).randbytes(size) for size in (0, 1, 511, 512, 513, 1024, 4000)}
     for name, data in files.items():
         (folder() / name).write_bytes(data)
@@ -455,7 +454,11 @@ def tftp(rng: Random) -> Workload:
                 yield f"client {number} fetched {name} and got {len(result)} other bytes"
 
     harsh = {"lost": 0.1, "repeated": 0.1, "reordered": 0.1, "cut": rng.choice([0, 0.03])}
-    server = _server(rng, lambda: handler, reqtable.UDPServer)
+
+    def make() -> Any:
+        return type(handler.__name__, (handler,), {"root": folder()})
+
+    server = _server(rng, make, reqtable.UDPServer)
     return Workload(f"tftp {handler.__name__}", server, clients, _faults(rng, **harsh), check)
 
 
