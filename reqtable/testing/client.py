@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator, Iterator
 from math import inf
 from typing import Any, Self
 
+from reqtable.testing.kernel import DatagramEnd, StreamEnd
 from reqtable.testing.network import SimNetwork
-from reqtable.testing.sockets import DatagramEnd, StreamEnd
 
 # What a script waits for: a condition, and for how long at the most (seconds; None: as long as it takes).
 Waits = Generator[tuple[Callable[[], bool], float | None], None, None]

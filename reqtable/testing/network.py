@@ -23,8 +23,9 @@ from typing import Any
 from reqtable.engine.system import SYSTEM, System
 from reqtable.testing.clock import FakeClock
 from reqtable.testing.faults import Dice, Faults
+from reqtable.testing.kernel import File, Listening, StreamEnd, os_error
 from reqtable.testing.selector import SimExecutor, SimSelector, SimWakeup
-from reqtable.testing.sockets import File, Listening, SimSocket, StreamEnd, os_error
+from reqtable.testing.sockets import SimSocket
 
 _FIRST_DESCRIPTOR = 2**30
 _FIRST_PORT = 40_000

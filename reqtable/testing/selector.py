@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reqtable.core.states import READ
 from reqtable.engine.wakeup import Wakeup
-from reqtable.testing.sockets import File
+from reqtable.testing.kernel import File
 
 if TYPE_CHECKING:
     from reqtable.testing.network import SimNetwork

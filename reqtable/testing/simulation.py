@@ -22,8 +22,8 @@ from reqtable.engine.transports import OVER, Lent
 from reqtable.hosting import Hosted
 from reqtable.testing.client import Client, Peer
 from reqtable.testing.faults import Faults
+from reqtable.testing.kernel import StreamEnd
 from reqtable.testing.network import SimNetwork
-from reqtable.testing.sockets import StreamEnd
 
 log = logging.getLogger("reqtable")
 

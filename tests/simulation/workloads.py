@@ -10,7 +10,7 @@ import atexit
 import functools
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -52,14 +52,12 @@ class Workload:
     check: Callable[[Report], Iterator[str]]
 
 
-def run(seed: int, only: list[str] | None = None, faults: Faults | None = None) -> tuple[str, Report]:
+def run(seed: int, only: Sequence[str] | None = None) -> tuple[str, Report]:
     """Simulate what that seed stands for; with `only`, with no other faults than those. Raises SimulationFailed."""
     workload = workload_of(seed)
-    chosen = workload.faults if faults is None else faults
-    if only is not None:
-        chosen = chosen.restricted_to(only)
+    faults = workload.faults if only is None else workload.faults.restricted_to(only)
     _open.clear()
-    report = simulate(workload.server, workload.clients, seed=seed, faults=chosen)
+    report = simulate(workload.server, workload.clients, seed=seed, faults=faults)
     report.problems += workload.check(report)
     report.problems += [f"on_close was never called, of the handler of {handler.entry!r}" for handler in _open]
     if report.problems:
@@ -131,7 +129,7 @@ class Watched:
 
 
 def _server(
-    rng: Random, make: Callable[[], Any], kind: Any = reqtable.TCPServer, pool: bool = True
+    rng: Random, make: Callable[[], Any], kind: Any = reqtable.TCPServer, pool: float = 0.4
 ) -> Callable[[], Any]:
     config = _config(rng)
     pooled = rng.random() < pool
@@ -338,7 +336,7 @@ def killing(rng: Random) -> Workload:
 
     clients = []
     for number in range(count):
-        dialogue = _redis_dialogue(rng, b"%d" % number, {})
+        dialogue = _redis_dialogue(rng, b"%d" % number)
         expected.append(b"".join(answer for _, answer in dialogue))
         script = talk(dialogue, rng.randrange(1, count + 1))
         clients.append(Client().pause(rng.choice([0, 0, 1])).may_fail().then(script).end().take_rest())
@@ -359,7 +357,7 @@ def _with_store(style: Any) -> Any:
 
 def _redis_client(rng: Random, own: bytes, increment: Callable[[Peer], Any]) -> Client:
     """One that has keys of its own, and one that all share."""
-    client = _play(rng, _redis_dialogue(rng, own, {}), 200)
+    client = _play(rng, _redis_dialogue(rng, own), 200)
     if rng.random() < 0.3:
         client.send(_resp(b"SET", own, b"1", b"EX", b"10")).expect(b"+OK\r\n").pause(12)
         client.send(_resp(b"GET", own)).expect(b"$-1\r\n")
@@ -370,8 +368,9 @@ def _redis_client(rng: Random, own: bytes, increment: Callable[[Peer], Any]) -> 
     return _finish(rng, client, _resp(b"PING"), _resp(b"QUIT"))
 
 
-def _redis_dialogue(rng: Random, own: bytes, values: dict[bytes, bytes]) -> Dialogue:
+def _redis_dialogue(rng: Random, own: bytes) -> Dialogue:
     """Commands about keys of one's own, and their answers."""
+    values: dict[bytes, bytes] = {}
     dialogue: Dialogue = []
     for _ in range(rng.randrange(15)):
         key = own + rng.choice([b"a", b"b"])

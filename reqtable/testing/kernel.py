@@ -1,0 +1,354 @@
+"""The kernel's part of simulated sockets: what their descriptors are open on.
+
+The rules:
+
+* Bytes of one direction never overtake each other. A reset does: whatever it overtakes is lost (RFC 9293, 3.5.2).
+* Closing with unread input resets the connection; so does input that arrives after closing (tcp(7), RFC 2525, 2.17).
+* Only the server's sockets fail at times: the clients' are there to see what comes of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from itertools import pairwise
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from reqtable.core.states import READ, WRITE
+
+if TYPE_CHECKING:
+    from reqtable.testing.network import SimNetwork
+
+_DATAGRAMS_MAX = 256  # that wait in one socket's buffer
+_UNIX_DATAGRAMS_MAX = 10  # net.unix.max_dgram_qlen
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SPIN_S = 0.001
+_DATAGRAM_BYTES_MAX = 65_507  # udp(7)
+
+
+def os_error(number: int) -> OSError:
+    """The error that a system call fails with."""
+    return OSError(number, os.strerror(number))  # the constructor picks the subclass
+
+
+class File:
+    """What a descriptor is open on: the kernel's part of a socket."""
+
+    is_connected = False
+
+    def __init__(self, network: SimNetwork) -> None:
+        self.network = network
+        self.descriptors = 0
+        self.address: Any = ("0.0.0.0", 0)
+
+    def ready(self) -> int:
+        """What a poll would find: READ, WRITE or both."""
+        return 0
+
+    def close(self) -> None:
+        """The last descriptor is gone."""
+        self.unbind()
+
+    def unbind(self) -> None:
+        bound = self.network.bound
+        for key in [key for key, file in bound.items() if file is self]:
+            del bound[key]
+
+    def accept(self) -> StreamEnd:
+        raise os_error(errno.EINVAL)
+
+    def send(self, data: bytes) -> int:
+        raise os_error(errno.ENOTCONN)
+
+    def recv(self, count: int, peek: bool = False) -> bytes:
+        raise os_error(errno.ENOTCONN)
+
+    def shutdown(self, how: int) -> None:
+        raise os_error(errno.ENOTCONN)
+
+    def fail_at_times(self, place: str) -> None:
+        """Raise EAGAIN or EINTR, as the dice will have it."""
+        if self.network.dice.happens("would_block", place):
+            raise os_error(errno.EAGAIN)
+        if self.network.dice.happens("interrupted", place):
+            raise os_error(errno.EINTR)
+
+
+class Listening(File):
+    """A listening socket."""
+
+    def __init__(self, network: SimNetwork, address: Any, backlog: int) -> None:
+        super().__init__(network)
+        self.address = address
+        self.backlog = max(0, backlog)
+        self.queue: deque[StreamEnd] = deque()
+        self._exhausted = (-inf, 0)  # when there was last no descriptor free, and how many were closed before that pass
+
+    def ready(self) -> int:
+        return READ if self.queue else 0
+
+    def accept(self) -> StreamEnd:
+        dice = self.network.dice
+        failed_at, closed = self._exhausted
+        if self.network.clock.now < failed_at + _SPIN_S and self.network.closed == closed:
+            self.network.complaints.append("accept(2) found no descriptor free, and was called again at once")
+        self.fail_at_times("accept")
+        if not self.queue:
+            raise os_error(errno.EAGAIN)
+        if dice.happens("exhausted", "accept"):
+            self._exhausted = (self.network.clock.now, self.network.closed_before_pass)
+            raise os_error(_EXHAUSTED[dice.draw("errno", "accept", len(_EXHAUSTED))])
+        end = self.queue.popleft()
+        if dice.happens("aborted", "accept"):
+            end.other.was_hit = True
+            end.abort()
+            raise os_error(errno.ECONNABORTED)
+        return end
+
+    def close(self) -> None:
+        self.unbind()
+        while self.queue:
+            self.queue.popleft().abort()
+
+
+class StreamEnd(File):
+    """One end of a connection. Its fields are about what comes to it; what it sends is the `other`'s."""
+
+    is_connected = True
+
+    def __init__(self, network: SimNetwork, name: str, window: int, address: Any, peer: Any, is_servers: bool) -> None:
+        super().__init__(network)
+        self.name = name
+        self.window = window  # how many bytes may have been sent here and not yet read
+        self.address = address
+        self.peer = peer
+        self.is_servers = is_servers
+        self.other: StreamEnd
+        self.arrived = bytearray()
+        self.coming = 0  # bytes on their way
+        self.has_ended = False  # the other's end of file has arrived
+        self.is_shut = False  # no more is sent from here
+        self.is_broken = False  # by a reset
+        self.is_closed = False
+        self.error = 0  # what the next call fails with, once
+        self.bytes_in = 0  # that were read here
+        self.bytes_out = 0  # that send took
+        self.was_hit = False  # by a fault that its user can tell
+        self.on_change: Callable[[], None] | None = None
+        self._next_at = 0.0  # what is sent now can't arrive before what was sent before
+
+    @property
+    def room(self) -> int:
+        other = self.other
+        return other.window - len(other.arrived) - other.coming
+
+    def ready(self) -> int:
+        readable = self.arrived or self.has_ended or self.is_broken
+        writable = self.is_broken or self.is_shut or self.other.is_closed or self.room > 0
+        return (READ if readable else 0) | (WRITE if writable else 0)
+
+    def send(self, data: Any) -> int:
+        if self.is_servers:
+            self.fail_at_times(self.name)
+        self._raise_error()
+        if self.is_broken or self.is_shut:
+            raise os_error(errno.EPIPE)
+        count = min(len(data), self.other.window if self.other.is_closed else self.room)
+        if not len(data):
+            return 0
+        if count <= 0:
+            raise os_error(errno.EAGAIN)
+        dice = self.network.dice
+        if self.is_servers and count > 1 and dice.happens("partial", self.name):
+            count = 1 + dice.draw("part", self.name, count - 1)
+        self.bytes_out += count
+        self._transmit(bytes(data[:count]))
+        return count
+
+    def recv(self, count: int, peek: bool = False) -> bytes:
+        if self.is_servers and not peek:
+            self.fail_at_times(self.name)
+        if self.arrived:
+            data = bytes(self.arrived[:count])
+            if not peek:
+                del self.arrived[:count]
+                self.bytes_in += len(data)
+                self.other._changed()  # there is room
+            return data
+        if self.has_ended:
+            return b""
+        self._raise_error()
+        if self.is_broken:
+            return b""
+        raise os_error(errno.EAGAIN)
+
+    def shutdown(self, how: int) -> None:
+        if self.is_broken:
+            raise os_error(errno.ENOTCONN)
+        if how != socket.SHUT_WR:
+            self.has_ended = True
+            self._changed()
+        if how != socket.SHUT_RD and not self.is_shut:
+            self.is_shut = True
+            self._send_later(self.other._end)
+
+    def close(self) -> None:
+        if self.is_closed:
+            return
+        self.is_closed = True
+        if self.is_broken:
+            return
+        if self.arrived:
+            self.abort()
+        elif not self.is_shut:
+            self.shutdown(socket.SHUT_WR)
+
+    def abort(self) -> None:
+        """Reset the connection."""
+        self.is_closed = self.is_broken = True
+        self.network.after(self.network.latency_s, self.other._reset)
+
+    def _transmit(self, data: bytes) -> None:
+        dice = self.network.dice
+        if dice.happens("reset", self.name):
+            self.was_hit = self.other.was_hit = True
+            self._reset()
+            self.network.after(self.network.latency_s, self.other._reset)
+            return
+        cuts = {0, len(data)}
+        if len(data) > 1 and dice.happens("split", self.name):
+            cuts |= {
+                1 + dice.draw("cut at", self.name, len(data) - 1) for _ in range(1 + dice.draw("cuts", self.name, 3))
+            }
+        places = sorted(cuts)
+        self.other.coming += len(data)
+        for begin, end in pairwise(places):
+            if begin:
+                self._next_at += self.network.latency_s
+            self._send_later(self.other._arrive, data[begin:end])
+
+    def _send_later(self, arrive: Callable[..., None], *args: Any) -> None:
+        dice = self.network.dice
+        at = self.network.clock.now + self.network.latency_s
+        if dice.happens("delayed", self.name):
+            at += dice.faults.delay_max_s * (1 + dice.draw("delay", self.name, 1000)) / 1000
+        self._next_at = max(self._next_at, at)
+        self.network.at(self._next_at, arrive, *args)
+
+    def _arrive(self, data: bytes) -> None:
+        if self.is_broken:
+            return
+        self.coming -= len(data)
+        if self.is_closed:
+            self.abort()
+            return
+        self.arrived += data
+        self._changed()
+
+    def _end(self) -> None:
+        if not self.is_broken:
+            self.has_ended = True
+            self._changed()
+
+    def _reset(self) -> None:
+        if not self.is_broken:
+            self.is_broken = True
+            self.coming = 0
+            self.error = errno.EPIPE if self.has_ended else errno.ECONNRESET
+            self._changed()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.network.after(0, self.on_change)  # not now: it may be its own doing
+
+    def _raise_error(self) -> None:
+        if self.error:
+            number, self.error = self.error, 0
+            raise os_error(number)
+
+
+class DatagramEnd(File):
+    """A datagram socket. Its queue holds what has arrived, with the address that it came from."""
+
+    def __init__(self, network: SimNetwork, name: str, is_unix: bool, is_servers: bool) -> None:
+        super().__init__(network)
+        self.name = name
+        self.is_unix = is_unix
+        self.is_servers = is_servers
+        self.queue: deque[tuple[bytes, Any]] = deque()
+        self.peer: Any = None  # where `send` sends to
+        self.was_hit = False
+        self.on_change: Callable[[], None] | None = None
+        self.coming = 0  # datagrams on their way here
+        self._next_at: dict[Any, float] = {}  # by destination: nothing overtakes unless it is told to
+
+    def ready(self) -> int:
+        return WRITE | (READ if self.queue else 0)
+
+    def bind(self, address: Any) -> None:
+        self.address = address
+        self.network.bound[socket.SOCK_DGRAM, address] = self
+
+    def send(self, data: bytes) -> int:
+        if self.peer is None:
+            raise os_error(errno.EDESTADDRREQ)
+        return self.sendto(data, self.peer)
+
+    def sendto(self, data: bytes, address: Any) -> int:
+        if self.is_servers:
+            self.fail_at_times(self.name)
+        if len(data) > _DATAGRAM_BYTES_MAX:
+            raise os_error(errno.EMSGSIZE)
+        other = self.network.listening_at(socket.SOCK_DGRAM, address)
+        if self.is_unix and other is None:
+            raise os_error(errno.ECONNREFUSED)
+        if not isinstance(other, DatagramEnd):
+            return len(data)
+        if self.is_unix and len(other.queue) + other.coming > _UNIX_DATAGRAMS_MAX:
+            raise os_error(errno.EAGAIN)
+        peer = other if self.is_servers else self
+        place = f"{peer.name}{'<' if self.is_servers else '>'}"
+        dice = self.network.dice
+        sent = bytes(data)
+        if dice.happens("lost", place):
+            peer.was_hit = True
+            return len(data)
+        if sent and dice.happens("cut", place):
+            peer.was_hit = True
+            sent = sent[: dice.draw("cut at", place, len(sent))]
+        is_repeated = dice.happens("repeated", place)
+        peer.was_hit |= is_repeated
+        for _ in range(1 + is_repeated):
+            at = self.network.clock.now + self.network.latency_s
+            if dice.happens("delayed", place):
+                at += dice.faults.delay_max_s * (1 + dice.draw("delay", place, 1000)) / 1000
+            if dice.happens("reordered", place):
+                peer.was_hit = True
+                at += dice.faults.delay_max_s
+            else:
+                self._next_at[address] = at = max(at, self._next_at.get(address, at))
+            other.coming += 1
+            self.network.at(at, other._arrive, sent, self.address)
+        return len(data)
+
+    def recvfrom(self, count: int, peek: bool = False) -> tuple[bytes, Any]:
+        if self.is_servers:
+            self.fail_at_times(self.name)
+        if not self.queue:
+            raise os_error(errno.EAGAIN)
+        data, address = self.queue[0] if peek else self.queue.popleft()
+        return data[:count], address
+
+    def recv(self, count: int, peek: bool = False) -> bytes:
+        return self.recvfrom(count, peek)[0]
+
+    def _arrive(self, data: bytes, address: Any) -> None:
+        self.coming -= 1
+        if self.descriptors and len(self.queue) < _DATAGRAMS_MAX:
+            self.queue.append((data, address))
+            if self.on_change is not None:
+                self.network.after(0, self.on_change)
