@@ -8,6 +8,7 @@ plain `os.fork()`. The child's `handle()` returns too; then its process ends, wi
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import struct
@@ -17,11 +18,13 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
-from reqtable.core.table import Entry
+from reqtable.core.table import Entry, address_text
 from reqtable.dispatch.children import become_child, leave_child
 from reqtable.engine.loop import TABLES
 from reqtable.handlers.blocking import HandedOff
 from reqtable.handlers.resumable import ResumableHandler
+
+log = logging.getLogger("reqtable")
 
 # The request of each thread that serves one with a blocking handler, where it is not the loop's thread.
 _SERVED: dict[int, Entry] = {}
@@ -39,6 +42,8 @@ def run(entry: Entry, request: Any) -> int | None:
     """
     parent = os.getpid()
     failed = False
+    if not _is_open(request, entry.peer):
+        return None
     try:
         entry.server.finish_request(request, entry.peer)
     except HandedOff:
@@ -60,7 +65,8 @@ def run(entry: Entry, request: Any) -> int | None:
 def serve(server: Any, request: Any, client_address: Any) -> None:
     """All that a thread or a child does for a request: what `process_request_thread` does."""
     try:
-        server.finish_request(request, client_address)
+        if _is_open(request, client_address):
+            server.finish_request(request, client_address)
     except HandedOff:
         pass
     except Exception:
@@ -100,6 +106,17 @@ def _serve_by(entry: Entry, request: Any, hook: Callable[[Any, Any], None]) -> N
         del _SERVED[ident]
         if os.getpid() != process:
             leave_child()
+
+
+def _is_open(request: Any, client_address: Any) -> bool:
+    """Do the TLS handshake that `get_request` left to be done. One that fails is no request, as in `socketserver`."""
+    if getattr(request, "handshake_due", False):
+        try:
+            request.do_handshake()
+        except OSError as error:
+            log.info("%s: its TLS handshake failed: %s", address_text(client_address), error)
+            return False
+    return True
 
 
 def _report(server: Any, request: Any, client_address: Any) -> None:

@@ -1,7 +1,8 @@
 """Blocking handlers that suspend: a greenlet for each, and a socket that switches where it would block.
 
-Underneath, the socket is non-blocking. Where a call on it would block, the greenlet says which readiness it wants and
-switches to the loop, which resumes it as it resumes everything else.
+Where a call on the socket would block, the greenlet says which readiness it wants and switches to the loop, which
+resumes it as it resumes everything else. The descriptor is left blocking, because it may be handed to a subprocess, or
+duplicated: it is the calls that say MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -77,11 +78,11 @@ def cooperative(plain: type[socket.socket]) -> type[CooperativeSocket]:
 class CooperativeSocket(socket.socket):
     """A request's socket, to its handler a blocking one with the usual timeouts.
 
-    The descriptor is always non-blocking; the timeout is kept here. In its own request's greenlet a call that would
+    The timeout is kept here; the plain socket underneath has none. In its own request's greenlet a call that would
     block suspends the request; anywhere else, such as in another thread, it waits by polling the descriptor.
     """
 
-    plain: ClassVar[type[socket.socket]] = socket.socket  # whose calls never wait
+    plain: ClassVar[type[socket.socket]] = socket.socket  # whose calls never wait, because all of them say so
 
     lent: Lent
     _wait_s: float | None = None
@@ -93,7 +94,8 @@ class CooperativeSocket(socket.socket):
         timeout = plain.gettimeout()
         taken = cls(plain.family, plain.type, plain.proto, fileno=plain.detach())
         taken._wait_s = timeout
-        cls.plain.setblocking(taken, False)
+        if timeout is not None or socket.getdefaulttimeout() is not None:
+            cls.plain.settimeout(taken, None)
         return taken
 
     # -- the timeout --------------------------------------------------------------------------------------------------
@@ -186,82 +188,85 @@ class CooperativeSocket(socket.socket):
         if flags & _WAITALL:
             buffer = bytearray(bufsize)
             return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
-        data = self._until_done(READABLE, flags, self.plain.recv, bufsize, flags)
+        data = self._until_done(READABLE, flags, self.plain.recv, bufsize, flags | _DONTWAIT)
         self._came_in(len(data), flags)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        count = total = self._until_done(READABLE, flags, self.plain.recv_into, buffer, nbytes, flags)
+        into = self.plain.recv_into
+        count = total = self._until_done(READABLE, flags, into, buffer, nbytes, flags | _DONTWAIT)
         self._came_in(count, flags)
         # The kernel heeds MSG_WAITALL only on a blocking descriptor: one without a timeout, which this stands in for.
         other_flags = flags & (_DONTWAIT | _PEEK)
         if flags & _WAITALL and not other_flags and self._wait_s is None:
             view = memoryview(buffer).cast("B")[: nbytes or None]
             while count and total < len(view):
-                count = self._until_done(READABLE, flags, self.plain.recv_into, view[total:], 0, flags)
+                count = self._until_done(READABLE, flags, into, view[total:], 0, _DONTWAIT)
                 self._came_in(count, flags)
                 total += count
         return total
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
-        data, address = self._until_done(READABLE, flags, self.plain.recvfrom, bufsize, flags)
+        data, address = self._until_done(READABLE, flags, self.plain.recvfrom, bufsize, flags | _DONTWAIT)
         self._came_in(len(data), flags)
         return data, address
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
-        into = self.plain.recvfrom_into, buffer, nbytes, flags
+        into = self.plain.recvfrom_into, buffer, nbytes, flags | _DONTWAIT
         count, address = self._until_done(READABLE, flags, *into)
         self._came_in(count, flags)
         return count, address
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
-        receive = self.plain.recvmsg, bufsize, ancbufsize, flags
+        receive = self.plain.recvmsg, bufsize, ancbufsize, flags | _DONTWAIT
         data, *others = self._until_done(READABLE, flags, *receive)
         self._came_in(len(data), flags)
         return data, *others
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
-        receive = self.plain.recvmsg_into, buffers, ancbufsize, flags
+        receive = self.plain.recvmsg_into, buffers, ancbufsize, flags | _DONTWAIT
         count, *others = self._until_done(READABLE, flags, *receive)
         self._came_in(count, flags)
         return count, *others
 
     def send(self, data: Any, flags: int = 0) -> int:
-        return self._went_out(self._until_done(WRITABLE, flags, self.plain.send, data, flags))
+        return self._went_out(self._until_done(WRITABLE, flags, self.plain.send, data, flags | _DONTWAIT))
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """As the standard library's: the timeout is that of all of it."""
         view = memoryview(data).cast("B")
         until = self._time_out_at()
         while view:
-            sent = self._until_done(WRITABLE, flags, self.plain.send, view, flags, until=until)
+            sent = self._until_done(WRITABLE, flags, self.plain.send, view, flags | _DONTWAIT, until=until)
             view = view[self._went_out(sent) :]
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
-        flags = flags_and_address[0] if len(flags_and_address) == 2 else 0
-        return self._went_out(self._until_done(WRITABLE, flags, self.plain.sendto, data, *flags_and_address))
+        *given, address = flags_and_address
+        flags = given[0] if given else 0
+        return self._went_out(self._until_done(WRITABLE, flags, self.plain.sendto, data, flags | _DONTWAIT, address))
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
-        send = self.plain.sendmsg, buffers, ancdata, flags, address
+        send = self.plain.sendmsg, buffers, ancdata, flags | _DONTWAIT, address
         return self._went_out(self._until_done(WRITABLE, flags, *send))
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         # not os.sendfile: the standard library's use of it polls the descriptor by itself
+        if self._wait_s == 0:
+            raise ValueError("non-blocking sockets are not supported")
         return self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined,no-any-return]
 
     # -- the descriptor -----------------------------------------------------------------------------------------------
 
     def dup(self) -> CooperativeSocket:
-        # the base class's dup makes the file description, which both share, blocking
         copy = type(self)(self.family, self.type, self.proto, fileno=self.lent.engine.system.dup(self.fileno()))
+        if socket.getdefaulttimeout() is not None:
+            self.plain.settimeout(copy, None)
         copy._wait_s = self._wait_s
         copy.lent = self.lent
         return copy
 
     def detach(self) -> int:
         self._forget()
-        if self.fileno() >= 0 and self._wait_s is None:
-            self.plain.setblocking(self, True)  # whoever takes it over expects what it was
         return self.plain.detach(self)
 
     def _real_close(self, *args: Any) -> None:

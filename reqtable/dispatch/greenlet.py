@@ -30,10 +30,17 @@ class Greenlet(Policy):
             raise ConfigurationError(
                 "dispatch policy 'greenlet' needs the package greenlet for a blocking handler: pip install greenlet"
             ) from error
+        try:
+            from reqtable.dispatch.cooperative_tls import install
+        except ImportError:
+            return  # there is no ssl here
+        install()
 
     def lend(self, request: Any) -> Lent:
-        from reqtable.dispatch.cooperative import cooperative
+        from reqtable.dispatch.cooperative import CooperativeSocket, cooperative
 
+        if isinstance(request, CooperativeSocket):  # a TLS socket that `get_request` made
+            return request.lent
         if type(request) is not self.engine.system.socket:
             return super().lend(request)
         own = cooperative(type(request)).over(request)  # type: ignore[arg-type]

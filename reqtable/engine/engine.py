@@ -24,6 +24,7 @@ class Engine(Loop):
     def __init__(self, *, limits: Limits | None = None, system: System | None = None) -> None:
         super().__init__(limits, SYSTEM.get() if system is None else system)
         self.sessions: dict[tuple[Server, Any], Session] = {}
+        self.accepting: Server | None = None  # whose `get_request` may be running
         self._stopping = False
         self._stopped = threading.Event()
 

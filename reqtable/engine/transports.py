@@ -146,10 +146,14 @@ class Lent(Polled):
         """Whether a plain stream connection has input that nobody has read."""
         if not isinstance(request, socket.socket) or _is_tls(request) or request.fileno() < 0:
             return False
+        plain = self.engine.system.socket  # its calls: a cooperative socket's would wait
         try:
             if request.type == socket.SOCK_STREAM:
-                # the plain call: a cooperative socket's would wait
-                return bool(self.engine.system.socket.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+                if plain.gettimeout(request):
+                    plain.settimeout(
+                        request, 0
+                    )  # with a timeout MSG_DONTWAIT waits; the descriptor is non-blocking then
+                return bool(plain.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except OSError:
             pass  # nothing is there, or nobody is
         return False

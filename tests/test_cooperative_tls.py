@@ -1,0 +1,363 @@
+"""TLS in blocking handlers: wrapped in the handler, in `get_request`, or by a listening socket that is a TLS one.
+
+With real sockets, and `ssl` on both sides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import queue
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+import reqtable
+from reqtable.dispatch.cooperative_tls import CooperativeTLSSocket
+from tests.conftest import WAIT_S, Client, open_descriptors, serving, wait_until
+
+ANY = ("127.0.0.1", 0)
+BIG = bytes(range(256)) * 65536  # 16 MiB: more than both kernels' buffers hold
+CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32)  # the beginning of one
+
+
+@functools.cache
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@functools.cache
+def server_context(client_certificate: bool = False) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority().issue_cert("127.0.0.1").configure_cert(context)
+    if client_certificate:
+        authority().configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@functools.cache
+def client_context(certificate: bool = False) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority().configure_trust(context)
+    if certificate:
+        authority().issue_cert("ann@example.org").configure_cert(context)
+    return context
+
+
+class TLSClient(Client):
+    def __init__(self, address: Any, certificate: bool = False) -> None:
+        super().__init__(address)
+        begin_tls(self, certificate)
+
+
+def begin_tls(client: Client, certificate: bool = False) -> None:
+    client.socket = client_context(certificate).wrap_socket(client.socket, server_hostname="127.0.0.1")
+
+
+class Lines(reqtable.StreamRequestHandler):
+    def handle(self) -> None:
+        for text in self.rfile:
+            self.wfile.write(text.upper())
+
+
+class WrappingLines(Lines):
+    def setup(self) -> None:
+        self.request = server_context().wrap_socket(self.request, server_side=True)
+        super().setup()
+
+    def finish(self) -> None:
+        super().finish()
+        self.request.close()
+
+
+class Failures(reqtable.TCPServer):
+    """Keeps what handlers raise."""
+
+    request_queue_size = 64
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.failures: list[BaseException] = []
+        super().__init__(*args, **kwargs)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        import sys
+
+        error = sys.exc_info()[1]
+        assert error is not None
+        self.failures.append(error)
+
+
+class InGetRequest(Failures):
+    context = staticmethod(server_context)
+
+    def get_request(self) -> tuple[Any, Any]:
+        request, address = super().get_request()
+        return self.context().wrap_socket(request, server_side=True), address
+
+
+@contextlib.contextmanager
+def served(where: str, handler: Any = Lines, **options: Any) -> Iterator[Any]:
+    """A TLS server, wrapped `where`, served in a thread."""
+    options.setdefault("dispatch", "greenlet")
+    if where == "handler":
+        server = Failures(ANY, WrappingLines, **options)
+    elif where == "get_request":
+        server = InGetRequest(ANY, handler, **options)
+    else:
+        server = Failures(ANY, handler, **options)
+        server.socket = server_context().wrap_socket(server.socket, server_side=True)
+    with serving(server):
+        yield server
+
+
+everywhere = pytest.mark.parametrize("where", ["listening socket", "get_request", "handler"])
+
+
+@everywhere
+def test_silent_and_half_shaken_clients_hold_up_nobody(where: str) -> None:
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack, served(where) as server:
+        for opening in [b""] * 10 + [CLIENT_HELLO[:3]] * 5 + [CLIENT_HELLO] * 5:
+            stack.enter_context(Client(server.server_address)).send(opening)
+        wait_until(server, lambda: len(server.table) == 20)
+        with TLSClient(server.server_address) as first, TLSClient(server.server_address) as second:
+            assert first.ask(b"one\n") == b"ONE\n"
+            assert second.ask(b"two\n") == b"TWO\n"
+            assert first.ask(b"three\n") == b"THREE\n"
+        assert threading.active_count() == before + 1  # the one that this test serves in
+
+
+@everywhere
+def test_a_handshake_that_fails_ends_its_request_alone(where: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "reqtable")
+    with served(where) as server:
+        before = open_descriptors()
+        with TLSClient(server.server_address) as honest:
+            assert honest.ask(b"one\n") == b"ONE\n"
+            for garbage in (b"GET / HTTP/1.0\r\n\r\n", bytes(1000), CLIENT_HELLO + b"\xff" * 600):
+                with Client(server.server_address) as client:
+                    with contextlib.suppress(OSError):  # the server may be the quicker one
+                        client.send(garbage).end().rest()
+            with Client(server.server_address) as client:
+                client.send(CLIENT_HELLO)
+                wait_until(server, lambda: len(server.table) == 2)
+                client.reset()
+            with Client(server.server_address) as client:
+                client.send(CLIENT_HELLO).end()
+                client.rest()
+            assert honest.ask(b"two\n") == b"TWO\n"
+        wait_until(server, lambda: not server.table)
+        assert open_descriptors() == before
+        if where == "handler":
+            assert len(server.failures) == 5
+            assert all(isinstance(each, OSError) for each in server.failures)
+        else:
+            assert server.failures == []
+            lines = [record.getMessage() for record in caplog.records]
+            assert sum("its TLS handshake failed: " in each for each in lines) == 5
+
+
+@everywhere
+def test_both_ways_beyond_what_the_kernel_holds(where: str) -> None:
+    with served(where) as server, TLSClient(server.server_address) as client:
+        text = b"x" * len(BIG) + b"\n"
+        sender = threading.Thread(target=client.send, args=(text,))
+        sender.start()
+        answer = client.receive(len(text))
+        sender.join()
+        assert answer == text.upper()
+        (entry,) = server.table
+        assert entry.bytes_in == entry.bytes_out == len(text)
+
+
+def test_two_are_served_at_a_time_while_one_does_not_read() -> None:
+    class Flood(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            if self.rfile.readline() == b"flood\n":
+                self.wfile.write(BIG)
+
+    with served("get_request", Flood) as server, TLSClient(server.server_address) as reader:
+        reader.send(b"flood\n")
+        wait_until(server, lambda: [entry.state for entry in server.table] == [reqtable.State.WRITING])
+        with TLSClient(server.server_address) as other:
+            assert other.send(b"\n").rest() == b""
+        assert reader.rest() == BIG
+
+
+def test_a_timeout_is_that_of_the_handshake_and_of_a_read() -> None:
+    class Impatient(InGetRequest):
+        def get_request(self) -> tuple[Any, Any]:
+            request, address = super().get_request()
+            request.settimeout(0.02)
+            return request, address
+
+    class Once(reqtable.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(10)
+
+    with serving(Impatient(ANY, Once, dispatch="greenlet")) as server:
+        with Client(server.server_address) as silent:
+            assert silent.rest() == b""
+        assert server.failures == []
+        with TLSClient(server.server_address) as client:
+            assert client.rest() == b""
+        assert [repr(failure) for failure in server.failures] == ["TimeoutError('timed out')"]
+
+
+def perform(operation: Any, dispatch: str = "greenlet") -> Any:
+    """A TLS client, and what `operation` did with the request in its handler, once that is over."""
+    results: queue.Queue[Any] = queue.Queue()
+
+    class Operating(reqtable.BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                results.put(operation(self.request))
+            except BaseException as error:
+                results.put(error)
+
+    @contextlib.contextmanager
+    def performing() -> Iterator[Any]:
+        with served("get_request", Operating, dispatch=dispatch) as server, TLSClient(server.server_address) as client:
+            yield client, lambda: results.get(timeout=WAIT_S)
+
+    return performing()
+
+
+def test_calls_are_as_those_of_a_plain_tls_socket() -> None:
+    def operation(own: Any) -> Any:
+        seen: list[Any] = [isinstance(own, ssl.SSLSocket), own.version(), own.gettimeout(), own.pending()]
+        for call in (
+            lambda: own.recv(1, socket.MSG_PEEK),
+            lambda: own.sendmsg([b"x"]),
+            own.dup,
+            lambda: own.recvmsg(1),
+        ):
+            with pytest.raises((ValueError, NotImplementedError)) as refused:
+                call()
+            seen.append(refused.type)
+        own.settimeout(0)
+        with pytest.raises(ssl.SSLWantReadError):
+            own.recv(1)
+        own.settimeout(None)
+        own.sendall(b"go\n")
+        buffer = bytearray(10)
+        seen.append((own.recv_into(buffer, 4), bytes(buffer[:4])))
+        with own.makefile("rwb") as file:
+            seen.append(file.readline())
+            file.write(b"by a file\n")
+        seen.append(own.read(5))
+        own.sendall(b"all\n")
+        return seen
+
+    with perform(operation) as (client, result):
+        assert client.line() == b"go\n"
+        client.send(b"four")
+        client.send(b"a line\n")
+        assert client.line() == b"by a file\n"
+        client.send(b"12345")
+        assert client.line() == b"all\n"
+        refusals = [ValueError, NotImplementedError, NotImplementedError, NotImplementedError]
+        assert result() == [True, "TLSv1.3", None, 0, *refusals, (4, b"four"), b"a line\n", b"12345"]
+
+
+def test_sendfile(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(BIG)
+
+    def operation(own: Any) -> Any:
+        with path.open("rb") as file:
+            return own.sendfile(file)
+
+    with perform(operation) as (client, result):
+        assert client.rest() == BIG
+        assert result() == len(BIG)
+
+
+@pytest.mark.parametrize("dispatch", ["greenlet", "thread"])
+def test_tls_may_begin_and_end_in_mid_request(dispatch: str) -> None:
+    class StartTLS(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            assert self.rfile.readline() == b"STARTTLS\n"
+            self.wfile.write(b"ok\n")
+            secure = server_context().wrap_socket(self.request, server_side=True)
+            with secure.makefile("rb", buffering=0) as file:
+                secure.sendall(file.readline().upper())
+            plain = secure.unwrap()
+            plain.sendall(b"plain again: " + plain.recv(100))
+            plain.close()
+
+    with serving(reqtable.TCPServer(ANY, StartTLS, dispatch=dispatch)) as server:
+        with Client(server.server_address) as client:
+            assert client.ask(b"STARTTLS\n") == b"ok\n"
+            begin_tls(client)
+            assert client.ask(b"secret\n") == b"SECRET\n"
+            client.socket = client.socket.unwrap()  # type: ignore[attr-defined]
+            assert client.send(b"open\n").rest() == b"plain again: open\n"
+
+
+@pytest.mark.parametrize("hook", ["verify_request", "setup"])
+def test_a_clients_certificate_is_there_for_whoever_asks(hook: str) -> None:
+    names = []
+
+    def note(request: Any) -> None:
+        names.append(dict(field[0] for field in request.getpeercert()["subject"])["organizationName"])
+
+    class Server(InGetRequest):
+        @staticmethod
+        def context() -> ssl.SSLContext:
+            return server_context(True)
+
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            if hook == "verify_request":
+                note(request)
+            return True
+
+    class Handler(Lines):
+        def setup(self) -> None:
+            if hook == "setup":
+                note(self.request)
+            super().setup()
+
+    with serving(Server(ANY, Handler, dispatch="greenlet")) as server, TLSClient(server.server_address, True) as client:
+        assert client.ask(b"hello\n") == b"HELLO\n"
+        assert len(names) == 1
+        assert names[0].startswith("trustme")
+
+
+def test_another_thread_may_use_the_socket() -> None:
+    def operation(own: Any) -> Any:
+        got: list[bytes] = []
+
+        def work() -> None:
+            got.append(own.recv(100))
+            own.sendall(BIG)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return got
+
+    with perform(operation) as (client, result):
+        client.send(b"hello")
+        assert client.receive(len(BIG)) == BIG
+        assert result() == [b"hello"]
+
+
+def test_everyone_elses_tls_sockets_are_what_they_were() -> None:
+    with served("get_request") as server, TLSClient(server.server_address) as client:
+        assert type(client.socket) is ssl.SSLSocket
+        assert client.ask(b"a\n") == b"A\n"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        wrapped = server_context().wrap_socket(ours, server_side=True, do_handshake_on_connect=False)
+        assert type(wrapped) is ssl.SSLSocket
+        wrapped.close()
+    assert not issubclass(CooperativeTLSSocket.plain, ssl.SSLSocket)
