@@ -26,11 +26,12 @@ LAYERS = [
     "serving",
     "cli",
     "testing",
+    "compat",
 ]
 # Who may import a package that is not the standard library's.
 THIRD_PARTY = {
     "greenlet": {"dispatch/cooperative.py", "dispatch/greenlet.py"},
-    "click": {"cli.py"},
+    "click": {"cli.py", "compat/__main__.py"},
     "msgspec": {"config.py"},
     "pytest": {"testing/plugin.py"},
 }

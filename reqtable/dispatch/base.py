@@ -69,7 +69,7 @@ class Policy(ABC):
 
     @abstractmethod
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        """What runs a blocking handler: somewhere in it, `run(entry, lent.request)` of `reqtable.dispatch.blocking`."""
+        """What runs a blocking handler: somewhere in it, `run(entry, lent)` of `reqtable.dispatch.blocking`."""
 
     def resumable(self, entry: Entry, handler: Any) -> Resumable:
         """What runs a resumable handler; the handler itself where its steps run on the loop."""

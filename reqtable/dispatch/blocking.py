@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from threading import get_ident
@@ -21,6 +22,7 @@ from typing import Any
 from reqtable.core.table import Entry, address_text
 from reqtable.dispatch.children import become_child, leave_child
 from reqtable.engine.loop import TABLES
+from reqtable.engine.transports import Lent
 from reqtable.handlers.blocking import HandedOff
 from reqtable.handlers.resumable import ResumableHandler
 
@@ -30,33 +32,44 @@ log = logging.getLogger("reqtable")
 _SERVED: dict[int, Entry] = {}
 # The child that the handler of a request has forked and not yet returned from.
 _FORKED: dict[Entry, int] = {}
+# Where `process_request_thread` is defined that does no more than is done anyway.
+_DEFAULT_HOOKS = {"socketserver", "reqtable.mixins"}
 # A fork by these is not one that hands the request to the child.
 _NOT_HANDLERS = {"multiprocessing", "subprocess", "pty", "loky"}
 _pipes: dict[int, tuple[Entry, int, int]] = {}  # of the forks that are under way
 
 
-def run(entry: Entry, request: Any) -> int | None:
+def run(entry: Entry, lent: Lent) -> int | None:
     """Run the handler of `entry`, in the loop. Returns the process id of the child that has the rest of it, or None.
 
     In the child it does not return.
     """
     parent = os.getpid()
     failed = False
-    if not _is_open(request, entry.peer):
-        return None
+    server = entry.server
+    request = lent.request
     try:
-        entry.server.finish_request(request, entry.peer)
+        hook = getattr(server, "process_request_thread", None)
+        if hook is not None and getattr(hook, "__module__", None) not in _DEFAULT_HOOKS:
+            lent.hand_over()  # the hook ends the request
+            hook(request, entry.peer)
+        elif _is_open(request, entry.peer):
+            server.finish_request(request, entry.peer)
     except HandedOff:
         pass
     except BaseException as error:
-        if os.getpid() == parent and not (entry in _FORKED and isinstance(error, Exception)):
+        if os.getpid() == parent and isinstance(error, SystemExit) and _ends_it_alone(server):
+            if hasattr(server, "process_request_thread"):
+                threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))
+        elif os.getpid() == parent and not (entry in _FORKED and isinstance(error, Exception)):
             raise
-        failed = True
-        _report(entry.server, request, entry.peer)  # a child that was forked before has the rest all the same
+        else:
+            failed = True
+            _report(server, request, entry.peer)  # a child that was forked before has the rest all the same
     if os.getpid() != parent:
         try:
             _wait_for_forked(entry)
-            entry.server.shutdown_request(request)
+            server.shutdown_request(request)
         finally:
             leave_child(1 if failed else 0)
     return _FORKED.pop(entry, None) if _FORKED else None
@@ -73,7 +86,10 @@ def serve(server: Any, request: Any, client_address: Any) -> None:
         server.handle_error(request, client_address)
     finally:
         _wait_for_forked(_SERVED.get(get_ident()))  # this thread has nothing else to do
-        server.shutdown_request(request)
+        if _FORKED and _serving() in _FORKED:
+            server.close_request(request)  # in the loop, which does not wait for the child
+        else:
+            server.shutdown_request(request)
 
 
 def serve_in_thread(entry: Entry, request: Any) -> None:
@@ -106,6 +122,11 @@ def _serve_by(entry: Entry, request: Any, hook: Callable[[Any, Any], None]) -> N
         del _SERVED[ident]
         if os.getpid() != process:
             leave_child()
+
+
+def _ends_it_alone(server: Any) -> bool:
+    """Whether handlers of this server count on a thread or a child of their own, for a SystemExit to end."""
+    return hasattr(server, "process_request_thread") or hasattr(server, "collect_children")
 
 
 def _is_open(request: Any, client_address: Any) -> bool:

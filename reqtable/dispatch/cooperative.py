@@ -45,7 +45,7 @@ class Suspendable:
 
     def __init__(self, policy: Policy, entry: Entry, lent: Lent) -> None:
         self._policy = policy
-        self._greenlet = _RequestGreenlet(lambda _: run(entry, lent.request))
+        self._greenlet = _RequestGreenlet(lambda _: run(entry, lent))
         self._greenlet.lent = lent
 
     def _resume(self, item: Any) -> Want[Any] | None:

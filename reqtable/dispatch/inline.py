@@ -35,7 +35,7 @@ class _ToItsEnd:
         self._lent = lent
 
     def _resume(self, item: Any) -> Want[Any] | None:
-        return self._policy.returned(self._entry, run(self._entry, self._lent.request))
+        return self._policy.returned(self._entry, run(self._entry, self._lent))
 
     def _throw(self, error: BaseException) -> None:
         raise error

@@ -1,0 +1,50 @@
+"""`python -m reqtable.compat run`. Exit codes: 2 usage, otherwise the program's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import click
+
+from reqtable.cli import USAGE
+from reqtable.compat import environment
+from reqtable.dispatch import policy_names
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Programs that use `socketserver`, on reqtable."""
+
+
+@cli.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    options_metavar="[--dispatch POLICY]",
+)
+@click.option("--dispatch", type=click.Choice(policy_names()), help="Where the handlers of all its servers run.")
+@click.argument("program", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT|-m MODULE [ARGUMENT]...")
+def run(dispatch: str | None, program: Sequence[str]) -> None:
+    """Run a Python program with `socketserver` replaced: what follows is what would follow `python`."""
+    if sys.flags.ignore_environment:
+        raise click.UsageError("python -I and -E ignore PYTHONPATH, by which socketserver is replaced: leave them out")
+    if not program or program[-1] == "-m":
+        raise click.UsageError("say what to run, as in: run server.py, or: run -m http.server 8000")
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *flags, *program], environment(dispatch))
+
+
+def main() -> None:
+    """The command; a mistake in its use is one line."""
+    try:
+        cli.main(prog_name="python -m reqtable.compat", standalone_mode=False)
+    except click.UsageError as error:
+        click.echo(f"reqtable.compat: {' '.join(error.format_message().split())}", err=True)
+        sys.exit(USAGE)
+
+
+if __name__ == "__main__":
+    main()
