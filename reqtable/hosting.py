@@ -115,6 +115,11 @@ class Hosted:
         """Every unfinished request of this server's engine."""
         return self.engine.table
 
+    @property
+    def steps_on_loop(self) -> bool:
+        """Whether handlers run on the loop, where one that does not return holds up everyone."""
+        return self.dispatcher.chosen.steps_on_loop
+
     # -- serving ------------------------------------------------------------------------------------------------------
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
@@ -130,7 +135,8 @@ class Hosted:
         try:
             for server in self.engine.servers:
                 self.engine.listen(server)
-            self.engine.run(lambda: self._BaseServer__shutdown_request, poll_interval)
+            with self.engine.watched():
+                self.engine.run(lambda: self._BaseServer__shutdown_request, poll_interval)
         finally:
             self.engine.leave()
             self._in_serve_forever = False

@@ -121,7 +121,7 @@ def test_seconds_may_be_fractions_and_counts_may_not():
 
 def test_limits_are_values():
     assert len(COUNTS) == 9
-    assert len(SECONDS) == 5
+    assert len(SECONDS) == 6
     assert Limits() == Limits()
     assert Limits(recv_bytes=1) != Limits()
     with pytest.raises(FrozenInstanceError):

@@ -28,6 +28,7 @@ class Limits:
     linger_timeout_s: float = 2.0  # how long to wait for the peer's end of file after our last byte
     session_timeout_s: float = 60.0  # a datagram session that names no timeout of its own
     request_timeout_s: float | None = None  # a whole request, however it runs; None: no bound
+    loop_stall_s: float = 0.5  # a step that holds up the loop for longer is warned of; inf: none is
     accept_pause_s: float = 0.5  # how long accepting rests when the machine is out of descriptors or memory
 
     def __post_init__(self) -> None:

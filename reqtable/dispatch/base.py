@@ -49,6 +49,7 @@ class Policy(ABC):
     """
 
     name: ClassVar[str]
+    steps_on_loop: ClassVar[bool] = True  # handlers run in the loop's own thread
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher

@@ -189,6 +189,8 @@ class InThread(Delegation):
 class Delegating(Policy):
     """A policy that takes requests over, each whole, as many at a time as `most` says; the others wait in the table."""
 
+    steps_on_loop = False
+
     def __init__(self, dispatcher: Any) -> None:
         super().__init__(dispatcher)
         self._waiting: deque[tuple[Entry, int]] = deque()

@@ -18,6 +18,7 @@ from reqtable.engine.transports import Lent
 
 class Executor(Policy):
     name = "executor"
+    steps_on_loop = False
 
     def __init__(self, dispatcher: Any) -> None:
         super().__init__(dispatcher)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from math import inf
 from typing import Any
 
 from reqtable.core.limits import Limits
@@ -130,11 +132,18 @@ class Engine(Loop):
         try:
             for server in self.servers:
                 self.listen(server)
-            self.run(lambda: self._stopping or not self.servers, poll_interval)
+            with self.watched():
+                self.run(lambda: self._stopping or not self.servers, poll_interval)
         finally:
             self.leave()
             self._stopping = False
             self._stopped.set()
+
+    def watched(self) -> AbstractContextManager[Any]:
+        """For as long as it is entered, steps that hold up the loop are warned of, where there can be any."""
+        if self.limits.loop_stall_s < inf and any(server.steps_on_loop for server in self.servers):
+            return self.system.watch(self)
+        return nullcontext()
 
     def leave(self) -> None:
         """After serving: take nothing new. What is bound to a thread that may end now ends with it."""

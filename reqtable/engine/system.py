@@ -8,10 +8,13 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from reqtable.engine.wakeup import Wakeup
+from reqtable.engine.watch import Watch
 
 
 def threads(most: int | None, name: str) -> Executor:
@@ -32,6 +35,7 @@ class System:
     dup: Callable[[int], int] = os.dup
     sendfile: Callable[[int, int, int, int], int] = os.sendfile
     executor: Callable[[int | None, str], Executor] = threads  # how many threads, and how they are named
+    watch: Callable[[Any], AbstractContextManager[Any]] = Watch  # of an engine, while it serves
     policies: frozenset[str] | None = None  # what can run on it; None: all
 
 

@@ -1,0 +1,129 @@
+"""Telling who holds up the loop: a step that does not return stops everyone, and only another thread can see where.
+
+So one looks on, a few times a second, while a server serves whose handlers' steps run on the loop. It touches nothing
+and runs no code of a handler's. It is not among `threading.enumerate()`, which is for the program's own threads. Where
+no thread can be started nobody looks on.
+"""
+
+from __future__ import annotations
+
+import _thread
+import linecache
+import logging
+import os
+import sys
+import sysconfig
+import threading
+import time
+from math import inf
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from reqtable.core.table import address_text, handler_name
+
+if TYPE_CHECKING:
+    from reqtable.engine.engine import Engine
+
+log = logging.getLogger("reqtable")
+
+_OWN = str(Path(__file__).parent.parent) + os.sep
+
+
+class Watch:
+    """Looks on for as long as it is entered; `loop_stall_s` of the engine's limits is how long a step may last.
+
+    One that lasts longer is warned of once, while it lasts.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._process = os.getpid()
+        self._end = _thread.allocate_lock()
+        self._ended = _thread.allocate_lock()
+        self._seen: tuple[float, Any] = (-inf, None)  # the pass, by its time, and whose step it was in
+        self._since = 0.0  # that step has lasted since then
+        self._said = False
+
+    def __enter__(self) -> Watch:
+        self._end.acquire()
+        self._ended.acquire()
+        try:
+            _thread.start_new_thread(self._look_on, ())
+        except RuntimeError:
+            self._ended.release()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        if os.getpid() == self._process:  # a forked child has no such thread
+            self._end.release()
+            self._ended.acquire()
+
+    def _look_on(self) -> None:
+        wait_s = 0.0
+        try:
+            while not self._end.acquire(timeout=wait_s):
+                wait_s = self._look()
+        finally:
+            self._ended.release()
+
+    def _look(self) -> float:
+        """Warn, if there is reason to. Returns in how many seconds to look again."""
+        engine = self._engine
+        table = engine.table
+        stall_s = engine.limits.loop_stall_s
+        look_s = min(stall_s / 2, _thread.TIMEOUT_MAX)
+        now = table.clock()
+        entry = table.running
+        seen = (table.now, entry)
+        if seen != self._seen:
+            self._seen = seen
+            self._said = False
+            # Another's step may have come before it in this pass.
+            self._since = table.now if now - table.now <= look_s else now
+        left_s = self._since + stall_s - now
+        if self._said or left_s > 0:
+            return min(max(left_s, 0.001), look_s)
+        ident = table.thread
+        frame = sys._current_frames().get(ident) if ident is not None else None
+        if frame is not None and not _polls(frame, engine) and (table.now, table.running) == seen:
+            self._said = True
+            if entry is not None:
+                who = f"{address_text(entry.peer)}: a step of {handler_name(entry.handler)}"
+            else:
+                who = f"{type(engine.accepting or engine).__name__}, in a hook or taking a request,"
+            _say("%s has held up everyone for %.1f s at %s", who, now - self._since, _place(frame))
+        return look_s
+
+
+def _say(*message: Any) -> None:
+    """Log it, in a thread that may be seen: logging asks for the current one, which would list this one for good."""
+    thread = threading.Thread(target=log.warning, args=message, name="reqtable-watch", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.001)
+
+
+def _polls(frame: FrameType, engine: Engine) -> bool:
+    """Whether that stack is that of a loop which waits for something to do."""
+    inner: FrameType | None = None
+    outer: FrameType | None = frame
+    while outer is not None and outer.f_code is not type(engine).run_once.__code__:
+        inner, outer = outer, outer.f_back
+    return outer is not None and (inner is None or inner.f_code.co_name == "select")
+
+
+def _place(frame: FrameType) -> str:
+    """The line of the program's own code that a stack stands in, as `file:line in function: code`."""
+    libraries = (_OWN, *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")))
+    own = frame
+    outer: FrameType | None = frame
+    while outer is not None:
+        file = outer.f_code.co_filename
+        if not file.startswith(("<", *libraries)) or "site-packages" in file:
+            own = outer
+            break
+        outer = outer.f_back
+    code = own.f_code
+    text = linecache.getline(code.co_filename, own.f_lineno).strip()
+    return f"{code.co_filename}:{own.f_lineno} in {code.co_name}: {text}"
