@@ -20,6 +20,7 @@ from reqtable.core.errors import ConfigurationError, ReqtableError
 from reqtable.core.states import State
 from reqtable.core.table import Entry, RequestTable
 from reqtable.dispatch import check_policy
+from reqtable.dispatch.blocking import runs_concurrently
 from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.dispatcher import Dispatcher
 from reqtable.engine.engine import Engine
@@ -39,6 +40,7 @@ class Hosted:
     _engine: Engine | None = None
     _dispatch_argument: str | None = None
     _in_serve_forever = False
+    _served_ahead = 0  # requests for which a later `handle_request` has nothing left to do
 
     # As `socketserver.BaseServer` names them: programs set and read them.
     _BaseServer__is_shut_down: threading.Event
@@ -177,13 +179,18 @@ class Hosted:
     def handle_request(self) -> None:
         """Serve one request, to its end, or call `handle_timeout()` when none comes in time.
 
-        A thread or a child that has the request of a blocking handler is not waited for, as in `socketserver`.
+        A thread or a child that has the request of a blocking handler is not waited for, as in `socketserver`. Where
+        the class would have one and the policy has not, others are served until all that have begun are done, because
+        nobody would go on with them after this returns; each of them is worth a later call, which returns at once.
         The time is the shorter one of `timeout` and the socket's own timeout, in seconds. Raises ValueError after
         `server_close()`.
         """
         self._must_be_open()
         engine = self.engine
         engine.must_be_idle()
+        if self._served_ahead:
+            self._served_ahead -= 1
+            return
         own = getattr(self, "socket", None)
         timeouts = [t for t in (own.gettimeout() if own is not None else None, self.timeout) if t is not None]
         until = engine.table.clock() + min(timeouts) if timeouts else None
@@ -194,9 +201,10 @@ class Hosted:
             if not listener.taken:
                 self.handle_timeout()
                 return
-            engine.unlisten(self)
-            begun = [entry for entry in engine.table if entry.id > known and entry.server is self]
-            engine.run(lambda: all(entry.state in _DONE or _goes_on_by_itself(entry) for entry in begun))
+            if not (self.steps_on_loop and runs_concurrently(self)):
+                engine.unlisten(self)
+            engine.run(lambda: all(_is_over(each) for each in engine.table if each.id > known and each.server is self))
+            self._served_ahead = listener.taken - 1
         finally:
             engine.unlisten(self)
 
@@ -291,6 +299,7 @@ class Hosted:
         def server_close(self) -> None: ...
 
 
-def _goes_on_by_itself(entry: Entry) -> bool:
-    """A thread or a child serves it to its very end, as under `socketserver`: `handle_request` returns."""
-    return isinstance(entry.transport, Delegation) and entry.transport.ends_itself
+def _is_over(entry: Entry) -> bool:
+    """For `handle_request`: also where a thread or a child serves it to its very end, as under `socketserver`."""
+    transport = entry.transport
+    return entry.state in _DONE or (isinstance(transport, Delegation) and transport.ends_itself)

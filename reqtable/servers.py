@@ -20,6 +20,8 @@ from reqtable.hosting import Hosted
 
 log = logging.getLogger("reqtable")
 
+_QUEUE_SIZE = 1024
+
 
 class BaseServer(Hosted):
     """The base of the server classes: everything but the socket.
@@ -144,7 +146,9 @@ class TCPServer(BaseServer):
         self.server_address = self.socket.getsockname()
 
     def server_activate(self) -> None:
-        self.socket.listen(self.request_queue_size)
+        """Listen. A `request_queue_size` that nobody has set does not hold those who connect during a pass."""
+        chosen = self.request_queue_size != TCPServer.request_queue_size
+        self.socket.listen(self.request_queue_size if chosen else _QUEUE_SIZE)
 
     def server_close(self) -> None:
         try:

@@ -39,7 +39,6 @@ _SCHEMES = [*_TYPES, "fd"]
 
 class _Stream(TCPServer):
     allow_reuse_address = True
-    request_queue_size = 1024
 
 
 class _Datagram(UDPServer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -29,9 +28,9 @@ def run(dispatch: str | None, program: Sequence[str]) -> None:
     """Run a Python program with `socketserver` replaced: what follows is what would follow `python`."""
     if sys.flags.ignore_environment:
         raise click.UsageError("python -I and -E ignore PYTHONPATH, by which socketserver is replaced: leave them out")
-    if not program or program[-1] == "-m":
+    if not program or tuple(program) == ("-m",):
         raise click.UsageError("say what to run, as in: run server.py, or: run -m http.server 8000")
-    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    flags = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) - 1]  # what is before: -m reqtable.compat ARGUMENTS
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *flags, *program], environment(dispatch))

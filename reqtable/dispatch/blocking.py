@@ -58,7 +58,7 @@ def run(entry: Entry, lent: Lent) -> int | None:
     except HandedOff:
         pass
     except BaseException as error:
-        if os.getpid() == parent and isinstance(error, SystemExit) and _ends_it_alone(server):
+        if os.getpid() == parent and isinstance(error, SystemExit) and runs_concurrently(server):
             if hasattr(server, "process_request_thread"):
                 threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))
         elif os.getpid() == parent and not (entry in _FORKED and isinstance(error, Exception)):
@@ -124,8 +124,11 @@ def _serve_by(entry: Entry, request: Any, hook: Callable[[Any, Any], None]) -> N
             leave_child()
 
 
-def _ends_it_alone(server: Any) -> bool:
-    """Whether handlers of this server count on a thread or a child of their own, for a SystemExit to end."""
+def runs_concurrently(server: Any) -> bool:
+    """Whether a server's class has a thread or a child for each request: its handlers count on that, or its callers.
+
+    So a SystemExit ends the request alone, and `handle_request` holds up no other.
+    """
     return hasattr(server, "process_request_thread") or hasattr(server, "collect_children")
 
 

@@ -27,6 +27,7 @@ from reqtable.engine.transports import Lent
 T = TypeVar("T")
 # As plain numbers: the socket module's are enum members, whose `&` is a Python call on the path of every read.
 _DONTWAIT, _PEEK, _WAITALL = int(socket.MSG_DONTWAIT), int(socket.MSG_PEEK), int(socket.MSG_WAITALL)
+_END_OF_FILE = 4096  # bytes that reading it counts as: some handlers do so for ever
 _UNWINDINGS_MAX = 16  # how often a handler that is being ended may catch that and wait again
 
 
@@ -166,7 +167,7 @@ class CooperativeSocket(socket.socket):
     def _came_in(self, count: int, flags: int) -> None:
         if not flags & _PEEK:
             self.lent.entry.bytes_in += count
-            self._share_the_pass(count)
+            self._share_the_pass(count or _END_OF_FILE)
 
     def _went_out(self, count: int) -> int:
         self.lent.entry.bytes_out += count

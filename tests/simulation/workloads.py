@@ -133,7 +133,7 @@ def _server(
 ) -> Callable[[], Any]:
     config = _config(rng)
     pooled = rng.random() < pool
-    sized = type("Server", (kind,), {"request_queue_size": rng.choice([5, 100])})
+    sized = type("Server", (kind,), {"request_queue_size": rng.choice([4, 100])})
 
     def factory() -> Any:
         handler = make()
