@@ -9,7 +9,9 @@ import functools
 import logging
 import os
 import queue
+import select
 import socket
+import subprocess
 import sys
 import threading
 from array import array
@@ -568,6 +570,62 @@ def test_another_thread_may_use_the_socket() -> None:
     result, received, _ = perform(operation, script)
     assert result == ["timed out", b"hello", "not now"]
     assert received == BIG
+
+
+def test_select_sees_what_a_read_would() -> None:
+    """It waits for everyone, as documented; what matters is what it says."""
+
+    def operation(own: Any) -> Any:
+        before = select.select([own], [own], [own], 0)
+        own.sendall(b"go on\n")
+        waited = select.select([own], [], [], WAIT_S)
+        return [before == ([], [own], []), waited == ([own], [], []), own.recv(100)]
+
+    def script(client: Client, suspended: Callable[..., None]) -> Any:
+        assert client.line() == b"go on\n"
+        client.send(b"hello")
+
+    assert perform(operation, script)[0] == [True, True, b"hello"]
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
+def test_a_subprocess_may_have_the_descriptor(dispatch: str) -> None:
+    """It expects a blocking one, as every program does of its input and output."""
+
+    def operation(own: Any) -> Any:
+        line = own.recv(4)
+        done = subprocess.run(["cat"], stdin=own.fileno(), stdout=own.fileno(), stderr=subprocess.PIPE)
+        return line, done.returncode, done.stderr
+
+    def script(client: Client, suspended: Callable[..., None]) -> Any:
+        client.send(b"cat\n")
+        sender = threading.Thread(target=lambda: client.send(BIG).end())
+        sender.start()
+        echoed = client.rest()
+        sender.join()
+        return echoed
+
+    result, echoed, _ = perform(operation, script, dispatch)
+    assert result == (b"cat\n", 0, b"")
+    assert echoed == BIG
+
+
+def test_a_default_timeout_is_each_sockets_own(request: pytest.FixtureRequest) -> None:
+    """`socket.setdefaulttimeout` makes new sockets time out; those underneath still never wait by themselves."""
+    request.addfinalizer(lambda: socket.setdefaulttimeout(None))
+
+    def operation(own: Any) -> Any:
+        with own.dup() as copy:
+            return own.gettimeout(), copy.gettimeout(), copy.recv(5), own.recv(5)
+
+    def script(client: Client, suspended: Callable[..., None]) -> Any:
+        suspended(READING)
+        client.send(b"hello")
+        suspended(READING)
+        client.send(b"again")
+
+    socket.setdefaulttimeout(WAIT_S)
+    assert perform(operation, script)[0] == (WAIT_S, WAIT_S, b"hello", b"again")
 
 
 def test_another_thread_writes_while_the_handler_waits_to_read() -> None:

@@ -1,4 +1,4 @@
-"""5,000 clients at once, each in the middle of a request, on one thread."""
+"""Thousands of clients at once, each in the middle of a request, on one thread."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 import reqtable
 from reqtable import StateRequestHandler, line, state
+from tests.benchmarks import trickle
 from tests.conftest import serving, wait_until
 
 CLIENTS = 5000
@@ -75,3 +76,10 @@ def test_5000_clients_in_mid_request_are_all_answered_on_one_thread() -> None:
         for client, _ in clients:
             client.close()
         wait_until(server, lambda: len(server.table) == 0)
+
+
+def test_2000_clients_trickle_their_requests_to_an_http_server_with_no_thread_more() -> None:
+    """`SimpleHTTPRequestHandler`, unmodified; every answer is looked at where it comes."""
+    figures = trickle.measure("TableHTTPServer", 2000, bytes_at_a_time=6, seed=5)
+    assert figures.threads == 0
+    assert figures.memory_kib < 40, "a suspended stack and its files, not a thread's"

@@ -26,7 +26,8 @@ from typing import Any
 import pytest
 
 import reqtable
-from reqtable import ConfigurationError, Engine
+from reqtable import ConfigurationError, Engine, System
+from reqtable.engine.system import SYSTEM
 from tests.conftest import WAIT_S, Client, serving, wait_until
 
 AT_ONCE_S = 1.0
@@ -742,6 +743,43 @@ def test_one_server_of_an_engine_drains_and_the_others_go_on() -> None:
         thread.join(WAIT_S)
         one.server_close()
         other.server_close()
+
+
+@everywhere
+def test_a_request_with_a_timeout_ends_at_once(lib: ModuleType, options: dict[str, str]) -> None:
+    """As `get_request` of some programs sets it: nobody waits for it to pass once the handler has returned."""
+
+    class Timing(lib.TCPServer):  # type: ignore[misc,name-defined]
+        def get_request(self) -> tuple[Any, Any]:
+            request, address = super().get_request()
+            request.settimeout(3600)
+            return request, address
+
+    with Timing(ANY, OneLine, **options) as server, Client(server.server_address) as client:
+        client.send(b"a\n")
+        server.handle_request()
+        assert client.rest() == b"A\n"
+
+
+def test_who_sets_no_queue_size_gets_one_that_holds_a_burst() -> None:
+    sizes: list[int] = []
+
+    class Counting(socket.socket):
+        def listen(self, backlog: int = 0) -> None:
+            sizes.append(backlog)
+            super().listen(backlog)
+
+    class Five(reqtable.TCPServer):
+        request_queue_size = 6
+
+    token = SYSTEM.set(System(socket=Counting))
+    try:
+        for server in (reqtable.TCPServer, Five, reqtable.TableTCPServer):
+            server(ANY, OneLine).server_close()
+    finally:
+        SYSTEM.reset(token)
+    assert sizes == [1024, 6, 1024]
+    assert reqtable.TCPServer.request_queue_size == socketserver.TCPServer.request_queue_size
 
 
 # -- over the standard library's classes ------------------------------------------------------------------------------
