@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,51 @@ def test_the_page_on_testing_runs_as_it_stands() -> None:
 def test_the_page_on_testing_names_every_fault() -> None:
     page = (ROOT / "docs" / "testing.md").read_text()
     assert [kind for kind in KINDS if f"`{kind}`" not in page] == []
+
+
+# -- moving from elsewhere --------------------------------------------------------------------------------------------
+
+
+def shown(document: str, label: str) -> str:
+    """The one program that a page on moving shows under that label."""
+    page = (ROOT / "docs" / document).read_text()
+    (program,) = re.findall(rf"^```python {label}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    return program
+
+
+@contextlib.contextmanager
+def running(program: str, folder: Path) -> Iterator[Any]:
+    """Where that program, which prints its port, serves; past a silent client."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert process.stdout is not None
+        address = ("127.0.0.1", int(process.stdout.readline()))
+        with Client(address):
+            yield address
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("label", ["before", "after"])
+def test_moving_from_socketserver(label: str, tmp_path: Path) -> None:
+    with running(shown("moving-from-socketserver.md", label), tmp_path) as address, Client(address) as client:
+        assert client.ask(b"one\n") == b"ONE\n"
+        assert client.send(b"two\nthree\n").end().rest() == b"TWO\nTHREE\n"
+
+
+def test_moving_an_http_server(tmp_path: Path) -> None:
+    (tmp_path / "page").write_bytes(b"found")
+    with running(shown("moving-from-socketserver.md", "mixin"), tmp_path) as address, Client(address) as client:
+        assert client.send(b"GET /page HTTP/1.0\r\n\r\n").rest().endswith(b"\r\n\r\nfound")
+
+
+@pytest.mark.parametrize("label", ["before", "after"])
+def test_moving_from_asyncore(label: str, tmp_path: Path) -> None:
+    if label == "before" and sys.version_info >= (3, 12):
+        pytest.skip("asyncore and asynchat are not in this Python's standard library")
+    with running(shown("moving-from-asyncore.md", label), tmp_path) as address, Client(address) as client:
+        assert client.send(b"put 7\none two").ask(b"count\n") == b"2\n"
+        assert client.send(b"put 5\nthree").ask(b"count\n") == b"3\n"
+        assert client.end().rest() == b""
