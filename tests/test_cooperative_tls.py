@@ -169,11 +169,7 @@ def test_a_handshake_that_fails_ends_its_request_alone(where: str, caplog: pytes
 def test_both_ways_beyond_what_the_kernel_holds(where: str) -> None:
     with served(where) as server, TLSClient(server.server_address) as client:
         text = b"x" * len(BIG) + b"\n"
-        sender = threading.Thread(target=client.send, args=(text,))
-        sender.start()
-        answer = client.receive(len(text))
-        sender.join()
-        assert answer == text.upper()
+        assert client.send(text).receive(len(text)) == text.upper()
         (entry,) = server.table
         assert entry.bytes_in == entry.bytes_out == len(text)
 
