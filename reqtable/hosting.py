@@ -9,7 +9,9 @@ followed by `close_request`, once its connection has ended. What differs is the 
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import sys
 import threading
 from functools import partial
 from math import inf
@@ -19,7 +21,7 @@ from reqtable.config import Config, chosen_dispatch, from_environment
 from reqtable.core.errors import ConfigurationError, ReqtableError
 from reqtable.core.states import State
 from reqtable.core.table import Entry, RequestTable
-from reqtable.dispatch import check_policy
+from reqtable.dispatch import check_policy, is_resumable
 from reqtable.dispatch.blocking import runs_concurrently
 from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.dispatcher import Dispatcher
@@ -45,6 +47,16 @@ class Hosted:
     # As `socketserver.BaseServer` names them: programs set and read them.
     _BaseServer__is_shut_down: threading.Event
     _BaseServer__shutdown_request: bool
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        owner = next(each for each in cls.__mro__ if "serve_forever" in vars(each))
+        if not issubclass(owner, Hosted):  # it would be served by that one's loop, silently
+            mixed = next(each for each in cls.__mro__ if issubclass(each, Hosted) and each is not cls)
+            raise TypeError(
+                f"{cls.__name__}: {mixed.__name__} comes after {owner.__name__}, whose loop it is to replace: put it "
+                f"first, as in class {cls.__name__}({mixed.__name__}, …)"
+            )
 
     # -- configuration ------------------------------------------------------------------------------------------------
 
@@ -100,7 +112,9 @@ class Hosted:
     @property
     def engine(self) -> Engine:
         """The loop. Several servers may share one: `Engine().add(server)`."""
-        assert self._engine is not None, "the constructor of TableMixIn or BaseServer was not called"
+        if self._engine is None:
+            name = type(self).__name__
+            raise ReqtableError(f"{name}: the constructor of its server class was not called: call super().__init__(…)")
         return self._engine
 
     @engine.setter
@@ -122,6 +136,15 @@ class Hosted:
         """Whether handlers run on the loop, where one that does not return holds up everyone."""
         return self.dispatcher.chosen.steps_on_loop
 
+    def prepare(self) -> None:
+        """Its requests are about to be taken: see that no TLS handshake of theirs is part of that."""
+        waits_elsewhere = self.dispatcher.chosen.name != "inline" and not is_resumable(self.RequestHandlerClass)
+        if waits_elsewhere and "ssl" in sys.modules:
+            with contextlib.suppress(ImportError):  # without greenlet it is as in `socketserver`
+                from reqtable.dispatch.cooperative_tls import install
+
+                install()
+
     # -- serving ------------------------------------------------------------------------------------------------------
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
@@ -132,6 +155,7 @@ class Hosted:
         """
         self.engine.must_be_idle()
         self._must_be_open()
+        self._host_again()
         self._BaseServer__is_shut_down.clear()
         self._in_serve_forever = True
         try:
@@ -188,6 +212,7 @@ class Hosted:
         self._must_be_open()
         engine = self.engine
         engine.must_be_idle()
+        self._host_again()
         if self._served_ahead:
             self._served_ahead -= 1
             return
@@ -250,6 +275,12 @@ class Hosted:
     def _must_be_open(self) -> None:
         if self.fileno() < 0:
             raise ValueError(f"this {type(self).__name__} is closed: it has nothing to take requests from")
+
+    def _host_again(self) -> None:
+        """After `server_close()`: some programs give a closed server another socket, one that they have inherited."""
+        if self not in self.engine.servers:
+            self.dispatcher = self._make_dispatcher(self.dispatcher.config)
+            self.engine.servers.append(self)
 
     def _wait_for_end(self) -> None:
         engine = self.engine

@@ -13,6 +13,7 @@ import os
 import random
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -213,6 +214,20 @@ def test_bad_input_harms_nobody_and_leaves_nothing(name: str, tmp_path: Path) ->
         while program.descriptors() > before:
             assert time.monotonic() < until, f"{program.descriptors()} descriptors, before {before}"
             ask()
+
+
+def test_werkzeugs_reloader_serves_by_the_socket_that_it_inherits(tmp_path: Path) -> None:
+    script = tmp_path / "app.py"
+    source = (PROGRAMS / "werkzeug_server.py").read_text()
+    script.write_text(source.replace("threaded=True", "threaded=True, use_reloader=True, reloader_type='stat'"))
+    program = Program([str(script)], tmp_path, "greenlet")
+    try:
+        with program.connect():
+            ask_words(program)
+    finally:
+        for child in Path(f"/proc/{program.process.pid}/task/{program.process.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)  # the one that serves
+        program.end()
 
 
 def send_what_it_takes(connection: socket.socket, data: bytes) -> None:

@@ -11,6 +11,8 @@ import logging
 import queue
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,8 +90,6 @@ class Failures(reqtable.TCPServer):
         super().__init__(*args, **kwargs)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        import sys
-
         error = sys.exc_info()[1]
         assert error is not None
         self.failures.append(error)
@@ -133,6 +133,42 @@ def test_silent_and_half_shaken_clients_hold_up_nobody(where: str) -> None:
             assert second.ask(b"two\n") == b"TWO\n"
             assert first.ask(b"three\n") == b"THREE\n"
         assert threading.active_count() == before + 1  # the one that this test serves in
+
+
+PROGRAM = """
+import ssl, sys, reqtable
+
+class Lines(reqtable.StreamRequestHandler):
+    def handle(self):
+        for text in self.rfile:
+            self.wfile.write(text.upper())
+
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+context.load_cert_chain(sys.argv[1])
+server = reqtable.TCPServer(("127.0.0.1", 0), Lines, dispatch=sys.argv[2])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("dispatch", ["greenlet", "thread", "pool", "fork"])
+def test_no_policy_but_inline_shakes_hands_while_it_accepts(dispatch: str, tmp_path: Path) -> None:
+    """In a process of its own: a child that is forked while another thread is in OpenSSL may meet one of its locks."""
+    certificate = authority().issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "server.pem"), dispatch]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        address = ("127.0.0.1", int(process.stdout.readline()))
+        with Client(address), Client(address) as half, Client(address):
+            half.send(CLIENT_HELLO)
+            with TLSClient(address) as client:
+                assert client.ask(b"one\n") == b"ONE\n"
+    finally:
+        process.terminate()
+        process.communicate()
 
 
 @everywhere

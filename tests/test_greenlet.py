@@ -94,6 +94,38 @@ def perform(
     return result, told, counts
 
 
+def test_writing_to_another_requests_socket_suspends_the_writer_alone() -> None:
+    """As a chat does: one of its members does not read, and two others want to tell it something."""
+    members: dict[bytes, Any] = {}
+
+    class Member(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            members[self.rfile.readline()] = self.request
+            for text in self.rfile:
+                if text == b"tell\n":
+                    members[b"silent\n"].sendall(BIG)
+                self.wfile.write(text)
+
+    with serving(Server(ANY, Member, dispatch="greenlet")) as server:
+        address = server.server_address
+        with Client(address) as silent, Client(address) as one, Client(address) as two, Client(address) as other:
+            silent.send(b"silent\n")
+            wait_until(server, lambda: b"silent\n" in members)
+            for teller in (one, two):
+                teller.send(b"name\ntell\n")
+            wait_until(server, lambda: sum(entry.state is WRITING for entry in server.table) == 2)
+            assert other.send(b"other\n").ask(b"hello\n") == b"hello\n"
+            assert len(silent.receive(2 * len(BIG))) == 2 * len(BIG)
+            assert one.line() == two.line() == b"tell\n"
+            one.send(b"tell\n")
+            wait_until(server, lambda: sum(entry.state is WRITING for entry in server.table) == 1)
+            silent.reset()
+            assert one.rest() == b""
+            assert other.ask(b"again\n") == b"again\n"
+        assert server.failures  # of who wrote to it, and of its own handler if that was the first to notice
+        assert all(isinstance(each, ConnectionError) for each in server.failures)
+
+
 # -- many on one thread -----------------------------------------------------------------------------------------------
 
 

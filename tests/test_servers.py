@@ -782,6 +782,41 @@ def test_who_sets_no_queue_size_gets_one_that_holds_a_burst() -> None:
     assert reqtable.TCPServer.request_queue_size == socketserver.TCPServer.request_queue_size
 
 
+@everywhere
+def test_a_closed_server_serves_again_with_another_socket(lib: ModuleType, options: dict[str, str]) -> None:
+    """As development servers do in the child that they start when a file changes: it inherits the listening socket."""
+    with socket.create_server(ANY) as inherited:
+        server = lib.TCPServer(ANY, OneLine, bind_and_activate=False, **options)
+        server.server_close()
+        server.socket = socket.fromfd(inherited.fileno(), socket.AF_INET, socket.SOCK_STREAM)
+        with Client(inherited.getsockname()) as client:
+            client.send(b"a\n")
+            server.handle_request()
+            assert client.rest() == b"A\n"
+        thread = started(server.serve_forever)
+        with Client(inherited.getsockname()) as client:
+            assert client.send(b"b\n").rest() == b"B\n"
+        server.shutdown()
+        thread.join(WAIT_S)
+        server.server_close()
+
+
+@pytest.mark.parametrize("mixin", [reqtable.TableMixIn, reqtable.ThreadingMixIn, reqtable.ForkingMixIn])
+def test_a_mix_in_that_comes_too_late_is_refused(mixin: type) -> None:
+    says = f"Late: {mixin.__name__} comes after BaseServer, whose loop it is to replace: put it first"
+    with pytest.raises(TypeError, match=says):
+        type("Late", (HTTPServer, mixin), {})
+
+
+def test_a_server_whose_constructor_was_not_called_says_so() -> None:
+    class Forgetful(reqtable.TCPServer):
+        def __init__(self) -> None:
+            pass
+
+    with pytest.raises(reqtable.ReqtableError, match=r"Forgetful: .* call super\(\)\.__init__\(…\)"):
+        Forgetful().table  # noqa: B018
+
+
 # -- over the standard library's classes ------------------------------------------------------------------------------
 
 

@@ -302,3 +302,13 @@ def test_on_close_is_called_once_however_it_ends(clock: FakeClock) -> None:
     third.handler.where.x = 7
     world.close()
     assert closed == ["1 0", "2 0", "3 7"]
+
+
+@pytest.mark.parametrize("name", ["start", "send", "on_eof", "states"])
+def test_a_state_cannot_have_a_name_that_every_handler_has(name: str) -> None:
+    def method(self: Any, item: Any) -> None:
+        return None
+
+    method.__name__ = name
+    with pytest.raises(reqtable.HandlerError, match=rf"Bad\.{name}: .*: rename the state"):
+        type("Bad", (StateRequestHandler,), {name: state()(method)})

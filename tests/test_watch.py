@@ -130,7 +130,8 @@ def test_it_is_named_once_while_it_lasts(style: Any, dispatch: str, way: str, wa
     (text,) = warned.lines
     assert text.startswith(f"127.0.0.1:{peer[1]}: a step of {handler.__name__} has held up everyone for 0.")
     code = HERE.read_text().splitlines()[line_of(way) - 1].strip()
-    assert text.endswith(f" s at {HERE}:{line_of(way)} in {WAYS[way].__name__}: {code}")
+    mend = "run it by call(), or the server under policy 'thread' or 'pool'"
+    assert text.endswith(f" s at {HERE}:{line_of(way)} in {WAYS[way].__name__}: {code} ({mend})")
 
 
 def test_so_is_a_hook(warned: Warned) -> None:

@@ -40,6 +40,9 @@ def main() -> None:
     """The command; a mistake in its use is one line."""
     try:
         cli.main(prog_name="python -m reqtable.compat", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(USAGE)
     except click.UsageError as error:
         click.echo(f"reqtable.compat: {' '.join(error.format_message().split())}", err=True)
         sys.exit(USAGE)

@@ -149,7 +149,10 @@ class CooperativeSocket(socket.socket):
         if timeout_s is not None and timeout_s <= 0:
             raise TimeoutError("timed out") from None
         current = getcurrent()
-        if isinstance(current, _RequestGreenlet) and current.lent is lent and not lent.in_child:
+        if isinstance(current, _RequestGreenlet) and not lent.in_child:
+            if current.lent is not lent:
+                self._wait_for_another(current.lent, want, timeout_s)
+                return
             if lent.fd != self.fileno():  # a duplicate, perhaps of one that is closed by now
                 lent.poll(0)
                 lent.fd = self.fileno()
@@ -163,6 +166,25 @@ class CooperativeSocket(socket.socket):
         poll.register(self.fileno(), select.POLLIN if want is READABLE else select.POLLOUT)
         if not poll.poll(None if timeout_s is None else timeout_s * 1000):
             raise TimeoutError("timed out")
+
+    def _wait_for_another(self, own: Lent, want: Want[None], timeout_s: float | None) -> None:
+        """Suspend the request of `own`, whose handler uses this socket of another request: a chat's, say.
+
+        By a duplicate, because the other one may be waiting for the descriptor itself.
+        """
+        system = own.engine.system
+        duplicate = system.socket(self.family, self.type, self.proto, fileno=system.dup(self.fileno()))
+        try:
+            own.poll(0)
+            own.fd = duplicate.fileno()
+            own.poll(READ if want is READABLE else WRITE)
+            own.entry.timeout = timeout_s
+            parent = getcurrent().parent
+            assert parent is not None
+            parent.switch(want)
+        finally:
+            own.poll(0)
+            duplicate.close()
 
     def _came_in(self, count: int, flags: int) -> None:
         if not flags & _PEEK:

@@ -1,7 +1,7 @@
 """TLS for blocking handlers that must not stop everyone: handshake, reads and writes suspend as plain ones do.
 
 `ssl.SSLContext.sslsocket_class` is what a context's `wrap_socket` makes. The class that stands there once the
-policy `greenlet` is used looks where it is called:
+module is used, which is under every policy but `inline`, looks where it is called:
 
 * in a handler, with the request's cooperative socket, it makes a cooperative TLS socket;
 * in a server's `get_request`, be it that the listening socket is a TLS one, or that the hook wraps what it accepted, it

@@ -102,6 +102,7 @@ class Engine(Loop):
     def listen(self, server: Server, most: int | None = None) -> Listener:
         """Take new requests for `server` while the loop runs, at most `most` a pass."""
         self.unlisten(server)
+        server.prepare()
         listener = Listener(self, server, most or self.limits.accepts_per_pass)
         self._listeners.append(listener)
         return listener

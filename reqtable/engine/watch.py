@@ -90,9 +90,11 @@ class Watch:
             self._said = True
             if entry is not None:
                 who = f"{address_text(entry.peer)}: a step of {handler_name(entry.handler)}"
+                mend = "run it by call(), or the server under policy 'thread' or 'pool'"
             else:
                 who = f"{type(engine.accepting or engine).__name__}, in a hook or taking a request,"
-            _say("%s has held up everyone for %.1f s at %s", who, now - self._since, _place(frame))
+                mend = "a hook must not wait"
+            _say("%s has held up everyone for %.1f s at %s (%s)", who, now - self._since, _place(frame), mend)
         return look_s
 
 

@@ -73,8 +73,14 @@ class StateRequestHandler(ResumableHandler):
     _initial: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises HandlerError for a state that has the name of something which every handler has."""
         super().__init_subclass__(**kwargs)
         names = [name for name, _ in cls._declared()]
+        for name in names:
+            if hasattr(StateRequestHandler, name):
+                raise HandlerError(
+                    f"{cls.__name__}.{name}: StateRequestHandler has a {name} of its own: rename the state"
+                )
         cls._initial = names[0] if names else ""
         cls._pinned = {name: each.dispatch for name, each in cls._declared() if each.dispatch}
 
