@@ -13,9 +13,10 @@ import contextlib
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from reqtable.config import Config, chosen_dispatch, from_environment
 from reqtable.core.errors import ConfigurationError, ReqtableError
@@ -31,13 +32,31 @@ _LOOK_S = 0.05
 _DONE = {State.LINGERING, State.CLOSED}
 
 
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Shown(Generic[T_co]):
+    """What a server shows of itself. Unlike a property's, its name is free for a program's own attribute."""
+
+    def __init__(self, read: Callable[[Any], T_co]) -> None:
+        self._read = read
+        self.__doc__ = read.__doc__
+
+    def __get__(self, server: Any, owner: type) -> T_co:
+        return self if server is None else self._read(server)  # type: ignore[return-value]
+
+
 class Hosted:
-    """The loop's side of a server."""
+    """The loop's side of a server.
+
+    A program's own server may have any attribute that does not begin with an underscore, even one of the names here:
+    what is needed inside goes by others.
+    """
 
     dispatch: str = "inline"
     timeout: float | None
 
-    dispatcher: Dispatcher
+    _dispatcher: Dispatcher
 
     _engine: Engine | None = None
     _dispatch_argument: str | None = None
@@ -62,14 +81,14 @@ class Hosted:
 
     def _configure(self, dispatch: str | None, config: Config | None) -> None:
         """Take what the constructor was given. Raises ConfigurationError where it can't be served so."""
-        if "dispatcher" in vars(self):
+        if "_dispatcher" in vars(self):
             return  # the mix-in in front of this class has been given it
         self._dispatch_argument = dispatch
         self._former: list[Dispatcher] = []  # those that an earlier configuration chose: their requests end under them
         config = from_environment() if config is None else config
-        self.dispatcher = self._make_dispatcher(config)
+        self._dispatcher = self._make_dispatcher(config)
         if self._engine is None:
-            self.engine = Engine(limits=config.limits)
+            self._join(Engine(limits=config.limits))
 
     def reconfigure(self, config: Config) -> None:
         """Let new requests be served as `config` says. Those in the table end under the policy that they have.
@@ -83,42 +102,53 @@ class Hosted:
         except ConfigurationError:
             dispatcher.close(wait=False)
             raise
-        former, self.dispatcher = self.dispatcher, dispatcher
+        former, self._dispatcher = self._dispatcher, dispatcher
         self._former = [each for each in self._former if each.requests]
         if former.requests:
             self._former.append(former)
         former.retire()
-        self.engine.set_limits(config.limits)
+        self._host.set_limits(config.limits)
 
     def _make_dispatcher(self, config: Config) -> Dispatcher:
-        name, origin = chosen_dispatch(self._dispatch_argument, config, type(self).dispatch)
+        own: object = type(self).dispatch
+        attribute = own if isinstance(own, str) else Hosted.dispatch  # some programs have a method of that name
+        name, origin = chosen_dispatch(self._dispatch_argument, config, attribute)
         check_policy(name, origin)
         return Dispatcher(self, name, config)
 
-    def abandon_dispatchers(self) -> None:
+    def _abandon_dispatchers(self) -> None:
         """In a forked child: what is the parent's stays the parent's."""
-        for dispatcher in (self.dispatcher, *self._former):
+        for dispatcher in (self._dispatcher, *self._former):
             dispatcher.abandon()
 
     def _check_handler(self, handler_class: Any) -> None:
         try:
-            self.dispatcher.check(handler_class)
+            self._dispatcher.check(handler_class)
         except ConfigurationError:
-            self.dispatcher.close(wait=False)
+            self._dispatcher.close(wait=False)
             raise
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
-    @property
+    @_Shown
     def engine(self) -> Engine:
         """The loop. Several servers may share one: `Engine().add(server)`."""
+        return self._host
+
+    @_Shown
+    def table(self) -> RequestTable:
+        """Every unfinished request of this server's engine."""
+        return self._host.table
+
+    @property
+    def _host(self) -> Engine:
         if self._engine is None:
             name = type(self).__name__
             raise ReqtableError(f"{name}: the constructor of its server class was not called: call super().__init__(…)")
         return self._engine
 
-    @engine.setter
-    def engine(self, engine: Engine) -> None:
+    def _join(self, engine: Engine) -> None:
+        """Be hosted in that engine."""
         if self._engine is not None:
             if self._engine.has_requests(self):
                 raise ReqtableError("a server with requests in its table can't change engines: add it before it serves")
@@ -127,18 +157,13 @@ class Hosted:
         engine.servers.append(self)
 
     @property
-    def table(self) -> RequestTable:
-        """Every unfinished request of this server's engine."""
-        return self.engine.table
-
-    @property
-    def steps_on_loop(self) -> bool:
+    def _steps_on_loop(self) -> bool:
         """Whether handlers run on the loop, where one that does not return holds up everyone."""
-        return self.dispatcher.chosen.steps_on_loop
+        return self._dispatcher.chosen.steps_on_loop
 
-    def prepare(self) -> None:
+    def _prepare(self) -> None:
         """Its requests are about to be taken: see that no TLS handshake of theirs is part of that."""
-        waits_elsewhere = self.dispatcher.chosen.name != "inline" and not is_resumable(self.RequestHandlerClass)
+        waits_elsewhere = self._dispatcher.chosen.name != "inline" and not is_resumable(self.RequestHandlerClass)
         if waits_elsewhere and "ssl" in sys.modules:
             with contextlib.suppress(ImportError):  # without greenlet it is as in `socketserver`
                 from reqtable.dispatch.cooperative_tls import install
@@ -153,18 +178,19 @@ class Hosted:
         The loop waits for events, not for `poll_interval` (seconds): it only bounds how long it takes to notice that
         someone set the flag of `shutdown` by hand.
         """
-        self.engine.must_be_idle()
+        self._host.must_be_idle()
         self._must_be_open()
         self._host_again()
         self._BaseServer__is_shut_down.clear()
+        self._served_ahead = 0
         self._in_serve_forever = True
         try:
-            for server in self.engine.servers:
-                self.engine.listen(server)
-            with self.engine.watched():
-                self.engine.run(lambda: self._BaseServer__shutdown_request, poll_interval)
+            for server in self._host.servers:
+                self._host.listen(server)
+            with self._host.watched():
+                self._host.run(lambda: self._BaseServer__shutdown_request, poll_interval)
         finally:
-            self.engine.leave()
+            self._host.leave()
             self._in_serve_forever = False
             self._BaseServer__shutdown_request = False
             self._BaseServer__is_shut_down.set()
@@ -186,7 +212,7 @@ class Hosted:
         Where no loop runs, this runs it. Otherwise it waits until it is done, unless it is called in the loop. Then
         `serve_forever` ends; where another server of the engine serves, that goes on.
         """
-        engine = self.engine
+        engine = self._host
         until = inf if timeout is None else engine.table.clock() + timeout
         if engine.running:
             drained = threading.Event()
@@ -210,7 +236,7 @@ class Hosted:
         `server_close()`.
         """
         self._must_be_open()
-        engine = self.engine
+        engine = self._host
         engine.must_be_idle()
         self._host_again()
         if self._served_ahead:
@@ -226,7 +252,7 @@ class Hosted:
             if not listener.taken:
                 self.handle_timeout()
                 return
-            if not (self.steps_on_loop and runs_concurrently(self)):
+            if not (self._steps_on_loop and runs_concurrently(self)):
                 engine.unlisten(self)
             engine.run(lambda: all(_is_over(each) for each in engine.table if each.id > known and each.server is self))
             self._served_ahead = listener.taken - 1
@@ -235,21 +261,25 @@ class Hosted:
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Enter the request into the table, under this server's policy."""
-        self.dispatcher.chosen.admit(self, request, client_address)
+        self._dispatcher.chosen.admit(self, request, client_address)
 
     def _handle_request_noblock(self) -> bool:
         """Take a request that is there; True where there may be another."""
+        engine = self._host
+        engine.accepting = self
         try:
             request, client_address = self.get_request()
         except OSError as error:
-            return self.engine.refused(self, error)
+            return engine.refused(self, error)
+        finally:
+            engine.accepting = None
         if not self.verify_request(request, client_address):
             self.shutdown_request(request)
             return True
         try:
             self.process_request(request, client_address)
         except BaseException as error:
-            if error is self.engine.unwinding:
+            if error is self._host.unwinding:
                 raise  # it has been through handle_error
             if isinstance(error, Exception):
                 self.handle_error(request, client_address)
@@ -260,11 +290,11 @@ class Hosted:
         return True
 
     def _begin_drain(self, until: float, drained: threading.Event) -> None:
-        self.engine.unlisten(self)
+        self._host.unlisten(self)
         self._watch_drain(until, drained)
 
     def _watch_drain(self, until: float, drained: threading.Event) -> None:
-        engine = self.engine
+        engine = self._host
         if engine.has_requests(self) and engine.table.now < until:
             engine.retry(partial(self._watch_drain, until, drained))
             return
@@ -278,12 +308,12 @@ class Hosted:
 
     def _host_again(self) -> None:
         """After `server_close()`: some programs give a closed server another socket, one that they have inherited."""
-        if self not in self.engine.servers:
-            self.dispatcher = self._make_dispatcher(self.dispatcher.config)
-            self.engine.servers.append(self)
+        if self not in self._host.servers:
+            self._dispatcher = self._make_dispatcher(self._dispatcher.config)
+            self._host.servers.append(self)
 
     def _wait_for_end(self) -> None:
-        engine = self.engine
+        engine = self._host
         if engine.running and not self._in_serve_forever:
             # another server of the engine, or the engine itself, serves: only this one's listening ends
             engine.post(engine.unlisten, self)
@@ -303,7 +333,7 @@ class Hosted:
         if getattr(self, "socket_type", None) == socket.SOCK_STREAM and hasattr(self, "socket"):
             self.socket.close()  # its port is free while we wait
         wait = getattr(self, "block_on_close", True)
-        dispatchers = (self.dispatcher, *self._former)
+        dispatchers = (self._dispatcher, *self._former)
         for dispatcher in dispatchers if wait else ():
             dispatcher.wait()
         self._engine.settle()

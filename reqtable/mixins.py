@@ -68,7 +68,7 @@ class ThreadingMixIn(_MixIn):
     @property
     def _threads(self) -> _Threads:
         """The threads that have not finished."""
-        policy = self.dispatcher.policy("thread")
+        policy = self._dispatcher.policy("thread")
         assert isinstance(policy, Thread)
         return _Threads(policy.threads)
 
@@ -108,7 +108,7 @@ class ForkingMixIn(_MixIn):
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Wait for the children that have exited, or, with `blocking`, for all. The loop does it by itself."""
-        self.dispatcher.forking.collect(blocking)
+        self._dispatcher.forking.collect(blocking)
 
     def handle_timeout(self) -> None:
         """`handle_request()` saw no request in time."""

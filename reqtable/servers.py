@@ -191,10 +191,10 @@ class UDPServer(TCPServer):
         """There is nothing to listen on."""
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        session = self.engine.session_of(self, client_address)
+        session = self._host.session_of(self, client_address)
         if session is not None:
             session.deliver(request[0])
-        elif not self.engine.table.full:  # else it is dropped, as the network would
+        elif not self._host.table.full:  # else it is dropped, as the network would
             super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:

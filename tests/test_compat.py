@@ -301,6 +301,8 @@ def test_what_it_runs_is_run_as_python_would(tmp_path: Path) -> None:
         (["run", "-m"], (), "say what to run"),
         (["run", "--dispatch", "nope", "x.py"], (), "'nope' is not one of"),
         (["run", "x.py"], ("-I",), "leave them out"),
+        (["run", "-I", "x.py"], (), "-I: say what is for python before"),
+        (["run", "-Xdev", "x.py"], (), "-Xdev: say what is for python before"),
         (["ran"], (), "No such command 'ran'"),
     ],
 )
@@ -309,6 +311,69 @@ def test_a_mistake_is_one_line(arguments: list[str], python: tuple[str, ...], sa
     assert ran.returncode == 2
     assert says in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "python",
+    [
+        ["-u", "-W", "error", "-m", "reqtable.compat"],
+        ["-Werror", "-um", "reqtable.compat"],
+        ["-u", "-Werror", "-mreqtable.compat"],
+    ],
+)
+def test_the_interpreters_own_options_are_kept(python: list[str]) -> None:
+    program = "import sys; print(sys.warnoptions, sys.stdout.write_through)"
+    command = [sys.executable, *python, "run", "-c", program]
+    ran = subprocess.run(command, env=PLAIN, capture_output=True, text=True, timeout=WAIT_S)
+    assert (ran.stdout, ran.stderr) == ("['error'] True\n", "")
+
+
+def test_names_that_programs_patch_are_there() -> None:
+    program = "import socketserver; print(socketserver.socket.socket, socketserver.threading, socketserver.os.fork)"
+    assert compat("run", "-c", program).stderr == ""
+
+
+OWN_NAMES = """
+import socketserver
+
+class Server(socketserver.TCPServer):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.table = {}
+        self.engine = "an engine of mine"
+        self.stats = 0
+
+    @property
+    def dispatcher(self):
+        return self._mine
+
+    @dispatcher.setter
+    def dispatcher(self, value):
+        self._mine = value
+
+    def dispatch(self, *args):
+        return "dispatched"
+
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        server = self.server
+        server.dispatcher = 3
+        self.wfile.write(repr((server.table, server.engine, server.dispatcher, server.dispatch())).encode())
+
+with Server(("127.0.0.1", 0), Handler) as server:
+    print("port", server.server_address[1], flush=True)
+    server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("dispatch", [None, "greenlet", "pool"])
+def test_a_program_may_use_our_names_for_its_own(dispatch: str | None, tmp_path: Path) -> None:
+    program = Program(["-c", OWN_NAMES], tmp_path, dispatch)
+    try:
+        with program.connect() as client:
+            assert client.makefile("rb").read() == b"({}, 'an engine of mine', 3, 'dispatched')"
+    finally:
+        program.end()
 
 
 def test_the_path_that_there_was_stays() -> None:

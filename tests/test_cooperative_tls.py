@@ -383,6 +383,45 @@ def test_another_thread_may_use_the_socket() -> None:
         assert result() == [b"hello"]
 
 
+def test_a_connection_of_the_handlers_own_is_shaken_at_once() -> None:
+    """As the data connection of FTPS: it is no request, and stops everyone, as documented, but is as it ever was."""
+    seen = []
+
+    class Data(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            with socket.create_server(ANY) as listening:
+                self.wfile.write(b"%d\n" % listening.getsockname()[1])
+                connection, _ = listening.accept()
+                with server_context().wrap_socket(connection, server_side=True) as secure:
+                    seen.append((type(secure), secure.version()))
+
+    with served("get_request", Data) as server, TLSClient(server.server_address) as client:
+        with TLSClient(("127.0.0.1", int(client.line()))) as data:
+            assert data.rest() == b""
+    assert seen == [(ssl.SSLSocket, "TLSv1.3")]
+
+
+def test_who_hands_requests_to_threads_of_its_own_finds_the_handshake_done() -> None:
+    class OwnThreads(InGetRequest):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            def serve() -> None:
+                self.finish_request(request, client_address)
+                self.shutdown_request(request)
+
+            threads.append(threading.Thread(target=serve))
+            threads[0].start()
+
+    class Asks(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            own: Any = self.request
+            self.wfile.write(f"{own.version()} {own.cipher()[1]} {own.selected_alpn_protocol()}\n".encode())
+
+    threads: list[threading.Thread] = []
+    with serving(OwnThreads(ANY, Asks, dispatch="greenlet")) as server, TLSClient(server.server_address) as client:
+        assert client.rest() == b"TLSv1.3 TLSv1.3 None\n"
+        threads[0].join()
+
+
 def test_everyone_elses_tls_sockets_are_what_they_were() -> None:
     with served("get_request") as server, TLSClient(server.server_address) as client:
         assert type(client.socket) is ssl.SSLSocket

@@ -135,7 +135,7 @@ def test_the_configuration_that_is_shown_can_be_loaded(tmp_path: Path) -> None:
     config = reqtable.Config.load(path)
     assert len(config.origins) == shown.count(" = ") - shown.count("{ "), "each key of it was read"
     with reqtable.TCPServer(("127.0.0.1", 0), Notes, config=config) as server:
-        assert server.dispatcher.chosen.name == "pool"
+        assert server._dispatcher.chosen.name == "pool"
 
 
 def test_every_policy_has_its_line_in_the_table() -> None:

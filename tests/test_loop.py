@@ -52,7 +52,7 @@ class World:
             self.server = reqtable.TCPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
             self.engine = reqtable.Engine(limits=Limits(**limits)).add(self.server)
         self.engine.open()
-        self.policy = self.server.dispatcher.policy("inline")
+        self.policy = self.server._dispatcher.policy("inline")
         self.peers: list[socket.socket] = []
 
     def connect(self, handler: Any = None) -> tuple[socket.socket, Entry]:

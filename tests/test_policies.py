@@ -105,7 +105,7 @@ def test_thread_gives_each_request_its_own(handler: Any) -> None:
             wait_until(server, lambda: [row["letter"] for row in server.table.snapshot()] == ["D", "D"])
             assert {row["policy"] for row in server.table.snapshot()} == {"thread"}
         empty(server)
-        assert len(server.dispatcher.chosen.threads) == 0
+        assert len(server._dispatcher.chosen.threads) == 0
 
 
 @pytest.mark.parametrize("handler", [Where, StateWhere, AsyncWhere])
@@ -331,7 +331,7 @@ def test_a_sleep_can_be_cancelled(dispatch: str) -> None:
         assert client.rest() == b""
         client.close()
         empty(server)
-        wait_until(server, lambda: server.dispatcher.chosen.busy == 0)
+        wait_until(server, lambda: server._dispatcher.chosen.busy == 0)
 
 
 def test_a_child_that_is_killed_fails_its_request_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -862,7 +862,7 @@ def test_a_lock_of_an_executor_that_is_held_at_a_fork_does_not_hold_up_the_child
     """Once it did: the child freed its copy of the executor, which takes that lock."""
     with calling(os.getpid) as (server, client):
         client.ask(b"process\n")
-        with server.dispatcher.executor("process")._executor._shutdown_lock:
+        with server._dispatcher.executor("process")._executor._shutdown_lock:
             assert int(client.ask(b"fork\n")) != os.getpid()
 
 
@@ -1178,18 +1178,18 @@ def test_a_former_configuration_goes_with_its_last_request() -> None:
         closed = []
         with Client(server.server_address) as client:
             where(client)
-            former = server.dispatcher
+            former = server._dispatcher
             close = former.close
             former.close = lambda wait, calls=False: (closed.append(wait), close(wait, calls))  # type: ignore[method-assign]
             server.engine.post(server.reconfigure, Config())
             where(client)
             assert not closed
-            assert server.dispatcher is not former
+            assert server._dispatcher is not former
         empty(server)
         wait_until(server, lambda: bool(closed))
-        idle = server.dispatcher
+        idle = server._dispatcher
         server.engine.post(server.reconfigure, Config())
-        wait_until(server, lambda: server.dispatcher is not idle)
+        wait_until(server, lambda: server._dispatcher is not idle)
         assert server._former == [], "one without requests goes at once"
 
 
@@ -1214,7 +1214,7 @@ def test_a_child_that_a_thread_has_handed_off_to_ends_with_the_request(how: str)
             assert client.rest() == b""
         client.hang_up()
         empty(server)
-        wait_until(server, lambda: not server.active_children and not server.dispatcher.forking.children)
+        wait_until(server, lambda: not server.active_children and not server._dispatcher.forking.children)
         with pytest.raises(ChildProcessError):
             os.waitpid(child, os.WNOHANG)
 

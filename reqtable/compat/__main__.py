@@ -30,10 +30,23 @@ def run(dispatch: str | None, program: Sequence[str]) -> None:
         raise click.UsageError("python -I and -E ignore PYTHONPATH, by which socketserver is replaced: leave them out")
     if not program or tuple(program) == ("-m",):
         raise click.UsageError("say what to run, as in: run server.py, or: run -m http.server 8000")
-    flags = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) - 1]  # what is before: -m reqtable.compat ARGUMENTS
+    if program[0].startswith("-") and program[0] not in ("-m", "-c", "-"):
+        raise click.UsageError(
+            f"{program[0]}: say what is for python before: python {program[0]} -m reqtable.compat run …"
+        )
+    flags = _given_to_python()
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *flags, *program], environment(dispatch))
+
+
+def _given_to_python() -> list[str]:
+    """The options of this interpreter: all that came before `-m reqtable.compat`."""
+    options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    if options[-1:] == ["reqtable.compat"]:
+        options.pop()
+    last = options.pop().partition("m")[0]  # as in -m, -um, -mreqtable.compat
+    return options if last == "-" else [*options, last]
 
 
 def main() -> None:

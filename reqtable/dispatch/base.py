@@ -57,7 +57,7 @@ class Policy(ABC):
     @property
     def engine(self) -> Engine:
         """The loop whose table the requests are in."""
-        return self.dispatcher.server.engine  # type: ignore[no-any-return]
+        return self.dispatcher.server._host  # type: ignore[no-any-return]
 
     @classmethod
     def check(cls, handler_class: Any) -> None:

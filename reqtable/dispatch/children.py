@@ -120,11 +120,11 @@ def keep(executor: Any) -> None:
 def become_child(own: Entry | None, dispatcher: Any) -> None:
     """In a new child: let go of all that is the parent's but the connection of `own`, if there is one."""
     gc.freeze()  # a collection here would copy every page that holds an object of the parent's
-    engine = dispatcher.server.engine
+    engine = dispatcher.server._host
     for loop in {own.table.owner if own is not None else engine, dispatcher.loop, engine}:
         loop.abandon(own)
     for server in engine.servers:
-        server.abandon_dispatchers()
+        server._abandon_dispatchers()
     if own is not None and isinstance(own.transport, Lent):
         own.transport.stay_in_child()
 

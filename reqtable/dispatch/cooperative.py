@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 from collections.abc import Callable
 from functools import cache
 from math import inf
+from operator import index
 from typing import Any, ClassVar, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -66,7 +68,10 @@ class Suspendable:
         for _ in range(_UNWINDINGS_MAX):
             if self._greenlet.dead or not self._greenlet:
                 return
-            self._greenlet.parent = getcurrent()
+            try:
+                self._greenlet.parent = getcurrent()
+            except ValueError:
+                return  # it is bound to another thread, and can only be dropped
             self._greenlet.throw(GreenletExit)
 
 
@@ -102,8 +107,12 @@ class CooperativeSocket(socket.socket):
     # -- the timeout --------------------------------------------------------------------------------------------------
 
     def settimeout(self, value: float | None) -> None:
-        if value is not None and value < 0:
-            raise ValueError("Timeout value out of range")
+        if value is not None:
+            value = value if isinstance(value, float) else float(index(value))
+            if not value >= 0:
+                raise ValueError("Timeout value out of range")
+            if value > threading.TIMEOUT_MAX:
+                raise OverflowError("timeout doesn't fit into C timeval")
         self._wait_s = value
 
     def gettimeout(self) -> float | None:
@@ -253,7 +262,14 @@ class CooperativeSocket(socket.socket):
         return count, *others
 
     def send(self, data: Any, flags: int = 0) -> int:
+        if self._sends_all(flags):
+            self.sendall(data, flags)
+            return memoryview(data).nbytes
         return self._went_out(self._until_done(WRITABLE, flags, self.plain.send, data, flags | _DONTWAIT))
+
+    def _sends_all(self, flags: int) -> bool:
+        """Whether a call of `send` takes all that it is given: on a blocking stream (send(2)), which has no timeout."""
+        return self._wait_s is None and not flags & _DONTWAIT and self.type == socket.SOCK_STREAM
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """As the standard library's: the timeout is that of all of it."""
@@ -270,7 +286,12 @@ class CooperativeSocket(socket.socket):
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
         send = self.plain.sendmsg, buffers, ancdata, flags | _DONTWAIT, address
-        return self._went_out(self._until_done(WRITABLE, flags, *send))
+        sent = self._went_out(self._until_done(WRITABLE, flags, *send))
+        if self._sends_all(flags):
+            rest = memoryview(b"".join(bytes(each) for each in buffers))[sent:]
+            self.sendall(rest, flags)
+            sent += len(rest)
+        return sent
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         # not os.sendfile: the standard library's use of it polls the descriptor by itself
@@ -297,6 +318,12 @@ class CooperativeSocket(socket.socket):
         self.plain._real_close(self, *args)  # type: ignore[attr-defined]
 
     def _forget(self) -> None:
-        """Stop polling a descriptor before it goes: its number may be another request's a moment later."""
-        if self.lent.fd == self.fileno():
-            self.lent.poll(0)
+        """Stop polling a descriptor before it goes: its number may be another request's a moment later.
+
+        Whoever waits for it, where another one closes it, tries again and finds it closed.
+        """
+        lent = self.lent
+        if lent.fd == self.fileno() and lent.watched:
+            lent.poll(0)
+            if lent.entry is not lent.engine.table.running:
+                lent.engine.post(lent.on_ready, READ | WRITE)

@@ -105,6 +105,21 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
     def getpeercert(self, binary_form: bool = False) -> Any:
         return self._when_ready(super().getpeercert, binary_form)
 
+    def version(self) -> Any:
+        return self._when_ready(super().version)
+
+    def cipher(self) -> Any:
+        return self._when_ready(super().cipher)
+
+    def shared_ciphers(self) -> Any:
+        return self._when_ready(super().shared_ciphers)
+
+    def selected_alpn_protocol(self) -> Any:
+        return self._when_ready(super().selected_alpn_protocol)
+
+    def get_channel_binding(self, cb_type: str = "tls-unique") -> Any:
+        return self._when_ready(super().get_channel_binding, cb_type)
+
     # -- before it is known whose it is -------------------------------------------------------------------------------
 
     def _came_in(self, count: int, flags: int) -> None:

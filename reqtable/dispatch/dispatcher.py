@@ -65,7 +65,7 @@ class Dispatcher:
     @property
     def loop(self) -> Any:
         """The loop that children are watched in: the engine, or, in a child, the driver of its one request."""
-        return self._child_loop or self.server.engine
+        return self._child_loop or self.server._host
 
     @loop.setter
     def loop(self, loop: Any) -> None:
@@ -76,7 +76,7 @@ class Dispatcher:
         with self._lock:
             policy = self._policies.get(name)
         if policy is None:
-            possible = SYSTEM.get().policies if self.server._engine is None else self.server.engine.system.policies
+            possible = SYSTEM.get().policies if self.server._engine is None else self.server._host.system.policies
             if possible is not None and name not in possible:
                 raise ConfigurationError(f"policy {name!r} can't be simulated: {', '.join(sorted(possible))} can")
             made = policy_named(name)(self)
@@ -125,9 +125,9 @@ class Dispatcher:
             self._executors[name] = make(name)
 
     def _make_executor(self, name: str) -> Executor:
-        calls_max = self.server.engine.limits.calls_max
+        calls_max = self.server._host.limits.calls_max
         if name == "thread":
-            return self.server.engine.system.executor(calls_max, "reqtable-call")  # type: ignore[no-any-return]
+            return self.server._host.system.executor(calls_max, "reqtable-call")  # type: ignore[no-any-return]
         if name == "fork":
             return ForkExecutor(self, calls_max)
         if name == "process":
@@ -180,7 +180,7 @@ class Dispatcher:
 
     def let_go(self) -> None:
         """Who has a request goes on with it, though the server closes."""
-        for entry in self.server.engine.table:
+        for entry in self.server._host.table:
             if entry.server is self.server and isinstance(entry.transport, Delegation):
                 entry.transport.is_let_go = True
         for policy in self._policies.values():

@@ -29,8 +29,13 @@ class Engine(Loop):
         self.accepting: Server | None = None  # whose `get_request` may be running
         self._stopping = False
         self._stopped = threading.Event()
+        self._ran_in: int | None = None  # the thread that last ran the loop
 
     def run(self, stop: Callable[[], bool], most_s: float | None = None, until: float | None = None) -> None:
+        ident = threading.get_ident()
+        if self._ran_in not in (None, ident):
+            self._end_bound()  # in the thread that they were bound to, which has left them
+        self._ran_in = ident
         try:
             super().run(stop, most_s, until)
         finally:
@@ -41,7 +46,7 @@ class Engine(Loop):
 
     def add(self, server: Any) -> Engine:
         """Host `server` in this engine, over this table; to be called before it serves. Returns the engine."""
-        server.engine = self
+        server._join(self)
         return self
 
     def discard(self, server: Server) -> None:
@@ -102,7 +107,7 @@ class Engine(Loop):
     def listen(self, server: Server, most: int | None = None) -> Listener:
         """Take new requests for `server` while the loop runs, at most `most` a pass."""
         self.unlisten(server)
-        server.prepare()
+        server._prepare()
         listener = Listener(self, server, most or self.limits.accepts_per_pass)
         self._listeners.append(listener)
         return listener
@@ -142,7 +147,7 @@ class Engine(Loop):
 
     def watched(self) -> AbstractContextManager[Any]:
         """For as long as it is entered, steps that hold up the loop are warned of, where there can be any."""
-        if self.limits.loop_stall_s < inf and any(server.steps_on_loop for server in self.servers):
+        if self.limits.loop_stall_s < inf and any(server._steps_on_loop for server in self.servers):
             return self.system.watch(self)
         return nullcontext()
 
@@ -151,10 +156,14 @@ class Engine(Loop):
         for server in self.servers:
             self.unlisten(server)
         if threading.current_thread() is not threading.main_thread():
-            for entry in self.table:
-                if entry.resumable.bound_to_thread:
-                    self.end(entry, Event.CANCELLED)
-            self._reap()
+            self._end_bound()
+
+    def _end_bound(self) -> None:
+        """End the requests whose stacks can't go on in another thread."""
+        for entry in self.table:
+            if entry.resumable.bound_to_thread:
+                self.end(entry, Event.CANCELLED)
+        self._reap()
 
     def shutdown(self) -> None:
         """End `serve_forever`, at once; wait until it has ended, unless it is this thread that is in it."""

@@ -60,13 +60,6 @@ class Listener(Polled):
         self.poll(READ)
 
     def on_ready(self, mask: int) -> None:
-        self.engine.accepting = self.server
-        try:
-            self._take()
-        finally:
-            self.engine.accepting = None
-
-    def _take(self) -> None:
         for _ in range(self._most):
             if self.engine.stopping or not self.watched:
                 return

@@ -516,6 +516,11 @@ class Loop:
             wakeup.close()
 
     @property
+    def to_free(self) -> int:
+        """How many requests have ended in this pass and are not freed."""
+        return len(self._closed)
+
+    @property
     def stopping(self) -> bool:
         """The loop ends with this pass."""
         return self._stop()

@@ -75,7 +75,8 @@ class Watch:
         look_s = min(stall_s / 2, _thread.TIMEOUT_MAX)
         now = table.clock()
         entry = table.running
-        seen = (table.now, entry)
+        frame = self._loop_frame()
+        seen = (table.now, entry or _progress(frame, engine))
         if seen != self._seen:
             self._seen = seen
             self._said = False
@@ -84,9 +85,8 @@ class Watch:
         left_s = self._since + stall_s - now
         if self._said or left_s > 0:
             return min(max(left_s, 0.001), look_s)
-        ident = table.thread
-        frame = sys._current_frames().get(ident) if ident is not None else None
-        if frame is not None and not _polls(frame, engine) and (table.now, table.running) == seen:
+        waits = frame is None or (entry is None and _polls(frame, engine))
+        if frame is not None and not waits and (table.now, table.running) == (seen[0], entry):
             self._said = True
             if entry is not None:
                 who = f"{address_text(entry.peer)}: a step of {handler_name(entry.handler)}"
@@ -97,6 +97,10 @@ class Watch:
             _say("%s has held up everyone for %.1f s at %s (%s)", who, now - self._since, _place(frame), mend)
         return look_s
 
+    def _loop_frame(self) -> FrameType | None:
+        ident = self._engine.table.thread
+        return None if ident is None else sys._current_frames().get(ident)
+
 
 def _say(*message: Any) -> None:
     """Log it, in a thread that may be seen: logging asks for the current one, which would list this one for good."""
@@ -106,13 +110,28 @@ def _say(*message: Any) -> None:
         time.sleep(0.001)
 
 
-def _polls(frame: FrameType, engine: Engine) -> bool:
-    """Whether that stack is that of a loop which waits for something to do."""
+def _pass_of(frame: FrameType | None, engine: Engine) -> tuple[FrameType | None, FrameType | None]:
+    """Of a loop's stack, the frame of its pass, and the one that this has called."""
     inner: FrameType | None = None
-    outer: FrameType | None = frame
+    outer = frame
     while outer is not None and outer.f_code is not type(engine).run_once.__code__:
         inner, outer = outer, outer.f_back
-    return outer is not None and (inner is None or inner.f_code.co_name == "select")
+    return outer, inner
+
+
+def _polls(frame: FrameType, engine: Engine) -> bool:
+    """Whether that stack is that of a loop which waits for something to do."""
+    outer, inner = _pass_of(frame, engine)
+    return outer is None or (inner is not None and inner.f_code.co_name == "select")
+
+
+def _progress(frame: FrameType | None, engine: Engine) -> tuple[Any, ...]:
+    """What changes while a pass goes on, though no step of a handler is seen in it."""
+    outer, _ = _pass_of(frame, engine)
+    if outer is None:
+        return ()
+    counts = len(engine.table), engine.table.last_id, engine.to_free
+    return outer.f_lineno, id(outer.f_locals.get("key")), *counts
 
 
 def _place(frame: FrameType) -> str:

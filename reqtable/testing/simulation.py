@@ -110,7 +110,7 @@ class _Simulation:
         with network.installed():
             self.server = server = self._make(server_factory)
             server.handle_error = self._reporting(server.handle_error)
-            engine = server.engine
+            engine = server._host
             engine.table.on_transition = self._on_transition
             engine.invariants = _SimInvariants(engine, self)
             for number, script in enumerate(clients):
@@ -140,13 +140,13 @@ class _Simulation:
         except BaseException:
             server.server_close()
             raise
-        server.dispatcher.run_calls_by(lambda name: self.network.system.executor(None, name))
+        server._dispatcher.run_calls_by(lambda name: self.network.system.executor(None, name))
         return server
 
     def _check(self, server: Any) -> None:
-        if server.engine.system is not self.network.system:
+        if server._host.system is not self.network.system:
             raise ValueError("the server was made before the simulation: make it in server_factory()")
-        if server.dispatcher.chosen.name == "pool" and not is_resumable(server.RequestHandlerClass):
+        if server._dispatcher.chosen.name == "pool" and not is_resumable(server.RequestHandlerClass):
             raise ValueError("a blocking handler has a thread under 'pool': simulate it under 'greenlet' or 'inline'")
 
     def _reporting(self, handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
@@ -181,7 +181,7 @@ class _Simulation:
         self.server.shutdown()
 
     def _sum_up(self) -> None:
-        report, network, engine = self.report, self.network, self.server.engine
+        report, network, engine = self.report, self.network, self.server._host
         report.simulated_s = network.clock.now - network.began_at
         network.settle()  # the loop may have ended before the clients did
         for peer in report.clients:
