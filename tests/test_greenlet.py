@@ -700,7 +700,9 @@ def test_what_one_thread_left_suspended_ends_when_another_serves() -> None:
             with Client(server.server_address) as other:
                 assert other.ask(b"hello\n") == b"hello\n"
             wait_until(server, lambda: not server.table)
-    greenlet.getcurrent()  # the stack was left to this thread, which unwinds it when it next has to do with greenlets
+    greenlet.greenlet(
+        bool
+    ).switch()  # the stack was left to this thread, which unwinds it when it next has to do with greenlets
 
 
 def test_a_default_timeout_is_each_sockets_own(request: pytest.FixtureRequest) -> None:

@@ -160,16 +160,20 @@ class CooperativeSocket(socket.socket):
         current = getcurrent()
         if isinstance(current, _RequestGreenlet) and not lent.in_child:
             if current.lent is not lent:
-                self._wait_for_another(current.lent, want, timeout_s)
+                own = current.lent
+                del current  # see below
+                self._wait_for_another(own, want, timeout_s)
                 return
             if lent.fd != self.fileno():  # a duplicate, perhaps of one that is closed by now
                 lent.poll(0)
                 lent.fd = self.fileno()
             lent.poll(READ if want is READABLE else WRITE)  # it may have stopped when the other one was closed
             lent.entry.timeout = timeout_s
-            assert current.parent is not None
+            loop = current.parent
+            assert loop is not None
             self._since_suspended = 0
-            current.parent.switch(want)
+            del current  # a stack that holds on to itself could never be dropped
+            loop.switch(want)
             return
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN if want is READABLE else select.POLLOUT)
@@ -213,8 +217,10 @@ class CooperativeSocket(socket.socket):
         self._since_suspended = 0
         current = getcurrent()
         if isinstance(current, _RequestGreenlet) and current.lent is self.lent and not self.lent.in_child:
-            assert current.parent is not None
-            current.parent.switch(TURN)
+            loop = current.parent
+            assert loop is not None
+            del current
+            loop.switch(TURN)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         if flags & _WAITALL:
