@@ -69,8 +69,8 @@ class Hosted:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        owner = next(each for each in cls.__mro__ if "serve_forever" in vars(each))
-        if not issubclass(owner, Hosted):  # it would be served by that one's loop, silently
+        owner = next(each for each in cls.__mro__ if "_handle_request_noblock" in vars(each))
+        if not issubclass(owner, Hosted):  # a whole server: it would be served by that one's loop, silently
             mixed = next(each for each in cls.__mro__ if issubclass(each, Hosted) and each is not cls)
             raise TypeError(
                 f"{cls.__name__}: {mixed.__name__} comes after {owner.__name__}, whose loop it is to replace: put it "

@@ -808,6 +808,21 @@ def test_a_mix_in_that_comes_too_late_is_refused(mixin: type) -> None:
         type("Late", (HTTPServer, mixin), {})
 
 
+def test_a_mix_in_of_a_programs_own_may_come_first_and_run_the_loop() -> None:
+    class Control:
+        def serve_forever(self, poll_interval: float) -> None:
+            ran.append(poll_interval)
+            super().serve_forever(poll_interval)  # type: ignore[misc]
+
+    ran: list[float] = []
+    server = type("Controlled", (Control, reqtable.TCPServer), {})(ANY, OneLine)
+    server.service_actions = server.shutdown
+    with server:
+        server.engine.post(bool)
+        server.serve_forever(0.01)
+    assert ran == [0.01]
+
+
 def test_a_server_whose_constructor_was_not_called_says_so() -> None:
     class Forgetful(reqtable.TCPServer):
         def __init__(self) -> None:
