@@ -19,6 +19,7 @@ from reqtable.config import Config, chosen_dispatch, effective
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import handler_name, unwrapped
 from reqtable.dispatch import check_policy, is_resumable, policy_names
+from reqtable.engine.access import JSONFormatter
 from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
 from reqtable.imports import module_at
@@ -100,12 +101,28 @@ _CONFIG_OPTION = click.option(
 )
 @click.option("--dispatch", type=click.Choice(policy_names()), help="Where handlers run.")
 @_CONFIG_OPTION
+@click.option("--access-log", is_flag=True, help="Log a line for every finished request.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 def serve_command(
-    handler: Any, binds: tuple[str, ...], dispatch: str | None, config: str | None, log_level: str
+    handler: Any,
+    binds: tuple[str, ...],
+    dispatch: str | None,
+    config: str | None,
+    access_log: bool,
+    log_format: str,
+    log_level: str,
 ) -> None:
-    """Serve HANDLER until SIGINT or SIGTERM; SIGHUP re-reads the configuration, SIGUSR1 logs the table."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    """Serve HANDLER until SIGINT, or until SIGTERM and what has begun is done.
+
+    SIGHUP re-reads the configuration, SIGUSR1 logs the table.
+    """
+    output = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    output.setFormatter(JSONFormatter() if log_format == "json" else plain)
+    logging.basicConfig(level=log_level.upper(), handlers=[output])
+    if not access_log:
+        logging.getLogger("reqtable.access").setLevel(logging.WARNING)
 
     def on_listening(names: list[str]) -> None:
         for name in names:

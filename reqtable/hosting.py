@@ -26,6 +26,7 @@ from reqtable.dispatch import check_policy, is_resumable
 from reqtable.dispatch.blocking import runs_concurrently
 from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.dispatcher import Dispatcher
+from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
 
 _LOOK_S = 0.05
@@ -170,6 +171,15 @@ class Hosted:
 
                 install()
 
+    def stats(self) -> dict[str, Any]:
+        """What has been counted since this server was made, as plain data: numbers, and dicts of numbers.
+
+        `accepted` requests, `finished` by how they ended (`done timeout limit reset error cancelled drained`),
+        `refused` by the limit; `bytes_in`, `bytes_out` and `steps` of those that have ended; the same for each of its
+        `policies`; `entries` now; and of the engine, which it may share: `buffered_bytes` now, the times of its `loop`.
+        """
+        return self._host.stats(self)
+
     # -- serving ------------------------------------------------------------------------------------------------------
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
@@ -209,22 +219,22 @@ class Hosted:
     def drain(self, timeout: float | None = None) -> None:
         """Take no new requests, let those in the table finish, for at most `timeout` seconds, then stop.
 
-        Where no loop runs, this runs it. Otherwise it waits until it is done, unless it is called in the loop. Then
-        `serve_forever` ends; where another server of the engine serves, that goes on.
+        Those that have been idle for `drain_idle_s` meet the end of their input meanwhile; those that are left in the
+        end are ended, as `drained`. Where no loop runs, this runs it. Otherwise it waits until it is done, unless it is
+        called in the loop. Then `serve_forever` ends; where another server of the engine serves, that goes on.
         """
         engine = self._host
+        drained = threading.Event()
         until = inf if timeout is None else engine.table.clock() + timeout
-        if engine.running:
-            drained = threading.Event()
-            engine.post(self._begin_drain, until, drained)
-            if not engine.in_loop_thread:
-                while engine.running and not drained.wait(_LOOK_S):
-                    pass  # someone may end the loop before it is drained
-                self._wait_for_end()
-            return
-        engine.unlisten(self)
-        engine.run(lambda: not engine.has_requests(self), until=None if timeout is None else until)
-        engine.end_requests(self)
+        drain = Drain(engine, [self], until, partial(self._drained, drained))
+        running = engine.running
+        engine.post(drain.begin)
+        if not running:
+            engine.run(drained.is_set)
+        elif not engine.in_loop_thread:
+            while engine.running and not drained.wait(_LOOK_S):
+                pass  # someone may end the loop before it is drained
+            self._wait_for_end()
 
     def handle_request(self) -> None:
         """Serve one request, to its end, or call `handle_timeout()` when none comes in time.
@@ -260,8 +270,11 @@ class Hosted:
             engine.unlisten(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Enter the request into the table, under this server's policy."""
-        self._dispatcher.chosen.admit(self, request, client_address)
+        """Enter the request into the table, under this server's policy; one for which there is no room is refused."""
+        if self._host.admits(self, request, client_address):
+            self._dispatcher.chosen.admit(self, request, client_address)
+        else:
+            self.shutdown_request(request)
 
     def _handle_request_noblock(self) -> bool:
         """Take a request that is there; True where there may be another."""
@@ -289,16 +302,7 @@ class Hosted:
                 raise
         return True
 
-    def _begin_drain(self, until: float, drained: threading.Event) -> None:
-        self._host.unlisten(self)
-        self._watch_drain(until, drained)
-
-    def _watch_drain(self, until: float, drained: threading.Event) -> None:
-        engine = self._host
-        if engine.has_requests(self) and engine.table.now < until:
-            engine.retry(partial(self._watch_drain, until, drained))
-            return
-        engine.end_requests(self)
+    def _drained(self, drained: threading.Event) -> None:
         self._BaseServer__shutdown_request = self._in_serve_forever
         drained.set()
 

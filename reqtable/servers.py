@@ -194,7 +194,7 @@ class UDPServer(TCPServer):
         session = self._host.session_of(self, client_address)
         if session is not None:
             session.deliver(request[0])
-        elif not self._host.table.full:  # else it is dropped, as the network would
+        else:
             super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:

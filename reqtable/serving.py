@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,9 @@ from urllib.parse import urlsplit
 
 from reqtable.config import CONFIG_VARIABLE, Config, from_environment
 from reqtable.core.errors import ConfigurationError
+from reqtable.core.states import State
 from reqtable.core.table import address_text, format_rows
+from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
 from reqtable.servers import TCPServer, UDPServer
 
@@ -168,8 +171,8 @@ def _unlink_own(path: str, inode: int) -> None:
 
 @contextlib.contextmanager
 def _signals(engine: Engine, reload: Callable[[], Config] | None) -> Iterator[None]:
-    """SIGINT and SIGTERM stop, SIGHUP re-reads, SIGUSR1 logs the table. Only in the main thread, where Python delivers
-    signals. A forked child has them as they were: it is ended by them.
+    """SIGINT stops, SIGTERM drains (a second one stops), SIGHUP re-reads, SIGUSR1 logs the table. Only in the main
+    thread, where Python delivers signals. A forked child has them as they were: it is ended by them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -178,9 +181,17 @@ def _signals(engine: Engine, reload: Callable[[], Config] | None) -> Iterator[No
     def log_table(*_: object) -> None:
         log.warning("%d requests\n%s", len(engine.table), format_rows(engine.table.snapshot()))
 
+    def terminate(*_: object) -> None:
+        if draining:
+            engine.stop()
+            return
+        draining.append(True)
+        engine.post(_begin_drain, engine)
+
+    draining: list[bool] = []
     handlers: dict[int, Callable[..., None]] = {
         signal.SIGINT: lambda *_: engine.stop(),
-        signal.SIGTERM: lambda *_: engine.stop(),
+        signal.SIGTERM: terminate,
         signal.SIGUSR1: log_table,
     }
     if reload is not None:
@@ -197,6 +208,31 @@ def _signals(engine: Engine, reload: Callable[[], Config] | None) -> Iterator[No
     finally:
         engine.in_child.remove(restore)
         restore()
+
+
+def _begin_drain(engine: Engine) -> None:
+    """In the loop: take nothing new, and end when what has begun is done, or its time is over."""
+    most_s = engine.limits.drain_timeout_s
+    at_first = sum(entry.state is not State.CLOSED for entry in engine.table)
+    if at_first:
+        log.info("ending when %d requests are done, or in %g s; SIGTERM again ends at once", at_first, most_s)
+    progress = _Progress(at_first) if sys.stderr.isatty() else None
+    Drain(engine, engine.servers, engine.table.now + most_s, engine.stop, progress).begin()
+
+
+class _Progress:
+    """One line on a terminal, rewritten in its place."""
+
+    def __init__(self, at_first: int) -> None:
+        self._at_first = at_first
+        self._shown = ""
+
+    def __call__(self, left: int, seconds: float) -> None:
+        text = f"draining: {left} of {self._at_first}, {seconds:.0f} s left" if left else ""
+        if text != self._shown:
+            sys.stderr.write("\r" + text.ljust(len(self._shown)) + ("" if text else "\r"))
+            sys.stderr.flush()
+            self._shown = text
 
 
 def _reload(engine: Engine, reload: Callable[[], Config]) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,13 @@ def test_moving_from_asyncore(label: str, tmp_path: Path) -> None:
         assert client.send(b"put 7\none two").ask(b"count\n") == b"2\n"
         assert client.send(b"put 5\nthree").ask(b"count\n") == b"3\n"
         assert client.end().rest() == b""
+
+
+def test_the_page_on_operating_names_every_limit_and_no_other() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    of_the_loop = {"accepts_per_pass", "steps_per_pass", "recv_bytes", "high_water_bytes", "inbox_max", "calls_max"}
+    of_the_loop |= {"loop_stall_s", "accept_pause_s"}
+    names = {field.name for field in fields(reqtable.Limits)}
+    assert names - of_the_loop == {name for name in re.findall(r"`(\w+)`", page) if name in names}
+    for name, default in re.findall(r"^\| `(\w+)` \| ([\d,.]+)(?: s)? \|", page, flags=re.MULTILINE):
+        assert getattr(reqtable.Limits(), name) == float(default.replace(",", ""))

@@ -102,16 +102,30 @@ def accepted(values: tuple[object, ...], names: list[str]) -> list[tuple[str, ob
     return taken
 
 
-NAMES = [field.name for field in fields(Limits)]
+NAMES = [field.name for field in fields(Limits) if field.name != "when_full"]
 SECONDS = [name for name in NAMES if name.endswith("_s")]
 COUNTS = [name for name in NAMES if not name.endswith("_s")]
 
 
 def test_limits_take_only_what_is_above_0():
     assert accepted((0, -1, -0.5, True, "64", b"1", 1j), NAMES) == []
-    assert accepted((None,), NAMES) == [("request_timeout_s", None)], "what has no bound unless it is given one"
+    unbounded = [
+        "entries_per_peer_max",
+        "accepts_per_s_max",
+        "buffered_bytes_max",
+        "idle_timeout_s",
+        "request_timeout_s",
+    ]
+    assert accepted((None,), NAMES) == [(name, None) for name in unbounded], "what may have no bound"
     assert accepted((1, 7), NAMES) == [(name, value) for name in NAMES for value in (1, 7)]
     assert accepted((nan,), NAMES) == [], "not a number is not above 0"
+
+
+def test_what_becomes_of_those_who_come_when_there_is_no_room_is_one_of_three():
+    for value in ("wait", "reject", "evict"):
+        assert Limits(when_full=value).when_full == value
+    with pytest.raises(ValueError, match="when_full must be one of wait, reject, evict, not 'drop'"):
+        Limits(when_full="drop")
 
 
 def test_seconds_may_be_fractions_and_counts_may_not():
@@ -120,8 +134,8 @@ def test_seconds_may_be_fractions_and_counts_may_not():
 
 
 def test_limits_are_values():
-    assert len(COUNTS) == 9
-    assert len(SECONDS) == 6
+    assert len(COUNTS) == 13
+    assert len(SECONDS) == 10
     assert Limits() == Limits()
     assert Limits(recv_bytes=1) != Limits()
     with pytest.raises(FrozenInstanceError):

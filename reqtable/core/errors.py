@@ -59,3 +59,19 @@ class IncompleteRead(PeerError, EOFError):
 
 class TimedOut(PeerError, TimeoutError):
     """A deadline passed before what was waited for came."""
+
+
+def ending_of(problem: BaseException) -> str:
+    """How a request ended that ended by `problem`: `timeout`, `limit`, `reset` or `error`.
+
+    A peer that ends between two requests, with none begun, is `done`.
+    """
+    if isinstance(problem, IncompleteRead) and not problem.partial:
+        return "done"
+    if isinstance(problem, TimeoutError):
+        return "timeout"
+    if isinstance(problem, LimitExceeded):
+        return "limit"
+    if isinstance(problem, ConnectionError | IncompleteRead):
+        return "reset"
+    return "error"

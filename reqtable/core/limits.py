@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+WHEN_FULL = ("wait", "reject", "evict")
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -15,7 +17,11 @@ class Limits:
     Raises ValueError, naming the field, for a value that is not positive.
     """
 
-    entries_max: int = 100_000  # requests in the table; above it the listeners are not polled
+    entries_max: int = 100_000  # requests in the table
+    entries_per_peer_max: int | None = None  # of one address, or one /64 of IPv6; None: as many as there may be at all
+    when_full: str = "wait"  # or "reject", or "evict": what becomes of those who come when there is no room
+    accepts_per_s_max: int | None = None  # new requests a second, on average; above it the listeners are not polled
+    buffered_bytes_max: int | None = 2**30  # input and output that all requests hold; above it the largest ends
     accepts_per_pass: int = 64  # new requests one listener may bring in in one pass
     steps_per_pass: int = 64  # steps one request may take in one pass; then it waits its turn
     recv_bytes: int = 65_536  # bytes one request may receive in one pass
@@ -24,17 +30,28 @@ class Limits:
     output_bytes_max: int = 64 * 2**20  # untaken output above which `send` raises LimitExceeded
     inbox_max: int = 64  # datagrams that wait for one session; a later one is dropped, as the network would
     calls_max: int = 32  # threads that run `call`s
+    idle_timeout_s: float | None = None  # a peer of which nothing is waiting may be silent for so long; None: no bound
+    read_timeout_s: float = (
+        60.0  # what has begun to come has so long, and again for each time that it came fast enough:
+    )
+    read_bytes_per_s_min: int = 100  # which is this, over that time. Both where a wait names no timeout of its own
     write_timeout_s: float = 60.0  # a peer that takes none of its output for so long is closed
     linger_timeout_s: float = 2.0  # how long to wait for the peer's end of file after our last byte
     session_timeout_s: float = 60.0  # a datagram session that names no timeout of its own
     request_timeout_s: float | None = None  # a whole request, however it runs; None: no bound
     loop_stall_s: float = 0.5  # a step that holds up the loop for longer is warned of; inf: none is
+    drain_timeout_s: float = 30.0  # how long what has begun may take to finish when `serve()` is told to end
+    drain_idle_s: float = 1.0  # who has been idle for so long meanwhile is told that there will be no more
     accept_pause_s: float = 0.5  # how long accepting rests when the machine is out of descriptors or memory
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None and field.default is None:
+            if field.name == "when_full":
+                if value not in WHEN_FULL:
+                    raise ValueError(f"when_full must be one of {', '.join(WHEN_FULL)}, not {value!r}")
+                continue
+            if value is None and "None" in str(field.type):
                 continue
             seconds = field.name.endswith("_s")
             fits = isinstance(value, int | float if seconds else int) and not isinstance(value, bool)

@@ -11,6 +11,7 @@ The rules:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
@@ -62,6 +63,9 @@ class Transport(Protocol):
 
     def shut(self) -> None:
         """End the connection for whoever else has it."""
+
+    def end_input(self) -> None:
+        """Have the handler meet the end of its input, though the peer has not ended it."""
 
     def abandon(self) -> None:
         """In a forked child: close this process's copy of the socket, without a word to the peer."""
@@ -162,11 +166,14 @@ class Entry:
         "bytes_in",
         "bytes_out",
         "calls",
+        "counted",
         "created_at",
         "deadline",
         "due",
         "elsewhere",
+        "ending",
         "handler",
+        "held",
         "id",
         "input",
         "local",
@@ -211,6 +218,9 @@ class Entry:
         self.output = Output()
         self.bytes_in = 0
         self.bytes_out = 0
+        self.counted = 0  # `bytes_in` when its deadline was set
+        self.held = 0  # what the table counts of its buffers
+        self.ending: str | None = None  # how it ended, where it was not simply done
         self.steps = 0
 
     def advance(self, event: Event) -> None:
@@ -237,7 +247,10 @@ class RequestTable:
     """Every unfinished request of an engine, in the order in which they came."""
 
     def __init__(self, clock: Callable[[], float], limits: Limits | None = None) -> None:
+        self._per_network: Counter[str | None] | None = None  # how many are of each, where that is limited
+        self._entries: dict[int, Entry] = {}
         self.limits = limits if limits is not None else Limits()
+        self.buffered = 0  # bytes of input and output that the entries hold, as far as they have been counted
         self.clock = clock
         self.now = clock()  # read once a pass
         self.running: Entry | None = None  # the entry whose step the loop is in
@@ -247,7 +260,6 @@ class RequestTable:
         self.thread: int | None = None  # the `threading.get_ident()` of the thread that runs the loop, while one does
         self.on_transition: Callable[[Entry, State, Event], None] | None = None  # told of each, when it has happened
         self.driver: str | None = None  # the policy whose thread or child has this table to itself, for one request
-        self._entries: dict[int, Entry] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -267,13 +279,42 @@ class RequestTable:
         """True while no more entries are admitted."""
         return len(self._entries) >= self.limits.entries_max
 
+    @property
+    def limits(self) -> Limits:
+        """What it is held to."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        counted = limits.entries_per_peer_max is not None
+        self._per_network = Counter(network_of(entry.peer) for entry in self) if counted else None
+
+    def count_from(self, peer: Any) -> int:
+        """How many entries there are of that peer's network, where that is limited."""
+        network = network_of(peer)
+        return 0 if self._per_network is None or network is None else self._per_network[network]
+
     def add(self, entry: Entry) -> None:
         self.last_id += 1
         entry.id = self.last_id
         self._entries[entry.id] = entry
+        if self._per_network is not None:
+            self._per_network[network_of(entry.peer)] += 1
 
     def remove(self, entry: Entry) -> None:
+        self.hold(entry, 0)
+        if self._per_network is not None and entry in self:
+            network = network_of(entry.peer)
+            self._per_network[network] -= 1
+            if not self._per_network[network]:
+                del self._per_network[network]
         self._entries.pop(entry.id, None)
+
+    def hold(self, entry: Entry, count: int) -> None:
+        """Count what the buffers of `entry` hold now."""
+        self.buffered += count - entry.held
+        entry.held = count
 
     def cancel(self, id: int) -> bool:
         """End the request with that id; False when there is none. Callable from any thread."""
@@ -379,6 +420,22 @@ def unwrapped(handler: Any) -> Any:
 def host_text(address: Any) -> str:
     """The host of an internet address; a Unix address whole."""
     return str(address[0]) if isinstance(address, tuple) and address else address_text(address)
+
+
+def network_of(address: Any) -> str | None:
+    """What counts as one peer: an IPv4 address, an IPv6 network of 64 bits; None for those that have no address."""
+    if not isinstance(address, tuple) or not address:
+        return None
+    host = str(address[0])
+    if ":" not in host:
+        return host
+    from ipaddress import IPv6Address  # only those who limit peers need it
+
+    try:
+        number = IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(number.ipv4_mapped or IPv6Address(int(number) >> 64 << 64))
 
 
 def address_text(address: Any) -> str:

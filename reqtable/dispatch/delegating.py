@@ -110,6 +110,9 @@ class Delegation:
     def shut(self) -> None:
         self.transport.shut()
 
+    def end_input(self) -> None:
+        """Whether it is idle, who has it knows."""
+
     def abandon(self) -> None:
         self.transport.abandon()
 

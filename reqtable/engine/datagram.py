@@ -127,5 +127,10 @@ class Session:
     def abandon(self) -> None:
         """The socket is the server's."""
 
+    def end_input(self) -> None:
+        """No more datagrams come: the session is over."""
+        self.entry.ending = "drained"
+        self.engine.end(self.entry, Event.CANCELLED)
+
     def shut(self) -> None:
         """There is no connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,9 +12,12 @@ from typing import Any
 from reqtable.core.limits import Limits
 from reqtable.core.states import Event, State
 from reqtable.core.table import Entry, Server
+from reqtable.engine.access import access, log_access
+from reqtable.engine.admission import Admission
 from reqtable.engine.datagram import Session
 from reqtable.engine.listener import EXHAUSTED, Listener
 from reqtable.engine.loop import Loop
+from reqtable.engine.stats import Tally
 from reqtable.engine.system import SYSTEM, System
 
 
@@ -26,6 +30,8 @@ class Engine(Loop):
     def __init__(self, *, limits: Limits | None = None, system: System | None = None) -> None:
         super().__init__(limits, SYSTEM.get() if system is None else system)
         self.sessions: dict[tuple[Server, Any], Session] = {}
+        self.admission = Admission(self)
+        self._tallies: dict[tuple[Server, str], Tally] = {}
         self.accepting: Server | None = None  # whose `get_request` may be running
         self._stopping = False
         self._stopped = threading.Event()
@@ -58,6 +64,8 @@ class Engine(Loop):
         self.end_requests(server)
         if server in self.servers:
             self.servers.remove(server)
+        for key in [key for key in self._tallies if key[0] is server]:
+            del self._tallies[key]
         if self.table.thread is None and not self.servers:
             self.close()
 
@@ -98,9 +106,56 @@ class Engine(Loop):
                 post(*args)
             self._reap()
 
+    def begin(self, entry: Entry) -> None:
+        self.tally(entry.server, entry.policy.name).accepted += 1
+        super().begin(entry)
+
+    def admits(self, server: Server, request: Any, client_address: Any) -> bool:
+        """Whether there is room for a request that has come."""
+        return self.admission.admits(server, request, client_address)
+
+    def relieve(self) -> None:
+        self.admission.relieve()
+
     def _release(self, entry: Entry) -> None:
         super()._release(entry)
         entry.policy.released()
+        tally = self.tally(entry.server, entry.policy.name)
+        tally.finished[entry.ending or "done"] += 1
+        tally.bytes_in += entry.bytes_in
+        tally.bytes_out += entry.bytes_out
+        tally.steps += entry.steps
+        if access.isEnabledFor(logging.INFO):
+            log_access(entry)
+
+    # -- what is counted ----------------------------------------------------------------------------------------------
+
+    def tally(self, server: Server, policy: str = "") -> Tally:
+        """What is counted of that server's requests under that policy; its refusals are under none."""
+        tally = self._tallies.get((server, policy))
+        if tally is None:
+            tally = self._tallies[server, policy] = Tally()
+        return tally
+
+    def stats(self, server: Server) -> dict[str, Any]:
+        """See `reqtable.BaseServer.stats`."""
+        whole = Tally()
+        policies = {}
+        for (each, policy), tally in list(self._tallies.items()):
+            if each is server:
+                whole.add(tally)
+                if policy:
+                    policies[policy] = tally.plain()
+        refused = dict(whole.refused)
+        entries = sum(entry.server is server for entry in self.table)
+        return {
+            "entries": entries,
+            "buffered_bytes": self.table.buffered,
+            **whole.plain(),
+            "refused": refused,
+            "policies": policies,
+            "loop": self.times.plain(),
+        }
 
     # -- taking requests ----------------------------------------------------------------------------------------------
 

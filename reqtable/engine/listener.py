@@ -27,6 +27,8 @@ class Listener(Polled):
     """A server's listening socket, or the socket that its datagrams come to."""
 
     __slots__ = (
+        "_allowance",
+        "_allowed_at",
         "_full",
         "_holds_back",
         "_most",
@@ -45,6 +47,8 @@ class Listener(Polled):
         self.taken = 0  # requests, so far
         self._full = False  # the table was: look again when an entry has gone
         self._said_exhausted = False
+        self._allowance = inf  # how many more may be taken at once, at most as many as in a second
+        self._allowed_at = engine.table.now
         self._most = most
         # A connection can be gone again before it is accepted; accept must not block then. A datagram server's socket
         # is its handlers' too, and stays as they expect it.
@@ -63,14 +67,35 @@ class Listener(Polled):
         for _ in range(self._most):
             if self.engine.stopping or not self.watched:
                 return
-            if self._holds_back and self.engine.table.full:
+            if self._holds_back and self._is_full():
                 self._full = True
                 self.poll(0)
+                return
+            if not self._may_take_one():
                 return
             if not self.server._handle_request_noblock():
                 return
             self.taken += 1
             self._said_exhausted = False
+
+    def _may_take_one(self) -> bool:
+        """Whether the rate of new requests allows another one; where it does not, listening rests until it does."""
+        rate = self.engine.limits.accepts_per_s_max
+        if rate is None:
+            return True
+        now = self.engine.table.now
+        self._allowance = min(float(rate), self._allowance + (now - self._allowed_at) * rate)
+        self._allowed_at = now
+        if self._allowance < 1:
+            self.resting_until = now + (1 - self._allowance) / rate
+            self.poll(0)
+            return False
+        self._allowance -= 1
+        return True
+
+    def _is_full(self) -> bool:
+        engine = self.engine
+        return engine.limits.when_full == "wait" and engine.table.full
 
     def rest(self, error: OSError) -> None:
         """Accepting failed for want of descriptors or memory: stop polling for a while."""
@@ -86,7 +111,7 @@ class Listener(Polled):
             return
         if freed or now >= self.resting_until:
             self.resting_until = inf
-        self._full = self.engine.table.full
+        self._full = self._is_full()
         if not self._full and self.resting_until == inf:
             self.poll(READ)
 

@@ -28,13 +28,14 @@ from typing import Any
 
 from reqtable.core.buffers import MISSING
 from reqtable.core.deadlines import Deadlines
-from reqtable.core.errors import IncompleteRead, ReqtableError, TimedOut
+from reqtable.core.errors import IncompleteRead, ReqtableError, TimedOut, ending_of
 from reqtable.core.limits import Limits
 from reqtable.core.states import INTEREST, READ, TRANSITIONS, Event, State
 from reqtable.core.table import Entry, RequestTable, Server, address_text
 from reqtable.core.wants import ENDED, TURN, Call, Failure, HandOff, Sleep, Want
 from reqtable.engine.invariants import Invariants
 from reqtable.engine.listener import Listener
+from reqtable.engine.stats import LoopTimes
 from reqtable.engine.system import System
 from reqtable.engine.transports import OVER, RELEASED, abandon
 from reqtable.engine.wakeup import Wakeup
@@ -47,6 +48,8 @@ _PATIENCE_MAX_S = 86_400.0  # a poll of more overflows what the kernel takes
 # The states in which another request's `send` may find this one with nothing on its way to the kernel.
 _BLOCKABLE = {State.READING, State.READY, State.SLEEPING, State.OFFLOADED}
 _RESULT_WAITED_FOR = {Event.AWAITS_RESULT: State.OFFLOADED, Event.HANDED_OFF: State.DELEGATED}
+
+_ENDING = {Event.CANCELLED: "cancelled", Event.LOST: "reset"}
 
 # The table that each thread's loop works on: what a fork looks up to learn whose request it happens in.
 TABLES: dict[int, RequestTable] = {}
@@ -74,6 +77,7 @@ class Loop:
         self._closed: list[Entry] = []
         self._calls: dict[Entry, Callable[[], Any]] = {}  # what gives up the call that an entry waits for
         self.invariants = Invariants(self) if os.environ.get("REQTABLE_DEBUG", "0") != "0" else None
+        self.times = LoopTimes()
         self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
         self._stop: Callable[[], bool] = bool
 
@@ -132,6 +136,7 @@ class Loop:
             listener.consider(now, freed)
         for server in tuple(self.servers):
             server.service_actions()
+        self.times.add(self._clock() - now)
         if self.invariants is not None:
             self.invariants.check()
 
@@ -173,13 +178,13 @@ class Loop:
         try:
             if error is not None:
                 share -= 1
-                want = resumable._throw(error)
+                want = self._throw(entry, error)
             while share and want is not None and entry.state is not State.CLOSED:
                 try:
                     item = want.take(entry)
                 except Exception as problem:
                     share -= 1
-                    want = resumable._throw(problem)
+                    want = self._throw(entry, problem)
                     continue
                 if item is MISSING:
                     if output.size and want.awaits is Event.OUTPUT_BLOCKED and entry.transport.flush():
@@ -188,7 +193,7 @@ class Loop:
                         waits = True
                         break
                     share -= 1
-                    want = resumable._throw(IncompleteRead(repr(want), entry.input.leftover()))
+                    want = self._throw(entry, IncompleteRead(repr(want), entry.input.leftover()))
                     continue
                 share -= 1
                 want = resumable._resume(item)
@@ -206,6 +211,14 @@ class Loop:
             except BaseException as problem:
                 self._give_up(entry, problem)
 
+    @staticmethod
+    def _throw(entry: Entry, problem: BaseException) -> Want[Any] | None:
+        """Give a step an error instead of its item. A request that ends by it, however politely, ended so."""
+        want = entry.resumable._throw(problem)
+        if want is None:
+            entry.ending = ending_of(problem)
+        return want
+
     def _settle(self, entry: Entry, cause: Event, want: Want[Any] | None, stepped: bool, waits: bool) -> None:
         """Suspend `entry` in the state of what it now waits for, or end it."""
         if want is None:
@@ -222,9 +235,25 @@ class Loop:
             event = want.awaits if waits else Event.AWAITS_TURN
         if entry.state is not _AFTER_STEP[event] or event is Event.AWAITS_TURN:
             self._move(entry, cause, event)
+        if entry.held or event is Event.OUTPUT_BLOCKED or len(entry.input):
+            self._count_buffers(entry)
+            if self.is_closed(entry):
+                return
         # Bytes that trickle in do not move a deadline; having to write is a wait of its own.
         if stepped or cause is not Event.INPUT_ARRIVED or entry.state is State.WRITING:
             self._arm(entry)
+        elif waits and entry.timeout is None and entry.state is State.READING and want.is_timed:
+            self._arm_partial(entry)
+
+    def _count_buffers(self, entry: Entry) -> None:
+        """What is held for a while is counted; what comes and goes in a pass is not."""
+        self.table.hold(entry, len(entry.input) + entry.output.size)
+        most = self.limits.buffered_bytes_max
+        if most is not None and self.table.buffered > most:
+            self.relieve()
+
+    def relieve(self) -> None:
+        """More is buffered than may be."""
 
     def _move(self, entry: Entry, cause: Event, event: Event) -> None:
         """From the state that `cause` ends, through RUNNING, to the one that `event` begins."""
@@ -266,7 +295,21 @@ class Loop:
         if at is None:
             entry.deadline = None
         else:
+            entry.counted = entry.bytes_in
             self.deadlines.arm(entry, at)
+
+    def _arm_partial(self, entry: Entry) -> None:
+        """Some of what `entry` waits for has come: the rest of it has a bounded time, however much trickles in."""
+        at = self.table.now + self.limits.read_timeout_s
+        if entry.transport.timeout_s is None and (entry.deadline is None or at < entry.deadline):
+            entry.counted = entry.bytes_in - len(entry.input)
+            self.deadlines.arm(entry, at)
+
+    def _comes_fast_enough(self, entry: Entry) -> bool:
+        """Whether what has come of a want since its deadline was set is worth as much time again."""
+        expected = self.limits.read_timeout_s * self.limits.read_bytes_per_s_min
+        has_no_other = entry.timeout is None and entry.transport.timeout_s is None
+        return has_no_other and entry.state is State.READING and entry.bytes_in - entry.counted >= expected
 
     def _finish(self, entry: Entry, cause: Event) -> None:
         """The request is done: end its connection once its output is with the kernel."""
@@ -286,6 +329,7 @@ class Loop:
 
     def _give_up(self, entry: Entry, problem: BaseException) -> None:
         """`entry` can't be suspended: it ends, at once, and it alone."""
+        entry.ending = "error"
         self.end(entry, Event.LOST)
         if not isinstance(problem, Exception):
             self.unwinding = problem
@@ -294,6 +338,7 @@ class Loop:
 
     def _fail(self, entry: Entry, cause: Event, problem: BaseException) -> None:
         """A step raised `problem` and no hook of the handler took it. What it sent before is still delivered."""
+        entry.ending = ending_of(problem)
         try:
             if not isinstance(problem, Exception):
                 raise problem
@@ -337,6 +382,8 @@ class Loop:
     def end(self, entry: Entry, event: Event) -> None:
         """Mark `entry` closed by `event`; this pass's reaping frees it. Closed already: nothing."""
         if entry.state is not State.CLOSED:
+            if entry.ending is None:
+                entry.ending = _ENDING.get(event)
             entry.advance(event)
             self._closed.append(entry)
 
@@ -369,10 +416,10 @@ class Loop:
         if entry.state is waits_in:  # READY and WRITING find it when they go on
             self.step(entry, Event.RESULT_POSTED)
 
-    def retry(self, function: Callable[[], None]) -> None:
-        """Have the loop call `function` in a few milliseconds. Only for the loop's own thread."""
+    def retry(self, function: Callable[[], None], in_s: float = _RETRY_S) -> None:
+        """Have the loop call `function` in a moment. Only for the loop's own thread."""
         self._timers_set += 1
-        heappush(self._timers, (self.table.now + _RETRY_S, self._timers_set, function))
+        heappush(self._timers, (self.table.now + in_s, self._timers_set, function))
 
     def wake(self) -> None:
         """End the poll. Callable from any thread and from a signal handler."""
@@ -389,31 +436,39 @@ class Loop:
     def _expire(self, entry: Entry) -> None:
         state = entry.state
         whole = self.limits.request_timeout_s
-        if state is State.LINGERING or state is State.OPENING:
+        if state is State.LINGERING:
+            self.end(entry, Event.DEADLINE_PASSED)
+        elif state is State.OPENING:
+            entry.ending = "timeout"
             self.end(entry, Event.DEADLINE_PASSED)
         elif whole is not None and entry.created_at + whole <= self.table.now:
             log.info("%s was not done within %g s: closed", address_text(entry.peer), whole)
+            entry.ending = "timeout"
             self.end(entry, Event.LOST)
         elif state is State.WRITING and entry.output.size:
             log.info(
                 "%s took none of its output for %g s: closed", address_text(entry.peer), self.limits.write_timeout_s
             )
+            entry.ending = "timeout"
             self.end(entry, Event.LOST)
         elif entry.due is not None and entry.due <= self.table.now:
             self.step(entry, Event.DEADLINE_PASSED)
+        elif self._comes_fast_enough(entry):
+            self._arm(entry)
         else:
             entry.due = None
             self._give_up_call(entry)
             error = TimedOut(f"{entry.want!r} did not come within {self._timeout_of(entry):g} s")
             self.step(entry, Event.DEADLINE_PASSED, error)
 
-    @staticmethod
-    def _timeout_of(entry: Entry) -> float | None:
+    def _timeout_of(self, entry: Entry) -> float | None:
         """How long `entry` may wait in its state: as it said itself, or, for its peer, as its transport has it."""
         if not entry.want.is_timed:
             return None
         if entry.timeout is None and entry.state is State.READING:
-            return entry.transport.timeout_s
+            if entry.transport.timeout_s is not None:
+                return entry.transport.timeout_s
+            return self.limits.read_timeout_s if len(entry.input) else self.limits.idle_timeout_s
         return entry.timeout
 
     def _flush_touched(self, entry: Entry) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from reqtable.core.buffers import CHUNK_BYTES, FileSlice
 from reqtable.core.states import Event, State
 from reqtable.core.table import Entry, address_text
-from reqtable.engine.transports import Polled, abandon, discarded_all
+from reqtable.engine.transports import Polled, abandon, discarded_all, has_unread
 
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
@@ -115,6 +115,12 @@ class Stream(Polled):
             self.engine.end(self.entry, Event.RELEASED)
         else:
             self.engine.linger(self.entry)
+
+    def end_input(self) -> None:
+        """Have the handler meet the end of its input, unless more has come that nobody has read."""
+        if not has_unread(self.request, self.engine.system.socket):
+            self.entry.input.ended = True
+            self.engine.step(self.entry, Event.INPUT_ENDED)
 
     def release(self) -> None:
         self.poll(0)

@@ -104,14 +104,14 @@ class Lent(Polled):
         self.poll(0)
         if not self._ended:
             self._ended = True
-            if self._has_unread(self.request):
+            if has_unread(self.request, self.engine.system.socket):
                 self._hold = self._duplicate()
             try:
                 self.entry.server.shutdown_request(self.request)
             except BaseException:
                 self.engine.end(self.entry, Event.RELEASED)
                 raise
-        elif not self._has_unread(self._hold):
+        elif not has_unread(self._hold, self.engine.system.socket):
             self._let_go()
         if self._hold is None:
             self.engine.end(self.entry, Event.RELEASED)
@@ -124,6 +124,12 @@ class Lent(Polled):
         if self._hold is not None:
             with contextlib.suppress(OSError):  # it has ended already
                 self._hold.shutdown(socket.SHUT_RDWR)
+
+    def end_input(self) -> None:
+        """Have the handler meet the end of its input: shut the reading side, and it reads what there is, then that."""
+        if isinstance(self.request, socket.socket) and not has_unread(self.request, self.engine.system.socket):
+            with contextlib.suppress(OSError):  # it has ended already
+                self.request.shutdown(socket.SHUT_RD)
 
     def release(self) -> None:
         self.poll(0)
@@ -141,22 +147,6 @@ class Lent(Polled):
         self.watched = 0
         abandon(self.request)
         abandon(self._hold)
-
-    def _has_unread(self, request: Any) -> bool:
-        """Whether a plain stream connection has input that nobody has read."""
-        if not isinstance(request, socket.socket) or _is_tls(request) or request.fileno() < 0:
-            return False
-        plain = self.engine.system.socket  # its calls: a cooperative socket's would wait
-        try:
-            if request.type == socket.SOCK_STREAM:
-                if plain.gettimeout(request):
-                    plain.settimeout(
-                        request, 0
-                    )  # with a timeout MSG_DONTWAIT waits; the descriptor is non-blocking then
-                return bool(plain.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:
-            pass  # nothing is there, or nobody is
-        return False
 
     def _duplicate(self) -> socket.socket | None:
         """Another hold on the connection; None where there is none to be had."""
@@ -177,6 +167,23 @@ class Lent(Polled):
         assert self._hold is not None
         if discarded_all(self._hold, self.engine.limits.recv_bytes):
             self.engine.end(self.entry, Event.INPUT_ENDED)
+
+
+def has_unread(request: Any, plain: type[socket.socket]) -> bool:
+    """Whether a stream connection, but for a TLS one, has input that nobody has read.
+
+    `plain` is the class whose calls are made: a cooperative socket's would wait.
+    """
+    if not isinstance(request, socket.socket) or _is_tls(request) or request.fileno() < 0:
+        return False
+    try:
+        if request.type == socket.SOCK_STREAM:
+            if plain.gettimeout(request):
+                plain.settimeout(request, 0)  # with a timeout MSG_DONTWAIT waits; the descriptor is non-blocking then
+            return bool(plain.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        pass  # nothing is there, or nobody is
+    return False
 
 
 def discarded_all(connection: socket.socket, count: int) -> bool:
@@ -222,6 +229,9 @@ class _Released:
         pass
 
     def shut(self) -> None:
+        pass
+
+    def end_input(self) -> None:
         pass
 
     def abandon(self) -> None:

@@ -262,6 +262,9 @@ class _Wire:
     def shut(self) -> None:
         pass
 
+    def end_input(self) -> None:
+        pass
+
     def abandon(self) -> None:
         pass
 

@@ -1,0 +1,41 @@
+"""The log of finished requests, one line each, logger `reqtable.access`, level INFO; and logs as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from reqtable.core.table import Entry, address_text, handler_name
+
+access = logging.getLogger("reqtable.access")
+
+
+def log_access(entry: Entry) -> None:
+    """Write the line of a request that has ended. The record has the fields as `request`, for a formatter of JSON."""
+    request = {
+        "peer": address_text(entry.peer),
+        "handler": handler_name(entry.handler),
+        "ending": entry.ending or "done",
+        "duration_s": round(entry.table.now - entry.created_at, 6),
+        "bytes_in": entry.bytes_in,
+        "bytes_out": entry.bytes_out,
+        "steps": entry.steps,
+        "policy": entry.policy.name,
+    }
+    text = "%(peer)s %(handler)s %(ending)s in %(duration_s).3f s, %(bytes_in)d in, %(bytes_out)d out, %(steps)d steps"
+    access.info(text, request, extra={"request": request})
+
+
+class JSONFormatter(logging.Formatter):
+    """Each record as a line of JSON: `at`, `level`, `logger`, `message`, `traceback`; a finished request's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line | getattr(record, "request", {}), ensure_ascii=False)

@@ -1,0 +1,65 @@
+"""Letting what has begun finish, and nothing new begin.
+
+A request that has been idle for a while as the peer sees it (nothing unread, nothing unsent, nothing running) is told:
+its input ends, as if the peer had ended it, so that its handler takes leave as it would then. The others go on until
+they are done, or until the time is over; then they end as `drained`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from reqtable.core.states import State
+from reqtable.core.table import Entry, Server
+
+if TYPE_CHECKING:
+    from reqtable.engine.engine import Engine
+
+_LOOK_S = 0.02
+
+
+class Drain:
+    """Of some servers of an engine. Only for the loop's own thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        servers: Iterable[Server],
+        until: float,
+        done: Callable[[], None],
+        progress: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._servers = list(servers)
+        self._until = until
+        self._done = done
+        self._progress = progress  # told how many requests and how many seconds are left
+
+    def begin(self) -> None:
+        """Take nothing new, and look after what is there until that is done."""
+        for server in self._servers:
+            self._engine.unlisten(server)
+        self._look()
+
+    def _look(self) -> None:
+        engine = self._engine
+        now = engine.table.now
+        left = [each for each in engine.table if each.server in self._servers and each.state is not State.CLOSED]
+        if self._progress is not None:
+            self._progress(len(left), max(0.0, self._until - now))
+        if left and now < self._until:
+            for entry in left:
+                if self._is_idle(entry):
+                    entry.transport.end_input()
+            engine.retry(self._look, _LOOK_S)
+            return
+        for entry in left:
+            entry.ending = "drained"
+        for server in self._servers:
+            engine.end_requests(server)
+        self._done()
+
+    def _is_idle(self, entry: Entry) -> bool:
+        quiet = entry.state is State.READING and not len(entry.input) and not entry.input.ended
+        return quiet and self._engine.table.now - entry.active_at >= self._engine.limits.drain_idle_s

@@ -1,0 +1,177 @@
+"""Letting what has begun finish: who is told, who goes on, what becomes of the rest, and the signals for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reqtable
+from reqtable import Config, Limits, exactly, line, state
+from tests.conftest import WAIT_S, Client, serving, wait_until
+
+ROOT = Path(__file__).parent.parent
+ANY = ("127.0.0.1", 0)
+QUICK = Config(limits=Limits(drain_idle_s=0.05))
+
+
+class States(reqtable.StateRequestHandler):
+    @state(line())
+    def command(self, text: bytes) -> Any:
+        self.send(text)
+        return (self.body, exactly(10)) if text == b"body\n" else self.command
+
+    @state()
+    def body(self, data: bytes) -> Any:
+        self.send(data + b"\n")
+        return self.command
+
+    def on_eof(self, partial: bytes) -> None:
+        self.send(b"goodbye\n")
+
+
+class Coroutine(reqtable.AsyncRequestHandler):
+    async def handle(self) -> None:
+        while text := await self.read(line()):
+            await self.send(text)
+            if text == b"body\n":
+                await self.send(await self.read(exactly(10)) + b"\n")
+        await self.send(b"goodbye\n")
+
+
+class Blocking(reqtable.StreamRequestHandler):
+    def handle(self) -> None:
+        for text in self.rfile:
+            self.wfile.write(text)
+            if text == b"body\n":
+                self.wfile.write(self.rfile.read(10) + b"\n")
+        self.wfile.write(b"goodbye\n")
+
+
+@pytest.mark.parametrize("handler", [States, Coroutine, Blocking], ids=["state", "async", "blocking"])
+def test_the_idle_are_told_and_the_others_go_on(handler: Any) -> None:
+    server = reqtable.TCPServer(ANY, handler, dispatch="greenlet", config=QUICK)
+    with serving(server), Client(server.server_address) as idle, Client(server.server_address) as busy:
+        assert idle.ask(b"a\n") == b"a\n"
+        assert busy.send(b"body\n01234").line() == b"body\n"
+        drain = threading.Thread(target=server.drain, args=(WAIT_S,))
+        drain.start()
+        assert idle.rest() == b"goodbye\n"
+        if (
+            handler is not Blocking
+        ):  # whose buffer has what came: as far as anyone can see it waits for the next request
+            assert drain.is_alive()
+            assert busy.send(b"56789").rest() == b"0123456789\ngoodbye\n"
+        drain.join(WAIT_S)
+        assert not drain.is_alive()
+        assert server.stats()["finished"]["drained"] == 0
+
+
+def test_those_who_come_meanwhile_are_not_taken_and_those_left_in_the_end_are_ended() -> None:
+    with serving(reqtable.TCPServer(ANY, States, config=QUICK)) as server, Client(server.server_address) as busy:
+        assert busy.send(b"body\n0").line() == b"body\n"
+        drain = threading.Thread(target=server.drain, args=(0.3,))
+        drain.start()
+        wait_until(server, lambda: not server.engine._listeners)
+        with Client(server.server_address) as late:  # the kernel's queue has it
+            late.send(b"a\n")
+            assert busy.rest() == b""
+            drain.join(WAIT_S)
+            server.socket.close()
+            with pytest.raises(ConnectionResetError):
+                late.receive(1)
+        assert server.stats()["finished"]["drained"] == 1
+        assert server.stats()["accepted"] == 1
+
+
+def test_a_busy_client_is_served_until_the_time_is_over() -> None:
+    """It is never idle, so each of its requests is answered, and none is cut but by the deadline."""
+    with serving(reqtable.TCPServer(ANY, States, config=QUICK)) as server, Client(server.server_address) as client:
+        client.ask(b"a\n")
+        drain = threading.Thread(target=server.drain, args=(0.5,))
+        drain.start()
+        answers = 0
+        with contextlib.suppress(ConnectionError):
+            while client.send(b"again\n").line() == b"again\n":
+                answers += 1
+        drain.join(WAIT_S)
+        assert answers > 10
+        assert server.stats()["finished"]["drained"] == 1
+
+
+@contextlib.contextmanager
+def command(*arguments: str, stderr: int = subprocess.PIPE) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+    words = [sys.executable, "-m", "reqtable", "serve", "examples/notes.py:Notes", "--bind", "tcp://127.0.0.1:0"]
+    process = subprocess.Popen([*words, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr)
+    try:
+        assert process.stdout is not None
+        yield process, ("127.0.0.1", int(process.stdout.readline().rpartition(b":")[2]))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_lets_what_has_begun_finish() -> None:
+    with command() as (process, address), Client(address) as client:
+        client.send(b"count\nput 9\na b").line()
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        assert b"ending when 1 requests are done, or in 30 s" in process.stderr.readline()
+        assert client.send(b" c d e").ask(b"count\n") == b"5\n"
+        client.end()
+        assert process.wait(WAIT_S) == 0
+
+
+def test_finished_requests_are_logged_as_json_where_that_is_asked_for() -> None:
+    with command("--access-log", "--log-format", "json") as (process, address), Client(address) as client:
+        assert client.send(b"count\n").end().rest() == b"0\n"
+        peer = client.socket.getsockname()
+        assert process.stderr is not None
+        line = json.loads(process.stderr.readline())
+    assert (line["logger"], line["level"], line["handler"], line["ending"]) == (
+        "reqtable.access",
+        "INFO",
+        "Notes",
+        "done",
+    )
+    assert (line["peer"], line["bytes_in"], line["bytes_out"]) == (f"127.0.0.1:{peer[1]}", 6, 2)
+
+
+def test_a_second_sigterm_ends_at_once() -> None:
+    with command() as (process, address), Client(address) as client:
+        client.send(b"count\nput 9\na b").line()
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0
+        assert client.rest() == b""
+
+
+def test_a_terminal_shows_how_far_it_is() -> None:
+    own, theirs = pty.openpty()
+    try:
+        with command(stderr=theirs) as (process, address), Client(address) as client:
+            client.send(b"count\nput 9\na b").line()
+            process.send_signal(signal.SIGTERM)
+            shown = b""
+            while not re.search(rb"\rdraining: 1 of 1, \d+ s left", shown):
+                assert select.select([own], [], [], WAIT_S)[0], shown
+                shown += os.read(own, 1000)
+            client.end()
+            assert process.wait(WAIT_S) == 0
+    finally:
+        os.close(own)
+        os.close(theirs)
