@@ -249,7 +249,8 @@ class RequestTable:
     def __init__(self, clock: Callable[[], float], limits: Limits | None = None) -> None:
         self._per_network: Counter[str | None] | None = None  # how many are of each, where that is limited
         self._entries: dict[int, Entry] = {}
-        self.limits = limits if limits is not None else Limits()
+        self.limits: Limits
+        self.set_limits(limits if limits is not None else Limits())
         self.buffered = 0  # bytes of input and output that the entries hold, as far as they have been counted
         self.clock = clock
         self.now = clock()  # read once a pass
@@ -279,14 +280,9 @@ class RequestTable:
         """True while no more entries are admitted."""
         return len(self._entries) >= self.limits.entries_max
 
-    @property
-    def limits(self) -> Limits:
-        """What it is held to."""
-        return self._limits
-
-    @limits.setter
-    def limits(self, limits: Limits) -> None:
-        self._limits = limits
+    def set_limits(self, limits: Limits) -> None:
+        """Be held to others from here on."""
+        self.limits = limits
         counted = limits.entries_per_peer_max is not None
         self._per_network = Counter(network_of(entry.peer) for entry in self) if counted else None
 

@@ -468,7 +468,7 @@ class Loop:
         if entry.timeout is None and entry.state is State.READING:
             if entry.transport.timeout_s is not None:
                 return entry.transport.timeout_s
-            return self.limits.read_timeout_s if len(entry.input) else self.limits.idle_timeout_s
+            return self.limits.read_timeout_s if entry.held else self.limits.idle_timeout_s
         return entry.timeout
 
     def _flush_touched(self, entry: Entry) -> None:
@@ -523,7 +523,8 @@ class Loop:
 
     def set_limits(self, limits: Limits) -> None:
         """Hold to other limits from here on."""
-        self.limits = self.table.limits = limits
+        self.limits = limits
+        self.table.set_limits(limits)
 
     @property
     def selector(self) -> selectors.BaseSelector:
