@@ -4,8 +4,8 @@ The rules:
 
 * One pass is `run_once`: poll, step what is ready, give the waiting their turn, expire deadlines, take what was
   posted, reap what has closed. Every step of every request goes through `step`.
-* A request gets `steps_per_pass` steps and one `recv` of a pass, then waits its turn as READY: a client that pipelines
-  does not starve the others.
+* A request gets `steps_per_pass` steps, one `recv` and `send_bytes` of a pass, then waits its turn as READY, or to
+  write on: a client that pipelines, or that takes a long answer, does not starve the others.
 * Nothing is freed in mid-pass: an earlier event of a batch may close an entry whose own event comes later. Closing
   marks; reaping frees.
 * The loop never blocks but in its poll, and everything that can end a wait can end the poll: a socket, a deadline, or
@@ -188,7 +188,7 @@ class Loop:
                     continue
                 if item is MISSING:
                     if output.size and want.awaits is Event.OUTPUT_BLOCKED and entry.transport.flush():
-                        continue  # a `flushed()` that now is
+                        break  # a `flushed()` that now is: one that is taken from as fast as it sends waits its turn
                     if not (entry.input.ended and want.awaits is Event.AWAITS_INPUT):
                         waits = True
                         break
@@ -197,7 +197,8 @@ class Loop:
                     continue
                 share -= 1
                 want = resumable._resume(item)
-                if output.held > high_water and not entry.transport.flush():
+                if output.held > high_water:
+                    entry.transport.flush()
                     break
         except BaseException as problem:
             want = None

@@ -82,8 +82,11 @@ class Stream(Polled):
     def flush(self) -> bool:
         entry = self.entry
         output = entry.output
+        enough = entry.bytes_out + self.engine.limits.send_bytes
         try:
             while output.size:
+                if entry.bytes_out >= enough:
+                    return False
                 piece = output.front()
                 sent = self._send_file(piece) if type(piece) is FileSlice else self.request.send(piece)
                 if not sent:
