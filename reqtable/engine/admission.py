@@ -57,10 +57,10 @@ class Admission:
         """The buffers hold more than they may: whoever holds most of it ends."""
         table = self._engine.table
         most = max(table, key=lambda entry: entry.held)
-        if most.held:
-            self.note(most.server, "buffered_bytes_max", self._engine.limits.buffered_bytes_max, most.peer)
-            most.ending = "limit"
-            self._engine.end(most, Event.LOST)
+        self.note(most.server, "buffered_bytes_max", self._engine.limits.buffered_bytes_max, most.peer)
+        most.ending = "limit"
+        self._engine.end(most, Event.LOST)
+        table.hold(most, 0)  # it is freed with this pass
 
     def note(self, server: Server, reason: str, limit: Any, client_address: Any) -> None:
         """Count a refusal, and say so, once in a while."""

@@ -66,6 +66,9 @@ class Invariants:
                 entry,
                 "has a call that it does not wait for",
             )
+        held = sum(entry.held for entry in loop.table)
+        if held != loop.table.buffered:
+            raise InvariantBroken(f"the table counts {loop.table.buffered} bytes of buffers, its entries hold {held}")
         self._check_overdue()
         self._check_starved()
         self._check_registered()

@@ -47,7 +47,6 @@ class LoopTimes:
     passes: int = 0
     busy_s: float = 0.0
     pass_s_max: float = 0.0
-    lag_s_max: float = 0.0  # how late a deadline was, at most
 
     def add(self, seconds: float) -> None:
         """A pass has taken so long."""
@@ -64,5 +63,4 @@ class LoopTimes:
             "busy_s": self.busy_s,
             "pass_s_mean": mean,
             "pass_s_max": self.pass_s_max,
-            "lag_s_max": self.lag_s_max,
         }
