@@ -7,6 +7,8 @@ duplicated: it is the calls that say MSG_DONTWAIT.
 
 from __future__ import annotations
 
+import errno
+import os
 import select
 import socket
 import threading
@@ -157,6 +159,8 @@ class CooperativeSocket(socket.socket):
         timeout_s = None if until == inf else until - lent.engine.table.clock()
         if timeout_s is not None and timeout_s <= 0:
             raise TimeoutError("timed out") from None
+        if self.fileno() < 0:  # another thread has closed it meanwhile
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         current = getcurrent()
         if isinstance(current, _RequestGreenlet) and not lent.in_child:
             if current.lent is not lent:
@@ -329,7 +333,12 @@ class CooperativeSocket(socket.socket):
         Whoever waits for it, where another one closes it, tries again and finds it closed.
         """
         lent = self.lent
-        if lent.fd == self.fileno() and lent.watched:
+        if lent.fd != self.fileno():
+            return
+        by_another_thread = lent.engine.in_other_thread  # which may be just ahead of the waiting
+        if lent.watched:
             lent.poll(0)
-            if lent.entry is not lent.engine.table.running:
-                lent.engine.post(lent.on_ready, READ | WRITE)
+        elif not by_another_thread:
+            return
+        if by_another_thread or lent.entry is not lent.engine.table.running:  # else it closes its own
+            lent.engine.post(lent.on_ready, READ | WRITE)
