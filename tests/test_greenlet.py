@@ -245,6 +245,7 @@ def test_flags_mean_what_they_mean(
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
 def test_dontwait_does_not_wait(dispatch: str) -> None:
     """Of one call on a socket that waits otherwise."""
+    blocked = threading.Event()
 
     def operation(own: Any) -> Any:
         calls = [
@@ -255,10 +256,12 @@ def test_dontwait_does_not_wait(dispatch: str) -> None:
         for call in calls:
             with pytest.raises(BlockingIOError):
                 call()
+        blocked.set()
         return own.recv(5)
 
     def script(client: Client, suspended: Callable[..., None]) -> Any:
         start = client.receive(1)  # so it was neither read that waited
+        assert blocked.wait(WAIT_S)  # one that reads as fast as the other sends would never let it
         client.send(b"hello").end()
         return start + client.rest()
 

@@ -320,25 +320,32 @@ class CooperativeSocket(socket.socket):
         return copy
 
     def detach(self) -> int:
-        self._forget()
-        return self.plain.detach(self)
+        is_waited_for = self._forget()
+        descriptor = self.plain.detach(self)
+        if is_waited_for:
+            self._wake_waiting()
+        return descriptor
 
     def _real_close(self, *args: Any) -> None:
-        self._forget()
+        is_waited_for = self._forget()
         self.plain._real_close(self, *args)  # type: ignore[attr-defined]
+        if is_waited_for:
+            self._wake_waiting()
 
-    def _forget(self) -> None:
+    def _forget(self) -> bool:
         """Stop polling a descriptor before it goes: its number may be another request's a moment later.
 
-        Whoever waits for it, where another one closes it, tries again and finds it closed.
+        True where a handler may wait for it that is not the one which closes it.
         """
         lent = self.lent
         if lent.fd != self.fileno():
-            return
+            return False
         by_another_thread = lent.engine.in_other_thread  # which may be just ahead of the waiting
-        if lent.watched:
+        is_polled = bool(lent.watched)
+        if is_polled:
             lent.poll(0)
-        elif not by_another_thread:
-            return
-        if by_another_thread or lent.entry is not lent.engine.table.running:  # else it closes its own
-            lent.engine.post(lent.on_ready, READ | WRITE)
+        return by_another_thread or (is_polled and lent.entry is not lent.engine.table.running)
+
+    def _wake_waiting(self) -> None:
+        """Have it try again, and find the socket closed."""
+        self.lent.engine.post(self.lent.on_ready, READ | WRITE)

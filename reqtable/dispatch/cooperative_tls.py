@@ -133,9 +133,8 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
     def _is_admitted(self) -> bool:
         return hasattr(getattr(self, "lent", None), "entry")
 
-    def _forget(self) -> None:
-        if hasattr(self, "lent"):
-            super()._forget()
+    def _forget(self) -> bool:
+        return self._is_admitted and super()._forget()
 
 
 class _Chooser(ssl.SSLSocket):
