@@ -121,8 +121,8 @@ def serve_command(
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     output.setFormatter(JSONFormatter() if log_format == "json" else plain)
     logging.basicConfig(level=log_level.upper(), handlers=[output])
-    if not access_log:
-        logging.getLogger("reqtable.access").setLevel(logging.WARNING)
+    if access_log:
+        logging.getLogger("reqtable.access").setLevel(logging.INFO)
 
     def on_listening(names: list[str]) -> None:
         for name in names:

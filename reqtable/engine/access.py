@@ -8,6 +8,7 @@ import logging
 from reqtable.core.table import Entry, address_text, handler_name
 
 access = logging.getLogger("reqtable.access")
+access.setLevel(logging.WARNING)  # who wants it says so: a handler may even be a client of this very server
 
 
 def log_access(entry: Entry) -> None:
