@@ -271,7 +271,7 @@ class Hosted:
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Enter the request into the table, under this server's policy; one for which there is no room is refused."""
-        if self._host.admits(self, request, client_address):
+        if self._host.admission.admits(self, request, client_address):
             self._dispatcher.chosen.admit(self, request, client_address)
         else:
             self.shutdown_request(request)
@@ -292,7 +292,7 @@ class Hosted:
         try:
             self.process_request(request, client_address)
         except BaseException as error:
-            if error is self._host.unwinding:
+            if error is engine.unwinding:
                 raise  # it has been through handle_error
             if isinstance(error, Exception):
                 self.handle_error(request, client_address)

@@ -20,7 +20,7 @@ class Limits:
     entries_max: int = 100_000  # requests in the table
     entries_per_peer_max: int | None = None  # of one address, or one /64 of IPv6; None: as many as there may be at all
     when_full: str = "wait"  # or "reject", or "evict": what becomes of those who come when there is no room
-    accepts_per_s_max: int | None = None  # new requests a second, on average; above it the listeners are not polled
+    accepts_per_s_max: int | None = None  # new connections a second, on average; above it the listeners are not polled
     buffered_bytes_max: int | None = 2**30  # input and output that all requests hold; above it the largest ends
     accepts_per_pass: int = 64  # new requests one listener may bring in in one pass
     steps_per_pass: int = 64  # steps one request may take in one pass; then it waits its turn
@@ -32,10 +32,8 @@ class Limits:
     inbox_max: int = 64  # datagrams that wait for one session; a later one is dropped, as the network would
     calls_max: int = 32  # threads that run `call`s
     idle_timeout_s: float | None = None  # a peer of which nothing is waiting may be silent for so long; None: no bound
-    read_timeout_s: float = (
-        60.0  # what has begun to come has so long, and again for each time that it came fast enough:
-    )
-    read_bytes_per_s_min: int = 100  # which is this, over that time. Both where a wait names no timeout of its own
+    read_timeout_s: float = 60.0  # what has begun to come has so long, and as long again if it comes at this rate:
+    read_bytes_per_s_min: int = 100  # (both where a wait names no timeout of its own)
     write_timeout_s: float = 60.0  # a peer that takes none of its output for so long is closed
     linger_timeout_s: float = 2.0  # how long to wait for the peer's end of file after our last byte
     session_timeout_s: float = 60.0  # a datagram session that names no timeout of its own

@@ -110,10 +110,6 @@ class Engine(Loop):
         self.tally(entry.server, entry.policy.name).accepted += 1
         super().begin(entry)
 
-    def admits(self, server: Server, request: Any, client_address: Any) -> bool:
-        """Whether there is room for a request that has come."""
-        return self.admission.admits(server, request, client_address)
-
     def relieve(self) -> None:
         self.admission.relieve()
 

@@ -71,15 +71,16 @@ class Listener(Polled):
                 self._full = True
                 self.poll(0)
                 return
-            if not self._may_take_one():
+            if self._holds_back and not self._may_take_one():
                 return
             if not self.server._handle_request_noblock():
                 return
             self.taken += 1
+            self._allowance -= 1
             self._said_exhausted = False
 
     def _may_take_one(self) -> bool:
-        """Whether the rate of new requests allows another one; where it does not, listening rests until it does."""
+        """Whether the rate of new connections allows another; where it does not, listening rests until it does."""
         rate = self.engine.limits.accepts_per_s_max
         if rate is None:
             return True
@@ -90,7 +91,6 @@ class Listener(Polled):
             self.resting_until = now + (1 - self._allowance) / rate
             self.poll(0)
             return False
-        self._allowance -= 1
         return True
 
     def _is_full(self) -> bool:
