@@ -22,6 +22,17 @@ file; the class attribute `dispatch`, which a mix-in sets; the default. The file
     [executors.cluster]           # call(…, on="cluster")
     factory = "module:callable"
 
+    [tls]                         # what tls:// binds serve with; paths of PEM files
+    cert = "server.pem"
+    key = "server.key"
+    client_ca = "clients.pem"     # ask for certificates of these authorities
+    alpn = ["h2", "http/1.1"]
+    [tls.names."b.example"]       # for those who ask for that name (SNI)
+    cert = "b.pem"
+
+    [proxy]                       # whose connections begin with a PROXY protocol header
+    trusted = ["10.0.0.0/8", "::1", "unix"]
+
 A key that there isn't and a value of the wrong type are refused, with the key, the value, the file and the line.
 """
 
@@ -32,15 +43,19 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.limits import Limits
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
 
 DISPATCH_VARIABLE = "REQTABLE_DISPATCH"
 CONFIG_VARIABLE = "REQTABLE_CONFIG"
 _OWN_FILE = "reqtable.toml"
 _PROJECT_FILE = "pyproject.toml"
+TLS_VERSIONS = ("1.2", "1.3")
 ARGUMENT = "argument"
 DEFAULT = "default"
 
@@ -91,6 +106,77 @@ class ExecutorOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """Paths of PEM files: a certificate with its chain, and its key, which may be in the same file."""
+
+    cert: str = ""
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.cert:
+            raise ConfigurationError("cert: name the file of the certificate")
+
+
+@dataclass(frozen=True, slots=True)
+class TLSOptions:
+    """TLS of stream servers; without `cert` there is none. `names` has other certificates by the name asked for (SNI).
+
+    With `client_ca`, clients are asked for a certificate of one of its authorities, and served without one only where
+    it is not `client_cert_required`. `alpn` is the server's protocols, the most wanted first.
+    """
+
+    cert: str | None = None
+    key: str | None = None
+    names: Mapping[str, Certificate] = field(default_factory=dict)
+    client_ca: str | None = None
+    client_cert_required: bool = True
+    min_version: str = "1.2"
+    alpn: tuple[str, ...] = ()
+    ciphers: str | None = None  # of TLS 1.2, as OpenSSL's ciphers(1) writes them
+
+    def __post_init__(self) -> None:
+        if self.min_version not in TLS_VERSIONS:
+            raise ConfigurationError(
+                f"tls.min_version must be one of {', '.join(TLS_VERSIONS)}, not {self.min_version!r}"
+            )
+        for protocol in self.alpn:
+            if not 0 < len(protocol.encode()) < 256:
+                raise ConfigurationError(f"tls.alpn has {protocol!r}: a protocol's name has 1 to 255 bytes")
+        for name, value in (("key", self.key), ("names", self.names), ("client_ca", self.client_ca)):
+            if value and self.cert is None:
+                raise ConfigurationError(f"tls.{name} is given, but no tls.cert: name the certificate's file there")
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyOptions:
+    """From whom a connection begins with a PROXY protocol header, and only from them.
+
+    `trusted` are addresses and networks of IP; `unix` is everyone who comes by a Unix socket.
+    """
+
+    trusted: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.trusted:
+            self.networks()
+
+    def networks(self) -> list[IPv4Network | IPv6Network]:
+        """The networks of IP among them."""
+        from ipaddress import ip_network  # only who has proxies needs it
+
+        found = []
+        for each in self.trusted:
+            if each != "unix":
+                try:
+                    found.append(ip_network(each))
+                except ValueError as error:
+                    raise ConfigurationError(
+                        f"proxy.trusted has {each!r}: {error}: write 10.0.0.1, 10.0.0.0/8, fd00::/8 or unix"
+                    ) from None
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The configuration of a server. `call_on` is where a `call` runs that does not say; `executors` are its own names.
 
@@ -106,6 +192,8 @@ class Config:
     fork: ForkOptions = field(default_factory=ForkOptions)
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)
     executors: Mapping[str, ExecutorOptions] = field(default_factory=dict)
+    tls: TLSOptions = field(default_factory=TLSOptions)
+    proxy: ProxyOptions = field(default_factory=ProxyOptions)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -242,10 +330,10 @@ def _checked(kind: Any, table: Any, key: tuple[str, ...], file: _File, origins: 
 def _value(hint: Any, value: Any, key: tuple[str, ...], file: _File, origins: dict[str, str]) -> Any:
     if is_dataclass(hint):
         return _made(hint, value, key, file, origins)
-    if key == ("executors",):
+    if get_origin(hint) is Mapping and is_dataclass(kind := get_args(hint)[1]):
         if not isinstance(value, dict):
-            raise ConfigurationError(f"{file.place(key)}: executors must be a table, not {value!r}")
-        return {name: _made(ExecutorOptions, each, (*key, name), file, origins) for name, each in value.items()}
+            raise ConfigurationError(f"{file.place(key)}: {_dotted(key)} must be a table, not {value!r}")
+        return {name: _made(kind, each, (*key, name), file, origins) for name, each in value.items()}
     origins[_dotted(key)] = file.place(key)
     try:
         import msgspec
@@ -290,4 +378,5 @@ def _line_of(text: str, key: tuple[str, ...]) -> int | None:
 
 
 def _parts(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+    parts = re.findall(r"""\s*("[^"]*"|'[^']*'|[^."']+)""", dotted)
+    return tuple(part.strip().strip("\"'") for part in parts)

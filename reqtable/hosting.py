@@ -28,6 +28,7 @@ from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.dispatcher import Dispatcher
 from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
+from reqtable.engine.opening import Preface
 
 _LOOK_S = 0.05
 _DONE = {State.LINGERING, State.CLOSED}
@@ -58,6 +59,7 @@ class Hosted:
     timeout: float | None
 
     _dispatcher: Dispatcher
+    _preface: Preface | None
 
     _engine: Engine | None = None
     _dispatch_argument: str | None = None
@@ -87,22 +89,26 @@ class Hosted:
         self._dispatch_argument = dispatch
         self._former: list[Dispatcher] = []  # those that an earlier configuration chose: their requests end under them
         config = from_environment() if config is None else config
+        self._preface = _preface(config)
         self._dispatcher = self._make_dispatcher(config)
         if self._engine is None:
             self._join(Engine(limits=config.limits))
 
     def reconfigure(self, config: Config) -> None:
-        """Let new requests be served as `config` says. Those in the table end under the policy that they have.
+        """Let new requests be served as `config` says, with certificates read again. Those in the table go on as they
+        have begun.
 
         Only for the loop's own thread, or while no loop runs. Raises ConfigurationError, and changes nothing, where the
         handler can't be served so.
         """
+        preface = _preface(config)
         dispatcher = self._make_dispatcher(config)
         try:
             dispatcher.check(self.RequestHandlerClass)
         except ConfigurationError:
             dispatcher.close(wait=False)
             raise
+        self._preface = preface
         former, self._dispatcher = self._dispatcher, dispatcher
         self._former = [each for each in self._former if each.requests]
         if former.requests:
@@ -272,7 +278,9 @@ class Hosted:
     def process_request(self, request: Any, client_address: Any) -> None:
         """Enter the request into the table, under this server's policy; one for which there is no room is refused."""
         if self._host.admission.admits(self, request, client_address):
-            self._dispatcher.chosen.admit(self, request, client_address)
+            opened: Any = self._host.entry_of(request)
+            policy = self._dispatcher.chosen if opened is None else opened.policy
+            policy.admit(self, request, client_address)
         else:
             self.shutdown_request(request)
 
@@ -286,13 +294,29 @@ class Hosted:
             return engine.refused(self, error)
         finally:
             engine.accepting = None
+        if self._preface is not None and self._preface.comes_first(request, client_address):
+            self._open(request, client_address)
+        else:
+            self._take(request, client_address)
+        return True
+
+    def _open(self, request: Any, client_address: Any) -> None:
+        """Enter a request into the table that something has to come before."""
+        assert self._preface is not None
+        if self._host.admission.admits(self, request, client_address):
+            self._dispatcher.chosen.open(self, request, client_address, self._preface)
+        else:
+            self.shutdown_request(request)
+
+    def _take(self, request: Any, client_address: Any) -> None:
+        """Have the hooks take a request. What they raise goes to `handle_error`."""
         if not self.verify_request(request, client_address):
             self.shutdown_request(request)
-            return True
+            return
         try:
             self.process_request(request, client_address)
         except BaseException as error:
-            if error is engine.unwinding:
+            if error is self._host.unwinding:
                 raise  # it has been through handle_error
             if isinstance(error, Exception):
                 self.handle_error(request, client_address)
@@ -300,7 +324,6 @@ class Hosted:
             else:
                 self.shutdown_request(request)
                 raise
-        return True
 
     def _drained(self, drained: threading.Event) -> None:
         self._BaseServer__shutdown_request = self._in_serve_forever
@@ -362,6 +385,10 @@ class Hosted:
         def handle_timeout(self) -> None: ...
         def service_actions(self) -> None: ...
         def server_close(self) -> None: ...
+
+
+def _preface(config: Config) -> Preface | None:
+    return Preface(config) if config.tls.cert is not None or config.proxy.trusted else None
 
 
 def _is_over(entry: Entry) -> bool:

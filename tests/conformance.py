@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any
 
 import reqtable
 from reqtable import Transition, datagram, line, state
+from reqtable.config import TLSOptions
+from tests.certificates import TLSStream, write_certificate
 from tests.conftest import WAIT_S, serving, wait_until
 
 STYLES = ["state", "async", "blocking"]
-TRANSPORTS = ["tcp", "unix", "udp", "unixgram"]
+TRANSPORTS = ["tcp", "unix", "tls", "udp", "unixgram"]
+STREAMS = {"tcp", "unix", "tls"}
 POLICIES = ["inline", "greenlet", "thread", "pool", "fork", "executor"]
 STREAM_DIALOGUES = ["echo", "slow reader", "dribbled", "half-close", "error", "timeout", "cancel"]
 DATAGRAM_DIALOGUES = ["echo", "slow reader", "dribbled", "error", "timeout", "cancel"]
@@ -197,9 +201,13 @@ class Stream:
 
     def __init__(self, server: Any) -> None:
         self.server = server
-        self.socket = socket.socket(server.address_family, socket.SOCK_STREAM)
-        self.socket.settimeout(WAIT_S)
-        self.socket.connect(server.server_address)
+        self.socket = self._connect()
+
+    def _connect(self) -> Any:
+        connected = socket.socket(self.server.address_family, socket.SOCK_STREAM)
+        connected.settimeout(WAIT_S)
+        connected.connect(self.server.server_address)
+        return connected
 
     def take(self, count: int) -> bytes:
         data = bytearray()
@@ -218,6 +226,13 @@ class Stream:
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
+
+
+class SecuredStream(Stream):
+    """The same over TLS. The server's end must be a close_notify."""
+
+    def _connect(self) -> Any:
+        return TLSStream(self.server.server_address)
 
 
 class Grams:
@@ -279,7 +294,7 @@ def stream_dialogue(name: str, client: Stream) -> bytes:
     assert client.server.table.cancel(row["id"])
     try:
         return got + client.rest()
-    except ConnectionResetError:
+    except (ConnectionResetError, ssl.SSLEOFError):
         return got
 
 
@@ -338,7 +353,7 @@ DATAGRAM_EXPECTED = {
 
 def applies(style: str, transport: str, dialogue: str) -> bool:
     """Blocking datagram handlers have no sessions: nothing to dribble to, to wait for, or to cancel."""
-    if transport in ("tcp", "unix"):
+    if transport in STREAMS:
         return dialogue in STREAM_DIALOGUES
     return dialogue in DATAGRAM_DIALOGUES and (style != "blocking" or dialogue in ("echo", "slow reader", "error"))
 
@@ -347,20 +362,24 @@ def server_of(handler: Any, transport: str, folder: Path, dispatch: str | None, 
     """A server of that transport, bound."""
     base: Callable[..., Any] = {
         "tcp": reqtable.TCPServer,
+        "tls": reqtable.TCPServer,
         "udp": reqtable.UDPServer,
         "unix": reqtable.UnixStreamServer,
         "unixgram": reqtable.UnixDatagramServer,
     }[transport]
-    address: Any = ("127.0.0.1", 0) if transport in ("tcp", "udp") else str(folder / "server")
+    if transport == "tls":
+        options["config"] = reqtable.Config(tls=TLSOptions(cert=write_certificate(folder)))
+    address: Any = ("127.0.0.1", 0) if transport in ("tcp", "tls", "udp") else str(folder / "server")
     return base(address, handler, dispatch=dispatch, **options)
 
 
 def check(policy: str, style: str, transport: str, dialogue: str, folder: Path) -> None:
     """Hold one dialogue in one cell, and one more after it: whatever became of the first, the server goes on."""
-    stream = transport in ("tcp", "unix")
+    stream = transport in STREAMS
+    connect: Any = {"tls": SecuredStream}.get(transport, Stream) if stream else Grams
     kind = "datagram" if not stream else "hasty" if dialogue == "timeout" else "stream"
     with serving(server_of(HANDLERS[style, kind], transport, folder, policy)) as server:
-        client: Any = (Stream if stream else Grams)(server)
+        client = connect(server)
         try:
             if stream:
                 assert stream_dialogue(dialogue, client) == STREAM_EXPECTED[dialogue]
@@ -369,7 +388,7 @@ def check(policy: str, style: str, transport: str, dialogue: str, folder: Path) 
         finally:
             client.close()
         wait_until(server, lambda: len(server.table) == 0)
-        another: Any = (Stream if stream else Grams)(server)
+        another = connect(server)
         try:
             if stream:
                 another.socket.sendall(b"still there\n")

@@ -15,6 +15,7 @@ from tests.conformance import (
     HANDLERS,
     POLICIES,
     STREAM_DIALOGUES,
+    STREAMS,
     STYLES,
     TRANSPORTS,
     StateTalk,
@@ -26,9 +27,11 @@ CELLS = [
     for policy in POLICIES
     for style in STYLES
     for transport in TRANSPORTS
-    for dialogue in (STREAM_DIALOGUES if transport in ("tcp", "unix") else DATAGRAM_DIALOGUES)
+    for dialogue in (STREAM_DIALOGUES if transport in STREAMS else DATAGRAM_DIALOGUES)
     if conformance.applies(style, transport, dialogue)
     and (policy != "executor" or style == "state")
+    # a child forked while the client's thread is in OpenSSL may wait for its locks for ever; see test_tls
+    and not (policy == "fork" and transport == "tls")
     # a blocking handler under inline keeps the loop to itself: nobody could cancel it
     and not (policy == "inline" and style == "blocking" and dialogue == "cancel")
 ]
@@ -44,10 +47,10 @@ def test_the_same_dialogue_gives_the_same_bytes(
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("style", ["async", "blocking"])
 def test_executor_refuses_what_is_not_data(style: str, transport: str, tmp_path: Path) -> None:
-    handler = HANDLERS[style, "stream" if transport in ("tcp", "unix") else "datagram"]
+    handler = HANDLERS[style, "stream" if transport in STREAMS else "datagram"]
     with pytest.raises(ConfigurationError, match="only a StateRequestHandler is data"):
         conformance.server_of(handler, transport, tmp_path, "executor")
-    assert list(tmp_path.iterdir()) == [], "nothing was bound"
+    assert not (tmp_path / "server").exists(), "nothing was bound"
 
 
 # -- a policy from outside the package --------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ With real sockets, and `ssl` on both sides.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import queue
 import socket
@@ -19,49 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 
 import reqtable
 from reqtable.dispatch.cooperative_tls import CooperativeTLSSocket
+from tests.certificates import AUTHORITY, TLSClient, begin_tls, server_context
 from tests.conftest import WAIT_S, Client, open_descriptors, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 BIG = bytes(range(256)) * 65536  # 16 MiB: more than both kernels' buffers hold
 CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32)  # the beginning of one
-
-
-@functools.cache
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@functools.cache
-def server_context(client_certificate: bool = False) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority().issue_cert("127.0.0.1").configure_cert(context)
-    if client_certificate:
-        authority().configure_trust(context)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-@functools.cache
-def client_context(certificate: bool = False) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority().configure_trust(context)
-    if certificate:
-        authority().issue_cert("ann@example.org").configure_cert(context)
-    return context
-
-
-class TLSClient(Client):
-    def __init__(self, address: Any, certificate: bool = False) -> None:
-        super().__init__(address)
-        begin_tls(self, certificate)
-
-
-def begin_tls(client: Client, certificate: bool = False) -> None:
-    client.socket = client_context(certificate).wrap_socket(client.socket, server_hostname="127.0.0.1")
 
 
 class Lines(reqtable.StreamRequestHandler):
@@ -155,7 +120,7 @@ server.serve_forever()
 @pytest.mark.parametrize("dispatch", ["greenlet", "thread", "pool", "fork"])
 def test_no_policy_but_inline_shakes_hands_while_it_accepts(dispatch: str, tmp_path: Path) -> None:
     """In a process of its own: a child that is forked while another thread is in OpenSSL may meet one of its locks."""
-    certificate = authority().issue_cert("127.0.0.1")
+    certificate = AUTHORITY.issue_cert("127.0.0.1")
     certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "server.pem"), dispatch]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)

@@ -198,10 +198,10 @@ class FileSlice:
         self.offset = offset
         self.remaining = remaining
 
-    def read(self) -> bytes:
+    def read(self, most: int = CHUNK_BYTES) -> bytes:
         """The next bytes, for a transport that can't have the kernel send them."""
         self.file.seek(self.offset)
-        return self.file.read(min(self.remaining, CHUNK_BYTES))
+        return self.file.read(min(self.remaining, most))
 
 
 class Output:

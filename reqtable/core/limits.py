@@ -31,6 +31,7 @@ class Limits:
     output_bytes_max: int = 64 * 2**20  # untaken output above which `send` raises LimitExceeded
     inbox_max: int = 64  # datagrams that wait for one session; a later one is dropped, as the network would
     calls_max: int = 32  # threads that run `call`s
+    handshake_timeout_s: float = 10.0  # a PROXY header and a TLS handshake have so long, together
     idle_timeout_s: float | None = None  # a peer of which nothing is waiting may be silent for so long; None: no bound
     read_timeout_s: float = 60.0  # what has begun to come has so long, and as long again if it comes at this rate:
     read_bytes_per_s_min: int = 100  # (both where a wait names no timeout of its own)

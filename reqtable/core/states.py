@@ -24,7 +24,7 @@ WRITE = 2
 class State(Enum):
     """What a request waits for. The value is the letter that stands for it in a listing."""
 
-    OPENING = "O"  # a TLS handshake, a PROXY header, or its first step
+    OPENING = "O"  # a PROXY header, a TLS handshake, or its first step
     READING = "R"  # bytes of the peer
     READY = "Y"  # its turn: it used up its share of this pass
     RUNNING = "X"  # its step to return: the loop is in it now
@@ -68,7 +68,13 @@ class Event(Enum):
 _ENDS = {Event.CANCELLED: State.CLOSED, Event.LOST: State.CLOSED}
 
 TRANSITIONS: dict[State, dict[Event, State]] = {
-    State.OPENING: _ENDS | {Event.OPENED: State.RUNNING, Event.DEADLINE_PASSED: State.CLOSED},
+    State.OPENING: _ENDS
+    | {
+        Event.OPENED: State.RUNNING,
+        Event.DEADLINE_PASSED: State.CLOSED,
+        Event.FINISHED: State.LINGERING,  # what came first was not what has to
+        Event.RELEASED: State.CLOSED,  # a hook of the server did not want it
+    },
     State.READING: _ENDS
     | {
         Event.INPUT_ARRIVED: State.RUNNING,

@@ -80,6 +80,7 @@ class Server(Protocol):
     @property
     def _steps_on_loop(self) -> bool: ...
     def _prepare(self) -> None: ...
+    def _take(self, request: Any, client_address: Any) -> None: ...
 
     def fileno(self) -> int: ...
     def handle_error(self, request: Any, client_address: Any) -> None: ...
@@ -101,8 +102,14 @@ class Policy(Protocol):
     def hand_off(self, entry: Entry, want: Any) -> Want[Any]:
         """Have another policy take the request over. Returns what to wait for."""
 
+    def secured(self, entry: Entry, request: Any, context: Any) -> Any:
+        """The TLS socket of a request whose handshake is about to be done."""
+
+    def admitted(self) -> None:
+        """A request of its own has entered the table."""
+
     def released(self) -> None:
-        """A request that it admitted has left the table."""
+        """A request of its own has left the table."""
 
 
 class Owner(Protocol):
@@ -300,12 +307,23 @@ class RequestTable:
 
     def remove(self, entry: Entry) -> None:
         self.hold(entry, 0)
-        if self._per_network is not None and entry in self:
+        if entry in self:
+            self._discount(entry)
+            del self._entries[entry.id]
+
+    def rename(self, entry: Entry, peer: Any) -> None:
+        """Its peer is another one than it seemed: a proxy has said for whom it connects."""
+        self._discount(entry)
+        entry.peer = peer
+        if self._per_network is not None:
+            self._per_network[network_of(peer)] += 1
+
+    def _discount(self, entry: Entry) -> None:
+        if self._per_network is not None:
             network = network_of(entry.peer)
             self._per_network[network] -= 1
             if not self._per_network[network]:
                 del self._per_network[network]
-        self._entries.pop(entry.id, None)
 
     def hold(self, entry: Entry, count: int) -> None:
         """Count what the buffers of `entry` hold now."""

@@ -146,6 +146,25 @@ class Ended(Want[None]):
         return MISSING
 
 
+class _Opening(Want[None]):
+    """What comes before the request itself; the engine sees to it."""
+
+    __slots__ = ()
+
+    def take(self, entry: Entry) -> Missing | None:
+        return MISSING
+
+
+@want_type
+class ProxyHeader(_Opening):
+    """The header by which a proxy says for whom it connects."""
+
+
+@want_type
+class Handshake(_Opening):
+    """The TLS handshake to be done."""
+
+
 class _Posted(Want[T_co]):
     """A want whose item is posted to the entry from outside."""
 
@@ -358,3 +377,5 @@ STEP = Step()
 TURN = Turn()
 READABLE = Readable()
 WRITABLE = Writable()
+PROXY_HEADER = ProxyHeader()
+HANDSHAKE = Handshake()

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from reqtable.config import ARGUMENT, DEFAULT
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import Entry, Resumable, unwrapped
-from reqtable.core.wants import Call, HandOff, Want
+from reqtable.core.wants import NOTHING, Call, HandOff, Want
 from reqtable.engine.datagram import Session
-from reqtable.engine.stream import Stream
+from reqtable.engine.opening import Opening, Preface, stream_over
 from reqtable.engine.transports import Lent
 from reqtable.handlers.resumable import ResumableHandler
 
@@ -108,6 +108,9 @@ class Policy(ABC):
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
         return self.dispatcher.begin_call(entry, want)
 
+    def admitted(self) -> None:
+        self.dispatcher.requests += 1
+
     def released(self) -> None:
         self.dispatcher.ended()
 
@@ -116,12 +119,23 @@ class Policy(ABC):
 
     # -- entering the table -------------------------------------------------------------------------------------------
 
+    def open(self, server: Any, request: Any, client_address: Any, preface: Preface) -> None:
+        """Enter a request into the table that something has to come before; `admit` goes on with it."""
+        opening = Opening(self.engine, request, preface)
+        opening.entry = self._entry(server, request, client_address, opening)
+        self.engine.open_request(opening)
+
     def admit(self, server: Any, request: Any, client_address: Any) -> None:
         """Enter a request into the table and run its first steps. Raises what the handler's constructor raises."""
         make = self._admit_resumable if is_resumable(server.RequestHandlerClass) else self._admit_blocking
-        entry = make(server, request, client_address)
-        self.dispatcher.requests += 1
-        self.engine.begin(entry)
+        self.engine.begin(make(server, request, client_address))
+
+    def secured(self, entry: Entry, request: Any, context: Any) -> Any:
+        """The TLS socket of a request whose handshake is about to be done."""
+        own = is_resumable(entry.server.RequestHandlerClass)
+        return context.wrap_socket(
+            request, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=not own
+        )
 
     def lend(self, request: Any) -> Lent:
         """The transport of a blocking handler's request."""
@@ -131,10 +145,10 @@ class Policy(ABC):
         session: Session | None = None
         if isinstance(request, tuple):
             session = Session(self.engine, request)
-            entry = self._entry(server, client_address, session)
+            entry = self._entry(server, request, client_address, session)
         else:
-            stream = Stream(self.engine, request)
-            entry = stream.entry = self._entry(server, client_address, stream)
+            stream = stream_over(self.engine, request)
+            entry = stream.entry = self._entry(server, request, client_address, stream)
         entry.handler = handler = server.RequestHandlerClass(entry)
         entry.resumable = self.dispatcher.resumable(entry, handler, self)
         if session is not None:
@@ -143,11 +157,17 @@ class Policy(ABC):
 
     def _admit_blocking(self, server: Any, request: Any, client_address: Any) -> Entry:
         lent = self.lend(request)
-        entry = lent.entry = self._entry(server, client_address, lent)
+        entry = lent.entry = self._entry(server, request, client_address, lent)
         entry.resumable = self.blocking(entry, lent)
         return entry
 
-    def _entry(self, server: Any, client_address: Any, transport: Any) -> Entry:
+    def _entry(self, server: Any, request: Any, client_address: Any, transport: Any) -> Entry:
+        """The entry of a request: a new one, unless it has been opened."""
+        entry = self.engine.entry_of(request)
+        if entry is not None:
+            entry.transport = transport
+            entry.want = NOTHING
+            return entry
         local = server.server_address
         if isinstance(local, tuple) and local[0] in _WILDCARDS and not isinstance(transport.request, tuple):
             local = transport.request.getsockname()  # which of the machine's addresses it came to

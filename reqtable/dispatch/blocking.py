@@ -55,6 +55,8 @@ def run(entry: Entry, lent: Lent) -> int | None:
             hook(request, entry.peer)
         elif _is_open(request, entry.peer):
             server.finish_request(request, entry.peer)
+            if end_politely := getattr(request, "end_politely", None):
+                end_politely()  # here a cooperative socket may wait
     except HandedOff:
         pass
     except BaseException as error:

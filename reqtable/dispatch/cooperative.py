@@ -41,6 +41,11 @@ class _RequestGreenlet(greenlet):
     lent: Lent
 
 
+def can_suspend() -> bool:
+    """Whether the caller is in a request's greenlet, and not in the loop."""
+    return isinstance(getcurrent(), _RequestGreenlet)
+
+
 class Suspendable:
     """A blocking handler whose stack is kept by a greenlet while it waits."""
 

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar
 
 from reqtable.core.wants import READABLE, WRITABLE
 from reqtable.dispatch.base import is_resumable
-from reqtable.dispatch.cooperative import CooperativeSocket
+from reqtable.dispatch.cooperative import CooperativeSocket, can_suspend
 from reqtable.engine.engine import Engine
 from reqtable.engine.loop import TABLES
+from reqtable.engine.tls import TLSSocket
 from reqtable.engine.transports import Lent
 
 T = TypeVar("T")
@@ -135,6 +137,25 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
 
     def _forget(self) -> bool:
         return self._is_admitted and super()._forget()
+
+
+class ServedTLSSocket(TLSSocket, CooperativeTLSSocket):  # type: ignore[misc]
+    """One whose handshake the engine does."""
+
+    def _wait_for_room(self, seconds: float) -> bool:
+        if seconds <= 0 or not can_suspend():
+            return False  # the loop waits for nobody
+        with suppress(TimeoutError):
+            self._wait(WRITABLE, self.lent.engine.table.clock() + seconds)
+        return True
+
+
+def secured(engine: Engine, request: Any, context: ssl.SSLContext) -> ServedTLSSocket:
+    """The cooperative TLS socket of a request whose handshake is about to be done."""
+    made: ServedTLSSocket = ServedTLSSocket.accepted(
+        request, engine, server_side=True, do_handshake_on_connect=False, context=context
+    )
+    return made
 
 
 class _Chooser(ssl.SSLSocket):

@@ -10,6 +10,7 @@ import contextlib
 import selectors
 import socket
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from reqtable.core.buffers import Inbox, Input, Output
@@ -19,7 +20,7 @@ from reqtable.engine.datagram import Session
 from reqtable.engine.loop import Loop
 from reqtable.engine.stream import Stream
 from reqtable.engine.system import System
-from reqtable.engine.transports import Polled
+from reqtable.engine.transports import Polled, is_tls
 
 DATAGRAM_BYTES = 65_536
 
@@ -37,6 +38,31 @@ class _DrivenStream(Stream):
 
     def release(self) -> None:
         self.poll(0)
+
+
+@cache
+def _driven_tls() -> type[Stream]:
+    from reqtable.engine.tls import TLSStream  # where it is used, ssl is there
+
+    class DrivenTLSStream(_DrivenStream, TLSStream):
+        """A secured connection, while it is driven: by a child, perhaps, and nobody else can end it then."""
+
+        __slots__ = ()
+
+        def finish(self) -> None:
+            self.request.setblocking(True)
+            self.request.end_politely()
+            self.request.setblocking(False)
+            super().finish()
+
+    return DrivenTLSStream
+
+
+def _kind_for(request: Any) -> Any:
+    """The transport of a request that is driven."""
+    if isinstance(request, tuple):
+        return _DrivenSession
+    return _driven_tls() if is_tls(request) else _DrivenStream
 
 
 class _DrivenSession(Session):
@@ -84,8 +110,7 @@ class Driver(Loop):
         super().__init__(table.limits, System(clock=table.clock, selector=_Selector))
         self.table.driver = policy.name
         self.table.last_id = origin.id - 1  # the request keeps its number
-        kind: Any = _DrivenSession if isinstance(request, tuple) else _DrivenStream
-        transport = kind(self, request)
+        transport = _kind_for(request)(self, request)
         self.origin = origin
         self.entry = entry = Entry(self.table, origin.server, policy, origin.peer, origin.local, transport)
         self.transport = transport

@@ -161,6 +161,7 @@ class Fork(Delegating):
             server.close_request(delegation.request)
         else:
             entry.handler._leave()
+            delegation.transport.leave()  # type: ignore[attr-defined]
             entry.output.clear()  # the child sends it
         return ELSEWHERE
 

@@ -47,6 +47,13 @@ class Greenlet(Policy):
         lent = own.lent = Lent(self.engine, own)
         return lent
 
+    def secured(self, entry: Entry, request: Any, context: Any) -> Any:
+        if is_resumable(entry.server.RequestHandlerClass):
+            return super().secured(entry, request, context)
+        from reqtable.dispatch.cooperative_tls import secured
+
+        return secured(self.engine, request, context)
+
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:
         from reqtable.dispatch.cooperative import Suspendable
 

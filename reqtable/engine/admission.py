@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("reqtable")
 
 _SAY_EVERY_S = 10.0
-_EVICTABLE = {State.READING, State.LINGERING}  # those that wait for their peer
+_EVICTABLE = {State.OPENING, State.READING, State.LINGERING}  # those that wait for their peer
 _FOUND_MAX = 64  # how many of the idlest one search through the table finds
 
 
@@ -38,17 +38,22 @@ class Admission:
         self._say_at = -inf
 
     def admits(self, server: Server, request: Any, client_address: Any) -> bool:
-        """Whether there is room for it, or room was made. One that is refused has been told, and counted."""
+        """Whether there is room for it, or room was made. One that is refused has been told, and counted.
+
+        One that has just been opened has its place already; who it is of may have turned out only now.
+        """
         table = self._engine.table
         limits = self._engine.limits
         evicts = limits.when_full == "evict"
         most = limits.entries_per_peer_max
-        if most is not None and table.count_from(client_address) >= most:
+        own = self._engine.entry_of(request)
+        if most is not None and table.count_from(client_address) - (own is not None) >= most:
             network = network_of(client_address)
-            if not evicts or not self._evict(entry for entry in table if network_of(entry.peer) == network):
+            others = (entry for entry in table if entry is not own and network_of(entry.peer) == network)
+            if not evicts or not self._evict(others):
                 self._refuse(server, request, client_address, "entries_per_peer_max", most)
                 return False
-        elif table.full and not (evicts and self._evict_idlest()):
+        elif table.full and own is None and not (evicts and self._evict_idlest()):
             self._refuse(server, request, client_address, "entries_max", limits.entries_max)
             return False
         return True

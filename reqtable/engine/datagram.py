@@ -98,6 +98,9 @@ class Session:
             output.consume(len(data))
         return True
 
+    def leave(self) -> None:
+        """A child process has the request, until it has ended."""
+
     def finish(self) -> None:
         self.engine.end(self.entry, Event.RELEASED)
 

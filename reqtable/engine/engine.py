@@ -10,15 +10,17 @@ from math import inf
 from typing import Any
 
 from reqtable.core.limits import Limits
-from reqtable.core.states import Event, State
+from reqtable.core.states import READ, Event, State
 from reqtable.core.table import Entry, Server
 from reqtable.engine.access import access, log_access
 from reqtable.engine.admission import Admission
 from reqtable.engine.datagram import Session
 from reqtable.engine.listener import EXHAUSTED, Listener
 from reqtable.engine.loop import Loop
+from reqtable.engine.opening import Opening
 from reqtable.engine.stats import Tally
 from reqtable.engine.system import SYSTEM, System
+from reqtable.engine.transports import OVER, RELEASED
 
 
 class Engine(Loop):
@@ -32,6 +34,7 @@ class Engine(Loop):
         self.sessions: dict[tuple[Server, Any], Session] = {}
         self.admission = Admission(self)
         self._tallies: dict[tuple[Server, str], Tally] = {}
+        self._opened: Opening | None = None  # whose hooks are being called
         self.accepting: Server | None = None  # whose `get_request` may be running
         self._stopping = False
         self._stopped = threading.Event()
@@ -106,9 +109,10 @@ class Engine(Loop):
                 post(*args)
             self._reap()
 
-    def begin(self, entry: Entry) -> None:
+    def enter(self, entry: Entry) -> None:
         self.tally(entry.server, entry.policy.name).accepted += 1
-        super().begin(entry)
+        entry.policy.admitted()
+        super().enter(entry)
 
     def relieve(self) -> None:
         self.admission.relieve()
@@ -152,6 +156,33 @@ class Engine(Loop):
             "policies": policies,
             "loop": self.times.plain(),
         }
+
+    # -- opening them -------------------------------------------------------------------------------------------------
+
+    def open_request(self, opening: Opening) -> None:
+        """Admit to the table what something has to come before."""
+        entry = opening.entry
+        entry.resumable = OVER
+        self.enter(entry)
+        self.deadlines.arm(entry, self.table.now + self.limits.handshake_timeout_s)
+        opening.on_ready(READ)
+
+    def opened(self, opening: Opening) -> None:
+        """All that comes before has come: have the server's hooks take the request."""
+        entry = opening.entry
+        self._opened = opening
+        try:
+            entry.server._take(opening.request, entry.peer)
+        finally:
+            self._opened = None
+            if entry.state is State.OPENING:  # a hook has refused it, or has taken it elsewhere
+                entry.transport = RELEASED
+                self.end(entry, Event.RELEASED)
+
+    def entry_of(self, request: Any) -> Entry | None:
+        """The entry of a request that has just been opened."""
+        opening = self._opened
+        return opening.entry if opening is not None and opening.request is request else None
 
     # -- taking requests ----------------------------------------------------------------------------------------------
 

@@ -15,8 +15,9 @@ from reqtable.core.errors import ReqtableError
 from reqtable.core.states import INTEREST, State
 from reqtable.core.table import Entry
 from reqtable.engine.listener import Listener
+from reqtable.engine.opening import Opening
 from reqtable.engine.stream import Stream
-from reqtable.engine.transports import Polled
+from reqtable.engine.transports import Polled, is_tls
 
 if TYPE_CHECKING:
     from reqtable.engine.loop import Loop
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("reqtable")
 
 # Nothing is left in these between two passes.
-_NEVER_SUSPENDED = {State.OPENING, State.RUNNING, State.CLOSED}
+_NEVER_SUSPENDED = {State.RUNNING, State.CLOSED}
 _STEPS_OF_A_STARVED = 2  # passes that a READY request may wait
 
 
@@ -96,8 +97,10 @@ class Invariants:
         must = self._must
         must(entry.state not in _NEVER_SUSPENDED, entry, "can't be suspended in that state")
         transport = entry.transport
-        if isinstance(transport, Stream):
-            # The others are polled at times only: a lent socket may be closed while it is waited for.
+        is_opened = entry.state is not State.OPENING or isinstance(transport, Opening)
+        must(is_opened, entry, "has been opened, and has not begun")
+        if isinstance(transport, Stream) and not is_tls(transport.request):
+            # OpenSSL may have to read before it can write. The others are polled at times only: a lent socket may be closed while it is waited for.
             must(
                 transport.watched == INTEREST[entry.state],
                 entry,

@@ -352,9 +352,14 @@ class Loop:
 
     # -- what ends a wait ---------------------------------------------------------------------------------------------
 
-    def begin(self, entry: Entry) -> None:
-        """Admit `entry` to the table and run its first steps."""
+    def enter(self, entry: Entry) -> None:
+        """Admit `entry` to the table."""
         self.table.add(entry)
+
+    def begin(self, entry: Entry) -> None:
+        """Run the first steps of `entry`, which is admitted to the table if it is not in it yet."""
+        if not entry.id:
+            self.enter(entry)
         entry.advance(Event.OPENED)
         self.step(entry, Event.OPENED)
         if self.table.thread is None:

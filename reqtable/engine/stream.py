@@ -56,7 +56,7 @@ class Stream(Polled):
         except _NOT_NOW:
             return
         except OSError as error:
-            self._lost(error)
+            self._unreadable(error)
             return
         entry.active_at = engine.table.now
         if data:
@@ -96,7 +96,7 @@ class Stream(Polled):
         except _NOT_NOW:
             return False
         except OSError as error:
-            self._lost(error)
+            self._unwritable(error)
             return False
         return True
 
@@ -129,6 +129,9 @@ class Stream(Polled):
         self.poll(0)
         self.entry.server.close_request(self.request)
 
+    def leave(self) -> None:
+        """A child process has the connection, until it has ended."""
+
     def shut(self) -> None:
         """End the connection for whoever has it."""
         with contextlib.suppress(OSError):  # it has ended already
@@ -137,6 +140,12 @@ class Stream(Polled):
     def abandon(self) -> None:
         self.watched = 0
         abandon(self.request)
+
+    def _unreadable(self, error: OSError) -> None:
+        self._lost(error)
+
+    def _unwritable(self, error: OSError) -> None:
+        self._lost(error)
 
     def _lost(self, error: OSError) -> None:
         log.debug("%s: gone: %s", address_text(self.entry.peer), error)

@@ -170,11 +170,11 @@ class Lent(Polled):
 
 
 def has_unread(request: Any, plain: type[socket.socket]) -> bool:
-    """Whether a stream connection, but for a TLS one, has input that nobody has read.
+    """Whether a stream connection has input that nobody has read.
 
     `plain` is the class whose calls are made: a cooperative socket's would wait.
     """
-    if not isinstance(request, socket.socket) or _is_tls(request) or request.fileno() < 0:
+    if not isinstance(request, socket.socket) or request.fileno() < 0:
         return False
     try:
         if request.type == socket.SOCK_STREAM:
@@ -204,8 +204,8 @@ def abandon(request: Any) -> None:
             os.close(fd)
 
 
-def _is_tls(request: socket.socket) -> bool:
-    """A socket is one only where something has imported the module, which is large."""
+def is_tls(request: socket.socket) -> bool:
+    """Whether it is a TLS socket: only where something has imported the module, which is large."""
     ssl = sys.modules.get("ssl")
     return ssl is not None and isinstance(request, ssl.SSLSocket)
 

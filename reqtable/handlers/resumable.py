@@ -19,6 +19,7 @@ from reqtable.core.errors import HandlerError, LimitExceeded
 from reqtable.core.states import State
 from reqtable.core.table import Entry, address_text
 from reqtable.core.wants import ENDED
+from reqtable.engine.transports import is_tls
 
 log = logging.getLogger("reqtable")
 
@@ -68,6 +69,12 @@ class ResumableHandler:
     def server(self) -> Any:
         """The server that this request came to; `self.server.table` is the table."""
         return self.entry.server
+
+    @property
+    def tls(self) -> Any:
+        """The request's `ssl.SSLSocket`, for `getpeercert()`, `selected_alpn_protocol()`; None in the clear."""
+        request = self.entry.transport.request
+        return request if is_tls(request) else None
 
     def _send(self, data: bytes | bytearray | memoryview) -> None:
         """Queue output: the engine flushes it once after the step. From another request's step it works as well.

@@ -312,8 +312,14 @@ class _InPlace:
         self._loop.post_result(entry, entry.calls, None)
         return want
 
+    def admitted(self) -> None:
+        pass
+
     def released(self) -> None:
         pass
+
+    def secured(self, entry: Entry, request: Any, context: Any) -> Any:
+        raise NotImplementedError
 
 
 class _NoSelector(selectors.BaseSelector):
