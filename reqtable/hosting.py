@@ -168,6 +168,11 @@ class Hosted:
         """Whether handlers run on the loop, where one that does not return holds up everyone."""
         return self._dispatcher.chosen.steps_on_loop
 
+    @property
+    def _begins_with_tls(self) -> bool:
+        """Whether nothing may be said to a client in the clear."""
+        return self._preface is not None and self._preface.context is not None
+
     def _prepare(self) -> None:
         """Its requests are about to be taken: see that no TLS handshake of theirs is part of that."""
         waits_elsewhere = self._dispatcher.chosen.name != "inline" and not is_resumable(self.RequestHandlerClass)

@@ -64,7 +64,11 @@ class TLSStream:
         self.plain = socket.create_connection(address, timeout=WAIT_S)
         self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = (context or client_context()).wrap_bio(self._came, self._goes, server_hostname=name)
-        self._do(self.tls.do_handshake)
+        try:
+            self._do(self.tls.do_handshake)
+        except BaseException:
+            self.plain.close()
+            raise
 
     def sendall(self, data: bytes) -> None:
         self.tls.write(data)

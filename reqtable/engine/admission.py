@@ -87,7 +87,7 @@ class Admission:
     def _refuse(self, server: Server, request: Any, client_address: Any, reason: str, limit: int) -> None:
         self.note(server, reason, limit, client_address)
         refusal = getattr(unwrapped(server.RequestHandlerClass), "refusal", b"")
-        if refusal and type(request) is self._engine.system.socket:  # not in the clear where TLS is meant
+        if refusal and type(request) is self._engine.system.socket and not server._begins_with_tls:
             with contextlib.suppress(OSError):
                 request.setblocking(False)
                 request.send(refusal, socket.MSG_DONTWAIT)

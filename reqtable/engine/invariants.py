@@ -100,7 +100,8 @@ class Invariants:
         is_opened = entry.state is not State.OPENING or isinstance(transport, Opening)
         must(is_opened, entry, "has been opened, and has not begun")
         if isinstance(transport, Stream) and not is_tls(transport.request):
-            # OpenSSL may have to read before it can write. The others are polled at times only: a lent socket may be closed while it is waited for.
+            # Of those OpenSSL may wait for the other one. The rest is polled at times only: a lent socket may be closed
+            # while it is waited for.
             must(
                 transport.watched == INTEREST[entry.state],
                 entry,

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from reqtable.config import Config
-from reqtable.core.errors import PeerError
+from reqtable.core.errors import ConfigurationError, PeerError
 from reqtable.core.proxy import HEADER_BYTES_MAX, header_end, parse
 from reqtable.core.states import READ, WRITE, Event, State
 from reqtable.core.table import Entry, address_text
@@ -34,8 +34,10 @@ class Preface:
     def __init__(self, config: Config) -> None:
         self.context: Any = None
         if config.tls.cert is not None:
-            from reqtable.engine.tls import server_context
+            from reqtable.engine.tls import RECORD_BYTES, server_context
 
+            if config.limits.recv_bytes < RECORD_BYTES:  # what is left of a record in OpenSSL, no selector tells of
+                raise ConfigurationError(f"limits.recv_bytes is {config.limits.recv_bytes}: TLS needs {RECORD_BYTES}")
             self.context = server_context(config.tls)
         self._networks = config.proxy.networks()
         self._trusts_unix = "unix" in config.proxy.trusted

@@ -148,9 +148,7 @@ def _context(options: TLSOptions, key: str, certificate: Certificate) -> ssl.SSL
         try:
             context.set_ciphers(options.ciphers)
         except ssl.SSLError:
-            raise ConfigurationError(
-                f"tls.ciphers: OpenSSL knows none of {options.ciphers!r}: see ciphers(1)"
-            ) from None
+            raise ConfigurationError(f"tls.ciphers: OpenSSL has none of {options.ciphers!r}: see ciphers(1)") from None
     if options.alpn:
         context.set_alpn_protocols(list(options.alpn))
     _load(context, key, certificate)
