@@ -90,6 +90,13 @@ class TLSStream:
         else:
             self.plain.shutdown(how)
 
+    def leavings(self) -> bytes:
+        """What came after the close_notify."""
+        left = self._came.read()
+        while more := self.plain.recv(65536):
+            left += more
+        return left
+
     def setsockopt(self, *args: Any) -> None:
         self.plain.setsockopt(*args)
 

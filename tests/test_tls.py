@@ -21,6 +21,7 @@ import trustme
 import reqtable
 from reqtable import ConfigurationError, Limits, flushed, line, state
 from reqtable.config import Certificate, Config, TLSOptions
+from reqtable.engine.tls import TLSSocket
 from tests.certificates import AUTHORITY, TLSStream, client_context, write_certificate
 from tests.conftest import WAIT_S, Client, open_descriptors, serving, wait_until
 
@@ -186,6 +187,25 @@ def test_a_long_answer_ends_with_close_notify_though_there_was_no_room_for_it(
         assert first + everything(client) == BIG
 
 
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+@pytest.mark.parametrize("handler", STYLES)
+def test_close_notify_waits_for_room(
+    handler: Any, dispatch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say_goodbye = TLSSocket.say_goodbye
+    tried: list[object] = []
+
+    def without_room(own: TLSSocket) -> bool:
+        tried.append(own)
+        return len(tried) > 2 and say_goodbye(own)
+
+    monkeypatch.setattr(TLSSocket, "say_goodbye", without_room)
+    with secured(tmp_path, handler, dispatch) as server, connected(server) as client:
+        client.sendall(b"big\n")
+        assert everything(client) == BIG
+        assert len(tried) > 2
+
+
 @pytest.mark.parametrize("handler", [Lines, AsyncLines])
 def test_an_end_without_close_notify_cuts_a_line_and_ends_between_lines(handler: Any, tmp_path: Path) -> None:
     with secured(tmp_path, handler) as server:
@@ -271,6 +291,7 @@ server.serve_forever()
                 assert ask(client, b"one\n") == b"one\n"
                 client.sendall(b"big\n")
                 assert everything(client) == BIG
+                assert client.leavings() == b""  # the parent has nothing to say
                 client.close()
             client = TLSStream(address)
             assert ask(client, b"two\n") == b"two\n"
