@@ -228,7 +228,7 @@ class Hosted:
         self._wait_for_end()
 
     def drain(self, timeout: float | None = None) -> None:
-        """Take no new requests, let those in the table finish, for at most `timeout` seconds, then stop.
+        """Take those who have connected and no others, let them finish, for at most `timeout` seconds, then stop.
 
         Those that have been idle for `drain_idle_s` meet the end of their input meanwhile; those that are left in the
         end are ended, as `drained`. Where no loop runs, this runs it. Otherwise it waits until it is done, unless it is

@@ -28,7 +28,6 @@ def server_context(client_certificate: bool = False) -> ssl.SSLContext:
 @functools.cache
 def client_context(certificate: bool = False) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # an end without close_notify is none
     AUTHORITY.configure_trust(context)
     if certificate:
         AUTHORITY.issue_cert("ann@example.org").configure_cert(context)

@@ -31,7 +31,11 @@ class Client:
     def __init__(self, address: Any, family: int = socket.AF_INET) -> None:
         self.socket = socket.socket(family, socket.SOCK_STREAM)
         self.socket.settimeout(WAIT_S)
-        self.socket.connect(address)
+        try:
+            self.socket.connect(address)
+        except OSError:
+            self.socket.close()
+            raise
 
     def send(self, data: bytes) -> Client:
         self.socket.sendall(data)

@@ -79,21 +79,33 @@ def test_the_idle_are_told_and_the_others_go_on(handler: Any) -> None:
         assert server.stats()["finished"]["drained"] == 0
 
 
-def test_those_who_come_meanwhile_are_not_taken_and_those_left_in_the_end_are_ended() -> None:
+def test_those_who_come_meanwhile_are_refused_and_those_left_in_the_end_are_ended() -> None:
     with serving(reqtable.TCPServer(ANY, States, config=QUICK)) as server, Client(server.server_address) as busy:
         assert busy.send(b"body\n0").line() == b"body\n"
         drain = threading.Thread(target=server.drain, args=(0.3,))
         drain.start()
         wait_until(server, lambda: not server.engine._listeners)
-        with Client(server.server_address) as late:  # the kernel's queue has it
-            late.send(b"a\n")
-            assert busy.rest() == b""
-            drain.join(WAIT_S)
-            server.socket.close()
-            with pytest.raises(ConnectionResetError):
-                late.receive(1)
+        with pytest.raises(ConnectionRefusedError):
+            Client(server.server_address)
+        assert busy.rest() == b""
+        drain.join(WAIT_S)
         assert server.stats()["finished"]["drained"] == 1
         assert server.stats()["accepted"] == 1
+
+
+def test_those_who_have_connected_are_served() -> None:
+    """They are in the kernel's queue, which would reset them if it went."""
+    with serving(reqtable.TCPServer(ANY, States, config=QUICK)) as server, contextlib.ExitStack() as stack:
+        held, released = threading.Event(), threading.Event()
+        server.engine.post(lambda: held.set() or released.wait(WAIT_S))
+        assert held.wait(WAIT_S)
+        clients = [stack.enter_context(Client(server.server_address)).send(b"a\n") for _ in range(100)]
+        drain = threading.Thread(target=server.drain, args=(WAIT_S,))
+        drain.start()
+        released.set()
+        assert {client.line() for client in clients} == {b"a\n"}
+        assert {client.rest() for client in clients} == {b"goodbye\n"}
+        drain.join(WAIT_S)
 
 
 def test_a_busy_client_is_served_until_the_time_is_over() -> None:

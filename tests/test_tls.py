@@ -24,6 +24,7 @@ from reqtable.config import Certificate, Config, TLSOptions
 from reqtable.engine.tls import TLSSocket
 from tests.certificates import AUTHORITY, TLSStream, client_context, write_certificate
 from tests.conftest import WAIT_S, Client, open_descriptors, serving, wait_until
+from tests.test_examples import program
 
 ANY = ("127.0.0.1", 0)
 BIG = bytes(range(256)) * 20_000  # 5 MB: more than both kernels' buffers hold
@@ -420,7 +421,7 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "junk.pem").write_text("junk")
     missing = str(tmp_path / "missing.pem")
     encrypted = str(tmp_path / "encrypted.key")
-    command = ["openssl", "pkey", "-in", own, "-aes256", "-passout", "pass:secret", "-out", encrypted]
+    command = [program("openssl"), "pkey", "-in", own, "-aes256", "-passout", "pass:secret", "-out", encrypted]
     subprocess.run(command, check=True, timeout=WAIT_S)
     mismatch = f"tls.cert {own} is not the certificate of the key in {other}: give the two that belong together"
     assert refusal_of(cert=own, key=other) == mismatch
@@ -491,7 +492,7 @@ def test_openssl_and_curl(tmp_path: Path) -> None:
     ca = str(tmp_path / "ca.pem")
     with secured(tmp_path) as server:
         port = server.server_address[1]
-        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", ca, "-quiet"]
+        command = [program("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", ca, "-quiet"]
         command.append("-verify_return_error")
         asked = subprocess.run(command, input=b"one\nbig\n", capture_output=True, timeout=WAIT_S)
         assert asked.stdout == b"one\n" + BIG
@@ -499,7 +500,7 @@ def test_openssl_and_curl(tmp_path: Path) -> None:
     with secured(tmp_path, Web) as server:
         url = f"https://localhost:{server.server_address[1]}/"
         got = subprocess.run(
-            ["curl", "-sS", "--max-time", "20", "--cacert", ca, url], capture_output=True, timeout=2 * WAIT_S
+            [program("curl"), "-sS", "--max-time", "20", "--cacert", ca, url], capture_output=True, timeout=2 * WAIT_S
         )
         assert (got.returncode, got.stderr) == (0, b"")
         assert got.stdout == BIG
@@ -526,7 +527,7 @@ def test_a_mixed_in_server_of_the_standard_library_speaks_tls(tmp_path: Path) ->
         url = f"https://localhost:{server.server_address[1]}/"
         ca = str(tmp_path / "ca.pem")
         got = subprocess.run(
-            ["curl", "-sS", "--max-time", "20", "--cacert", ca, url], capture_output=True, timeout=2 * WAIT_S
+            [program("curl"), "-sS", "--max-time", "20", "--cacert", ca, url], capture_output=True, timeout=2 * WAIT_S
         )
         assert (got.returncode, got.stderr) == (0, b"")
         assert got.stdout == BIG

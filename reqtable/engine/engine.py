@@ -200,6 +200,13 @@ class Engine(Loop):
             self._listeners.remove(listener)
             listener.close()
 
+    def unlisten_for_good(self, server: Server) -> None:
+        """Take those who have connected to `server`, and let nobody else."""
+        for listener in self._listeners:
+            if listener.server is server:
+                listener.take_the_last()
+        self.unlisten(server)
+
     def refused(self, server: Server, error: OSError) -> bool:
         """`get_request` raised `error`. True where the next one may fare better at once."""
         if isinstance(error, BlockingIOError):

@@ -115,6 +115,14 @@ class Listener(Polled):
         if not self._full and self.resting_until == inf:
             self.poll(READ)
 
+    def take_the_last(self) -> None:
+        """Take those who have connected, and let nobody else: who were in the queue when it goes would be reset."""
+        if self._set_timeout:
+            while self.server._handle_request_noblock():
+                pass
+            self.close()
+            self.server.socket.close()
+
     def close(self) -> None:
         self.poll(0)
         if self._set_timeout and self.server.fileno() == self.fd:

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from reqtable.config import Config
-from reqtable.core.errors import ConfigurationError, PeerError
+from reqtable.core.errors import ConfigurationError, PeerError, ending_of
 from reqtable.core.proxy import HEADER_BYTES_MAX, header_end, parse
 from reqtable.core.states import READ, WRITE, Event, State
 from reqtable.core.table import Entry, address_text
@@ -117,13 +117,15 @@ class Opening(Polled):
         while (end := header_end(data)) is None or len(data) < end:
             try:
                 more = self.request.recv(HEADER_BYTES_MAX - len(data), socket.MSG_PEEK)
+                if not more:
+                    raise ConnectionError("the connection ended before it was over")
+                end = header_end(data + more)
+                taken = self.request.recv(len(more) if end is None else min(len(more), end - len(data)))
             except (BlockingIOError, InterruptedError):
                 yield READ
                 continue
-            if not more:
-                raise ConnectionError("the connection ended before its PROXY header did")
-            end = header_end(data + more)
-            data += self.request.recv(len(more) if end is None else min(len(more), end - len(data)))
+            self.entry.bytes_in += len(taken)
+            data += taken
         header = parse(data)
         if header.source is not None:
             self.engine.table.rename(self.entry, header.source)
@@ -140,6 +142,8 @@ class Opening(Polled):
                 yield READ
             except ssl.SSLWantWriteError:
                 yield WRITE
+            except ssl.SSLEOFError:
+                raise ConnectionError("the connection ended before it was over") from None
             else:
                 return
 
@@ -147,7 +151,7 @@ class Opening(Polled):
         """No request comes of it. An alert that says so (RFC 8446, 6.2) is not to be cut off."""
         what = "TLS handshake" if self.entry.want is HANDSHAKE else "PROXY header"
         log.info("%s: its %s failed: %s", address_text(self.entry.peer), what, error)
-        self.entry.ending = "error"
+        self.entry.ending = ending_of(error)
         try:
             self.request.shutdown(socket.SHUT_WR)
         except OSError:

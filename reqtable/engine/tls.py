@@ -143,7 +143,6 @@ def _context(options: TLSOptions, key: str, certificate: Certificate) -> ssl.SSL
     context.sslsocket_class = TLSSocket
     context.minimum_version = _VERSIONS[options.min_version]
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # see TLSStream
     if options.ciphers is not None:
         try:
             context.set_ciphers(options.ciphers)
