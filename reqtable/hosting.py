@@ -64,6 +64,7 @@ class Hosted:
     _engine: Engine | None = None
     _dispatch_argument: str | None = None
     _in_serve_forever = False
+    _owns_queue = False  # nobody else listens on its socket, in another process or by another descriptor
     _served_ahead = 0  # requests for which a later `handle_request` has nothing left to do
 
     # As `socketserver.BaseServer` names them: programs set and read them.

@@ -75,6 +75,7 @@ def serve(
         names = []
         for bind, (scheme, family, address) in zip(binds, parsed, strict=True):
             server = _open(bind, scheme, family, address, handler, dispatch, config)
+            server._owns_queue = scheme != "fd"
             stack.callback(server.server_close)
             if scheme in ("unix", "unixgram"):
                 stack.callback(_unlink_own, server.server_address, os.stat(server.server_address).st_ino)

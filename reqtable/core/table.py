@@ -79,6 +79,9 @@ class Server(Protocol):
 
     @property
     def _steps_on_loop(self) -> bool: ...
+
+    _owns_queue: bool
+
     @property
     def _begins_with_tls(self) -> bool: ...
     def _prepare(self) -> None: ...

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
+import struct
+import sys
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,10 @@ log = logging.getLogger("reqtable")
 # the listener stays readable: polling it on would spin.
 # EINVAL: someone has shut the listening socket down; it stays readable too.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL}
+
+
+_SO_ATTACH_FILTER = 26  # linux/socket.h; the same on every architecture but PA-RISC and SPARC
+_BPF_RETURN = 0x06
 
 
 class Listener(Polled):
@@ -118,6 +125,8 @@ class Listener(Polled):
     def take_the_last(self) -> None:
         """Take those who have connected, and let nobody else: who were in the queue when it goes would be reset."""
         if self._set_timeout:
+            if self.server._owns_queue:
+                _drop_newcomers(self.server.socket)
             while self.server._handle_request_noblock():
                 pass
             self.close()
@@ -127,3 +136,19 @@ class Listener(Polled):
         self.poll(0)
         if self._set_timeout and self.server.fileno() == self.fd:
             self.server.socket.settimeout(self._timeout)
+
+
+def _drop_newcomers(listening: socket.socket) -> None:
+    """Have the kernel drop what comes for a listening socket, whoever else holds it.
+
+    Who connects between the last accept and the close would be reset. Dropped, they try again (tcp(7), a second later)
+    and are refused, which a proxy takes for a reason to go elsewhere. Linux: SO_ATTACH_FILTER in socket(7), with a
+    program of one instruction, "return 0 bytes".
+    """
+    if not sys.platform.startswith("linux") or listening.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    import ctypes  # slow to import, and needed once at most
+
+    instructions = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
+    with contextlib.suppress(OSError):  # then some of them are reset
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(instructions)))
