@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from reqtable.binds import is_activated
 from reqtable.config import Config, chosen_dispatch, effective
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import handler_name, unwrapped
@@ -23,10 +24,11 @@ from reqtable.engine.access import JSONFormatter
 from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
 from reqtable.imports import module_at
-from reqtable.serving import parse_bind, serve
+from reqtable.serving import serve
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
 
+DEFAULT_BIND = "tcp://127.0.0.1:7000"
 LEVELS = ["debug", "info", "warning", "error"]
 
 
@@ -55,17 +57,6 @@ class _Handler(click.ParamType[Any]):
         return handler
 
 
-class _Bind(click.ParamType[str]):
-    name = "bind"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            parse_bind(value)
-        except ConfigurationError as error:
-            self.fail(str(error))
-        return value
-
-
 def _is_handler(thing: Any, defined_in: Any = None) -> bool:
     """A handler class of any style, `socketserver`'s blocking ones included."""
     if not isinstance(unwrapped(thing), type):
@@ -87,6 +78,10 @@ _CONFIG_OPTION = click.option(
     help="TOML; otherwise $REQTABLE_CONFIG, reqtable.toml, or pyproject.toml [tool.reqtable].",
 )
 
+_WORKERS_OPTION = click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="How many processes serve; without it, one, by itself."
+)
+
 
 @cli.command("serve")
 @click.argument("handler", type=_Handler())
@@ -94,12 +89,11 @@ _CONFIG_OPTION = click.option(
     "--bind",
     "binds",
     multiple=True,
-    type=_Bind(),
-    default=["tcp://127.0.0.1:7000"],
-    show_default=True,
-    help="tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH, unixgram:///PATH or fd://N; repeatable.",
+    help="tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH, unixgram:///PATH or fd://N; repeatable. Without one, what "
+    f"systemd has passed, or {DEFAULT_BIND}.",
 )
 @click.option("--dispatch", type=click.Choice(policy_names()), help="Where handlers run.")
+@_WORKERS_OPTION
 @_CONFIG_OPTION
 @click.option("--access-log", is_flag=True, help="Log a line for every finished request.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -108,6 +102,7 @@ def serve_command(
     handler: Any,
     binds: tuple[str, ...],
     dispatch: str | None,
+    workers: int | None,
     config: str | None,
     access_log: bool,
     log_format: str,
@@ -115,10 +110,12 @@ def serve_command(
 ) -> None:
     """Serve HANDLER until SIGINT, or until SIGTERM and what has begun is done.
 
-    SIGHUP re-reads the configuration, SIGUSR1 logs the table.
+    SIGHUP re-reads the configuration, SIGUSR1 logs the table; with workers, SIGTTIN and SIGTTOU: one more, one fewer.
     """
+    loaded = Config.load(config, workers=workers)
     output = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    process = "" if loaded.workers is None else "%(process)d "
+    plain = logging.Formatter(f"%(asctime)s {process}%(levelname)s %(message)s")
     output.setFormatter(JSONFormatter() if log_format == "json" else plain)
     logging.basicConfig(level=log_level.upper(), handlers=[output])
     if access_log:
@@ -131,12 +128,12 @@ def serve_command(
 
     serve(
         handler,
-        *binds,
+        *(binds or ([] if is_activated() else [DEFAULT_BIND])),
         dispatch=dispatch,
-        config=Config.load(config),
-        reload=lambda: Config.load(config),
+        config=loaded,
+        reload=lambda: Config.load(config, workers=workers),
         on_listening=on_listening,
-        on_pass=_StatusLine() if sys.stderr.isatty() else None,
+        on_pass=_StatusLine() if sys.stderr.isatty() and loaded.workers is None else None,
     )
 
 
@@ -205,11 +202,12 @@ def _as_json(states: list[StateInfo]) -> str:
 
 @cli.command("config")
 @click.option("--dispatch", type=click.Choice(policy_names()), help="As of `reqtable serve`.")
+@_WORKERS_OPTION
 @_CONFIG_OPTION
-def config_command(dispatch: str | None, config: str | None) -> None:
+def config_command(dispatch: str | None, workers: int | None, config: str | None) -> None:
     """Print the configuration that `reqtable serve` would use: each value, and where it comes from."""
 
-    loaded = Config.load(config, dispatch=dispatch)
+    loaded = Config.load(config, dispatch=dispatch, workers=workers)
     check_policy(*chosen_dispatch(None, loaded, "inline"))
     rows = [(key, "-" if value is None else json.dumps(value), origin) for key, value, origin in effective(loaded)]
     click.echo(_aligned(rows))

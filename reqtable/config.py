@@ -6,6 +6,7 @@ file; the class attribute `dispatch`, which a mix-in sets; the default. The file
 
     dispatch = "pool"
     call_on = "thread"            # where a call() runs that does not say
+    workers = 4                   # processes that serve; without it, one, by itself
 
     [limits]                      # any field of reqtable.Limits
     entries_max = 10_000
@@ -180,12 +181,14 @@ class ProxyOptions:
 class Config:
     """The configuration of a server. `call_on` is where a `call` runs that does not say; `executors` are its own names.
 
+    `workers` is how many processes serve where `serve()` does; None: the one that calls it.
     `origins` says for each key that was set where its value came from. Raises ConfigurationError, naming the key, for
     a value that can't be.
     """
 
     dispatch: str | None = None
     call_on: str = "thread"
+    workers: int | None = None
     limits: Limits = field(default_factory=Limits)
     thread: ThreadOptions = field(default_factory=ThreadOptions)
     pool: PoolOptions = field(default_factory=PoolOptions)
@@ -196,15 +199,25 @@ class Config:
     proxy: ProxyOptions = field(default_factory=ProxyOptions)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
+    def __post_init__(self) -> None:
+        place = self.origins.get("workers", ARGUMENT)
+        _count("workers" if place == ARGUMENT else f"{place}: workers", self.workers)
+
     @classmethod
-    def load(cls, path: str | os.PathLike[str] | None = None, *, dispatch: str | None = None) -> Config:
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        dispatch: str | None = None,
+        workers: int | None = None,
+    ) -> Config:
         """Read the configuration: `path`, or the file that `REQTABLE_CONFIG` names, or `reqtable.toml`, or the table
         `[tool.reqtable]` of `pyproject.toml`, whichever is there first; with none of them, the defaults.
 
-        `dispatch` and `REQTABLE_DISPATCH` are stronger than the file. Needs the package msgspec. Raises
+        `dispatch`, `workers` and `REQTABLE_DISPATCH` are stronger than the file. Needs the package msgspec. Raises
         ConfigurationError: one line with the key, the value, the file and the line.
         """
-        return _load(path, dispatch)
+        return _load(path, dispatch, workers)
 
 
 def from_environment() -> Config:
@@ -260,7 +273,7 @@ class _File:
         return f"{self.name}:{line}" if line else self.name
 
 
-def _load(path: str | os.PathLike[str] | None, dispatch: str | None) -> Config:
+def _load(path: str | os.PathLike[str] | None, dispatch: str | None, workers: int | None) -> Config:
     """See `Config.load`."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -271,6 +284,8 @@ def _load(path: str | os.PathLike[str] | None, dispatch: str | None) -> Config:
         values["dispatch"], origins["dispatch"] = named, f"environment {DISPATCH_VARIABLE}"
     if dispatch:
         values["dispatch"], origins["dispatch"] = dispatch, ARGUMENT
+    if workers is not None:
+        values["workers"], origins["workers"] = workers, ARGUMENT
     return Config(**values, origins=origins)
 
 

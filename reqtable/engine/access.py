@@ -28,11 +28,12 @@ def log_access(entry: Entry) -> None:
 
 
 class JSONFormatter(logging.Formatter):
-    """Each record as a line of JSON: `at`, `level`, `logger`, `message`, `traceback`; a finished request's fields."""
+    """A record as a line of JSON: `at`, `pid`, `level`, `logger`, `message`, `traceback`, a finished request."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "pid": record.process,
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
