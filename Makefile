@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 7000
 BIN := .venv/bin
 
-.PHONY: run test simulate compat check static format clean
+.PHONY: run test simulate compat reloads check static format clean
 
 run: .venv/run.stamp
 	@echo "In another terminal (it answers 3, then rank 9):"
@@ -27,6 +27,10 @@ simulate: .venv/test.stamp
 # CPython's own suites with socketserver replaced; ARGS="test_httpservers" for some of them
 compat: .venv/test.stamp
 	@$(BIN)/python -m tests.compat $(ARGS)
+
+# workers under load: killed 20 times, reloaded 100 times, drained
+reloads: .venv/test.stamp
+	@$(BIN)/python -m tests.reloads $(ARGS)
 
 check: static test
 

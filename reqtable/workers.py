@@ -204,7 +204,10 @@ class Supervisor:
         self._reload_asked = False
         self._not_before = -inf  # when the next worker may be started
         self._back_off_s = 0.0
-        self._told: tuple[Config | None, str] = (None, "")  # what systemd knows
+        self._told: tuple[Config | None, str] = (
+            None,
+            "",
+        )  # the configuration that all served by, and what was said of them
         self._restore_signals: Callable[[], None] = lambda: None
 
     def run(self) -> None:
@@ -251,7 +254,7 @@ class Supervisor:
                 leaving = (former or serving[::-1])[0]
                 self._dismiss(leaving, signal.SIGTERM, leaving.config.limits.drain_timeout_s + _GRACE_S)
                 continue
-            self._tell_systemd(serving, former)
+            self._tell(serving, former)
             return
 
     @property
@@ -262,17 +265,20 @@ class Supervisor:
         self._wanted = max(1, self._wanted + more)
         self._balance()
 
-    def _tell_systemd(self, serving: list[_Worker], former: list[_Worker]) -> None:
+    def _tell(self, serving: list[_Worker], former: list[_Worker]) -> None:
+        """Tell systemd, and the log, where that has changed."""
         ready = sum(each.phase is Phase.SERVING for each in serving)
-        told, status = self._config, f"{ready} of {self._wanted} workers are ready"
-        if former or ready < self._wanted:
-            told = self._told[0]  # type: ignore[assignment]
-        if told is not self._told[0]:
+        status = f"{ready} of {self._wanted} workers are ready"
+        is_settled = not former and ready == self._wanted
+        config = self._config if is_settled else self._told[0]
+        if config is self._told[0] and status == self._told[1]:
+            return
+        self._told = config, status
+        if is_settled:
             log.info(status)
             self._notifier.ready(status)
-        elif status != self._told[1]:
+        else:
             self._notifier.say(status)
-        self._told = told, status
 
     def _all_are_well(self) -> bool:
         most_s = self._notifier.watchdog_s or inf

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from reqtable import StateRequestHandler, Transition, exactly, line, sleep, state
+from reqtable import StateRequestHandler, StreamRequestHandler, Transition, exactly, line, sleep, state
 
 
 class Teller(StateRequestHandler):
@@ -43,3 +43,14 @@ class Teller(StateRequestHandler):
 
     def say(self, what: object) -> None:
         self.send(f"{what}\n".encode())
+
+
+class Blocking(StreamRequestHandler):
+    """Some of the same."""
+
+    def handle(self) -> None:
+        for text in self.rfile:
+            verb, _, rest = text.decode().strip().partition(" ")
+            if verb == "slowly":
+                time.sleep(float(rest))
+            self.wfile.write(f"{os.getpid()} {rest}\n".encode() if verb == "echo" else b"%d\n" % os.getpid())
