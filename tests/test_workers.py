@@ -255,17 +255,18 @@ def test_systemd_tells_every_process_and_nothing_is_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]]
+    ("number", "is_draining"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
 )
-def test_at_once(service: Service, numbers: list[int]) -> None:
+def test_at_once(service: Service, number: int, is_draining: bool) -> None:
     with Client(service.address) as client:
-        client.ask(b"take 5\n")
-        for number in numbers:
-            service.signal(number)
-            if number != numbers[-1]:
-                service.wait_for("ending when 1 requests are done")
+        client.ask(b"pid\nslowly 1000\n")
+        if is_draining:
+            service.signal(signal.SIGTERM)
+            service.wait_for("ending when 1 requests are done")
+        service.signal(number)
         assert client.rest() == b""
         assert service.wait() == 0
+        assert "killed" not in service.lines[-1]
 
 
 def test_ctrl_c_is_quiet(tmp_path: Path) -> None:
