@@ -286,6 +286,7 @@ def test_who_does_not_end_in_time_is_killed(service: Service) -> None:
     with Client(service.address) as client:
         pid = int(client.ask(b"pid\n"))
         client.send(b"block 1000\n")
+        service.wait_for("has held up everyone")
         service.signal(signal.SIGINT)
         service.wait_for(f"worker {pid} has not ended in time: killed")
         assert service.wait() == 0
