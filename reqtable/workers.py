@@ -212,16 +212,16 @@ class Supervisor:
 
     def run(self) -> None:
         """Until it is told to end, and no worker is left."""
-        for server in self._servers:
-            if server.socket_type == socket.SOCK_STREAM:
-                # That is said of the socket, not of a process's copy: no worker may make it blocking for the others.
-                server.socket.setblocking(False)
-        self._release_dispatchers()
-        gc.collect()
-        gc.freeze()  # a worker's collections would copy every page of what is there already
-        self._loop.post(self._balance)
-        self._loop.post(self._notifier.feed_watchdog, self._all_are_well)
         with handled(self._handlers()) as self._restore_signals:
+            for server in self._servers:
+                if server.socket_type == socket.SOCK_STREAM:
+                    # Said of the socket, not of a process's copy: no worker may make it blocking for the others.
+                    server.socket.setblocking(False)
+            self._release_dispatchers()
+            gc.collect()
+            gc.freeze()  # a worker's collections would copy every page of what is there already
+            self._loop.post(self._balance)
+            self._loop.post(self._notifier.feed_watchdog, self._all_are_well)
             self._loop.run(lambda: self._stage is not Stage.SERVING and not self._workers)
         self._notifier.stopping("ended")
 

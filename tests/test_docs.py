@@ -20,7 +20,9 @@ import pytest
 
 import reqtable
 from examples.notes import Notes
+from reqtable.binds import _OPTIONS, parse_bind
 from reqtable.testing.faults import KINDS
+from reqtable.workers import _HANDLED
 from tests.conftest import WAIT_S, Client, served
 
 ROOT = Path(__file__).parent.parent
@@ -221,3 +223,13 @@ def test_the_page_on_operating_names_every_limit_and_no_other() -> None:
     assert names - of_the_loop == {name for name in re.findall(r"`(\w+)`", page) if name in names}
     for name, default in re.findall(r"^\| `(\w+)` \| ([\d,.]+)(?: s)? \|", page, flags=re.MULTILINE):
         assert getattr(reqtable.Limits(), name) == float(default.replace(",", ""))
+
+
+def test_the_page_on_deploying_names_every_bind_option_and_signal_and_no_other() -> None:
+    page = (ROOT / "docs" / "deploying.md").read_text()
+    shown = [parse_bind(text) for text in re.findall(r"`(\w+://[^`…]+)`", page)]
+    assert {bind.scheme for bind in shown} == set(_OPTIONS)
+    assert {name for bind in shown for name in bind.options} == {name for names in _OPTIONS.values() for name in names}
+    table = page.partition("## Signals")[2].partition("##")[0]
+    named = set(re.findall(r"^\| (SIG\w+)(?:, (SIG\w+))? \|", table, flags=re.MULTILINE))
+    assert {name for pair in named for name in pair if name} == {signal.Signals(number).name for number in _HANDLED}
