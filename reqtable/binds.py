@@ -2,10 +2,12 @@
 
     tcp://127.0.0.1:7000    tcp://[::1]:7000    tcp://localhost:7000    udp://0.0.0.0:69
     tcp://[::]:7000         IPv4 too; ?v6only=1: IPv6 alone
+    tls://0.0.0.0:443       with TLS, as [tls] says; ?cert=FILE&key=FILE&client_ca=FILE in place of what that says
     unix:///run/x.sock      unixgram:///run/x.sock, both with ?mode=660&owner=NAME&group=NAME (or numbers)
     unix://@name            an abstract one (unix(7)), without a file
     fd://3    fd://NAME     a socket that is open already; by its name where systemd passed it (sd_listen_fds(3))
 
+A stream of the others speaks TLS where it names a cert. ?proxy=ADDRESS,… says who sends PROXY protocol headers there.
 They are read, then all of them are checked, and only then is any of them bound.
 """
 
@@ -17,24 +19,27 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from reqtable.config import Config
+from reqtable.config import Config, ProxyOptions, TLSOptions
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import address_text
 from reqtable.servers import TCPServer, UDPServer
 
 _PERMISSIONS = ("mode", "owner", "group")
+_TLS = ("cert", "key", "client_ca")
+_STREAM = (*_TLS, "proxy")
 # The schemes, and the options of each.
 _OPTIONS: dict[str, tuple[str, ...]] = {
-    "tcp": ("v6only",),
+    "tcp": ("v6only", *_STREAM),
+    "tls": ("v6only", *_STREAM),
     "udp": ("v6only",),
-    "unix": _PERMISSIONS,
+    "unix": (*_PERMISSIONS, *_STREAM),
     "unixgram": _PERMISSIONS,
-    "fd": (),
+    "fd": _STREAM,
 }
 _DATAGRAM = {"udp", "unixgram"}
 
@@ -55,6 +60,25 @@ class Bind:
     scheme: str
     address: Any
     options: Mapping[str, str]
+
+    def configured(self, config: Config) -> Config:
+        """That configuration, as it holds for this bind. Raises ConfigurationError."""
+        named: Any = {name: self.options[name] for name in _TLS if name in self.options}
+        try:
+            tls = TLSOptions()
+            if "cert" in named:
+                tls = replace(config.tls, **({"key": None} | named))
+            elif self.scheme == "tls":
+                tls = replace(config.tls, **named)
+                if tls.cert is None:
+                    raise self.error("name a certificate: ?cert=server.pem here, or cert under [tls]")
+            elif named:
+                raise self.error(f"{' and '.join(named)} without a cert: name the certificate's file, too")
+            trusted = self.options.get("proxy")
+            proxy = config.proxy if trusted is None else ProxyOptions(tuple(trusted.split(",")))
+            return replace(config, tls=tls, proxy=proxy)
+        except ConfigurationError as error:
+            raise error if str(error).startswith("bind ") else self.error(str(error)) from error
 
     def error(self, problem: str) -> ConfigurationError:
         """That it can't be, with the bind's name before it."""
@@ -103,6 +127,7 @@ def _descriptor(place: str) -> int | str | None:
 
 _addresses: dict[str, Callable[[str], Any]] = {
     "tcp": _host_and_port,
+    "tls": _host_and_port,
     "udp": _host_and_port,
     "unix": _path,
     "unixgram": _path,
@@ -110,6 +135,7 @@ _addresses: dict[str, Callable[[str], Any]] = {
 }
 _MEND = {
     "tcp": "give a host and a port, as in {scheme}://127.0.0.1:7000",
+    "tls": "give a host and a port, as in {scheme}://127.0.0.1:7000",
     "udp": "give a host and a port, as in {scheme}://127.0.0.1:7000",
     "unix": "give a path, as in {scheme}:///run/app.sock",
     "unixgram": "give a path, as in {scheme}:///run/app.sock",
@@ -211,6 +237,10 @@ def _place_of_descriptor(bind: Bind, number: int) -> Place:
             is_stream = own.type == socket.SOCK_STREAM
             if not is_stream and own.type != socket.SOCK_DGRAM:
                 raise bind.error("a socket of neither streams nor datagrams: choose another one")
+            if not is_stream and bind.options:
+                raise bind.error(
+                    f"{', '.join(bind.options)}: for streams, and this socket is of datagrams: leave it out"
+                )
             if is_stream and _is_connected(own):
                 raise bind.error("a connection, not a listening socket: with systemd, say Accept=no")
             return Place(bind, own.family, own.type, own.getsockname(), number)
@@ -325,6 +355,10 @@ class _Placed:
     if TYPE_CHECKING:  # what the class behind it has
         socket: socket.socket
         server_address: Any
+        _begins_with_tls: bool
+
+    def reconfigure(self, config: Config) -> None:
+        super().reconfigure(self.place.bind.configured(config))  # type: ignore[misc]
 
     def server_bind(self) -> None:
         place = self.place
@@ -366,7 +400,8 @@ def make_server(place: Place, handler: Any, dispatch: str | None, config: Config
     """The server of a place, not bound. Raises ConfigurationError where the handler can't be served so."""
     base: type[TCPServer] = _Stream if place.kind == socket.SOCK_STREAM else _Datagram
     made: type[TCPServer] = type(base.__name__, (base,), {"address_family": place.family, "place": place})
-    return made(place.address, handler, bind_and_activate=False, dispatch=dispatch, config=config)
+    own = place.bind.configured(config)
+    return made(place.address, handler, bind_and_activate=False, dispatch=dispatch, config=own)
 
 
 def open_server(server: TCPServer) -> Callable[[], None]:
@@ -396,6 +431,8 @@ def name_of(server: TCPServer) -> str:
     own = server.socket
     stream = own.type == socket.SOCK_STREAM
     scheme = ("unix" if stream else "unixgram") if own.family == socket.AF_UNIX else ("tcp" if stream else "udp")
+    if scheme == "tcp" and server._begins_with_tls:
+        scheme = "tls"
     return f"{scheme}://{address_text(server.server_address)}"
 
 

@@ -89,7 +89,8 @@ _WORKERS_OPTION = click.option(
     "--bind",
     "binds",
     multiple=True,
-    help="tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH, unixgram:///PATH or fd://N; repeatable. Without one, what "
+    help="tcp://HOST:PORT, tls://HOST:PORT?cert=FILE&key=FILE, udp://HOST:PORT, unix:///PATH, unixgram:///PATH or "
+    "fd://N; repeatable. Without one, what "
     f"systemd has passed, or {DEFAULT_BIND}.",
 )
 @click.option("--dispatch", type=click.Choice(policy_names()), help="Where handlers run.")

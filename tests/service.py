@@ -21,11 +21,16 @@ class Service:
     """`reqtable serve tests/teller.py:Teller` on a free port; its log is read as it comes."""
 
     def __init__(
-        self, *arguments: str, workers: int | None = 2, handler: str = "tests/teller.py:Teller", **options: Any
+        self,
+        *arguments: str,
+        workers: int | None = 2,
+        handler: str = "tests/teller.py:Teller",
+        bind: str = "tcp://127.0.0.1:0",
+        **options: Any,
     ):
         self.lines: list[str] = []
         self._came = threading.Condition()
-        command = [sys.executable, "-m", "reqtable", "serve", handler, "--bind", "tcp://127.0.0.1:0", *arguments]
+        command = [sys.executable, "-m", "reqtable", "serve", handler, "--bind", bind, *arguments]
         command += [] if workers is None else ["--workers", str(workers)]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options

@@ -77,7 +77,7 @@ def test_what_a_bind_says(text: str, scheme: str, address: Any, options: dict[st
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("localhost", "tcp://…, udp://…, unix://…, unixgram://…, fd://…"),
+        ("localhost", "tcp://…, tls://…, udp://…, unix://…, unixgram://…, fd://…"),
         ("http://localhost:80", "tcp://127.0.0.1:7000"),
         ("tcp://localhost", "a host and a port"),
         ("tcp://localhost:99999", "a host and a port"),
@@ -86,9 +86,10 @@ def test_what_a_bind_says(text: str, scheme: str, address: Any, options: dict[st
         ("unix://", "give a path"),
         ("unix://@", "give a path"),
         ("fd://", "a descriptor's number"),
-        ("tcp://127.0.0.1:0?v6=1", "there is no option 'v6'; there are v6only"),
-        ("unix:///tmp/x?mod=660", "there is no option 'mod'; there are mode, owner, group"),
-        ("fd://3?mode=660", "there is no option 'mode'; there are none"),
+        ("tcp://127.0.0.1:0?v6=1", "there is no option 'v6'; there are v6only, cert, key, client_ca, proxy"),
+        ("unix:///tmp/x?mod=660", "there is no option 'mod'; there are mode, owner, group, cert, key, "),
+        ("fd://3?mode=660", "there is no option 'mode'; there are cert, key, client_ca, proxy"),
+        ("unixgram:///tmp/x?cert=x", "there is no option 'cert'; there are mode, owner, group"),
         ("tcp://127.0.0.1:0?v6only=1", "v6only is 0 or 1"),
         ("tcp://[::1]:0?v6only=yes", "v6only is 0 or 1"),
         ("tcp://no.such.invalid:80", "a name that is known here"),

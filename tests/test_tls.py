@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import signal
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from reqtable.config import Certificate, Config, TLSOptions
 from reqtable.engine.tls import TLSSocket
 from tests.certificates import AUTHORITY, TLSStream, client_context, write_certificate
 from tests.conftest import WAIT_S, Client, open_descriptors, serving, wait_until
+from tests.service import Service
+from tests.test_cli import run
 from tests.test_examples import program
 
 ANY = ("127.0.0.1", 0)
@@ -531,3 +536,96 @@ def test_a_mixed_in_server_of_the_standard_library_speaks_tls(tmp_path: Path) ->
         )
         assert (got.returncode, got.stderr) == (0, b"")
         assert got.stdout == BIG
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_sighup_takes_renewed_certificates_and_drops_nobody(workers: int | None, tmp_path: Path) -> None:
+    certificate = write_certificate(tmp_path)
+
+    def serial_of(client: TLSStream) -> str:
+        return str(client.tls.getpeercert()["serialNumber"])  # type: ignore[index]
+
+    with Service(bind=f"tls://127.0.0.1:0?cert={certificate}", workers=workers) as service:
+        if workers is not None:
+            service.wait_for("2 of 2 workers are ready")
+        early = TLSStream(service.address)
+        before = serial_of(early)
+        assert ask(early, b"echo one\n").endswith(b"one\n")
+        write_certificate(tmp_path)
+        service.signal(signal.SIGHUP)
+        service.wait_for("the configuration was read again")
+        if workers is not None:
+            service.wait_for("2 of 2 workers are ready", times=2)
+        late = TLSStream(service.address)
+        assert serial_of(late) != before
+        assert ask(late, b"echo two\n").endswith(b"two\n")
+        Path(certificate).write_text("")
+        service.signal(signal.SIGHUP)
+        service.wait_for("the configuration was not taken, the one before holds: tls.cert")
+        assert ask(late, b"echo three\n").endswith(b"three\n")
+        if workers is None:  # with workers, who had it drains and ends it
+            assert ask(early, b"echo four\n").endswith(b"four\n")
+        for client in (early, late):
+            client.close()
+        service.signal(signal.SIGTERM)
+        assert service.wait() == 0
+
+
+@pytest.mark.parametrize("where", ["bind", "file"])
+def test_what_can_not_be_used_is_exit_code_78_before_anything_is_bound(where: str, tmp_path: Path) -> None:
+    own, other = write_certificate(tmp_path), write_certificate(tmp_path, "other.example")
+    file = tmp_path / "reqtable.toml"
+    file.write_text(f'[tls]\ncert = "{own}"\nkey = "{other}"\n' if where == "file" else "")
+    bind = "tls://127.0.0.1:0" + (f"?cert={own}&key={other}" if where == "bind" else "")
+    path = tmp_path / "socket"
+    result = run("serve", "tests/teller.py:Teller", "--config", str(file), "--bind", f"unix://{path}", "--bind", bind)
+    message = f"tls.cert {own} is not the certificate of the key in {other}: give the two that belong together"
+    assert (result.returncode, result.stderr) == (78, f"reqtable: {message}\n")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("bind", "message"),
+    [
+        ("tls://127.0.0.1:0", "name a certificate: ?cert=server.pem here, or cert under [tls]"),
+        ("tcp://127.0.0.1:0?key=a.pem", "key without a cert: name the certificate's file, too"),
+        ("tcp://127.0.0.1:0?proxy=here", "proxy.trusted has 'here': "),
+    ],
+)
+def test_a_bind_that_can_not_be_is_named(bind: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        reqtable.serve(Lines, bind)
+    assert str(refused.value).startswith(f"bind {bind!r}: {message}")
+
+
+def test_one_configuration_is_for_plain_and_secured_binds(tmp_path: Path) -> None:
+    certificate = write_certificate(tmp_path)
+    config = Config(tls=TLSOptions(cert=certificate, client_ca=str(tmp_path / "ca.pem")))
+    seen: list[str] = []
+
+    def look(names: list[str]) -> None:
+        seen.extend(names)
+        thread.start()
+
+    def ask_all() -> None:
+        try:
+            ports = [int(name.rpartition(":")[2]) for name in seen]
+            with Client(("127.0.0.1", ports[0])) as plain:
+                answers.append(plain.ask(b"plain\n"))
+            for port in ports[1:]:
+                client = TLSStream(("127.0.0.1", port), client_context(True))
+                answers.append(ask(client, b"secured\n"))
+                client.close()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    answers: list[bytes] = []
+    thread = threading.Thread(target=ask_all)
+    binds = ["tcp://127.0.0.1:0", "tls://127.0.0.1:0", f"tls://127.0.0.1:0?cert={certificate}"]
+    reqtable.serve(Lines, *binds, config=config, on_listening=look)
+    thread.join()
+    assert [name.partition(":")[0] for name in seen] == ["tcp", "tls", "tls"]
+    assert answers == [b"plain\n", b"secured\n", b"secured\n"]
