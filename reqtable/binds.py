@@ -357,8 +357,8 @@ class _Placed:
         server_address: Any
         _begins_with_tls: bool
 
-    def reconfigure(self, config: Config) -> None:
-        super().reconfigure(self.place.bind.configured(config))  # type: ignore[misc]
+    def _prepared(self, config: Config) -> Callable[[], None]:
+        return super()._prepared(self.place.bind.configured(config))  # type: ignore[misc,no-any-return]
 
     def server_bind(self) -> None:
         place = self.place

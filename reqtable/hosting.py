@@ -13,7 +13,7 @@ import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -102,6 +102,10 @@ class Hosted:
         Only for the loop's own thread, or while no loop runs. Raises ConfigurationError, and changes nothing, where the
         handler can't be served so.
         """
+        reconfigure([self], config)
+
+    def _prepared(self, config: Config) -> Callable[[], None]:
+        """What has it served as `config` says. Raises ConfigurationError where it can't be."""
         preface = _preface(config)
         dispatcher = self._make_dispatcher(config)
         try:
@@ -109,13 +113,17 @@ class Hosted:
         except ConfigurationError:
             dispatcher.close(wait=False)
             raise
-        self._preface = preface
-        former, self._dispatcher = self._dispatcher, dispatcher
-        self._former = [each for each in self._former if each.requests]
-        if former.requests:
-            self._former.append(former)
-        former.retire()
-        self._host.set_limits(config.limits)
+
+        def apply() -> None:
+            self._preface = preface
+            former, self._dispatcher = self._dispatcher, dispatcher
+            self._former = [each for each in self._former if each.requests]
+            if former.requests:
+                self._former.append(former)
+            former.retire()
+            self._host.set_limits(config.limits)
+
+        return apply
 
     def _make_dispatcher(self, config: Config) -> Dispatcher:
         own: object = type(self).dispatch
@@ -342,8 +350,12 @@ class Hosted:
     def _host_again(self) -> None:
         """After `server_close()`: some programs give a closed server another socket, one that they have inherited."""
         if self not in self._host.servers:
-            self._dispatcher = self._make_dispatcher(self._dispatcher.config)
+            self._make_dispatcher_again()
             self._host.servers.append(self)
+
+    def _make_dispatcher_again(self) -> None:
+        """The one there was has been closed."""
+        self._dispatcher = self._make_dispatcher(self._dispatcher.config)
 
     def _wait_for_end(self) -> None:
         engine = self._host
@@ -391,6 +403,12 @@ class Hosted:
         def handle_timeout(self) -> None: ...
         def service_actions(self) -> None: ...
         def server_close(self) -> None: ...
+
+
+def reconfigure(servers: Iterable[Any], config: Config) -> None:
+    """Have all of them served as `config` says, or none. Raises ConfigurationError."""
+    for apply in [server._prepared(config) for server in servers]:
+        apply()
 
 
 def _preface(config: Config) -> Preface | None:

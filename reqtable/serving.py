@@ -15,6 +15,7 @@ from reqtable.binds import find_places, make_server, name_of, open_server
 from reqtable.config import CONFIG_VARIABLE, Config, from_environment
 from reqtable.core.errors import ConfigurationError
 from reqtable.engine.engine import Engine
+from reqtable.hosting import reconfigure
 from reqtable.notify import Notifier
 from reqtable.signals import begin_drain, handled_by, in_main_thread, log_table
 from reqtable.workers import Supervisor, check_workers
@@ -36,14 +37,15 @@ def serve(
 
     Without binds, those that systemd has passed. `config` is what `REQTABLE_CONFIG` names where it isn't given.
     `workers`, or else the configuration's, is how many processes serve, each with its own table; None: this one does.
-    SIGHUP has `reload` read the configuration again: new requests are served as it says, those in the table end as
-    they began. `on_listening` is called once with the real addresses (port 0 resolved), `on_pass` once a pass of the
-    loop; SIGUSR1 logs the table. Raises ConfigurationError for what can't be, before anything is bound; OSError for a
-    bind that can't be had, before anything is served.
+    SIGHUP has `reload` read the configuration again, and certificates: new requests are served as they say, those in
+    the table end as they began. `on_listening` is called once with the real addresses (port 0 resolved), `on_pass` once
+    a pass of the loop; SIGUSR1 logs the table. Raises ConfigurationError for what can't be, before anything is bound;
+    OSError for a bind that can't be had, before anything is served.
     """
     if config is None:
         config = from_environment()
         reload = reload or (from_environment if os.environ.get(CONFIG_VARIABLE) else None)
+    given = config
     config = config if workers is None else replace(config, workers=workers)
     check_workers(config)
     places = find_places(binds)
@@ -61,12 +63,12 @@ def serve(
         if on_listening is not None:
             on_listening([name_of(each) for each in engine.servers])  # type: ignore[arg-type]
         if config.workers is None:
-            _serve_alone(engine, reload)
+            _serve_alone(engine, reload or (lambda: given))
         else:
-            Supervisor(engine, config, workers, reload).run()
+            Supervisor(engine, config, workers, reload or (lambda: given)).run()
 
 
-def _serve_alone(engine: Engine, reload: Callable[[], Config] | None) -> None:
+def _serve_alone(engine: Engine, reload: Callable[[], Config]) -> None:
     """SIGINT stops, SIGTERM drains (a second one stops), SIGHUP re-reads, SIGUSR1 logs the table. Only in the main
     thread, where Python delivers signals.
     """
@@ -85,9 +87,8 @@ def _serve_alone(engine: Engine, reload: Callable[[], Config] | None) -> None:
         signal.SIGINT: lambda *_: engine.stop(),
         signal.SIGTERM: terminate,
         signal.SIGUSR1: lambda *_: log_table(engine),
+        signal.SIGHUP: lambda *_: engine.post(_reload, engine, reload, notifier),
     }
-    if reload is not None:
-        handlers[signal.SIGHUP] = lambda *_: engine.post(_reload, engine, reload, notifier)
     engine.post(notifier.ready, "serving")
     engine.post(notifier.feed_watchdog)
     with handled_by(engine, handlers if in_main_thread() else {}):
@@ -100,8 +101,7 @@ def _reload(engine: Engine, reload: Callable[[], Config], notifier: Notifier) ->
     notifier.reloading()
     try:
         config = reload()
-        for server in engine.servers:
-            server.reconfigure(config)  # type: ignore[attr-defined]
+        reconfigure(engine.servers, config)
     except ConfigurationError as error:
         log.error("the configuration was not taken, the one before holds: %s", error)
     else:

@@ -31,6 +31,7 @@ from reqtable.core.states import READ
 from reqtable.dispatch.children import Child, fork, leave_child
 from reqtable.engine.engine import Engine
 from reqtable.engine.transports import Polled
+from reqtable.hosting import reconfigure
 from reqtable.notify import Notifier
 from reqtable.signals import Progress, begin_drain, handled, handled_by, in_main_thread, log_table
 
@@ -109,11 +110,11 @@ class Channel(Polled):
 # -- a worker, in its own process -------------------------------------------------------------------------------------
 
 
-def _work(engine: Engine, config: Config, own: socket.socket, beat_s: float, unblock: Callable[[], Any]) -> None:
+def _work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[], Any]) -> None:
     """Serve until told to end, or until the supervisor is gone. Signals are blocked before and after."""
     servers: list[Any] = list(engine.servers)
     for server in servers:
-        server.reconfigure(config)
+        server._make_dispatcher_again()
     draining: list[bool] = []
 
     def drain() -> None:
@@ -121,9 +122,6 @@ def _work(engine: Engine, config: Config, own: socket.socket, beat_s: float, unb
             return  # systemd tells every process of a service, and the supervisor tells it again
         draining.append(True)
         begin_drain(engine)
-        for server in servers:
-            if server.socket_type == socket.SOCK_STREAM:
-                server.socket.close()  # without a supervisor, the port is free
 
     def beat() -> None:
         channel.say(_ALIVE)
@@ -187,9 +185,7 @@ class Supervisor:
     one after another; SIGTTIN and SIGTTOU: one more, one fewer; SIGUSR1 logs them, and each its table.
     """
 
-    def __init__(
-        self, served: Engine, config: Config, workers: int | None, reload: Callable[[], Config] | None
-    ) -> None:
+    def __init__(self, served: Engine, config: Config, workers: int | None, reload: Callable[[], Config]) -> None:
         assert config.workers is not None
         self._served = served
         self._servers: list[Any] = list(served.servers)
@@ -326,7 +322,7 @@ class Supervisor:
                 each.abandon()
             self._restore_signals()
             watchdog_s = self._notifier.watchdog_s
-            _work(self._served, self._config, own, inf if watchdog_s is None else watchdog_s / 4, unblock)
+            _work(self._served, own, inf if watchdog_s is None else watchdog_s / 4, unblock)
             status = 0
         except ConfigurationError as error:
             log.error("worker %d: %s", os.getpid(), error)
@@ -419,10 +415,9 @@ class Supervisor:
         self._reload_asked = False
         self._notifier.reloading()
         try:
-            config = replace(self._config) if self._reload is None else self._reload()
-            config = config if self._pinned is None else replace(config, workers=self._pinned)
-            for server in self._servers:
-                server.reconfigure(config)
+            config = self._reload()
+            config = replace(config, workers=self._pinned or config.workers)  # another object, if not others' values
+            reconfigure(self._servers, config)
         except ConfigurationError as error:
             log.error("the configuration was not taken, the one before holds: %s", error)
             if self._told[0] is self._config:
