@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ WAIT_S = 20.0
 
 
 class Service:
-    """`reqtable serve tests/teller.py:Teller` on a free port; its log is read as it comes."""
+    """`reqtable serve tests/teller.py:Teller` on a free port, a process group; its log is read as it comes."""
 
     def __init__(
         self,
@@ -33,7 +34,7 @@ class Service:
         command = [sys.executable, "-m", "reqtable", "serve", handler, "--bind", bind, *arguments]
         command += [] if workers is None else ["--workers", str(workers)]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0, **options
         )
         assert self.process.stdout is not None
         self.address = ("127.0.0.1", int(self.process.stdout.readline().rpartition(":")[2]))
@@ -82,8 +83,8 @@ class Service:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # whatever a test that failed has left
         self.process.wait(WAIT_S)
         self._reader.join(WAIT_S)
         for stream in (self.process.stdout, self.process.stderr):
