@@ -29,6 +29,7 @@ from reqtable.dispatch.dispatcher import Dispatcher
 from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
 from reqtable.engine.opening import Preface
+from reqtable.engine.stats import Counts
 
 _LOOK_S = 0.05
 _DONE = {State.LINGERING, State.CLOSED}
@@ -60,6 +61,7 @@ class Hosted:
 
     _dispatcher: Dispatcher
     _preface: Preface | None
+    _counts: Counts
 
     _engine: Engine | None = None
     _dispatch_argument: str | None = None
@@ -88,6 +90,7 @@ class Hosted:
         if "_dispatcher" in vars(self):
             return  # the mix-in in front of this class has been given it
         self._dispatch_argument = dispatch
+        self._counts = Counts()
         self._former: list[Dispatcher] = []  # those that an earlier configuration chose: their requests end under them
         config = from_environment() if config is None else config
         self._preface = _preface(config)
@@ -198,7 +201,13 @@ class Hosted:
         `refused` by the limit; `bytes_in`, `bytes_out` and `steps` of those that have ended; the same for each of its
         `policies`; `entries` now; and of the engine, which it may share: `buffered_bytes` now, the times of its `loop`.
         """
-        return self._host.stats(self)
+        table = self._host.table
+        return {
+            "entries": sum(entry.server is self for entry in table),
+            "buffered_bytes": table.buffered,
+            **self._counts.plain(),
+            "loop": self._host.times.plain(),
+        }
 
     # -- serving ------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import socket
+import socketserver
 from collections.abc import Iterator
 from typing import Any
 
@@ -355,3 +356,33 @@ def test_policies_are_counted_each() -> None:
         wait_until(server, lambda: not server.table)
         stats = server.stats()
     assert {name: each["accepted"] for name, each in stats["policies"].items()} == {"pool": 1, "thread": 1}
+
+
+class Line(reqtable.StreamRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(self.rfile.readline())
+
+
+class TheirsUnderOurs(reqtable.TableMixIn, socketserver.TCPServer):  # type: ignore[misc]
+    pass
+
+
+@pytest.mark.parametrize("kind", [reqtable.TCPServer, TheirsUnderOurs])
+def test_what_was_counted_is_there_after_the_server_has_closed(kind: Any) -> None:
+    """Those that closing itself ends, too; and it goes on where another socket makes the server serve again."""
+    server = kind(SERVER, Line, dispatch="greenlet")
+    with Client(server.server_address) as open_one, serving(server):
+        with Client(server.server_address) as client:
+            assert client.ask(b"a\n") == b"a\n"
+        wait_until(server, lambda: len(server.table) == 1)
+        open_one.send(b"not all")
+    stats = server.stats()
+    assert (stats["accepted"], stats["entries"], stats["loop"]["passes"] > 0) == (2, 0, True)
+    assert (stats["finished"]["done"], stats["finished"]["cancelled"]) == (1, 1)
+    server.socket = socket.create_server(SERVER)
+    server.server_address = server.socket.getsockname()
+    with serving(server), Client(server.server_address) as client:
+        assert client.ask(b"b\n") == b"b\n"
+        assert client.rest() == b""
+        wait_until(server, lambda: not server.table)
+    assert server.stats()["policies"]["greenlet"]["finished"]["done"] == 2

@@ -76,6 +76,7 @@ class Server(Protocol):
 
     RequestHandlerClass: Any
     server_address: Any
+    _counts: Any  # see `reqtable.engine.stats`
 
     @property
     def _steps_on_loop(self) -> bool: ...

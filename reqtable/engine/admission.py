@@ -69,7 +69,7 @@ class Admission:
 
     def note(self, server: Server, reason: str, limit: Any, client_address: Any) -> None:
         """Count a refusal, and say so, once in a while."""
-        self._engine.tally(server).refused[reason] += 1
+        server._counts.refused[reason] += 1
         self._unsaid[reason] += 1
         now = self._engine.table.now
         if now >= self._say_at:
@@ -112,6 +112,6 @@ class Admission:
             return False
         longest: Entry = min(idle, key=lambda entry: entry.active_at)
         longest.ending = "limit"
-        self._engine.tally(longest.server).refused["evicted"] += 1
+        longest.server._counts.refused["evicted"] += 1
         self._engine.end(longest, Event.LOST)
         return True

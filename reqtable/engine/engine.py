@@ -18,7 +18,6 @@ from reqtable.engine.datagram import Session
 from reqtable.engine.listener import EXHAUSTED, Listener
 from reqtable.engine.loop import Loop
 from reqtable.engine.opening import Opening
-from reqtable.engine.stats import Tally
 from reqtable.engine.system import SYSTEM, System
 from reqtable.engine.transports import OVER, RELEASED
 
@@ -33,7 +32,6 @@ class Engine(Loop):
         super().__init__(limits, SYSTEM.get() if system is None else system)
         self.sessions: dict[tuple[Server, Any], Session] = {}
         self.admission = Admission(self)
-        self._tallies: dict[tuple[Server, str], Tally] = {}
         self._opened: Opening | None = None  # whose hooks are being called
         self.accepting: Server | None = None  # whose `get_request` may be running
         self._stopping = False
@@ -67,8 +65,6 @@ class Engine(Loop):
         self.end_requests(server)
         if server in self.servers:
             self.servers.remove(server)
-        for key in [key for key in self._tallies if key[0] is server]:
-            del self._tallies[key]
         if self.table.thread is None and not self.servers:
             self.close()
 
@@ -110,7 +106,7 @@ class Engine(Loop):
             self._reap()
 
     def enter(self, entry: Entry) -> None:
-        self.tally(entry.server, entry.policy.name).accepted += 1
+        entry.server._counts.policies[entry.policy.name].accepted += 1
         entry.policy.admitted()
         super().enter(entry)
 
@@ -120,42 +116,13 @@ class Engine(Loop):
     def _release(self, entry: Entry) -> None:
         super()._release(entry)
         entry.policy.released()
-        tally = self.tally(entry.server, entry.policy.name)
+        tally = entry.server._counts.policies[entry.policy.name]
         tally.finished[entry.ending or "done"] += 1
         tally.bytes_in += entry.bytes_in
         tally.bytes_out += entry.bytes_out
         tally.steps += entry.steps
         if access.isEnabledFor(logging.INFO):
             log_access(entry)
-
-    # -- what is counted ----------------------------------------------------------------------------------------------
-
-    def tally(self, server: Server, policy: str = "") -> Tally:
-        """What is counted of that server's requests under that policy; its refusals are under none."""
-        tally = self._tallies.get((server, policy))
-        if tally is None:
-            tally = self._tallies[server, policy] = Tally()
-        return tally
-
-    def stats(self, server: Server) -> dict[str, Any]:
-        """See `reqtable.BaseServer.stats`."""
-        whole = Tally()
-        policies = {}
-        for (each, policy), tally in list(self._tallies.items()):
-            if each is server:
-                whole.add(tally)
-                if policy:
-                    policies[policy] = tally.plain()
-        refused = dict(whole.refused)
-        entries = sum(entry.server is server for entry in self.table)
-        return {
-            "entries": entries,
-            "buffered_bytes": self.table.buffered,
-            **whole.plain(),
-            "refused": refused,
-            "policies": policies,
-            "loop": self.times.plain(),
-        }
 
     # -- opening them -------------------------------------------------------------------------------------------------
 

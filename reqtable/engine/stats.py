@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,10 @@ ENDINGS = ("done", "timeout", "limit", "reset", "error", "cancelled", "drained")
 
 @dataclass(slots=True)
 class Tally:
-    """Of one server's requests under one policy, those that have ended; refusals are the server's."""
+    """Of one server's requests under one policy; all but `accepted` of those that have ended."""
 
     accepted: int = 0
     finished: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
     bytes_in: int = 0
     bytes_out: int = 0
     steps: int = 0
@@ -24,7 +23,6 @@ class Tally:
     def add(self, other: Tally) -> None:
         self.accepted += other.accepted
         self.finished += other.finished
-        self.refused += other.refused
         self.bytes_in += other.bytes_in
         self.bytes_out += other.bytes_out
         self.steps += other.steps
@@ -37,6 +35,26 @@ class Tally:
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "steps": self.steps,
+        }
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of one server, for as long as there is one: an engine adds to them. Who is refused is under no policy."""
+
+    policies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data: the whole, who was refused, and each policy."""
+        policies = dict(self.policies)
+        whole = Tally()
+        for tally in policies.values():
+            whole.add(tally)
+        return {
+            **whole.plain(),
+            "refused": dict(self.refused),
+            "policies": {name: tally.plain() for name, tally in policies.items()},
         }
 
 
