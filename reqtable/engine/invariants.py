@@ -123,7 +123,7 @@ class Invariants:
         loop = self._loop
         at = entry.deadline
         if at is None:
-            timeout = None if entry.state in (State.READY, State.LINGERING) else loop._timeout_of(entry)
+            timeout = None if entry.state in (State.READY, State.LINGERING) else loop.timeouts.of(entry)
             self._must(timeout is None, entry, f"should have {timeout} s, and has no deadline")
             self._must(entry.state is not State.SLEEPING, entry, "would never wake up")
             self._must(entry.state is not State.LINGERING, entry, "would linger for ever")
@@ -182,5 +182,5 @@ class Invariants:
         if entry.state is State.WRITING and entry.output.size:
             return max(limits.write_timeout_s for limits in self._limits)
         if entry.state is State.READING:
-            return self._loop._timeout_of(entry)
+            return self._loop.timeouts.of(entry)
         return None

@@ -28,15 +28,16 @@ from typing import Any
 
 from reqtable.core.buffers import MISSING
 from reqtable.core.deadlines import Deadlines
-from reqtable.core.errors import IncompleteRead, ReqtableError, TimedOut, ending_of
+from reqtable.core.errors import IncompleteRead, ReqtableError, ending_of
 from reqtable.core.limits import Limits
 from reqtable.core.states import INTEREST, READ, TRANSITIONS, Event, State
-from reqtable.core.table import Entry, RequestTable, Server, address_text
+from reqtable.core.table import Entry, RequestTable, Server
 from reqtable.core.wants import ENDED, TURN, Call, Failure, HandOff, Sleep, Want
 from reqtable.engine.invariants import Invariants
 from reqtable.engine.listener import Listener
 from reqtable.engine.stats import LoopTimes
 from reqtable.engine.system import System
+from reqtable.engine.timeouts import Timeouts
 from reqtable.engine.transports import OVER, RELEASED, abandon
 from reqtable.engine.wakeup import Wakeup
 
@@ -64,6 +65,7 @@ class Loop:
         self.table.owner = self
         self.limits = self.table.limits
         self.deadlines = Deadlines()
+        self.timeouts = Timeouts(self)
         self.servers: list[Server] = []
         self.in_child: list[Callable[[], None]] = []  # called in a forked child, which leaves all of this behind
         self._clock = system.clock
@@ -123,7 +125,7 @@ class Loop:
             self._take_turn(self._turns.popleft())
         armed = self.deadlines.serial  # what is armed from here on is for the next pass, even where it is due
         while (entry := self.deadlines.pop_expired(now, armed)) is not None:
-            self._expire(entry)
+            self.timeouts.expire(entry)
         while self._timers and self._timers[0][0] <= now:
             heappop(self._timers)[2]()
         for _ in range(len(self._posts)):
@@ -242,9 +244,9 @@ class Loop:
                 return
         # Bytes that trickle in do not move a deadline; having to write is a wait of its own.
         if stepped or cause is not Event.INPUT_ARRIVED or entry.state is State.WRITING:
-            self._arm(entry)
+            self.timeouts.arm(entry)
         elif waits and entry.timeout is None and entry.state is State.READING and want.is_timed:
-            self._arm_partial(entry)
+            self.timeouts.arm_partial(entry)
 
     def _count_buffers(self, entry: Entry) -> None:
         """What is held for a while is counted; what comes and goes in a pass is not."""
@@ -279,39 +281,6 @@ class Loop:
                 self.post_result(entry, number, Failure(problem))
         return want
 
-    def _arm(self, entry: Entry) -> None:
-        """Set the deadline of the state that `entry` is in now."""
-        now = self.table.now
-        timeout = self._timeout_of(entry)
-        at = None if timeout is None else now + timeout
-        if entry.state is State.READY:
-            at = None
-        elif entry.state is State.WRITING and entry.output.size:
-            at = now + self.limits.write_timeout_s
-        elif entry.due is not None and (at is None or entry.due < at):
-            at = entry.due
-        whole = self.limits.request_timeout_s
-        if whole is not None and (at is None or entry.created_at + whole < at):
-            at = entry.created_at + whole
-        if at is None:
-            entry.deadline = None
-        else:
-            entry.counted = entry.bytes_in
-            self.deadlines.arm(entry, at)
-
-    def _arm_partial(self, entry: Entry) -> None:
-        """Some of what `entry` waits for has come: the rest of it has a bounded time, however much trickles in."""
-        at = self.table.now + self.limits.read_timeout_s
-        if entry.transport.timeout_s is None and (entry.deadline is None or at < entry.deadline):
-            entry.counted = entry.bytes_in - len(entry.input)
-            self.deadlines.arm(entry, at)
-
-    def _comes_fast_enough(self, entry: Entry) -> bool:
-        """Whether what has come of a want since its deadline was set is worth as much time again."""
-        expected = self.limits.read_timeout_s * self.limits.read_bytes_per_s_min
-        has_no_other = entry.timeout is None and entry.transport.timeout_s is None
-        return has_no_other and entry.state is State.READING and entry.bytes_in - entry.counted >= expected
-
     def _finish(self, entry: Entry, cause: Event) -> None:
         """The request is done: end its connection once its output is with the kernel."""
         if entry.state is State.CLOSED:
@@ -322,7 +291,7 @@ class Loop:
             return
         if blocked:
             self._move(entry, cause, Event.OUTPUT_BLOCKED)
-            self._arm(entry)
+            self.timeouts.arm(entry)
             return
         if entry.state is not State.RUNNING:
             entry.advance(cause)
@@ -374,7 +343,7 @@ class Loop:
 
     def output_moved(self, entry: Entry) -> None:
         """The peer has taken some of it."""
-        self._arm(entry)
+        self.timeouts.arm(entry)
 
     def linger(self, entry: Entry) -> None:
         """Our last byte is sent: wait a bounded time for the peer's end of file, so that no reset cuts it off."""
@@ -439,44 +408,6 @@ class Loop:
                 entry.posted = None
             self.step(entry, Event.TURN_CAME)
 
-    def _expire(self, entry: Entry) -> None:
-        state = entry.state
-        whole = self.limits.request_timeout_s
-        if state is State.LINGERING:
-            self.end(entry, Event.DEADLINE_PASSED)
-        elif state is State.OPENING:
-            entry.ending = "timeout"
-            self.end(entry, Event.DEADLINE_PASSED)
-        elif whole is not None and entry.created_at + whole <= self.table.now:
-            log.info("%s was not done within %g s: closed", address_text(entry.peer), whole)
-            entry.ending = "timeout"
-            self.end(entry, Event.LOST)
-        elif state is State.WRITING and entry.output.size:
-            log.info(
-                "%s took none of its output for %g s: closed", address_text(entry.peer), self.limits.write_timeout_s
-            )
-            entry.ending = "timeout"
-            self.end(entry, Event.LOST)
-        elif entry.due is not None and entry.due <= self.table.now:
-            self.step(entry, Event.DEADLINE_PASSED)
-        elif self._comes_fast_enough(entry):
-            self._arm(entry)
-        else:
-            entry.due = None
-            self._give_up_call(entry)
-            error = TimedOut(f"{entry.want!r} did not come within {self._timeout_of(entry):g} s")
-            self.step(entry, Event.DEADLINE_PASSED, error)
-
-    def _timeout_of(self, entry: Entry) -> float | None:
-        """How long `entry` may wait in its state: as it said itself, or, for its peer, as its transport has it."""
-        if not entry.want.is_timed:
-            return None
-        if entry.timeout is None and entry.state is State.READING:
-            if entry.transport.timeout_s is not None:
-                return entry.transport.timeout_s
-            return self.limits.read_timeout_s if entry.held else self.limits.idle_timeout_s
-        return entry.timeout
-
     def _flush_touched(self, entry: Entry) -> None:
         """Another request's step sent to this one: give it to the kernel, or wait for the peer to take it."""
         blockable = entry.state in _BLOCKABLE and entry.output.size
@@ -485,7 +416,7 @@ class Loop:
                 self._turns.remove(entry)  # else, were it READY again by then, it would have two turns in one pass
             entry.advance(Event.OUTPUT_BLOCKED)
             entry.transport.poll(INTEREST[entry.state])
-            self._arm(entry)
+            self.timeouts.arm(entry)
 
     def _reap(self) -> bool:
         """Free what has closed; True when there was something."""
@@ -497,7 +428,7 @@ class Loop:
     def _release(self, entry: Entry) -> None:
         self.table.remove(entry)
         self.deadlines.forget(entry)
-        self._give_up_call(entry)
+        self.give_up_call(entry)
         entry.output.clear()
         transport, entry.transport = entry.transport, RELEASED
         try:
@@ -505,7 +436,7 @@ class Loop:
         finally:
             transport.release()
 
-    def _give_up_call(self, entry: Entry) -> None:
+    def give_up_call(self, entry: Entry) -> None:
         give_up = self._calls.pop(entry, None)
         if give_up is not None:
             give_up()
