@@ -33,7 +33,8 @@ def timed(count: int) -> list[Any]:
 def expired(deadlines: Deadlines, now: float) -> list[Any]:
     """All that are due, in the order in which they come out."""
     found = []
-    while (entry := deadlines.pop_expired(now)) is not None:
+    for at, entry in deadlines.expired(now, 1_000_000):
+        assert at <= now
         found.append(entry)
         assert entry.deadline is None
     return found
@@ -115,12 +116,22 @@ def test_after_a_long_pass_all_that_were_moved_come_at_once():
     for entry in entries:
         deadlines.arm(entry, 5.0)
         deadlines.arm(entry, 10.0)
-    found, armed = [], deadlines.serial
-    while (entry := deadlines.pop_expired(100.0, armed)) is not None:
+    found = []
+    for _, entry in deadlines.expired(100.0, 1000):
         found.append(entry)
         deadlines.arm(entry, 100.0)  # at once again: that is for the next pass
     assert found == entries
     assert len(deadlines) == 5
+
+
+def test_a_bounded_number_is_looked_at_those_that_have_moved_among_them():
+    deadlines, entries = Deadlines(), timed(100)
+    for number, entry in enumerate(entries):
+        deadlines.arm(entry, float(number))
+        if number % 2:
+            deadlines.arm(entry, 1000.0)
+    found = [[entry for _, entry in deadlines.expired(200.0, 30)] for _ in range(5)]
+    assert found == [entries[0:30:2], entries[30:60:2], entries[60:90:2], entries[90::2], []]
 
 
 def test_ever_earlier_leaves_a_bounded_heap():

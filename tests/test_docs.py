@@ -211,6 +211,7 @@ def test_the_page_on_operating_names_every_limit_and_no_other() -> None:
     page = (ROOT / "docs" / "operating.md").read_text()
     of_the_loop = {
         "accepts_per_pass",
+        "expiries_per_pass",
         "steps_per_pass",
         "recv_bytes",
         "send_bytes",

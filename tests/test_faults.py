@@ -1,4 +1,4 @@
-"""What a server meets that faces a network: slow clients, clients that do not read, no descriptors, a day of deadlines.
+"""What a server meets that faces a network: slow clients, clients that do not read, no descriptors.
 
 Each server runs in a process of its own, where its memory, its descriptors and its calls are its own. The figures are
 printed (`pytest -s`).
@@ -24,9 +24,6 @@ from typing import Any
 import pytest
 
 from reqtable import Limits
-from reqtable.core.deadlines import Deadlines
-from reqtable.core.states import Event
-from reqtable.core.table import Entry, RequestTable
 from tests.conftest import WAIT_S, Client
 
 ROOT = Path(__file__).parent.parent
@@ -237,41 +234,6 @@ def answered(client: socket.socket) -> bool:
         return False
     finally:
         client.settimeout(WAIT_S)
-
-
-class _Quiet:
-    RequestHandlerClass = None
-    name = "quiet"
-
-
-def test_a_day_of_deadlines_leaves_the_heap_bounded() -> None:
-    """100,000 requests whose deadlines move as they are served; every fifth passes unserved, and comes again."""
-    table = RequestTable(lambda: 0.0)
-    deadlines = Deadlines()
-    quiet: Any = _Quiet()
-    entries = []
-    for _ in range(100_000):
-        entry = Entry(table, quiet, quiet, None, None, quiet)
-        table.add(entry)
-        entries.append(entry)
-        deadlines.arm(entry, 30.0)
-    largest = expired = 0
-    for hour in range(24):
-        now = hour * 3600.0
-        for number, entry in enumerate(entries):
-            if number % 5 or not hour:
-                deadlines.arm(entry, now + 30.0 + number % 7)
-        largest = max(largest, len(deadlines))
-        while (late := deadlines.pop_expired(now + 29.0)) is not None:
-            expired += 1
-            deadlines.arm(late, now + 930.0)
-    print(f"\n{len(entries)} entries, {largest} in the heap at most, {expired} passed")
-    assert largest <= 3 * len(entries) + 64
-    assert expired > 100_000
-    for entry in entries:
-        entry.advance(Event.CANCELLED)
-        deadlines.forget(entry)
-    assert len(deadlines) <= 64
 
 
 @pytest.mark.parametrize("style", ["state", "async", "blocking"])

@@ -269,6 +269,38 @@ def test_sleepers_wake_in_order_and_poll_nothing(world: World) -> None:
     assert woken == [(2, begun + 1), (3, begun + 2), (1, begun + 3)]
 
 
+def test_deadlines_of_one_moment_hold_up_nobody(clock: FakeClock) -> None:
+    """A bounded number expires in a pass; the next pass does not wait in its poll."""
+    world = World(clock, expiries_per_pass=10)
+    late = [world.connect()[1] for _ in range(95)]
+    clock.jump(1)
+    peer, _ = world.connect()
+    clock.jump(29)
+    peer.send(b"me too\n")
+    left = []
+    for number in range(10):
+        assert world.engine.next_at() <= clock.now
+        world.passes()
+        left.append(sum(entry.state is State.READING for entry in late))
+        if not number:
+            assert peer.recv(100) == b"me too\n"
+    assert left == [85, 75, 65, 55, 45, 35, 25, 15, 5, 0]
+    assert world.engine.next_at() > clock.now
+    world.close()
+
+
+def test_how_late_comes_what_is_due_is_counted(world: World) -> None:
+    world.connect()
+    world.engine.retry(lambda: None, 10)
+    world.passes(5)
+    times = world.server.stats()["loop"]
+    assert (times["lag_s_mean"], times["lag_s_max"]) == (0, 0)
+    world.jump(13)  # the timer is late by 3 seconds
+    world.jump(18)  # and the request's deadline by one
+    times = world.server.stats()["loop"]
+    assert (times["lag_s_mean"], times["lag_s_max"]) == pytest.approx((2, 3))
+
+
 def test_sleeping_for_no_time_lets_the_others_go_on(world: World) -> None:
     """Once it did not: the pass that expired a deadline of `now` expired it again, for ever."""
 

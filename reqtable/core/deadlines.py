@@ -11,6 +11,7 @@ The rules:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from math import inf
 from typing import TYPE_CHECKING
@@ -54,13 +55,17 @@ class Deadlines:
         """When to look again: the soonest deadline, or a stale one before it; infinity where there is none."""
         return self._heap[0][0] if self._heap else inf
 
-    def pop_expired(self, now: float, armed: float = inf) -> Entry | None:
-        """The next entry whose deadline has passed, its deadline taken from it; None when there is no other.
+    def expired(self, now: float, most: int) -> Iterator[tuple[float, Entry]]:
+        """Each entry whose deadline has passed, and when that was, the soonest first; its deadline is taken from it.
 
-        One that was armed after `serial` was `armed` is left for later: it stops the search, as nothing is due sooner.
+        At most `most` items are looked at; the others are there the next time. One that is armed meanwhile is left for
+        then, too: it stops the search, as nothing is due sooner.
         """
         heap = self._heap
-        while heap and heap[0][0] <= now and heap[0][1] <= armed:
+        armed = self.serial
+        for _ in range(most):
+            if not heap or heap[0][0] > now or heap[0][1] > armed:
+                return
             at, serial, entry = heappop(heap)
             if at != entry.queued_at:
                 continue
@@ -75,8 +80,7 @@ class Deadlines:
                 heappush(heap, (entry.deadline, serial, entry))
                 continue
             entry.deadline = None
-            return entry
-        return None
+            yield at, entry
 
     def _push(self, entry: Entry, at: float) -> None:
         if entry.queued_at == inf:

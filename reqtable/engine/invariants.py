@@ -40,7 +40,8 @@ class Invariants:
         self._loop = loop
         self._limits = [loop.limits]  # all that deadlines were armed under
         self._closed: set[Entry] = set()
-        self._overdue: dict[Entry, tuple[float, int]] = {}  # its deadline and its steps
+        # its deadline and its steps, and for how many passes more it may be let be
+        self._overdue: dict[Entry, tuple[tuple[float, int], int]] = {}
         self._ready: dict[Entry, tuple[int, int]] = {}  # its steps, and for how many passes it has had no other
 
     def check(self) -> None:
@@ -136,14 +137,16 @@ class Invariants:
 
     def _check_overdue(self) -> None:
         now = self._loop.table.now
-        overdue = {
-            entry: (entry.deadline, entry.steps)
-            for entry in self._loop.table
-            if entry.deadline is not None and entry.deadline <= now
-        }
-        for entry, since in overdue.items():
-            self._must(self._overdue.get(entry) != since, entry, f"was due {now - since[0]:g} s ago, and is let be")
-        self._overdue = overdue
+        loop = self._loop
+        patience = len(loop.deadlines) // loop.limits.expiries_per_pass  # those before it have their turn
+        before, self._overdue = self._overdue, {}
+        for entry in loop.table:
+            if entry.deadline is not None and entry.deadline <= now:
+                since = entry.deadline, entry.steps
+                known, passes = before.get(entry, (since, patience + 1))
+                passes = passes - 1 if known == since else patience
+                self._overdue[entry] = since, passes
+                self._must(passes >= 0, entry, f"was due {now - entry.deadline:g} s ago, and is let be")
 
     def _check_starved(self) -> None:
         before, self._ready = self._ready, {}

@@ -6,6 +6,8 @@ The rules:
   posted, reap what has closed. Every step of every request goes through `step`.
 * A request gets `steps_per_pass` steps, one `recv` and `send_bytes` of a pass, then waits its turn as READY, or to
   write on: a client that pipelines, or that takes a long answer, does not starve the others.
+* Deadlines of a moment are as many as there are requests: a bounded number expires in a pass, and the next one does not
+  wait in its poll. Freeing is not bounded: whatever closed an entry in this pass has cost as much.
 * Nothing is freed in mid-pass: an earlier event of a batch may close an entry whose own event comes later. Closing
   marks; reaping frees.
 * The loop never blocks but in its poll, and everything that can end a wait can end the poll: a socket, a deadline, or
@@ -68,7 +70,7 @@ class Loop:
         self.timeouts = Timeouts(self)
         self.servers: list[Server] = []
         self.in_child: list[Callable[[], None]] = []  # called in a forked child, which leaves all of this behind
-        self._clock = system.clock
+        self.clock = system.clock
         self._selector: selectors.BaseSelector | None = None
         self._wakeup: Wakeup | None = None
         self._listeners: list[Listener] = []
@@ -101,8 +103,8 @@ class Loop:
         try:
             with self._wakeup.on_signals():
                 while not stop():
-                    self.run_once(most_s if until is None else max(0.0, until - self._clock()))
-                    if until is not None and self._clock() >= until:
+                    self.run_once(most_s if until is None else max(0.0, until - self.clock()))
+                    if until is not None and self.clock() >= until:
                         break
         finally:
             try:
@@ -118,16 +120,15 @@ class Loop:
         """One pass. It waits at most `most_s` seconds for something to do; None: as long as it takes."""
         assert self._selector is not None
         ready = self._selector.select(self._patience(most_s))
-        now = self.table.now = self._clock()
+        now = self.table.now = self.clock()
         for key, mask in ready:
             key.data.on_ready(mask)
         for _ in range(len(self._turns)):
             self._take_turn(self._turns.popleft())
-        armed = self.deadlines.serial  # what is armed from here on is for the next pass, even where it is due
-        while (entry := self.deadlines.pop_expired(now, armed)) is not None:
-            self.timeouts.expire(entry)
+        if self.deadlines.next_at() <= now:
+            self.timeouts.expire_due(now)
         while self._timers and self._timers[0][0] <= now:
-            heappop(self._timers)[2]()
+            self._run_timer()
         for _ in range(len(self._posts)):
             post, args = self._posts.popleft()
             post(*args)
@@ -138,7 +139,7 @@ class Loop:
             listener.consider(now, freed)
         for server in tuple(self.servers):
             server.service_actions()
-        self.times.add(self._clock() - now)
+        self.times.add(self.clock() - now)
         if self.invariants is not None:
             self.invariants.check()
 
@@ -149,7 +150,7 @@ class Loop:
         at = self._due_at()
         if at == inf:
             return most_s
-        wait = max(0.0, min(at - self._clock(), _PATIENCE_MAX_S))
+        wait = max(0.0, min(at - self.clock(), _PATIENCE_MAX_S))
         return wait if most_s is None else min(wait, most_s)
 
     def next_at(self) -> float:
@@ -401,6 +402,11 @@ class Loop:
         wakeup = self._wakeup  # another thread may be closing it
         if wakeup is not None:
             wakeup.wake()
+
+    def _run_timer(self) -> None:
+        due_at, _, function = heappop(self._timers)
+        self.times.add_lag(self.clock() - due_at)
+        function()
 
     def _take_turn(self, entry: Entry) -> None:
         if entry.state is State.READY:

@@ -65,6 +65,9 @@ class LoopTimes:
     passes: int = 0
     busy_s: float = 0.0
     pass_s_max: float = 0.0
+    due: int = 0
+    lag_s: float = 0.0
+    lag_s_max: float = 0.0
 
     def add(self, seconds: float) -> None:
         """A pass has taken so long."""
@@ -73,12 +76,20 @@ class LoopTimes:
         if seconds > self.pass_s_max:
             self.pass_s_max = seconds
 
+    def add_lag(self, seconds: float) -> None:
+        """What was due at a time of its own, a deadline or a timer, comes so late."""
+        self.due += 1
+        self.lag_s += seconds
+        if seconds > self.lag_s_max:
+            self.lag_s_max = seconds
+
     def plain(self) -> dict[str, Any]:
         """As plain data."""
-        mean = self.busy_s / self.passes if self.passes else 0.0
         return {
             "passes": self.passes,
             "busy_s": self.busy_s,
-            "pass_s_mean": mean,
+            "pass_s_mean": self.busy_s / max(1, self.passes),
             "pass_s_max": self.pass_s_max,
+            "lag_s_mean": self.lag_s / max(1, self.due),
+            "lag_s_max": self.lag_s_max,
         }

@@ -64,7 +64,15 @@ class Timeouts:
             return limits.read_timeout_s if entry.held else limits.idle_timeout_s
         return entry.timeout
 
-    def expire(self, entry: Entry) -> None:
+    def expire_due(self, now: float) -> None:
+        """Expire those whose deadlines have passed, a bounded number of them."""
+        loop = self._loop
+        begun = loop.clock()
+        for at, entry in loop.deadlines.expired(now, loop.limits.expiries_per_pass):
+            loop.times.add_lag(begun - at)
+            self._expire(entry)
+
+    def _expire(self, entry: Entry) -> None:
         """Its deadline has passed: go on with what it waited for in vain, or end it."""
         loop = self._loop
         limits = loop.limits

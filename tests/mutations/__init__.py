@@ -147,7 +147,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a call goes on though its request has ended",
-        *(Loop, "_release", "self._give_up_call(entry)", "pass"),
+        *(Loop, "_release", "self.give_up_call(entry)", "pass"),
     ),
     Mutation(
         "a socket that is reported ready and is not gives a blocking read more time",
