@@ -215,7 +215,6 @@ def test_the_page_on_operating_names_every_limit_and_no_other() -> None:
         "steps_per_pass",
         "recv_bytes",
         "send_bytes",
-        "high_water_bytes",
         "inbox_max",
         "calls_max",
     }

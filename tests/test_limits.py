@@ -9,6 +9,8 @@ import logging
 import socket
 import socketserver
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -294,6 +296,47 @@ def test_who_come_one_at_a_time_at_that_rate_do_not_wait(clock: FakeClock) -> No
 )
 def test_what_counts_as_one_peer(address: Any, network: str | None) -> None:
     assert network_of(address) == network
+
+
+# -- limits that contradict each other --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [
+        ("high_water_bytes", "output_bytes_max"),
+        ("output_bytes_max", "buffered_bytes_max"),
+        ("input_bytes_max", "buffered_bytes_max"),
+        ("entries_per_peer_max", "entries_max"),
+    ],
+)
+def test_what_contradicts_is_refused_where_both_were_set(narrow: str, wide: str, tmp_path: Path) -> None:
+    Limits(**{narrow: 1000, wide: 1000})
+    refused = f"{narrow} \\(1001\\) must not be above {wide} \\(1000\\): lower it, or raise {wide}$"
+    with pytest.raises(ValueError, match=f"^{refused}"):
+        Limits(**{narrow: 1001, wide: 1000})
+    file = tmp_path / "reqtable.toml"
+    file.write_text(f"[limits]\n\n{narrow} = 1001\n{wide} = 1000\n")
+    with pytest.raises(reqtable.ConfigurationError, match=rf"reqtable.toml:3: {refused}"):
+        reqtable.Config.load(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "gives_way"),
+    [
+        ({"output_bytes_max": 1000}, {"high_water_bytes": 1000}),
+        ({"high_water_bytes": 2**27}, {"output_bytes_max": 2**27}),
+        ({"high_water_bytes": 2**31}, {"output_bytes_max": 2**31, "buffered_bytes_max": 2**31}),
+        ({"input_bytes_max": 2**31}, {"buffered_bytes_max": 2**31}),
+        ({"input_bytes_max": 2**31, "buffered_bytes_max": None}, {}),
+        ({"buffered_bytes_max": 2**20}, {"input_bytes_max": 2**20, "output_bytes_max": 2**20}),
+        ({"entries_per_peer_max": 200_000}, {"entries_max": 200_000}),
+        ({"entries_max": 10}, {"entries_per_peer_max": None}),
+    ],
+)
+def test_a_default_gives_way_to_what_was_set(given: Any, gives_way: Any) -> None:
+    """Whoever sets one limit has not said anything about the other."""
+    assert asdict(Limits(**given)) == asdict(Limits()) | given | gives_way
 
 
 # -- what is counted --------------------------------------------------------------------------------------------------

@@ -8,13 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 WHEN_FULL = ("wait", "reject", "evict")
+# What the first one bounds is part of what the second one does: were it above, it could never be reached.
+_WITHIN = (
+    ("high_water_bytes", "output_bytes_max"),
+    ("output_bytes_max", "buffered_bytes_max"),
+    ("input_bytes_max", "buffered_bytes_max"),
+    ("entries_per_peer_max", "entries_max"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The bounds of one engine. `_max` is a count unless the name says bytes; `_s` is seconds.
 
-    Raises ValueError, naming the field, for a value that is not positive.
+    Raises ValueError, naming the field, for a value that is not positive, and for two that contradict each other. A
+    default contradicts nothing that was set: it gives way.
     """
 
     entries_max: int = 100_000  # requests in the table
@@ -59,3 +67,17 @@ class Limits:
             if not fits or not value > 0:  # NaN is not above 0 either
                 kind = "number of seconds" if seconds else "whole number"
                 raise ValueError(f"{field.name} must be a {kind} above 0, not {value!r}")
+        for narrow, wide in _WITHIN:
+            self._hold_within(narrow, wide)
+
+    def _hold_within(self, narrow: str, wide: str) -> None:
+        small, large = getattr(self, narrow), getattr(self, wide)
+        if small is None or large is None or small <= large:
+            return
+        defaults = {field.name: field.default for field in fields(self)}
+        if small == defaults[narrow]:
+            object.__setattr__(self, narrow, large)
+        elif large == defaults[wide]:
+            object.__setattr__(self, wide, small)
+        else:
+            raise ValueError(f"{narrow} ({small}) must not be above {wide} ({large}): lower it, or raise {wide}")
