@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 7000
 BIN := .venv/bin
 
-.PHONY: run test simulate compat reloads check static format clean
+.PHONY: run test simulate faults compat reloads check static format clean
 
 run: .venv/run.stamp
 	@echo "In another terminal (it answers 3, then rank 9):"
@@ -23,6 +23,10 @@ simulate: .venv/test.stamp
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(filter undefined,$(origin FAULTS)),,--faults '$(FAULTS)') \
 	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) $(if $(BUDGET),--budget $(BUDGET)) \
 	    $(if $(FIGURES),--figures $(FIGURES))
+
+# what a server must hold that faces a network, at full size; ARGS="loris drain" for some of it
+faults: .venv/test.stamp
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 # CPython's own suites with socketserver replaced; ARGS="test_httpservers" for some of them
 compat: .venv/test.stamp

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,6 +168,7 @@ def test_a_day_of_100_000_entries():
     deadlines, entries, pause = Deadlines(), timed(100_000), 7200
     busy, quick = entries[:95_000], entries[95_000:]
     most = timeouts = 0
+    memory = []
     for now in range(0, int(DAY_S), pause):
         for entry in busy:
             deadlines.arm(entry, now + 6.0 * pause)  # never reached
@@ -178,6 +181,8 @@ def test_a_day_of_100_000_entries():
         assert set(came) == set(hasty)
         assert len(came) == len(hasty)
         timeouts += len(came)
+        memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    assert memory[-1] - memory[3] < 8 * 2**20, "level"
     assert most <= 3 * len(entries) + 64
     assert timeouts == 8 * 5000 + 4 * 2500
     assert len(expired(deadlines, 2 * DAY_S)) == len(busy)

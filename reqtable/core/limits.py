@@ -30,8 +30,8 @@ class Limits:
     when_full: str = "wait"  # or "reject", or "evict": what becomes of those who come when there is no room
     accepts_per_s_max: int | None = None  # new connections a second, on average; above it the listeners are not polled
     buffered_bytes_max: int | None = 2**30  # input and output that all requests hold; above it the largest ends
-    accepts_per_pass: int = 64  # new requests one listener may bring in in one pass
-    expiries_per_pass: int = 32  # deadlines looked at in one pass; those that are left have the next one
+    accepts_per_pass: int = 16  # new requests one listener may bring in in one pass
+    expiries_per_pass: int = 16  # deadlines looked at in one pass; those that are left have the next one
     steps_per_pass: int = 64  # steps one request may take in one pass; then it waits its turn
     recv_bytes: int = 65_536  # bytes one request may receive in one pass
     send_bytes: int = 262_144  # bytes one request may send at once; then others have their turn

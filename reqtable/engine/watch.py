@@ -8,6 +8,7 @@ no thread can be started nobody looks on.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import linecache
 import logging
 import os
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("reqtable")
 
+_ROOMS = (16_384, 4_096, 1_024)  # descriptors; eight bytes each
 _OWN = str(Path(__file__).parent.parent) + os.sep
 
 
@@ -46,6 +48,7 @@ class Watch:
         self._said = False
 
     def __enter__(self) -> Watch:
+        _grow_descriptor_table(self._engine.servers[0].fileno())
         self._end.acquire()
         self._ended.acquire()
         try:
@@ -100,6 +103,21 @@ class Watch:
     def _loop_frame(self) -> FrameType | None:
         ident = self._engine.table.thread
         return None if ident is None else sys._current_frames().get(ident)
+
+
+def _grow_descriptor_table(fd: int) -> None:
+    """Have the kernel's table of our descriptors grow before there is a second thread, who would share it.
+
+    From then on each doubling waits until every processor has taken notice (expand_fdtable in Linux's fs/file.c): 10 ms
+    and more, in the midst of a pass, and of many connections coming in.
+    """
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        for room in _ROOMS:
+            with contextlib.suppress(OSError):  # above RLIMIT_NOFILE, or there is no such descriptor
+                os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, room - 1))
+                return
 
 
 def _say(*message: Any) -> None:

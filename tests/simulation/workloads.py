@@ -97,7 +97,7 @@ def _config(rng: Random) -> Config:
             steps_per_pass=rng.choice([1, 1, 2, 5, 64]),
             recv_bytes=rng.choice([16, 100, 4096, 65_536]),
             high_water_bytes=rng.choice([1, 200, 65_536]),
-            accepts_per_pass=rng.choice([1, 3, 64]),
+            accepts_per_pass=rng.choice([1, 3, 16]),
             entries_max=rng.choice([2, 5, 100_000]),
         )
     )
