@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import reqtable
-from reqtable import Config, Limits, exactly, line, state
+from reqtable import Config, Limits, call, exactly, line, state
 from tests.conftest import WAIT_S, Client, serving, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -60,9 +60,19 @@ class Blocking(reqtable.StreamRequestHandler):
         self.wfile.write(b"goodbye\n")
 
 
-@pytest.mark.parametrize("handler", [States, Coroutine, Blocking], ids=["state", "async", "blocking"])
-def test_the_idle_are_told_and_the_others_go_on(handler: Any) -> None:
-    server = reqtable.TCPServer(ANY, handler, dispatch="greenlet", config=QUICK)
+@pytest.mark.parametrize(
+    ("handler", "dispatch"),
+    [
+        (States, "inline"),
+        (Coroutine, "inline"),
+        (Blocking, "greenlet"),
+        (States, "pool"),
+        (States, "thread"),
+        (Coroutine, "thread"),
+    ],
+)
+def test_the_idle_are_told_and_the_others_go_on(handler: Any, dispatch: str) -> None:
+    server = reqtable.TCPServer(ANY, handler, dispatch=dispatch, config=QUICK)
     with serving(server), Client(server.server_address) as idle, Client(server.server_address) as busy:
         assert idle.ask(b"a\n") == b"a\n"
         assert busy.send(b"body\n01234").line() == b"body\n"
@@ -74,6 +84,78 @@ def test_the_idle_are_told_and_the_others_go_on(handler: Any) -> None:
         ):  # whose buffer has what came: as far as anyone can see it waits for the next request
             assert drain.is_alive()
             assert busy.send(b"56789").rest() == b"0123456789\ngoodbye\n"
+        drain.join(WAIT_S)
+        assert not drain.is_alive()
+        assert server.stats()["finished"]["drained"] == 0
+
+
+class Slow(reqtable.StateRequestHandler):
+    """Asks back after a while, as a mail server that has looked something up."""
+
+    @state(line())
+    def command(self, text: bytes) -> Any:
+        self.server.begun.set()  # type: ignore[attr-defined]
+        self.server.found.wait(WAIT_S)  # type: ignore[attr-defined]
+        self.send(b"go on\n")
+        return self.more
+
+    @state(line())
+    def more(self, text: bytes) -> Any:
+        self.send(text)
+        return self.command
+
+
+class SlowBlocking(reqtable.StreamRequestHandler):
+    def handle(self) -> None:
+        while self.rfile.readline():
+            self.server.begun.set()  # type: ignore[attr-defined]
+            self.server.found.wait(WAIT_S)  # type: ignore[attr-defined]
+            self.wfile.write(b"go on\n")
+            self.wfile.write(self.rfile.readline())
+
+
+def pass_by(server: Any, seconds: float) -> None:
+    """Let the server's clock go on by so much."""
+    until = server.table.clock() + seconds
+    wait_until(server, lambda: server.table.clock() > until)
+
+
+class LooksUp(reqtable.StateRequestHandler):
+    @state(line())
+    def command(self, text: bytes) -> Any:
+        self.server.begun.set()  # type: ignore[attr-defined]
+        return self.asks_back, call(self.server.found.wait, WAIT_S)  # type: ignore[attr-defined]
+
+    @state()
+    def asks_back(self, found: bool) -> Any:
+        self.send(b"go on\n")
+        return self.more
+
+    @state(line())
+    def more(self, text: bytes) -> Any:
+        self.send(text)
+        return self.command
+
+
+@pytest.mark.parametrize(
+    ("handler", "dispatch"), [(LooksUp, "inline"), (Slow, "pool"), (Slow, "thread"), (SlowBlocking, "thread")]
+)
+def test_who_is_at_work_is_not_told(handler: Any, dispatch: str) -> None:
+    """Its connection is quiet for longer than `drain_idle_s`, and it has yet to read what it asks for."""
+    config = Config(limits=Limits(drain_idle_s=0.25))
+    server: Any = reqtable.TCPServer(ANY, handler, dispatch=dispatch, config=config)
+    server.begun, server.found = threading.Event(), threading.Event()
+    with serving(server), Client(server.server_address) as client:
+        client.send(b"look it up\n")
+        assert server.begun.wait(WAIT_S)
+        drain = threading.Thread(target=server.drain, args=(WAIT_S,))
+        drain.start()
+        pass_by(server, 0.4)
+        server.found.set()
+        assert client.line() == b"go on\n"
+        pass_by(server, 0.1)  # it is not idle since before it answered
+        assert client.ask(b"and this\n") == b"and this\n"
+        client.end()
         drain.join(WAIT_S)
         assert not drain.is_alive()
         assert server.stats()["finished"]["drained"] == 0

@@ -14,6 +14,7 @@ from reqtable.dispatch.base import Policy
 from reqtable.dispatch.blocking import end_forked, serve_in_thread
 from reqtable.dispatch.driver import Driver
 from reqtable.engine.datagram import Session
+from reqtable.engine.drain import end_if_idle, is_idle
 from reqtable.engine.transports import Lent
 
 
@@ -111,7 +112,7 @@ class Delegation:
         self.transport.shut()
 
     def end_input(self) -> None:
-        """Whether it is idle, who has it knows."""
+        """Nobody can tell whether code that reads by itself waits for more, or is at work and will."""
 
     def abandon(self) -> None:
         self.transport.abandon()
@@ -155,6 +156,11 @@ class InThread(Delegation):
             self.driver.send_back()
         self._readmit()
         super().finish()
+
+    def end_input(self) -> None:
+        driver = self.driver
+        if driver is not None and is_idle(driver, driver.entry):
+            driver.post(end_if_idle, driver, driver.entry)
 
     def _forward(self, data: bytes) -> None:
         assert self.driver is not None

@@ -146,6 +146,10 @@ class Driver(Loop):
         if raised is not None:
             raise raised
 
+    def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
+        super().step(entry, cause, error)
+        entry.active_at = self.clock()  # its step may have waited for whatever it liked: that is what threads are for
+
     def begin(self, entry: Entry) -> None:
         if self._over:
             return  # cancelled before it began

@@ -15,6 +15,7 @@ from reqtable.core.table import Entry, Server
 
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
+    from reqtable.engine.loop import Loop
 
 _LOOK_S = 0.02
 
@@ -50,8 +51,10 @@ class Drain:
             self._progress(len(left), max(0.0, self._until - now))
         if left and now < self._until:
             for entry in left:
-                if self._is_idle(entry):
-                    entry.transport.end_input()
+                if entry.state is State.DELEGATED:
+                    entry.transport.end_input()  # whether it is idle, who has it knows
+                else:
+                    end_if_idle(engine, entry)
             engine.retry(self._look, _LOOK_S)
             return
         for entry in left:
@@ -60,6 +63,15 @@ class Drain:
             engine.end_requests(server)
         self._done()
 
-    def _is_idle(self, entry: Entry) -> bool:
-        quiet = entry.state is State.READING and not len(entry.input) and not entry.input.ended
-        return quiet and self._engine.table.now - entry.active_at >= self._engine.limits.drain_idle_s
+
+def is_idle(loop: Loop, entry: Entry) -> bool:
+    """Whether it has waited for its peer for `drain_idle_s`, with nothing unread. From another thread: a guess."""
+    waits = entry.state is State.READING and loop.table.running is not entry
+    quiet = waits and not len(entry.input) and not entry.input.ended
+    return quiet and loop.clock() - entry.active_at >= loop.limits.drain_idle_s
+
+
+def end_if_idle(loop: Loop, entry: Entry) -> None:
+    """Tell a request that is idle that there will be no more. Only for the thread of its loop."""
+    if is_idle(loop, entry):
+        entry.transport.end_input()

@@ -389,6 +389,7 @@ class Loop:
             return
         self._calls.pop(entry, None)
         entry.posted = item
+        entry.active_at = self.table.now
         if entry.state is waits_in:  # READY and WRITING find it when they go on
             self.step(entry, Event.RESULT_POSTED)
 

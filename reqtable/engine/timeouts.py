@@ -88,6 +88,7 @@ class Timeouts:
         elif entry.state is State.WRITING and entry.output.size:
             self._close(entry, f"took none of its output for {limits.write_timeout_s:g} s")
         elif entry.due is not None and entry.due <= now:
+            entry.active_at = now
             loop.step(entry, Event.DEADLINE_PASSED)
         elif self._comes_fast_enough(entry):
             self.arm(entry)
