@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 7000
 BIN := .venv/bin
 
-.PHONY: run test simulate faults compat reloads check static format clean
+.PHONY: run test simulate faults fuzz compat reloads check static format clean
 
 run: .venv/run.stamp
 	@echo "In another terminal (it answers 3, then rank 9):"
@@ -27,6 +27,10 @@ simulate: .venv/test.stamp
 # what a server must hold that faces a network, at full size; ARGS="loris drain" for some of it
 faults: .venv/test.stamp
 	@$(BIN)/python -m tests.faults $(ARGS)
+
+# bytes that no client should send; SEEDS=10000 how many, FIRST=0 the first
+fuzz: .venv/test.stamp
+	@$(BIN)/python -m tests.fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST))
 
 # CPython's own suites with socketserver replaced; ARGS="test_httpservers" for some of them
 compat: .venv/test.stamp

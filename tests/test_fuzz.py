@@ -1,0 +1,46 @@
+"""Bytes that no client should send: some hundred seeds of `make fuzz`, and that what it looks for is found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reqtable.core.buffers import Input
+from reqtable.core.table import RequestTable
+from reqtable.engine.stream import Stream
+from tests.fuzz import TARGETS, fuzz
+
+
+def test_some_hundred_connections_that_mean_no_good() -> None:
+    assert fuzz(range(500)) == []
+
+
+def fails(*args: Any) -> None:
+    raise KeyError("a bug")
+
+
+def does_nothing(*args: Any) -> None:
+    pass
+
+
+def is_forgotten(stream: Stream) -> None:
+    stream.poll(0)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "instead", "found"),
+    [
+        (Input, "exactly", fails, "handle_error: KeyError('a bug')"),
+        (Stream, "_lost", fails, "escaped: KeyError('a bug')"),
+        (RequestTable, "remove", does_nothing, "left over"),
+        (Stream, "release", is_forgotten, "never closed"),
+    ],
+)
+def test_what_it_looks_for_is_found(
+    owner: type, method: str, instead: Any, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, method, instead)
+    monkeypatch.delenv("REQTABLE_DEBUG")  # the invariants would be the first to find it
+    problems = fuzz(range(len(TARGETS) * 10))
+    assert any(found in problem for problem in problems), problems
