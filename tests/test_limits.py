@@ -54,6 +54,8 @@ class Words(reqtable.AsyncRequestHandler):
     async def handle(self) -> None:
         with contextlib.suppress(TimeoutError):
             while text := await self.read(line()):
+                if text == b"fail\n":
+                    raise KeyError("a bug")
                 await self.send(text)
 
 
@@ -296,6 +298,107 @@ def test_who_come_one_at_a_time_at_that_rate_do_not_wait(clock: FakeClock) -> No
 )
 def test_what_counts_as_one_peer(address: Any, network: str | None) -> None:
     assert network_of(address) == network
+
+
+# -- under every policy -----------------------------------------------------------------------------------------------
+
+
+class Blocking(reqtable.StreamRequestHandler):
+    refusal = b"busy\n"
+
+    def handle(self) -> None:
+        for text in self.rfile:
+            if text == b"fail\n":
+                raise KeyError("a bug")
+            self.wfile.write(text)
+
+
+class Caller(Client):
+    def close(self) -> None:
+        self.hang_up()  # the children have copies of the socket
+
+
+EVERYWHERE = [(Lines, policy) for policy in ("inline", "thread", "pool", "fork", "executor")]
+EVERYWHERE += [(Words, policy) for policy in ("thread", "pool", "fork")]
+EVERYWHERE += [(Blocking, policy) for policy in ("greenlet", "thread", "pool", "fork")]
+HOLDS_EVERYWHERE = pytest.mark.parametrize(("handler", "dispatch"), EVERYWHERE)
+
+
+@contextlib.contextmanager
+def limited(handler: Any, dispatch: str, **limits: Any) -> Iterator[Any]:
+    config = reqtable.Config(dispatch=dispatch, limits=Limits(**limits))
+    with serving(reqtable.TCPServer(SERVER, handler, config=config)) as server:
+        yield server
+
+
+@HOLDS_EVERYWHERE
+@pytest.mark.parametrize("reason", ["entries_max", "entries_per_peer_max"])
+def test_there_is_no_more_room_than_there_is(handler: Any, dispatch: str, reason: str) -> None:
+    with limited(handler, dispatch, when_full="reject", **{reason: 2}) as server:
+        address = server.server_address
+        with Caller(address) as one, Caller(address) as two:
+            assert (one.ask(b"1\n"), two.ask(b"2\n")) == (b"1\n", b"2\n")
+            with Caller(address) as refused:
+                assert refused.rest() == getattr(handler, "refusal", b"")
+            assert two.ask(b"still\n") == b"still\n"
+            one.close()
+            wait_until(server, lambda: len(server.table) == 1)
+            with Caller(address) as third:
+                assert third.ask(b"3\n") == b"3\n"
+        wait_until(server, lambda: not server.table)
+        assert (server.stats()["accepted"], server.stats()["refused"]) == (3, {reason: 1})
+
+
+@HOLDS_EVERYWHERE
+def test_the_longest_idle_goes_where_anyone_can_tell_who_that_is(handler: Any, dispatch: str) -> None:
+    with limited(handler, dispatch, when_full="evict", entries_max=2) as server:
+        address = server.server_address
+        known = dispatch not in ("thread", "fork") and (handler, dispatch) != (Blocking, "pool")
+        with Caller(address) as one, Caller(address) as two:
+            assert (one.ask(b"1\n"), two.ask(b"2\n")) == (b"1\n", b"2\n")
+            with Caller(address) as third:
+                if known:
+                    assert (third.ask(b"3\n"), one.rest()) == (b"3\n", b"")
+                else:
+                    assert third.rest() == getattr(handler, "refusal", b"")
+                    assert one.ask(b"still\n") == b"still\n"
+            assert two.ask(b"still\n") == b"still\n"
+        wait_until(server, lambda: not server.table)
+        assert server.stats()["refused"] == ({"evicted": 1} if known else {"entries_max": 1})
+
+
+@HOLDS_EVERYWHERE
+def test_a_whole_request_has_a_bounded_time(handler: Any, dispatch: str) -> None:
+    enough = 2 if dispatch == "executor" else 0.3  # a process has to start
+    with limited(handler, dispatch, request_timeout_s=enough) as server:
+        with Caller(server.server_address) as silent, Caller(server.server_address) as talker:
+            answered = 0
+            with contextlib.suppress(ConnectionError):
+                while talker.ask(b"more\n") == b"more\n":
+                    answered += 1
+            assert answered > 1
+            assert silent.rest() == b""
+        wait_until(server, lambda: not server.table)
+        finished = server.stats()["finished"]
+    # A child's own loop may be the first to end it, and a child says no more than whether all was well.
+    assert finished["timeout"] + (finished["done"] if dispatch == "fork" else 0) == 2
+
+
+@HOLDS_EVERYWHERE
+def test_a_bug_of_a_handler_is_counted_as_one(handler: Any, dispatch: str) -> None:
+    with limited(handler, dispatch) as server, Caller(server.server_address) as client:
+        assert client.send(b"fail\n").rest() == b""
+        wait_until(server, lambda: not server.table)
+        assert server.stats()["finished"]["error" if dispatch != "fork" else "done"] == 1  # a child reports it itself
+
+
+@pytest.mark.parametrize("handler", [Lines, Words])
+@pytest.mark.parametrize("dispatch", ["inline", "thread", "pool"])
+def test_a_timeout_is_counted_as_one_however_politely_it_is_taken(handler: Any, dispatch: str) -> None:
+    with limited(handler, dispatch, read_timeout_s=0.05) as server, Caller(server.server_address) as client:
+        assert client.send(b"not all").rest() == b""
+        wait_until(server, lambda: not server.table)
+        assert server.stats()["finished"]["timeout"] == 1
 
 
 # -- limits that contradict each other --------------------------------------------------------------------------------

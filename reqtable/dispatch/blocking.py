@@ -19,6 +19,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
+from reqtable.core.errors import ending_of
 from reqtable.core.table import Entry, address_text
 from reqtable.dispatch.children import become_child, leave_child
 from reqtable.engine.loop import TABLES
@@ -84,7 +85,9 @@ def serve(server: Any, request: Any, client_address: Any) -> None:
             server.finish_request(request, client_address)
     except HandedOff:
         pass
-    except Exception:
+    except Exception as error:
+        if (entry := _SERVED.get(get_ident())) is not None:
+            entry.ending = ending_of(error)
         server.handle_error(request, client_address)
     finally:
         _wait_for_forked(_SERVED.get(get_ident()))  # this thread has nothing else to do

@@ -13,7 +13,7 @@ from threading import get_ident
 from typing import Any, ClassVar
 
 from reqtable.core.buffers import Output
-from reqtable.core.errors import HandlerError
+from reqtable.core.errors import HandlerError, ending_of
 from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import STEP, Want
 
@@ -29,6 +29,7 @@ class Stepping:
         self._is_out = False  # a step runs elsewhere
         self._awaits_step = False  # its outcome is the next item; it may have come, and the request have yet to go on
         self._closes = False  # the request ended while its step was out
+        self._thrown: BaseException | None = None  # what the step that is out was given instead of its item
 
     def _submit(self, method: str, argument: Any) -> Future[Any]:
         """Begin a step: `method` of the handler, `_resume` or `_throw`."""
@@ -47,9 +48,14 @@ class Stepping:
         if not self._awaits_step:
             return self._begin("_resume", item)
         self._awaits_step = False
-        return self._arrive(item)
+        thrown, self._thrown = self._thrown, None
+        want = self._arrive(item)
+        if want is None and thrown is not None:
+            self._entry.ending = ending_of(thrown)
+        return want
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
+        self._thrown = error
         return self._begin("_throw", error)
 
     def _close(self) -> None:
