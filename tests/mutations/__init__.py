@@ -139,7 +139,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a closed entry stays in the table",
-        *(RequestTable, "remove", "self._entries.pop(entry.id, None)", "pass"),
+        *(RequestTable, "remove", "del self._entries[entry.id]", "pass"),
     ),
     Mutation(
         "a reset that a flush meets is not noticed",
