@@ -13,9 +13,9 @@ import threading
 from typing import Any, Self
 
 from reqtable.config import Config
-from reqtable.core.errors import PeerError
 from reqtable.core.table import address_text
 from reqtable.engine.system import SYSTEM
+from reqtable.engine.transports import is_peers_doing
 from reqtable.hosting import Hosted
 
 log = logging.getLogger("reqtable")
@@ -93,7 +93,7 @@ class BaseServer(Hosted):
         """A request failed: log it. A peer's doing, such as a disconnect, is one line, without a traceback."""
         error = sys.exc_info()[1]
         peer = address_text(client_address)
-        if isinstance(error, PeerError | ConnectionError | TimeoutError):
+        if is_peers_doing(error):
             log.info("%s: %s", peer, error)
         else:
             log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)

@@ -18,26 +18,31 @@ import logging
 import os
 import random
 import socket
+import ssl
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import reqtable
-from reqtable import Config, Limits, PeerError, chunk, exactly, line, rest, state, until
+from reqtable import Config, Limits, chunk, exactly, line, rest, state, until
+from reqtable.config import ProxyOptions, TLSOptions
 from reqtable.engine.system import System
+from reqtable.engine.transports import is_peers_doing
 from reqtable.testing import FakeClock
+from tests.certificates import client_context, write_certificate
 
 PEER = ("198.51.100.7", 5000)
 ANSWER_BYTES_MAX = 300_000
 LIMITS = Limits(high_water_bytes=4096, input_bytes_max=100_000, recv_bytes=20_000, buffered_bytes_max=500_000)
 PASSES_MAX = 300
 LEVEL_BYTES = 16 * 2**20
-_PEERS_DOING = (PeerError, ConnectionError, TimeoutError)  # what `handle_error` may be told of
 
 
 # -- the handlers -----------------------------------------------------------------------------------------------------
@@ -108,7 +113,7 @@ class BlockingInline(Blocking):
 
 # Bytes are sent; a number of bytes is read, as far as they have come; END half-closes; RESET and CLOSE end it.
 END, RESET, CLOSE = "end", "reset", "close"
-Action = bytes | int | str
+Action = bytes | int | str | Callable[[socket.socket], None]  # a function does what it does with the client's socket
 Generator = Callable[[random.Random], Iterator[Action]]
 
 
@@ -177,6 +182,34 @@ def proxy_headers(rng: random.Random) -> Iterator[Action]:
         yield rng.choice([b"a\n", rng.randbytes(1000), b"x" * 50_000])
 
 
+def tls(rng: random.Random) -> Iterator[Action]:
+    """A client's side of TLS, in which something is cut off, is another byte, or is too much."""
+    client = SecuredClient()
+    spoiled_at = rng.randrange(4)
+    rounds = rng.randint(1, 5)
+
+    def go_on(number: int, own: socket.socket) -> None:
+        client.take(own)
+        with contextlib.suppress(ssl.SSLError):
+            client.tls.do_handshake()
+            client.tls.write(rng.choice([b"a\n", b"exactly 100\nx", b"big 100000\n", b"x" * 20_000]))
+            client.tls.read(1000)
+        own.send(spoil(client.goes.read(), rng) if number == spoiled_at else client.goes.read())
+
+    for number in range(rounds):
+        yield partial(go_on, number)
+
+
+def spoil(data: bytes, rng: random.Random) -> bytes:
+    spoiled = bytearray(data)
+    for _ in range(rng.choice([0, 1, 1, 5])):
+        if spoiled:
+            spoiled[rng.randrange(len(spoiled))] = rng.randrange(256)
+    if rng.random() < 0.5:
+        del spoiled[rng.randrange(len(spoiled) + 1) :]
+    return bytes(spoiled) + rng.choice([b"", b"", rng.randbytes(100), b"\x16\x03\x01\xff\xff" + bytes(60_000)])
+
+
 # -- the servers ------------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +229,7 @@ class Server(reqtable.TCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
-        if not isinstance(error, _PEERS_DOING):
+        if not is_peers_doing(error):
             self.bugs.append(f"handle_error: {error!r}")
 
     def offer(self, connection: socket.socket) -> None:
@@ -214,6 +247,7 @@ class Target:
     config: Config = field(default_factory=lambda: Config(limits=LIMITS))
     generators: list[Generator] = field(default_factory=lambda: PLAIN)
     honest: bytes = b"honest\n"  # is answered with its last line
+    is_secured: bool = False
 
     def server(self) -> Server:
         return Server(self.handler, self.dispatch, self.config)
@@ -224,7 +258,37 @@ class Target:
         return self.handler is BlockingInline
 
 
-PROXY = Config(limits=LIMITS, proxy=reqtable.config.ProxyOptions(trusted=(PEER[0],)))
+class SecuredClient:
+    """A client's side of TLS, by hand."""
+
+    def __init__(self) -> None:
+        self._came, self.goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = client_context().wrap_bio(self._came, self.goes, server_hostname="127.0.0.1")
+        self._has_sent = False
+
+    def talk(self, own: socket.socket, text: bytes) -> bytes:
+        """Go on: shake hands, then send the text, once. Returns what has come of the answer."""
+        self.take(own)
+        try:
+            if not self._has_sent:
+                self.tls.do_handshake()
+                self.tls.write(text)
+                self._has_sent = True
+            return self.tls.read(1000)
+        except ssl.SSLWantReadError:
+            return b""
+        finally:
+            own.send(self.goes.read())
+
+    def take(self, own: socket.socket) -> None:
+        """Take what has come."""
+        with contextlib.suppress(BlockingIOError):
+            self._came.write(own.recv(100_000))
+
+
+FOLDER = tempfile.TemporaryDirectory()
+SECURED = Config(limits=LIMITS, tls=TLSOptions(cert=write_certificate(Path(FOLDER.name))))
+PROXY = Config(limits=LIMITS, proxy=ProxyOptions(trusted=(PEER[0],)))
 TARGETS = [
     Target("state", States),
     Target("async", Coroutine),
@@ -237,6 +301,8 @@ TARGETS = [
         generators=[proxy_headers],
         honest=b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\na\n",
     ),
+    Target("state, TLS", States, config=SECURED, generators=[tls, tls, random_bytes], is_secured=True),
+    Target("blocking, greenlet, TLS", Blocking, "greenlet", SECURED, generators=[tls], is_secured=True),
 ]
 
 
@@ -309,6 +375,8 @@ class Fuzz:
                 client.recv(action)
             elif action == END:
                 client.shutdown(socket.SHUT_WR)
+            elif callable(action):
+                action(client)
             else:  # a Unix socket that is closed with something unread resets its peer
                 client.close()
 
@@ -316,15 +384,20 @@ class Fuzz:
         ours, theirs = socket.socketpair()
         with theirs:
             theirs.setblocking(False)
-            theirs.send(target.honest)
+            if not target.is_secured:
+                theirs.send(target.honest)
             if target.runs_at_once:
                 theirs.shutdown(socket.SHUT_WR)
             server.offer(ours)
             got = b""
+            secured = SecuredClient() if target.is_secured else None
             for _ in range(PASSES_MAX):
                 server.engine.run_once(0)
-                with contextlib.suppress(BlockingIOError):
-                    got += theirs.recv(100)
+                if secured is not None:
+                    got += secured.talk(theirs, target.honest)
+                else:
+                    with contextlib.suppress(BlockingIOError):
+                        got += theirs.recv(100)
                 if got.endswith(b"\n"):
                     break
         for _ in range(PASSES_MAX):

@@ -13,6 +13,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from reqtable.core.errors import PeerError
 from reqtable.core.states import READ, WRITE, Event, State
 from reqtable.core.table import Entry
 
@@ -208,6 +209,14 @@ def is_tls(request: socket.socket) -> bool:
     """Whether it is a TLS socket: only where something has imported the module, which is large."""
     ssl = sys.modules.get("ssl")
     return ssl is not None and isinstance(request, ssl.SSLSocket)
+
+
+def is_peers_doing(error: BaseException | None) -> bool:
+    """Whether the other end has brought it about: worth a line, and no traceback."""
+    if isinstance(error, PeerError | ConnectionError | TimeoutError):
+        return True
+    ssl = sys.modules.get("ssl")
+    return ssl is not None and isinstance(error, ssl.SSLError)
 
 
 class _Released:
