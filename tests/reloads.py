@@ -17,12 +17,13 @@ from typing import Any
 
 from tests.service import WAIT_S, Load, Service, kill_workers, reload_times, wait_gone
 
+FOLDER = tempfile.TemporaryDirectory(prefix="reqtable-reloads-")
 CONFIGURATION = "[limits]\ndrain_idle_s = 5\ndrain_timeout_s = {drain_s}\n"
 
 
 def configuration(drain_s: float = 30) -> str:
-    """Of a file in a folder of its own. A client that this machine holds up for a while is not idle."""
-    path = Path(tempfile.mkdtemp(prefix="reqtable-reloads-")) / "reqtable.toml"
+    """Of a file that goes with this process. A client that this machine holds up for a while is not idle."""
+    path = Path(FOLDER.name) / "reqtable.toml"
     path.write_text(CONFIGURATION.format(drain_s=drain_s))
     return str(path)
 
