@@ -23,7 +23,7 @@ import pytest
 
 import reqtable
 from reqtable import Config, ConfigurationError, Limits, Transition, call, hand_off, line, nothing, state, until
-from reqtable.config import ForkOptions, PoolOptions, ThreadOptions
+from reqtable.config import ExecutorOptions, ForkOptions, PoolOptions, ThreadOptions
 from reqtable.engine.loop import TABLES
 from tests.conftest import WAIT_S, Client, served, serving, wait_until
 
@@ -888,12 +888,18 @@ def test_a_forked_call_ends_with_its_request() -> None:
 
 
 def test_a_call_runs_in_an_executor_of_ones_own() -> None:
-    from reqtable.config import ExecutorOptions
-
     options = ExecutorOptions("concurrent.futures:ThreadPoolExecutor", {"thread_name_prefix": "reqtable-call-mine"})
     with calling(lambda: threading.current_thread().name, executors={"mine": options}, call_on="mine") as (_, client):
         assert client.ask(b"mine\n").startswith(b"'reqtable-call-mine")
         assert client.ask(b"\n").startswith(b"'reqtable-call-mine"), "call_on is where a call runs that does not say"
+
+
+def test_a_child_has_the_executors_of_the_configuration() -> None:
+    options = ExecutorOptions("concurrent.futures:ThreadPoolExecutor", {"thread_name_prefix": "reqtable-call-mine"})
+    with calling(os.getpid, executors={"mine": options}, dispatch="fork") as (server, client):
+        assert int(client.ask(b"mine\n")) not in (0, os.getpid())
+        client.hang_up()
+        empty(server)
 
 
 # -- per state --------------------------------------------------------------------------------------------------------

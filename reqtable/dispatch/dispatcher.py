@@ -36,9 +36,8 @@ class Dispatcher:
         self._executors: dict[str, Executor] = {}
         self._lock = threading.Lock()  # the drivers of other threads come here too
         try:
-            for each, options in config.executors.items():
-                place = config.origins.get(f"executors.{each}.factory")
-                self._executors[each] = Workers(f"executor {each!r}", options, place)
+            for each in config.executors:
+                self.executor(each)
             if config.call_on not in self._known_executors():
                 place = config.origins.get("call_on", "")
                 raise ConfigurationError(f"{place}{place and ': '}call_on: {self._no_executor(config.call_on)}")
@@ -125,13 +124,16 @@ class Dispatcher:
             self._executors[name] = make(name)
 
     def _make_executor(self, name: str) -> Executor:
-        calls_max = self.server._host.limits.calls_max
-        if name == "thread":
-            return self.server._host.system.executor(calls_max, "reqtable-call")  # type: ignore[no-any-return]
-        if name == "fork":
-            return ForkExecutor(self, calls_max)
+        if name in self.config.executors:
+            place = self.config.origins.get(f"executors.{name}.factory")
+            return Workers(f"executor {name!r}", self.config.executors[name], place)
         if name == "process":
             return Workers('executor "process"', ExecutorOptions())
+        engine = self.server._host
+        if name == "thread":
+            return engine.system.executor(engine.limits.calls_max, "reqtable-call")  # type: ignore[no-any-return]
+        if name == "fork":
+            return ForkExecutor(self, engine.limits.calls_max)
         raise ConfigurationError(self._no_executor(name))
 
     def _known_executors(self) -> list[str]:

@@ -26,6 +26,7 @@ log = logging.getLogger("reqtable")
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL}
 
 
+_QUEUE_MAX = 4096  # net.core.somaxconn of today's kernels: no queue is longer, however fast others come
 _SO_ATTACH_FILTER = 26  # linux/socket.h; the same on every architecture but PA-RISC and SPARC
 _BPF_RETURN = 0x06
 
@@ -127,8 +128,9 @@ class Listener(Polled):
         if self._set_timeout:
             if self.server._owns_queue:
                 _drop_newcomers(self.server.socket)
-            while self.server._handle_request_noblock():
-                pass
+            for _ in range(_QUEUE_MAX):
+                if not self.server._handle_request_noblock():
+                    break
             self.close()
             self.server.socket.close()
 
