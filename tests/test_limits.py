@@ -427,6 +427,10 @@ def test_what_contradicts_is_refused_where_both_were_set(narrow: str, wide: str,
 @pytest.mark.parametrize(
     ("given", "gives_way"),
     [
+        (
+            {"buffered_bytes_max": 10_000},
+            dict.fromkeys(("output_bytes_max", "input_bytes_max", "high_water_bytes"), 10_000),
+        ),
         ({"output_bytes_max": 1000}, {"high_water_bytes": 1000}),
         ({"high_water_bytes": 2**27}, {"output_bytes_max": 2**27}),
         ({"high_water_bytes": 2**31}, {"output_bytes_max": 2**31, "buffered_bytes_max": 2**31}),

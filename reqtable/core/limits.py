@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 WHEN_FULL = ("wait", "reject", "evict")
 # What the first one bounds is part of what the second one does: were it above, it could never be reached.
 _WITHIN = (
-    ("high_water_bytes", "output_bytes_max"),
     ("output_bytes_max", "buffered_bytes_max"),
     ("input_bytes_max", "buffered_bytes_max"),
+    ("high_water_bytes", "output_bytes_max"),
     ("entries_per_peer_max", "entries_max"),
 )
 
