@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 WHEN_FULL = ("wait", "reject", "evict")
 # What the first one bounds is part of what the second one does: were it above, it could never be reached.
 _WITHIN = (
+    ("high_water_bytes", "output_bytes_max"),
     ("output_bytes_max", "buffered_bytes_max"),
     ("input_bytes_max", "buffered_bytes_max"),
-    ("high_water_bytes", "output_bytes_max"),
     ("entries_per_peer_max", "entries_max"),
 )
 
@@ -67,7 +67,7 @@ class Limits:
             if not fits or not value > 0:  # NaN is not above 0 either
                 kind = "number of seconds" if seconds else "whole number"
                 raise ValueError(f"{field.name} must be a {kind} above 0, not {value!r}")
-        for narrow, wide in _WITHIN:
+        for narrow, wide in _WITHIN * 2:  # one that gives way may be another's bound
             self._hold_within(narrow, wide)
 
     def _hold_within(self, narrow: str, wide: str) -> None:
