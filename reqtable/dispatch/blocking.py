@@ -86,9 +86,8 @@ def serve(server: Any, request: Any, client_address: Any) -> None:
     except HandedOff:
         pass
     except Exception as error:
-        entry = _SERVED.get(get_ident())
-        if entry is not None and entry.ending is None:  # else the loop has ended it, and this comes of that
-            entry.ending = ending_of(error)
+        if (entry := _SERVED.get(get_ident())) is not None:
+            entry.ending = entry.ending or ending_of(error)  # its loop may have ended it before
         server.handle_error(request, client_address)
     finally:
         _wait_for_forked(_SERVED.get(get_ident()))  # this thread has nothing else to do

@@ -180,7 +180,7 @@ def move(source: Entry, target: Entry) -> None:
     target.bytes_in = source.bytes_in
     target.bytes_out = source.bytes_out
     target.steps = source.steps
-    target.ending = source.ending
+    target.ending = target.ending or source.ending
     target.input, source.input = source.input, Input()
     target.output, source.output = source.output, Output()
     if not isinstance(target.handler, type):

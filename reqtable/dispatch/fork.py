@@ -140,7 +140,7 @@ class Fork(Delegating):
             self._forget(pid)
             how = child.ending()
             if how is not None and not delegation.is_killed:
-                entry.ending = "error"
+                entry.ending = entry.ending or "error"
                 log.warning("%s: request %d: its child %s", address_text(entry.peer), entry.id, how)
             if owner.in_other_thread:
                 owner.post(delegation.end)
