@@ -615,10 +615,10 @@ def test_drain_finishes_what_has_begun_and_takes_nothing_new(where: str) -> None
             wait_until(server, lambda: len(server.table) == 1)
             if where == "thread":
                 thread = started(server.drain)
-                wait_until(server, lambda: not server.engine._listeners)
             else:
                 assert begun.ask(b"drain\n") == b"DRAIN\n"
                 thread = started(server._BaseServer__is_shut_down.wait)
+            wait_until(server, lambda: not server.engine._listeners)
             with pytest.raises(ConnectionRefusedError):
                 Client(server.server_address)
             assert begun.ask(b"still here\n") == b"STILL HERE\n"
