@@ -511,6 +511,15 @@ def test_openssl_and_curl(tmp_path: Path) -> None:
         assert got.stdout == BIG
 
 
+@pytest.mark.parametrize("handler", STYLES)
+def test_a_first_answer_does_not_wait_for_an_acknowledgement(handler: Any, tmp_path: Path) -> None:
+    """It follows OpenSSL's session tickets, and Nagle's algorithm would hold it back for 40 ms."""
+    with secured(tmp_path, handler, "greenlet") as server, connected(server) as client:
+        assert ask(client, b"one\n") == b"one\n"
+        [entry] = server.table
+        assert entry.transport.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_mixed_in_server_of_the_standard_library_speaks_tls(tmp_path: Path) -> None:
     """`Config.tls` is the loop's, so whatever server class it serves has it."""
     import http.server

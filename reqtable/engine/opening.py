@@ -19,7 +19,7 @@ from reqtable.core.proxy import HEADER_BYTES_MAX, header_end, parse
 from reqtable.core.states import READ, WRITE, Event, State
 from reqtable.core.table import Entry, address_text
 from reqtable.core.wants import HANDSHAKE, PROXY_HEADER
-from reqtable.engine.stream import Stream
+from reqtable.engine.stream import Stream, send_at_once
 from reqtable.engine.transports import Polled, abandon, discarded_all, is_tls
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class Opening(Polled):
     def _shake_hands(self) -> Iterator[int]:
         import ssl
 
+        send_at_once(self.request)  # a handler's first answer comes after OpenSSL's session tickets
         self.request = self.entry.policy.secured(self.entry, self.request, self._preface.context)
         while True:
             try:

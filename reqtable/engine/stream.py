@@ -21,6 +21,16 @@ _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _NOT_NOW = (BlockingIOError, InterruptedError)
 
 
+def send_at_once(connection: socket.socket) -> None:
+    """Have no second small segment held back until the first is acknowledged (tcp(7), TCP_NODELAY).
+
+    That would only add the peer's delayed acknowledgement, 40 ms, to an answer that leaves in two.
+    """
+    if connection.family in _INTERNET:
+        with contextlib.suppress(OSError):  # the peer may be gone already
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class Stream(Polled):
     """One connection. `request` is its socket, which is non-blocking from here on."""
 
@@ -31,11 +41,7 @@ class Stream(Polled):
     def __init__(self, engine: Engine, request: Any) -> None:
         super().__init__(engine, request.fileno())
         request.setblocking(False)
-        if request.family in _INTERNET:
-            # Output leaves once a step, joined: holding back a second small segment until the first is acknowledged
-            # (tcp(7)) would only add the peer's delayed acknowledgement, 40 ms, to an answer that took two turns.
-            with contextlib.suppress(OSError):  # the peer may be gone already
-                request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send_at_once(request)  # output leaves once a step, joined
         self.request = request
         self.entry: Entry
 
