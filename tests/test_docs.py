@@ -215,6 +215,7 @@ def test_the_page_on_operating_names_every_limit_and_no_other() -> None:
         "steps_per_pass",
         "recv_bytes",
         "send_bytes",
+        "pass_bytes",
         "inbox_max",
         "calls_max",
     }

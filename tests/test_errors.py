@@ -134,7 +134,7 @@ def test_seconds_may_be_fractions_and_counts_may_not():
 
 
 def test_limits_are_values():
-    assert len(COUNTS) == 15
+    assert len(COUNTS) == 16
     assert len(SECONDS) == 11
     assert Limits() == Limits()
     assert Limits(recv_bytes=1) != Limits()

@@ -252,6 +252,50 @@ def test_who_holds_most_goes_when_all_hold_too_much(gate: Gate) -> None:
     assert gate.engine.table.buffered <= 100_000
 
 
+class Files(reqtable.StateRequestHandler):
+    @state(line())
+    def one(self, text: bytes) -> Any:
+        self.send(bytes(500_000) if text == b"big\n" else text)
+        return self.one
+
+
+def test_who_is_sent_little_does_not_wait_for_all_who_are_sent_much() -> None:
+    """They share the pass, and take turns from one pass to the next."""
+    config = reqtable.Config(limits=Limits(pass_bytes=100_000, send_bytes=50_000))
+    with reqtable.TCPServer(SERVER, Files, config=config) as server, contextlib.ExitStack() as stack:
+        server.engine.open()
+        peers = []
+        for text in [b"big\n"] * 50 + [b"small\n"]:
+            ours, theirs = socket.socketpair()
+            stack.enter_context(theirs).sendall(text)
+            theirs.setblocking(False)
+            server.process_request(ours, ("198.51.100.7", len(peers)))
+            peers.append(theirs)
+        *many, small = peers
+        got = [0] * len(many)
+
+        def take() -> int:
+            taken = 0
+            for number, peer in enumerate(many):
+                with contextlib.suppress(BlockingIOError):
+                    while more := len(peer.recv(1_000_000)):
+                        got[number] += more
+                        taken += more
+            return taken
+
+        server.engine.run_once(0)
+        assert 100_000 <= take() <= 150_000
+        assert small.recv(100) == b"small\n"
+        for _ in range(30):
+            server.engine.run_once(0)
+            assert take() <= 150_000
+        assert min(got) > 0, "nobody is left out"
+        for _ in range(600):
+            server.engine.run_once(0)
+            take()
+        assert set(got) == {500_000}
+
+
 def test_the_rate_of_new_requests_is_bounded() -> None:
     """A second's worth at once, then one at a time; the others wait in the kernel's queue, and all are served."""
     config = reqtable.Config(limits=Limits(accepts_per_s_max=5))

@@ -13,8 +13,9 @@ from typing import Any, BinaryIO, Final
 
 from reqtable.core.errors import LimitExceeded
 
-# How much of many small pieces is joined for one send, and how much of a file is read for one when sendfile can't.
+# How much of many small pieces is joined for one send, and how much of a file is read at once.
 CHUNK_BYTES = 262_144
+SMALL_BYTES = 16_384  # an answer that is sent however much others have sent in the pass
 
 
 class _Missing(Enum):
@@ -199,7 +200,7 @@ class FileSlice:
         self.remaining = remaining
 
     def read(self, most: int = CHUNK_BYTES) -> bytes:
-        """The next bytes, for a transport that can't have the kernel send them."""
+        """The next bytes, `most` of them, for a transport that can't have the kernel send them."""
         self.file.seek(self.offset)
         return self.file.read(min(self.remaining, most))
 

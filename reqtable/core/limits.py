@@ -35,6 +35,7 @@ class Limits:
     steps_per_pass: int = 64  # steps one request may take in one pass; then it waits its turn
     recv_bytes: int = 65_536  # bytes one request may receive in one pass
     send_bytes: int = 262_144  # bytes one request may send at once; then others have their turn
+    pass_bytes: int = 2**20  # bytes all requests may send in one pass; then who has much to send has the next one
     high_water_bytes: int = 65_536  # untaken output above which a request's steps wait for its peer
     input_bytes_max: int = 64 * 2**20  # the largest `exactly(n)` there may be: n is often the peer's own word
     output_bytes_max: int = 64 * 2**20  # untaken output above which `send` raises LimitExceeded

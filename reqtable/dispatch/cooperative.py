@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from reqtable.core.buffers import SMALL_BYTES
 from reqtable.core.errors import TimedOut
 from reqtable.core.states import READ, WRITE
 from reqtable.core.table import Entry
@@ -223,12 +224,13 @@ class CooperativeSocket(socket.socket):
         self._since_suspended += count
         if self._since_suspended < self.lent.engine.limits.recv_bytes:
             return
-        self._since_suspended = 0
+        count, self._since_suspended = self._since_suspended, 0
         current = getcurrent()
         if isinstance(current, _RequestGreenlet) and current.lent is self.lent and not self.lent.in_child:
             loop = current.parent
             assert loop is not None
             del current
+            self.lent.engine.spend(count)
             loop.switch(TURN)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
@@ -291,7 +293,8 @@ class CooperativeSocket(socket.socket):
         view = memoryview(data).cast("B")
         until = self._time_out_at()
         while view:
-            sent = self._until_done(WRITABLE, flags, self.plain.send, view, flags | _DONTWAIT, until=until)
+            share = view[: self.lent.engine.send_share or SMALL_BYTES]
+            sent = self._until_done(WRITABLE, flags, self.plain.send, share, flags | _DONTWAIT, until=until)
             view = view[self._went_out(sent) :]
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:

@@ -153,7 +153,7 @@ class Invariants:
         for entry in self._loop.table:
             if entry.state is State.READY:
                 steps, passes = before.get(entry, (-1, 0))
-                passes = passes + 1 if steps == entry.steps else 0
+                passes = passes + 1 if steps == entry.steps and self._loop.send_share else 0
                 self._ready[entry] = entry.steps, passes
                 self._must(passes < _STEPS_OF_A_STARVED, entry, f"had no turn for {passes} passes")
 

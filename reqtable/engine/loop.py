@@ -82,6 +82,9 @@ class Loop:
         self._calls: dict[Entry, Callable[[], Any]] = {}  # what gives up the call that an entry waits for
         self.invariants = Invariants(self) if os.environ.get("REQTABLE_DEBUG", "0") != "0" else None
         self.times = LoopTimes()
+        self.send_share = self.limits.send_bytes  # what a request may send at once; 0: enough has been, in this pass
+        self._spent = 0  # bytes of this pass, by those who send much
+        self._spenders = 0
         self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
         self._stop: Callable[[], bool] = bool
 
@@ -121,9 +124,15 @@ class Loop:
         assert self._selector is not None
         ready = self._selector.select(self._patience(most_s))
         now = self.table.now = self.clock()
+        if self._spent:
+            self._spent = 0
+            self.send_share = self.limits.send_bytes
+            ready = self._rotated(ready)
         for key, mask in ready:
             key.data.on_ready(mask)
         for _ in range(len(self._turns)):
+            if not self.send_share:
+                break
             self._take_turn(self._turns.popleft())
         if self.deadlines.next_at() <= now:
             self.timeouts.expire_due(now)
@@ -142,6 +151,17 @@ class Loop:
         self.times.add(self.clock() - now)
         if self.invariants is not None:
             self.invariants.check()
+
+    def spend(self, count: int) -> None:
+        """A request has sent so much. Others shall not wait for a thousand of its kind, in one pass."""
+        self._spent += count
+        self._spenders += 1
+        self.send_share = max(0, min(self.limits.send_bytes, self.limits.pass_bytes - self._spent))
+
+    def _rotated(self, ready: list[Any]) -> list[Any]:
+        """Who was left out of the pass before comes first: epoll(7) names those that are ready in the same order."""
+        first = self._spenders % max(1, len(ready))
+        return ready[first:] + ready[:first]
 
     def _patience(self, most_s: float | None) -> float | None:
         """How long the poll may last: not at all while there is something to do, else until the next deadline."""
@@ -468,6 +488,7 @@ class Loop:
     def set_limits(self, limits: Limits) -> None:
         """Hold to other limits from here on."""
         self.limits = limits
+        self.send_share = limits.send_bytes
         self.table.set_limits(limits)
 
     @property

@@ -7,7 +7,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
-from reqtable.core.buffers import CHUNK_BYTES, FileSlice
+from reqtable.core.buffers import SMALL_BYTES, FileSlice
 from reqtable.core.states import Event, State
 from reqtable.core.table import Entry, address_text
 from reqtable.engine.transports import Polled, abandon, discarded_all, has_unread
@@ -88,17 +88,27 @@ class Stream(Polled):
     def flush(self) -> bool:
         entry = self.entry
         output = entry.output
-        enough = entry.bytes_out + self.engine.limits.send_bytes
+        share = self.engine.send_share
+        if not share:
+            if output.size > SMALL_BYTES:
+                return False
+            share = SMALL_BYTES
         try:
             while output.size:
-                if entry.bytes_out >= enough:
+                if share <= 0:
                     return False
-                piece = output.front()
-                sent = self._send_file(piece) if type(piece) is FileSlice else self.request.send(piece)
+                piece: Any = output.front()
+                if type(piece) is FileSlice:
+                    sent = self._send_file(piece, share)
+                else:
+                    sent = self.request.send(piece if len(piece) <= share else memoryview(piece)[:share])
                 if not sent:
                     raise OSError(f"a file ended {output.size} bytes before what was to be sent of it")
                 entry.bytes_out += sent
                 output.consume(sent)
+                share -= sent
+                if sent > SMALL_BYTES:
+                    self.engine.spend(sent)
         except _NOT_NOW:
             return False
         except OSError as error:
@@ -106,12 +116,12 @@ class Stream(Polled):
             return False
         return True
 
-    def _send_file(self, piece: FileSlice) -> int:
+    def _send_file(self, piece: FileSlice, most: int) -> int:
         try:
             file = piece.file.fileno()
         except (AttributeError, OSError):
-            return int(self.request.send(piece.read()))  # not a file of the kernel's
-        return self.engine.system.sendfile(self.fd, file, piece.offset, min(piece.remaining, CHUNK_BYTES))
+            return int(self.request.send(piece.read(most)))  # not a file of the kernel's
+        return self.engine.system.sendfile(self.fd, file, piece.offset, min(piece.remaining, most))
 
     def finish(self) -> None:
         """Shut the write side; wait for the peer's end of file unless it has come: closing now could cut the answer."""

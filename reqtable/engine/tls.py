@@ -122,7 +122,7 @@ class TLSStream(Stream):
             return False
         return True
 
-    def _send_file(self, piece: FileSlice) -> int:
+    def _send_file(self, piece: FileSlice, most: int) -> int:
         return int(self.request.send(piece.read(RECORD_BYTES)))
 
 

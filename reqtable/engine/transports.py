@@ -74,6 +74,8 @@ class Lent(Polled):
         entry = self.entry
         if entry.state is State.LINGERING:
             self._discard()
+        elif entry.state is State.WRITING and not self.engine.send_share:
+            pass  # it comes up again in the next pass
         elif mask & _WAITED_FOR.get(entry.state, 0):
             entry.active_at = self.engine.table.now
             entry.posted = None
