@@ -296,7 +296,7 @@ class CooperativeSocket(socket.socket):
             share = view[: self.lent.engine.send_share or SMALL_BYTES]
             sent = self._until_done(WRITABLE, flags, self.plain.send, share, flags | _DONTWAIT, until=until)
             view = view[self._went_out(sent) :]
-            if view and until < inf and self.lent.engine.table.clock() >= until:
+            if view and self._wait_s and self.lent.engine.table.clock() >= until:
                 raise TimeoutError("timed out")
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
