@@ -45,6 +45,11 @@ from reqtable.engine.wakeup import Wakeup
 
 log = logging.getLogger("reqtable")
 
+# On the path of every request: looking a member up in its Enum takes 100 ns on Python 3.11, a name 10.
+_READING, _WRITING, _CLOSED = State.READING, State.WRITING, State.CLOSED
+_READY, _RUNNING = State.READY, State.RUNNING
+_AWAITS_INPUT, _AWAITS_TURN = Event.AWAITS_INPUT, Event.AWAITS_TURN
+_OUTPUT_BLOCKED, _INPUT_ARRIVED = Event.OUTPUT_BLOCKED, Event.INPUT_ARRIVED
 _AFTER_STEP = TRANSITIONS[State.RUNNING]
 _RETRY_S = 0.005
 _PATIENCE_MAX_S = 86_400.0  # a poll of more overflows what the kernel takes
@@ -202,7 +207,7 @@ class Loop:
             if error is not None:
                 share -= 1
                 want = self._throw(entry, error)
-            while share and want is not None and entry.state is not State.CLOSED:
+            while share and want is not None and entry.state is not _CLOSED:
                 try:
                     item = want.take(entry)
                 except Exception as problem:
@@ -210,9 +215,9 @@ class Loop:
                     want = self._throw(entry, problem)
                     continue
                 if item is MISSING:
-                    if output.size and want.awaits is Event.OUTPUT_BLOCKED and entry.transport.flush():
+                    if output.size and want.awaits is _OUTPUT_BLOCKED and entry.transport.flush():
                         break  # a `flushed()` that now is: one that is taken from as fast as it sends waits its turn
-                    if not (entry.input.ended and want.awaits is Event.AWAITS_INPUT):
+                    if not (entry.input.ended and want.awaits is _AWAITS_INPUT):
                         waits = True
                         break
                     share -= 1
@@ -229,7 +234,7 @@ class Loop:
         finally:
             table.running = None
         entry.steps += full_share - share
-        if entry.state is not State.CLOSED:
+        if entry.state is not _CLOSED:
             try:
                 self._settle(entry, cause, want, stepped=share < full_share, waits=waits)
             except BaseException as problem:
@@ -248,25 +253,25 @@ class Loop:
         if want is None:
             self._finish(entry, cause)
             return
-        if stepped and want.awaits is not Event.AWAITS_INPUT:
+        if stepped and want.awaits is not _AWAITS_INPUT:
             want = self._begin_wait(entry, want)
         entry.want = want
         if entry.output.size and not entry.transport.flush():
-            if entry.state is State.CLOSED:
+            if entry.state is _CLOSED:
                 return
-            event = Event.OUTPUT_BLOCKED
+            event = _OUTPUT_BLOCKED
         else:
-            event = want.awaits if waits else Event.AWAITS_TURN
-        if entry.state is not _AFTER_STEP[event] or event is Event.AWAITS_TURN:
+            event = want.awaits if waits else _AWAITS_TURN
+        if entry.state is not _AFTER_STEP[event] or event is _AWAITS_TURN:
             self._move(entry, cause, event)
-        if entry.held or event is Event.OUTPUT_BLOCKED or len(entry.input):
+        if entry.held or event is _OUTPUT_BLOCKED or len(entry.input):
             self._count_buffers(entry)
             if self.is_closed(entry):
                 return
         # Bytes that trickle in do not move a deadline; having to write is a wait of its own.
-        if stepped or cause is not Event.INPUT_ARRIVED or entry.state is State.WRITING:
+        if stepped or cause is not _INPUT_ARRIVED or entry.state is _WRITING:
             self.timeouts.arm(entry)
-        elif waits and entry.timeout is None and entry.state is State.READING and want.is_timed:
+        elif waits and entry.timeout is None and entry.state is _READING and want.is_timed:
             self.timeouts.arm_partial(entry)
 
     def _count_buffers(self, entry: Entry) -> None:
@@ -281,11 +286,11 @@ class Loop:
 
     def _move(self, entry: Entry, cause: Event, event: Event) -> None:
         """From the state that `cause` ends, through RUNNING, to the one that `event` begins."""
-        if entry.state is not State.RUNNING:
+        if entry.state is not _RUNNING:
             entry.advance(cause)
         entry.advance(event)
         entry.transport.poll(INTEREST[entry.state])
-        if entry.state is State.READY:
+        if entry.state is _READY:
             self._turns.append(entry)
 
     def _begin_wait(self, entry: Entry, want: Want[Any]) -> Want[Any]:
@@ -304,17 +309,17 @@ class Loop:
 
     def _finish(self, entry: Entry, cause: Event) -> None:
         """The request is done: end its connection once its output is with the kernel."""
-        if entry.state is State.CLOSED:
+        if entry.state is _CLOSED:
             return
         entry.want = ENDED
         blocked = entry.output.size and not entry.transport.flush()
         if self.is_closed(entry):
             return
         if blocked:
-            self._move(entry, cause, Event.OUTPUT_BLOCKED)
+            self._move(entry, cause, _OUTPUT_BLOCKED)
             self.timeouts.arm(entry)
             return
-        if entry.state is not State.RUNNING:
+        if entry.state is not _RUNNING:
             entry.advance(cause)
         entry.transport.finish()
 
@@ -368,7 +373,7 @@ class Loop:
 
     def linger(self, entry: Entry) -> None:
         """Our last byte is sent: wait a bounded time for the peer's end of file, so that no reset cuts it off."""
-        if entry.state is State.CLOSED:
+        if entry.state is _CLOSED:
             return
         entry.advance(Event.FINISHED)
         entry.transport.poll(INTEREST[entry.state])
@@ -377,7 +382,7 @@ class Loop:
 
     def end(self, entry: Entry, event: Event) -> None:
         """Mark `entry` closed by `event`; this pass's reaping frees it. Closed already: nothing."""
-        if entry.state is not State.CLOSED:
+        if entry.state is not _CLOSED:
             if entry.ending is None:
                 entry.ending = _ENDING.get(event)
             entry.advance(event)
@@ -405,7 +410,7 @@ class Loop:
     def deliver(self, entry: Entry, number: int, item: Any) -> None:
         """The result of call `number` of `entry`; dropped where it no longer waits for it."""
         waits_in = _RESULT_WAITED_FOR.get(entry.want.awaits)
-        if entry.calls != number or waits_in is None or entry.state is State.CLOSED:
+        if entry.calls != number or waits_in is None or entry.state is _CLOSED:
             return
         self._calls.pop(entry, None)
         entry.posted = item
@@ -430,7 +435,7 @@ class Loop:
         function()
 
     def _take_turn(self, entry: Entry) -> None:
-        if entry.state is State.READY:
+        if entry.state is _READY:
             if entry.want is TURN:
                 entry.posted = None
             self.step(entry, Event.TURN_CAME)
@@ -439,9 +444,9 @@ class Loop:
         """Another request's step sent to this one: give it to the kernel, or wait for the peer to take it."""
         blockable = entry.state in _BLOCKABLE and entry.output.size
         if blockable and not entry.transport.flush() and not self.is_closed(entry):
-            if entry.state is State.READY:
+            if entry.state is _READY:
                 self._turns.remove(entry)  # else, were it READY again by then, it would have two turns in one pass
-            entry.advance(Event.OUTPUT_BLOCKED)
+            entry.advance(_OUTPUT_BLOCKED)
             entry.transport.poll(INTEREST[entry.state])
             self.timeouts.arm(entry)
 
@@ -481,7 +486,7 @@ class Loop:
     @staticmethod
     def is_closed(entry: Entry) -> bool:
         """A flush that meets a reset closes its entry: look again, whatever was known before it."""
-        return entry.state is State.CLOSED
+        return entry.state is _CLOSED
 
     # -- its descriptors, and who runs it -----------------------------------------------------------------------------
 

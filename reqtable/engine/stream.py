@@ -19,6 +19,9 @@ log = logging.getLogger("reqtable")
 
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 _NOT_NOW = (BlockingIOError, InterruptedError)
+# As in the loop: names, because looking a member up takes 100 ns.
+_READING, _WRITING, _LINGERING = State.READING, State.WRITING, State.LINGERING
+_INPUT_ARRIVED, _INPUT_ENDED = Event.INPUT_ARRIVED, Event.INPUT_ENDED
 
 
 def send_at_once(connection: socket.socket) -> None:
@@ -47,11 +50,11 @@ class Stream(Polled):
 
     def on_ready(self, mask: int) -> None:
         state = self.entry.state
-        if state is State.READING:
+        if state is _READING:
             self._receive()
-        elif state is State.WRITING:
+        elif state is _WRITING:
             self._drain()
-        elif state is State.LINGERING:
+        elif state is _LINGERING:
             self._discard()
 
     def _receive(self) -> None:
@@ -68,10 +71,10 @@ class Stream(Polled):
         if data:
             entry.bytes_in += len(data)
             entry.input.feed(data)
-            engine.step(entry, Event.INPUT_ARRIVED)
+            engine.step(entry, _INPUT_ARRIVED)
         else:
             entry.input.ended = True
-            engine.step(entry, Event.INPUT_ENDED)
+            engine.step(entry, _INPUT_ENDED)
 
     def _drain(self) -> None:
         before = self.entry.bytes_out
@@ -83,7 +86,7 @@ class Stream(Polled):
 
     def _discard(self) -> None:
         if discarded_all(self.request, self.engine.limits.recv_bytes):
-            self.engine.end(self.entry, Event.INPUT_ENDED)
+            self.engine.end(self.entry, _INPUT_ENDED)
 
     def flush(self) -> bool:
         entry = self.entry
@@ -139,7 +142,7 @@ class Stream(Polled):
         """Have the handler meet the end of its input, unless more has come that nobody has read."""
         if not has_unread(self.request, self.engine.system.socket):
             self.entry.input.ended = True
-            self.engine.step(self.entry, Event.INPUT_ENDED)
+            self.engine.step(self.entry, _INPUT_ENDED)
 
     def release(self) -> None:
         self.poll(0)

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from reqtable.engine.poll import DefaultSelector
 from reqtable.engine.wakeup import Wakeup
 from reqtable.engine.watch import Watch
 
@@ -29,7 +30,7 @@ class System:
     """The defaults are the real one's."""
 
     clock: Callable[[], float] = time.monotonic  # seconds; never goes back
-    selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
+    selector: Callable[[], selectors.BaseSelector] = DefaultSelector
     wakeup: Callable[[], Wakeup] = Wakeup
     socket: type[socket.socket] = socket.socket
     dup: Callable[[int], int] = os.dup

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from reqtable.engine.loop import Loop
 
 log = logging.getLogger("reqtable")
+# As in the loop: names, because looking a member up takes 100 ns.
+_READING, _WRITING, _READY = State.READING, State.WRITING, State.READY
 
 
 class Timeouts:
@@ -30,9 +32,9 @@ class Timeouts:
         now = loop.table.now
         timeout = self.of(entry)
         at = None if timeout is None else now + timeout
-        if entry.state is State.READY:
+        if entry.state is _READY:
             at = None
-        elif entry.state is State.WRITING and entry.output.size:
+        elif entry.state is _WRITING and entry.output.size:
             at = now + loop.limits.write_timeout_s
         elif entry.due is not None and (at is None or entry.due < at):
             at = entry.due
@@ -57,7 +59,7 @@ class Timeouts:
         """How long `entry` may wait in its state: as it said itself, or, for its peer, as its transport has it."""
         if not entry.want.is_timed:
             return None
-        if entry.timeout is None and entry.state is State.READING:
+        if entry.timeout is None and entry.state is _READING:
             if entry.transport.timeout_s is not None:
                 return entry.transport.timeout_s
             limits = self._loop.limits
@@ -85,7 +87,7 @@ class Timeouts:
             loop.end(entry, Event.DEADLINE_PASSED)
         elif whole is not None and entry.created_at + whole <= now:
             self._close(entry, f"was not done within {whole:g} s")
-        elif entry.state is State.WRITING and entry.output.size:
+        elif entry.state is _WRITING and entry.output.size:
             self._close(entry, f"took none of its output for {limits.write_timeout_s:g} s")
         elif entry.due is not None and entry.due <= now:
             entry.active_at = now
@@ -108,4 +110,4 @@ class Timeouts:
         limits = self._loop.limits
         expected = limits.read_timeout_s * limits.read_bytes_per_s_min
         has_no_other = entry.timeout is None and entry.transport.timeout_s is None
-        return has_no_other and entry.state is State.READING and entry.bytes_in - entry.counted >= expected
+        return has_no_other and entry.state is _READING and entry.bytes_in - entry.counted >= expected
