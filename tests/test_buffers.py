@@ -192,12 +192,12 @@ class Counting(bytearray):
 @pytest.mark.parametrize("separator", [b"\n", b"--end--"])
 def test_dribbled_line_is_searched_once(separator):
     given_ = Input()
-    given_._data = data = Counting(b"skipped" + b"x")
+    given_.data = data = Counting(b"skipped" + b"x")
     assert given_.exactly(7) == b"skipped"
     for _ in range(3000):
         assert given_.through(separator, 10_000) is MISSING
         given_.feed(b"x")
-    assert given_._data is data, "the test looks at what is searched"
+    assert given_.data is data, "the test looks at what is searched"
     assert 3000 <= data.searched <= 3000 * (len(separator) + 1)
     given_.feed(separator)
     assert given_.through(separator, 10_000) == b"x" * 3001 + separator

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, ClassVar, Final
 
 from reqtable.core.errors import LimitExceeded
 
@@ -33,35 +33,37 @@ class Input:
     a second chunk turns it into a `bytearray`, which grows in place.
     """
 
-    __slots__ = ("_data", "_scanned", "_sought", "_start", "ended")
+    __slots__ = ("_scanned", "_sought", "_start", "data", "ended")
+
+    is_stream: ClassVar[bool] = True  # all that is unread is `data`
 
     def __init__(self) -> None:
-        self._data: bytes | bytearray = b""
+        self.data: bytes | bytearray = b""  # empty where nothing is unread
         self._start = 0  # the first unread byte
         self._scanned = 0  # no separator `_sought` begins before this: a dribbled line is not searched from its start
         self._sought = b""
         self.ended = False  # the peer's end of file has come; what is here is all there will be
 
     def __len__(self) -> int:
-        return len(self._data) - self._start
+        return len(self.data) - self._start
 
     def feed(self, data: bytes) -> None:
         """Add what has arrived."""
-        if self._start == len(self._data):
-            self._data = data
+        if not self.data:
+            self.data = data
             self._start = self._scanned = 0
             return
-        if type(self._data) is bytes:
-            self._data = bytearray(memoryview(self._data)[self._start :])
+        if type(self.data) is bytes:
+            self.data = bytearray(memoryview(self.data)[self._start :])
         else:
-            del self._data[: self._start]  # type: ignore[union-attr]  # it is the bytearray of an earlier feed
+            del self.data[: self._start]  # type: ignore[union-attr]  # it is the bytearray of an earlier feed
         self._scanned -= self._start
         self._start = 0
-        self._data += data
+        self.data += data
 
     def through(self, separator: bytes, limit: int) -> bytes | Missing:
         """Take the bytes up to and including `separator`, at most `limit` of them."""
-        data = self._data
+        data = self.data
         start = self._start
         found = data.find(separator, self._scanned if separator == self._sought else start)
         if found < 0:
@@ -81,7 +83,7 @@ class Input:
 
     def exactly(self, count: int) -> bytes | Missing:
         """Take exactly `count` bytes."""
-        data = self._data
+        data = self.data
         start = self._start
         end = start + count
         if end < len(data) and type(data) is bytes:  # the common case of _take_to
@@ -91,16 +93,16 @@ class Input:
 
     def chunk(self, limit: int) -> bytes | Missing:
         """Take what is here: at least one byte, at most `limit`."""
-        size = len(self._data) - self._start
+        size = len(self.data) - self._start
         if not size:
             return MISSING
         return self._take_to(self._start + min(size, limit))
 
     def rest(self, limit: int) -> bytes | Missing:
         """Take everything, once it has ended."""
-        if len(self._data) - self._start > limit:
+        if len(self.data) - self._start > limit:
             raise LimitExceeded("the rest of the input", limit)
-        return self._take_to(len(self._data)) if self.ended else MISSING
+        return self._take_to(len(self.data)) if self.ended else MISSING
 
     def datagram(self) -> bytes | Missing:
         """A stream has no datagrams."""
@@ -108,13 +110,13 @@ class Input:
 
     def leftover(self) -> bytes:
         """Take all that is left, ended or not."""
-        return self._take_to(len(self._data))
+        return self._take_to(len(self.data))
 
     def _take_to(self, end: int) -> bytes:
-        data = self._data
+        data = self.data
         if end == len(data):
             item = data if self._start == 0 else data[self._start :]
-            self._data = b""
+            self.data = b""
             self._start = self._scanned = 0
         else:
             item = data[self._start : end]
@@ -130,6 +132,8 @@ class Inbox(Input):
     """
 
     __slots__ = ("_datagrams", "_opened", "asked", "dropped", "has_peer", "is_session")
+
+    is_stream: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -264,7 +264,8 @@ class Loop:
             event = want.awaits if waits else _AWAITS_TURN
         if entry.state is not _AFTER_STEP[event] or event is _AWAITS_TURN:
             self._move(entry, cause, event)
-        if entry.held or event is _OUTPUT_BLOCKED or len(entry.input):
+        unread = entry.input
+        if entry.held or event is _OUTPUT_BLOCKED or unread.data or not unread.is_stream:
             self._count_buffers(entry)
             if self.is_closed(entry):
                 return

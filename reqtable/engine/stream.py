@@ -49,16 +49,14 @@ class Stream(Polled):
         self.entry: Entry
 
     def on_ready(self, mask: int) -> None:
-        state = self.entry.state
-        if state is _READING:
-            self._receive()
-        elif state is _WRITING:
-            self._drain()
-        elif state is _LINGERING:
-            self._discard()
-
-    def _receive(self) -> None:
         entry = self.entry
+        state = entry.state
+        if state is not _READING:
+            if state is _WRITING:
+                self._drain()
+            elif state is _LINGERING:
+                self._discard()
+            return
         engine = self.engine
         try:
             data = self.request.recv(engine.limits.recv_bytes)
@@ -70,7 +68,11 @@ class Stream(Polled):
         entry.active_at = engine.table.now
         if data:
             entry.bytes_in += len(data)
-            entry.input.feed(data)
+            unread = entry.input
+            if unread.data:
+                unread.feed(data)
+            else:
+                unread.data = data  # what feeding it comes to, mostly
             engine.step(entry, _INPUT_ARRIVED)
         else:
             entry.input.ended = True
@@ -100,7 +102,7 @@ class Stream(Polled):
             while output.size:
                 if share <= 0:
                     return False
-                piece: Any = output.front()
+                piece: Any = output.pieces[0] if len(output.pieces) == 1 else output.front()
                 if type(piece) is FileSlice:
                     sent = self._send_file(piece, share)
                 else:
@@ -108,10 +110,13 @@ class Stream(Polled):
                 if not sent:
                     raise OSError(f"a file ended {output.size} bytes before what was to be sent of it")
                 entry.bytes_out += sent
+                if sent >= SMALL_BYTES:
+                    self.engine.spend(sent)
+                if sent == output.size:
+                    output.clear()
+                    return True
                 output.consume(sent)
                 share -= sent
-                if sent > SMALL_BYTES:
-                    self.engine.spend(sent)
         except _NOT_NOW:
             return False
         except OSError as error:

@@ -29,6 +29,11 @@ class Timeouts:
     def arm(self, entry: Entry) -> None:
         """Set the deadline of the state that `entry` is in now."""
         loop = self._loop
+        limits = loop.limits
+        unbounded = limits.idle_timeout_s is limits.request_timeout_s is entry.timeout is entry.due is None
+        if unbounded and entry.state is _READING and not entry.held and entry.transport.timeout_s is None:
+            entry.deadline = None  # the most frequent case, first
+            return
         now = loop.table.now
         timeout = self.of(entry)
         at = None if timeout is None else now + timeout

@@ -89,7 +89,8 @@ class ResumableHandler:
         table = entry.table
         output = entry.output
         is_others = False  # another request's step sends, or the program
-        if entry is not table.running or get_ident() != (table.thread or get_ident()):
+        thread = table.thread
+        if entry is not table.running or (thread is not None and get_ident() != thread):
             elsewhere = self._output_from_outside(self._send, data)
             if elsewhere is None:
                 return
@@ -109,8 +110,10 @@ class ResumableHandler:
             return
         if is_others:
             table.touched.append(entry)
-        if data:
-            output.append(data)
+        if data:  # as Output.append has it
+            output.pieces.append(data)
+            output.size += len(data)
+            output.held += len(data)
 
     def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
         """Queue `count` bytes of `file` from `offset` (None: up to its end). The kernel copies them where it can.

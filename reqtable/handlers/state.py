@@ -186,6 +186,10 @@ class StateRequestHandler(ResumableHandler):
             transition = self._method(item)
         except Exception as error:
             return self._throw(error)
+        if type(transition) is MethodType and transition == self._method:  # what led here led there: `_follow`, sooner
+            declaration: Declaration = transition.declaration  # type: ignore[attr-defined]
+            self.entry.timeout = declaration.timeout
+            return declaration.want
         return self._follow(transition)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:

@@ -79,7 +79,7 @@ MUTATIONS = [
     ),
     Mutation(
         "bytes that trickle in move the deadline",
-        *(Loop, "_settle", "cause is not Event.INPUT_ARRIVED", "True"),
+        *(Loop, "_settle", "cause is not _INPUT_ARRIVED", "True"),
     ),
     Mutation(
         "an entry is freed in mid-pass",
@@ -99,7 +99,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an end of file is taken for a reset",
-        *(Stream, "_receive", "engine.step(entry, Event.INPUT_ENDED)", "engine.end(entry, Event.LOST)"),
+        *(Stream, "on_ready", "engine.step(entry, _INPUT_ENDED)", "engine.end(entry, Event.LOST)"),
     ),
     Mutation(
         "a connection is closed without lingering",
@@ -131,7 +131,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a burst that stops at the high-water mark is forgotten",
-        *(Loop, "_settle", "want.awaits if waits else Event.AWAITS_TURN", "want.awaits"),
+        *(Loop, "_settle", "want.awaits if waits else _AWAITS_TURN", "want.awaits"),
     ),
     Mutation(
         "a session outlives its entry",
