@@ -1,0 +1,510 @@
+"""The servers that are measured: each peer's own best form, a few lines each, all doing the same work.
+
+A `Peer` serves some kinds of work: `lines` echoes each line, or answers it with 1 MB; `datagrams` echoes each; `redis` is
+`examples/miniredis.py` or its commands on streams; `shutdown` and `snapshot` are what only a server itself can tell.
+Who gets raw chunks frames lines in Python: input split into lines, each line answered, a partial line kept.
+
+    python -m tests.benchmarks.servers PEER KIND
+
+serves until it is killed; the first line it prints is its port. Each peer imports its own library and no other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import random
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+ANYWHERE = ("127.0.0.1", 0)
+QUEUE = 1024  # the kernel's queue of connections, the same for all
+ANSWER_BYTES = 2**20
+DATAGRAM_BYTES = 8192
+LIMIT = 65_536  # of a line
+ENTRIES_MAX = 100_000
+THREADS = 1100  # as many as are asked of servers that have one for each connection
+CHILDREN = 40  # the default of `max_children`, here and there
+
+answer = b""  # what each line is answered with; empty: the line itself
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`kinds` says how each kind of work is served; `connections_max` is how many it can have open at once."""
+
+    name: str
+    package: str
+    kinds: dict[str, Callable[[], None]]
+    connections_max: int = ENTRIES_MAX
+
+    @property
+    def missing(self) -> str | None:
+        """Why it can't be measured here."""
+        return None if importlib.util.find_spec(self.package) else f"{self.package} is not installed"
+
+
+def listening(kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """A bound socket, whose port has been printed."""
+    bound = socket.socket(socket.AF_INET, kind)
+    bound.bind(ANYWHERE)
+    if kind == socket.SOCK_STREAM:
+        bound.listen(QUEUE)
+    say_port(bound.getsockname())
+    return bound
+
+
+def say_port(address: Any) -> None:
+    print(address[1], flush=True)
+
+
+# -- reqtable ---------------------------------------------------------------------------------------------------------
+
+
+def reqtable_lines(style: str) -> Any:
+    import reqtable
+    from reqtable import line, state
+
+    class State(reqtable.StateRequestHandler):
+        @state(line())
+        def echo(self, text: bytes) -> Any:
+            self.send(answer or text)
+            return self.echo
+
+    class Async(reqtable.AsyncRequestHandler):
+        async def handle(self) -> None:
+            while text := await self.read(line()):
+                await self.send(answer or text)
+
+    class Blocking(reqtable.StreamRequestHandler):
+        disable_nagle_algorithm = True
+
+        def handle(self) -> None:
+            for text in self.rfile:
+                self.wfile.write(answer or text)
+
+    return {"state": State, "async": Async, "blocking": Blocking}[style]
+
+
+def reqtable_datagrams(style: str) -> Any:
+    import reqtable
+    from reqtable import datagram, state
+
+    class State(reqtable.StateRequestHandler):
+        @state(datagram())
+        def echo(self, data: bytes) -> Any:
+            self.send(data)
+            return self.echo
+
+    class Async(reqtable.AsyncRequestHandler):
+        async def handle(self) -> None:
+            while data := await self.read(datagram()):
+                await self.send(data)
+
+    class Blocking(reqtable.DatagramRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(self.rfile.read())
+
+    return {"state": State, "async": Async, "blocking": Blocking}[style]
+
+
+def reqtable_redis(style: str) -> Any:
+    from examples.miniredis import MiniRedis
+
+    return MiniRedis
+
+
+def reqtable_snapshot(style: str) -> Any:
+    """Echoes, and takes a snapshot where a line asks for one: in its step, or in another thread."""
+    import threading
+    import time
+
+    import reqtable
+    from reqtable import line, state
+
+    class Looked(reqtable.StateRequestHandler):
+        @state(line())
+        def echo(self, text: bytes) -> Any:
+            if text == b"step\n":
+                self.look()
+            elif text == b"thread\n":
+                threading.Thread(target=self.look).start()
+            else:
+                self.send(text)
+            return self.echo
+
+        def look(self) -> None:
+            began = time.perf_counter()
+            rows = self.server.table.snapshot()
+            self.send(b"%d %f\n" % (len(rows), (time.perf_counter() - began) * 1e3))
+
+    return Looked
+
+
+def reqtable_serve(handler: Callable[[str], Any], style: str, scheme: str = "tcp", dispatch: str | None = None) -> None:
+    import reqtable
+
+    reqtable.serve(
+        handler(style),
+        f"{scheme}://127.0.0.1:0",
+        dispatch=dispatch,
+        on_listening=lambda names: print(names[0].rpartition(":")[2], flush=True),
+    )
+
+
+def shut_down(module: str, name: str) -> None:
+    """For each line of the standard input: serve, and print how many ms `shutdown()` took from another thread."""
+    import threading
+    import time
+
+    library = importlib.import_module(module)
+    with getattr(library, name)(ANYWHERE, library.StreamRequestHandler) as server:
+        say_port(server.server_address)
+        for _ in sys.stdin:
+            asked: list[float] = []
+
+            def ask(asked: list[float] = asked) -> None:
+                time.sleep(random.uniform(0.2, 0.7))  # anywhere in a poll
+                asked.append(time.perf_counter())
+                server.shutdown()
+
+            thread = threading.Thread(target=ask)
+            thread.start()
+            server.serve_forever()
+            print((time.perf_counter() - asked[0]) * 1e3, flush=True)
+            thread.join()
+
+
+# -- the standard library ---------------------------------------------------------------------------------------------
+
+
+def socketserver_serve(mixin: str, kind: str) -> None:
+    import socketserver
+
+    class Lines(socketserver.StreamRequestHandler):
+        disable_nagle_algorithm = True
+
+        def handle(self) -> None:
+            for text in self.rfile:
+                self.wfile.write(answer or text)
+
+    class Datagrams(socketserver.DatagramRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(self.rfile.read())
+
+    base = getattr(socketserver, f"{mixin}{'TCP' if kind == 'lines' else 'UDP'}Server")
+    Server = type("Server", (base,), {"request_queue_size": QUEUE, "daemon_threads": True})
+    with Server(ANYWHERE, Lines if kind == "lines" else Datagrams) as server:
+        say_port(server.server_address)
+        server.serve_forever()
+
+
+def on_uvloop(serve: Callable[[Callable[..., Any]], None]) -> None:
+    import uvloop
+
+    serve(uvloop.run)
+
+
+def on_asyncio(serve: Callable[[Callable[..., Any]], None]) -> None:
+    import asyncio
+
+    serve(asyncio.run)
+
+
+def protocol_lines(run: Callable[..., Any]) -> None:
+    import asyncio
+
+    class Lines(asyncio.Protocol):
+        rest = b""
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            *lines, self.rest = (self.rest + data).split(b"\n")
+            self.transport.write(b"".join([answer or line + b"\n" for line in lines]))
+
+    async def main() -> None:
+        server = await asyncio.get_running_loop().create_server(Lines, sock=listening())
+        await server.serve_forever()
+
+    run(main())
+
+
+def protocol_datagrams(run: Callable[..., Any]) -> None:
+    import asyncio
+
+    class Datagrams(asyncio.DatagramProtocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, peer: Any) -> None:
+            self.transport.sendto(data, peer)
+
+    async def main() -> None:
+        bound = listening(socket.SOCK_DGRAM)
+        await asyncio.get_running_loop().create_datagram_endpoint(Datagrams, sock=bound)
+        await asyncio.get_running_loop().create_future()
+
+    run(main())
+
+
+def streams_lines(run: Callable[..., Any]) -> None:
+    import asyncio
+
+    async def echo(reader: Any, writer: Any) -> None:
+        while text := await reader.readline():
+            writer.write(answer or text)
+            await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(echo, sock=listening(), limit=LIMIT)
+        await server.serve_forever()
+
+    run(main())
+
+
+def streams_redis(run: Callable[..., Any]) -> None:
+    """The commands of examples/miniredis.py, read and answered by streams."""
+    import asyncio
+
+    from examples.miniredis import MiniRedis
+
+    class Commands(MiniRedis):
+        def __init__(self, send: Callable[[bytes], None]) -> None:
+            self.send = send  # type: ignore[method-assign]
+
+    async def serve(reader: Any, writer: Any) -> None:
+        commands = Commands(writer.write)
+        while text := await reader.readline():
+            if text[:1] == b"*":
+                commands.arguments = []
+                for _ in range(int(text[1:])):
+                    size = int((await reader.readline())[1:])
+                    commands.arguments.append((await reader.readexactly(size + 2))[:-2])
+            else:
+                commands.arguments = text.split()
+            if commands.arguments and not commands.execute():
+                break
+            await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, sock=listening(), limit=LIMIT)
+        await server.serve_forever()
+
+    run(main())
+
+
+# -- other libraries --------------------------------------------------------------------------------------------------
+
+
+def gevent_lines() -> None:
+    from gevent.server import StreamServer
+
+    def echo(connection: Any, peer: Any) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with connection.makefile("rb") as lines:
+            for text in lines:
+                connection.sendall(answer or text)
+
+    server = StreamServer(ANYWHERE, echo, backlog=QUEUE)
+    server.start()
+    say_port(server.address)
+    server.serve_forever()
+
+
+def gevent_datagrams() -> None:
+    from gevent.server import DatagramServer
+
+    server = DatagramServer(ANYWHERE, lambda data, peer: server.sendto(data, peer))
+    server.start()
+    say_port(server.address)
+    server.serve_forever()
+
+
+def trio_lines() -> None:
+    import trio
+
+    async def echo(stream: Any) -> None:
+        rest = b""
+        async for data in stream:
+            *lines, rest = (rest + data).split(b"\n")
+            await stream.send_all(b"".join([answer or line + b"\n" for line in lines]))
+
+    async def main() -> None:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=QUEUE)
+        say_port(listener.socket.getsockname())
+        await trio.serve_listeners(echo, [listener])
+
+    trio.run(main)
+
+
+def trio_datagrams() -> None:
+    import trio
+
+    async def main() -> None:
+        bound = trio.socket.from_stdlib_socket(listening(socket.SOCK_DGRAM))
+        while True:
+            data, peer = await bound.recvfrom(DATAGRAM_BYTES)
+            await bound.sendto(data, peer)
+
+    trio.run(main)
+
+
+def twisted_lines() -> None:
+    from twisted.internet import protocol, reactor
+    from twisted.protocols.basic import LineOnlyReceiver
+
+    class Lines(LineOnlyReceiver):
+        delimiter = b"\n"
+        MAX_LENGTH = LIMIT
+
+        def connectionMade(self) -> None:  # noqa: N802
+            self.transport.setTcpNoDelay(True)
+
+        def lineReceived(self, text: bytes) -> None:  # noqa: N802
+            self.transport.write(answer or text + b"\n")
+
+    place = reactor.listenTCP(0, protocol.Factory.forProtocol(Lines), backlog=QUEUE, interface="127.0.0.1")
+    print(place.getHost().port, flush=True)
+    reactor.run()
+
+
+def twisted_datagrams() -> None:
+    from twisted.internet import protocol, reactor
+
+    class Datagrams(protocol.DatagramProtocol):
+        def datagramReceived(self, data: bytes, peer: Any) -> None:  # noqa: N802
+            self.transport.write(data, peer)
+
+    print(reactor.listenUDP(0, Datagrams(), interface="127.0.0.1").getHost().port, flush=True)
+    reactor.run()
+
+
+def tornado_lines() -> None:
+    import asyncio
+
+    from tornado.iostream import StreamClosedError
+    from tornado.tcpserver import TCPServer
+
+    class Lines(TCPServer):
+        async def handle_stream(self, stream: Any, peer: Any) -> None:
+            stream.set_nodelay(True)
+            try:
+                while True:
+                    text = await stream.read_until(b"\n")
+                    await stream.write(answer or text)
+            except StreamClosedError:
+                pass
+
+    async def main() -> None:
+        bound = listening()
+        bound.setblocking(False)
+        Lines().add_socket(bound)
+        await asyncio.get_running_loop().create_future()
+
+    asyncio.run(main())
+
+
+def curio_lines() -> None:
+    import curio
+    from curio import network
+
+    async def echo(client: Any, peer: Any) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        async with client.as_stream() as stream:
+            async for text in stream:
+                await stream.write(answer or text)
+
+    async def main() -> None:
+        bound = network.tcp_server_socket(*ANYWHERE, backlog=QUEUE)
+        say_port(bound.getsockname())
+        await network.run_server(bound, echo)
+
+    curio.run(main)
+
+
+def curio_datagrams() -> None:
+    import curio
+    from curio.io import Socket
+
+    async def main() -> None:
+        bound = Socket(listening(socket.SOCK_DGRAM))
+        while True:
+            data, peer = await bound.recvfrom(DATAGRAM_BYTES)
+            await bound.sendto(data, peer)
+
+    curio.run(main)
+
+
+# -- who there is -----------------------------------------------------------------------------------------------------
+
+
+def reqtable_peer(name: str, style: str, dispatch: str | None = None, most: int = ENTRIES_MAX, **more: Any) -> Peer:
+    kinds = {
+        "lines": partial(reqtable_serve, reqtable_lines, style, "tcp", dispatch),
+        "datagrams": partial(reqtable_serve, reqtable_datagrams, style, "udp", dispatch),
+    }
+    return Peer(f"reqtable-{name}", "reqtable", kinds | more, most)
+
+
+def socketserver_peer(name: str, mixin: str, most: int) -> Peer:
+    kinds = {kind: partial(socketserver_serve, mixin, kind) for kind in ("lines", "datagrams")}
+    kinds["shutdown"] = partial(shut_down, "socketserver", f"{mixin}TCPServer")
+    return Peer(f"socketserver{name}", "socketserver", kinds, most)
+
+
+def asyncio_peers(loop: str, on: Callable[..., None]) -> Iterator[Peer]:
+    protocol = {"lines": protocol_lines, "datagrams": protocol_datagrams}
+    streams = {"lines": streams_lines, "redis": streams_redis}
+    for style, serves in (("protocol", protocol), ("streams", streams)):
+        yield Peer(f"{loop}-{style}", loop, {kind: partial(on, serve) for kind, serve in serves.items()})
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        reqtable_peer(
+            "state",
+            "state",
+            redis=partial(reqtable_serve, reqtable_redis, "state"),
+            snapshot=partial(reqtable_serve, reqtable_snapshot, "state"),
+            shutdown=partial(shut_down, "reqtable", "TCPServer"),
+        ),
+        reqtable_peer("async", "async"),
+        reqtable_peer("greenlet", "blocking", "greenlet", shutdown=partial(shut_down, "reqtable", "TableTCPServer")),
+        reqtable_peer("inline", "blocking", "inline", 1),
+        reqtable_peer(
+            "thread", "blocking", "thread", THREADS, shutdown=partial(shut_down, "reqtable", "ThreadingTCPServer")
+        ),
+        reqtable_peer("fork", "blocking", "fork", CHILDREN),
+        socketserver_peer("", "", 1),
+        socketserver_peer("-threading", "Threading", THREADS),
+        socketserver_peer("-forking", "Forking", CHILDREN),
+        *asyncio_peers("asyncio", on_asyncio),
+        *asyncio_peers("uvloop", on_uvloop),
+        Peer("gevent", "gevent", {"lines": gevent_lines, "datagrams": gevent_datagrams}),
+        Peer("trio", "trio", {"lines": trio_lines, "datagrams": trio_datagrams}),
+        Peer("twisted", "twisted", {"lines": twisted_lines, "datagrams": twisted_datagrams}),
+        Peer("tornado", "tornado", {"lines": tornado_lines}),
+        Peer("curio", "curio", {"lines": curio_lines, "datagrams": curio_datagrams}),
+    )
+}
+
+
+def main() -> None:
+    global answer
+    name, kind = sys.argv[1:]
+    if kind == "answers":
+        answer, kind = b"x" * (ANSWER_BYTES - 1) + b"\n", "lines"
+    PEERS[name].kinds[kind]()
+
+
+if __name__ == "__main__":
+    main()

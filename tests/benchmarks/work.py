@@ -1,0 +1,269 @@
+"""What is measured, and what is to be reached: the works and the goals.
+
+A work is done by one peer after the other, round by round, so that what disturbs the machine disturbs all. A round gives
+plain figures; what is made of them is the report's business.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.benchmarks.processes import LOAD_CORE, PATIENCE_S, Failed, Server, Tools, load_of
+from tests.benchmarks.servers import ANSWER_BYTES, PEERS
+
+LINE_BYTES = 64
+SNAPSHOTS = 5
+SHUTDOWNS = 3
+FEW = 64  # connections that have a server make what it makes once
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done: seconds of each round, how many rounds, requests of each test of redis-benchmark."""
+
+    seconds: float = 0.5
+    rounds: int = 7
+    redis_requests: int = 20_000
+
+
+QUICK = Effort(0.1, 3, 3_000)
+FULL = Effort()
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row of what is compared. Works of one group are interleaved, too; `only` names the peers that do it.
+
+    `fresh` is for what a server's past would change: it is started anew for each round.
+    """
+
+    name: str
+    title: str
+    measure: Callable[[Work, Tools, Server, Effort], Figures]
+    kind: str = "lines"
+    baseline: str = "uvloop-protocol"
+    transport: str = "tcp"
+    connections: int = 1
+    lines: int = 1
+    slow: int = 0
+    group: str = ""
+    only: tuple[str, ...] = ()
+    fresh: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The peers that can do it, installed or not."""
+        served = "lines" if self.kind == "answers" else self.kind
+        open_at_once = 1 if self.transport == "churn" or self.kind == "datagrams" else self.connections + self.slow
+        able = [
+            peer.name
+            for peer in PEERS.values()
+            if served in peer.kinds and (peer.connections_max >= open_at_once or self.fresh and peer.connections_max > 99)
+        ]
+        if served in ("lines", "datagrams"):
+            able.append("floor")
+        return [name for name in able if not self.only or name in self.only]
+
+
+# -- how -----------------------------------------------------------------------------------------------------------
+
+
+def loaded(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
+    """Requests as fast as they are answered."""
+    answer_bytes = ANSWER_BYTES if work.kind == "answers" else LINE_BYTES
+    given = (work.transport, server.port, work.connections, work.lines, answer_bytes, work.slow, effort.seconds)
+    with tools.clients(*given) as load:
+        before = server.cpu
+        load.tell()
+        figures = load_of(load)
+        cpu = server.cpu - before
+        return figures | {"cpu_s": cpu.total, "user_s": cpu.user, "system_s": cpu.system}
+
+
+def redis(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
+    """PING, SET and GET of redis-benchmark, `lines` of them at once."""
+    assert tools.redis is not None
+    count = effort.redis_requests
+    tests = ["-t", "ping_mbulk,set,get", "-n", str(count), "-c", str(work.connections), "-P", str(work.lines), "--csv"]
+    before, load_before, began = server.cpu, waited_for(), time.perf_counter()
+    command = ["taskset", "-c", str(LOAD_CORE), tools.redis, "-p", str(server.port), *tests]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S).stdout
+    wall_s = time.perf_counter() - began
+    cpu = server.cpu - before
+    if not all(f'"{test}"' in printed for test in ("PING_MBULK", "SET", "GET")):
+        raise Failed(f"redis-benchmark said {printed[:200]!r}")
+    return {
+        "requests": 3 * count,
+        "wall_s": wall_s,
+        "load_s": waited_for() - load_before,
+        "cpu_s": cpu.total,
+        "user_s": cpu.user,
+        "system_s": cpu.system,
+    }
+
+
+def waited_for() -> float:
+    """Seconds of processor time of the children that have been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def idle(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
+    """The memory of connections that have had one line answered, and say no more."""
+    peer = PEERS.get(server.command[-2])
+    count = min(work.connections, peer.connections_max - FEW if peer is not None else work.connections)
+    with tools.clients("tcp", server.port, FEW, 1, LINE_BYTES, 0, 0):
+        pass
+    before = server.memory_kib
+    with tools.clients("tcp", server.port, count, 1, LINE_BYTES, 0, 0):
+        return {"kib": (server.memory_kib - before) / count, "connections": count}
+
+
+def shutdown(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
+    """From `shutdown()` in another thread to the end of `serve_forever()`."""
+    took = []
+    for _ in range(SHUTDOWNS):
+        server.tell()
+        took.append(float(server.line()))
+    return {"ms": statistics.median(took), "max_ms": max(took)}
+
+
+def snapshot(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
+    """A snapshot of a full table, taken in a step and in another thread; and the longest that a line waits meanwhile."""
+    figures: Figures = {}
+    with tools.clients("tcp", server.port, work.connections, 1, LINE_BYTES, 0, 0):
+        asking, busy = (socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) for _ in range(2))
+        with asking, busy:
+            for where in ("step", "thread"):
+                seen = [look(asking, busy, where, work.connections) for _ in range(SNAPSHOTS)]
+                took, delays = zip(*seen, strict=True)
+                figures[f"{where}_ms"] = statistics.median(took)
+                figures[f"{where}_delay_ms"] = statistics.median(delays)
+    return figures
+
+
+def look(asking: socket.socket, busy: socket.socket, where: str, least: int) -> tuple[float, float]:
+    """Milliseconds that a snapshot took, and that the slowest of the lines echoed meanwhile did."""
+    asking.sendall(where.encode() + b"\n")
+    asking.setblocking(False)
+    slowest, answer = 0.0, b""
+    while not answer.endswith(b"\n"):
+        began = time.perf_counter()
+        busy.sendall(b"here\n")
+        busy.recv(100)
+        slowest = max(slowest, time.perf_counter() - began)
+        try:
+            answer += asking.recv(100)
+        except BlockingIOError:
+            continue
+    asking.settimeout(PATIENCE_S)
+    rows, took_ms = answer.split()
+    if int(rows) < least:
+        raise Failed(f"a snapshot has {int(rows)} rows, not {least}")
+    return float(took_ms), slowest * 1e3
+
+
+# -- what -------------------------------------------------------------------------------------------------------------
+
+GROWING = (
+    "reqtable-state",
+    "reqtable-async",
+    "reqtable-greenlet",
+    "uvloop-protocol",
+    "asyncio-streams",
+    "gevent",
+    "floor",
+)
+SIZES = (10, 100, 1_000, 10_000)
+
+WORKS = {
+    work.name: work
+    for work in (
+        Work("echo-1", "Echo of 64-byte lines, 1 connection", loaded),
+        Work("echo-50", "Echo of 64-byte lines, 50 connections", loaded, connections=50),
+        Work("echo-500", "Echo of 64-byte lines, 500 connections", loaded, connections=500),
+        Work("pipelined", "Sixteen lines at once, 50 connections", loaded, connections=50, lines=16),
+        Work(
+            "churn",
+            "Connect, one line, close; 10 at a time",
+            loaded,
+            transport="churn",
+            connections=10,
+            baseline="socketserver-threading",
+        ),
+        Work("answers", "Answers of 1 MB, 1 connection", loaded, kind="answers"),
+        Work("udp", "Echo of 64-byte datagrams, 50 peers", loaded, kind="datagrams", transport="udp", connections=50),
+        Work("redis", "A small Redis, 50 connections", redis, "redis", "asyncio-streams", connections=50),
+        Work(
+            "redis-16", "A small Redis, 50 connections, -P 16", redis, "redis", "asyncio-streams", connections=50, lines=16
+        ),
+        *(
+            Work(
+                f"growth-{size}",
+                f"CPU as connections grow: {size:,} busy",
+                loaded,
+                connections=size,
+                group="growth",
+                only=GROWING,
+            )
+            for size in SIZES
+        ),
+        Work("busy-10", "10 busy clients, alone", loaded, connections=10, group="slow"),
+        Work("slow-1000", "10 busy clients beside 1,000 slow ones", loaded, connections=10, slow=1_000, group="slow"),
+        Work("idle", "10,000 idle connections", idle, connections=10_000, fresh=True),
+        Work("shutdown", "Shutdown", shutdown, "shutdown", "socketserver"),
+        Work("snapshot", "A snapshot of 10,000 requests", snapshot, "snapshot", "reqtable-state", connections=10_000),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """At most `most`: the figure of a peer, or where `over` names another peer or another work, its ratio to that."""
+
+    text: str
+    work: str
+    peer: str
+    most: float
+    over: str = ""
+    figure: str = "cpu_us"
+    unit: str = "×"
+
+
+def ratios(work: str, peer: str, *others: tuple[str, float]) -> list[Goal]:
+    return [Goal(f"{WORKS[work].title}: {peer} to {other}", work, peer, most, other) for other, most in others]
+
+
+ECHO_STATE = (("uvloop-protocol", 1.0), ("uvloop-streams", 0.5), ("asyncio-streams", 0.35))
+
+GOALS = [
+    *ratios("echo-1", "reqtable-state", *ECHO_STATE[:2]),
+    *ratios("echo-50", "reqtable-state", *ECHO_STATE),
+    *ratios("echo-500", "reqtable-state", *ECHO_STATE),
+    *ratios("echo-50", "reqtable-async", ("uvloop-streams", 0.6)),
+    *ratios("echo-500", "reqtable-async", ("uvloop-streams", 0.6)),
+    *ratios("echo-50", "reqtable-greenlet", ("gevent", 0.6)),
+    *ratios("echo-500", "reqtable-greenlet", ("gevent", 0.6), ("socketserver-threading", 0.6)),
+    *ratios("churn", "reqtable-thread", ("socketserver-threading", 1.0)),
+    *ratios("churn", "reqtable-fork", ("socketserver-forking", 1.0)),
+    *ratios("redis-16", "reqtable-state", ("asyncio-streams", 0.5)),
+    Goal("An idle connection of reqtable-state", "idle", "reqtable-state", 0.8, figure="kib", unit="KiB"),
+    Goal("10 to 10,000 connections, reqtable-state", "growth-10000", "reqtable-state", 1.3, "growth-10"),
+    *(
+        Goal(f"Shutdown of {peer}", "shutdown", peer, 5, figure="ms", unit="ms")
+        for peer in ("reqtable-state", "reqtable-greenlet", "reqtable-thread")
+    ),
+    Goal("snapshot() of 10,000 requests", "snapshot", "reqtable-state", 50, figure="step_ms", unit="ms"),
+    *(
+        Goal(f"Another's wait meanwhile, {where}", "snapshot", "reqtable-state", 5, figure=f"{name}_delay_ms", unit="ms")
+        for name, where in (("step", "taken in a step"), ("thread", "taken in another thread"))
+    ),
+]
