@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 7000
 BIN := .venv/bin
 
-.PHONY: run test simulate faults fuzz compat reloads check static format clean
+.PHONY: run test simulate faults fuzz compat reloads bench bench-page check static format clean
 
 run: .venv/run.stamp
 	@echo "In another terminal (it answers 3, then rank 9):"
@@ -40,6 +40,14 @@ compat: .venv/test.stamp
 reloads: .venv/test.stamp
 	@$(BIN)/python -m tests.reloads $(ARGS)
 
+# servers that do the same work, measured in turn; QUICK=1 in minutes, ARGS="echo-* reqtable-state uvloop-*" for some of it
+bench: .venv/bench.stamp
+	@$(BIN)/python -m tests.benchmarks run $(if $(QUICK),--quick) $(ARGS)
+
+# docs/performance.md and its plots, of docs/performance/figures.json; FIGURES=build/bench.json of the last `make bench`
+bench-page: .venv/bench.stamp
+	@$(BIN)/python -m tests.benchmarks page $(FIGURES)
+
 check: static test
 
 static: .venv/dev.stamp
@@ -64,6 +72,10 @@ clean:
 
 .venv/test.stamp: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,cluster]'
+	@touch $@
+
+.venv/bench.stamp: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
 .venv/dev.stamp: .venv/bin/python pyproject.toml

@@ -229,7 +229,8 @@ def protocol_lines(run: Callable[..., Any]) -> None:
             self.transport.write(b"".join([answer or line + b"\n" for line in lines]))
 
     async def main() -> None:
-        server = await asyncio.get_running_loop().create_server(Lines, sock=listening())
+        server = await asyncio.get_running_loop().create_server(Lines, *ANYWHERE, backlog=QUEUE)
+        say_port(server.sockets[0].getsockname())
         await server.serve_forever()
 
     run(main())
@@ -246,8 +247,8 @@ def protocol_datagrams(run: Callable[..., Any]) -> None:
             self.transport.sendto(data, peer)
 
     async def main() -> None:
-        bound = listening(socket.SOCK_DGRAM)
-        await asyncio.get_running_loop().create_datagram_endpoint(Datagrams, sock=bound)
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Datagrams, local_addr=ANYWHERE)
+        say_port(transport.get_extra_info("sockname"))
         await asyncio.get_running_loop().create_future()
 
     run(main())
@@ -263,7 +264,8 @@ def streams_lines(run: Callable[..., Any]) -> None:
         writer.close()
 
     async def main() -> None:
-        server = await asyncio.start_server(echo, sock=listening(), limit=LIMIT)
+        server = await asyncio.start_server(echo, *ANYWHERE, limit=LIMIT, backlog=QUEUE)
+        say_port(server.sockets[0].getsockname())
         await server.serve_forever()
 
     run(main())
@@ -295,7 +297,8 @@ def streams_redis(run: Callable[..., Any]) -> None:
         writer.close()
 
     async def main() -> None:
-        server = await asyncio.start_server(serve, sock=listening(), limit=LIMIT)
+        server = await asyncio.start_server(serve, *ANYWHERE, limit=LIMIT, backlog=QUEUE)
+        say_port(server.sockets[0].getsockname())
         await server.serve_forever()
 
     run(main())

@@ -36,6 +36,7 @@ class Effort:
 
 QUICK = Effort(0.1, 3, 3_000)
 FULL = Effort()
+WARM_UP = Effort(0.05, 1, 300)
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,19 @@ class Work:
     fresh: bool = False
 
     @property
+    def open_at_once(self) -> int:
+        """How many connections a peer must be able to have; of the idle ones, fewer do."""
+        if self.measure is idle:
+            return 2 * FEW
+        one_after_another = self.transport == "churn" or self.kind in ("datagrams", "shutdown")
+        return 1 if one_after_another else self.connections + self.slow
+
+    @property
     def names(self) -> list[str]:
         """The peers that can do it, installed or not."""
         served = "lines" if self.kind == "answers" else self.kind
-        open_at_once = 1 if self.transport == "churn" or self.kind == "datagrams" else self.connections + self.slow
         able = [
-            peer.name
-            for peer in PEERS.values()
-            if served in peer.kinds and (peer.connections_max >= open_at_once or self.fresh and peer.connections_max > 99)
+            peer.name for peer in PEERS.values() if served in peer.kinds and peer.connections_max >= self.open_at_once
         ]
         if served in ("lines", "datagrams"):
             able.append("floor")
@@ -203,7 +209,13 @@ WORKS = {
         Work("udp", "Echo of 64-byte datagrams, 50 peers", loaded, kind="datagrams", transport="udp", connections=50),
         Work("redis", "A small Redis, 50 connections", redis, "redis", "asyncio-streams", connections=50),
         Work(
-            "redis-16", "A small Redis, 50 connections, -P 16", redis, "redis", "asyncio-streams", connections=50, lines=16
+            "redis-16",
+            "A small Redis, 50 connections, -P 16",
+            redis,
+            "redis",
+            "asyncio-streams",
+            connections=50,
+            lines=16,
         ),
         *(
             Work(
@@ -219,8 +231,16 @@ WORKS = {
         Work("busy-10", "10 busy clients, alone", loaded, connections=10, group="slow"),
         Work("slow-1000", "10 busy clients beside 1,000 slow ones", loaded, connections=10, slow=1_000, group="slow"),
         Work("idle", "10,000 idle connections", idle, connections=10_000, fresh=True),
-        Work("shutdown", "Shutdown", shutdown, "shutdown", "socketserver"),
-        Work("snapshot", "A snapshot of 10,000 requests", snapshot, "snapshot", "reqtable-state", connections=10_000),
+        Work("shutdown", "Shutdown", shutdown, "shutdown", "socketserver", fresh=True),
+        Work(
+            "snapshot",
+            "A snapshot of 10,000 requests",
+            snapshot,
+            "snapshot",
+            "reqtable-state",
+            connections=10_000,
+            fresh=True,
+        ),
     )
 }
 
@@ -263,7 +283,9 @@ GOALS = [
     ),
     Goal("snapshot() of 10,000 requests", "snapshot", "reqtable-state", 50, figure="step_ms", unit="ms"),
     *(
-        Goal(f"Another's wait meanwhile, {where}", "snapshot", "reqtable-state", 5, figure=f"{name}_delay_ms", unit="ms")
+        Goal(
+            f"Another's wait meanwhile, {where}", "snapshot", "reqtable-state", 5, figure=f"{name}_delay_ms", unit="ms"
+        )
         for name, where in (("step", "taken in a step"), ("thread", "taken in another thread"))
     ),
 ]

@@ -1,0 +1,218 @@
+"""`make bench`: measure reqtable beside what people would pick instead.
+
+python -m tests.benchmarks run [--quick] [--json FILE] [NAME…]    a NAME is a work or a peer; `echo-*` is several
+python -m tests.benchmarks show [FILE]                            the tables again
+python -m tests.benchmarks page [FILE]                            docs/performance.md and its plots
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.processes import CORES, LOAD_CORE, ROOT, SERVER_CORE, Failed, Server, Tools, tools
+from tests.benchmarks.report import Measured, limited, page, plot_all, show
+from tests.benchmarks.servers import PEERS
+from tests.benchmarks.work import FULL, QUICK, WARM_UP, WORKS, Effort, Figures, Work
+
+DOCUMENT = ROOT / "docs" / "performance.md"
+FIGURES = ROOT / "docs" / "performance" / "figures.json"
+NEW = ROOT / "build" / "bench.json"
+FLOOR = "floor"
+
+Job = tuple[Work, str]
+Advance = Callable[[str], None]
+
+
+def measure(works: list[Work], peers: list[str], effort: Effort, advance: Advance) -> dict[str, Any]:
+    """The rounds of each work and peer, and why what is not there was not measured."""
+    found: dict[str, dict[str, list[Figures]]] = {work.name: {} for work in works}
+    skipped: list[str] = []
+    with tools() as compiled:
+        for _, group in groupby(works, key=lambda work: work.group or work.name):
+            jobs = [job for work in group for job in jobs_of(work, peers, compiled, skipped)]
+            for work, peer, figures in measure_group(jobs, compiled, effort, skipped, advance):
+                found[work.name].setdefault(peer, []).append(figures)
+    return {"works": {name: by_peer for name, by_peer in found.items() if by_peer}, "skipped": sorted(set(skipped))}
+
+
+def jobs_of(work: Work, peers: list[str], compiled: Tools, skipped: list[str]) -> Iterator[Job]:
+    if work.kind == "redis" and compiled.redis is None:
+        skipped.append(f"{work.name}: there is no redis-benchmark here (package redis-tools)")
+        return
+    for name in work.names:
+        missing = PEERS[name].missing if name in PEERS else None
+        if name in peers and missing is not None:
+            skipped.append(f"{name}: {missing}")
+        elif name in peers:
+            yield work, name
+
+
+def measure_group(
+    jobs: list[Job], compiled: Tools, effort: Effort, skipped: list[str], advance: Advance
+) -> Iterator[tuple[Work, str, Figures]]:
+    """Round by round, each in turn, and not always in the same order. Who fails is left out from there on."""
+    turns = deque(jobs)
+    failed: set[Job] = set()
+    with ExitStack() as stack:
+        servers: dict[tuple[str, str], Server] = {}
+
+        def server_of(work: Work, peer: str) -> Server:
+            """A server that has done all that a server does but once: also seen connections end."""
+            key = (peer, work.kind)
+            if key not in servers:
+                servers[key] = stack.enter_context(compiled.server(*key))
+                work.measure(work, compiled, servers[key], WARM_UP)
+            return servers[key]
+
+        for _ in range(effort.rounds):
+            for work, peer in turns:
+                advance(f"{work.name}, {peer}")
+                if (work, peer) in failed:
+                    continue
+                try:
+                    if work.fresh:
+                        with compiled.server(peer, work.kind) as server:
+                            figures = work.measure(work, compiled, server, effort)
+                    else:
+                        figures = work.measure(work, compiled, server_of(work, peer), effort)
+                except (Failed, subprocess.SubprocessError, OSError) as problem:
+                    skipped.append(f"{work.name}, {peer}: {problem}")
+                    failed.add((work, peer))
+                else:
+                    yield work, peer, figures
+            turns.rotate(-1)
+
+
+# -- where ------------------------------------------------------------------------------------------------------------
+
+
+def provenance() -> dict[str, Any]:
+    processor = next(
+        (line.partition(":")[2].strip() for line in open_lines("/proc/cpuinfo") if line.startswith("model name")), "?"
+    )
+    machine = {
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": f"{processor}, {len(CORES)} cores; servers on core {SERVER_CORE}, the load on core {LOAD_CORE}",
+        "load average before": f"{os.getloadavg()[0]:.1f}",
+    }
+    versions = {"Python": platform.python_version()}
+    for package in sorted({peer.package for peer in PEERS.values()} - {"socketserver", "asyncio"}):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return {"machine": machine, "versions": versions, "commit": commit(), "measured_at": when}
+
+
+def open_lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def commit() -> str:
+    try:
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    return shown.stdout.strip() or "unknown"
+
+
+# -- the commands -----------------------------------------------------------------------------------------------------
+
+
+def chosen(names: list[str]) -> tuple[list[Work], list[str]]:
+    """The works and peers that are named; all of them where none is. Raises SystemExit for a name that is neither."""
+    everybody = [*PEERS, FLOOR]
+    for name in names:
+        if not fnmatch.filter([*WORKS, *everybody], name):
+            raise SystemExit(f"{name} is no work and no peer: {', '.join([*WORKS, *everybody])}")
+    works = [work for work in WORKS.values() if any(fnmatch.fnmatch(work.name, name) for name in names)]
+    peers = [peer for peer in everybody if any(fnmatch.fnmatch(peer, name) for name in names)]
+    works = works or list(WORKS.values())
+    if not peers:
+        return works, everybody
+    return works, [*peers, *({work.baseline for work in works} - set(peers))]
+
+
+def run(names: list[str], effort: Effort, path: Path) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    works, peers = chosen(names)
+    os.sched_setaffinity(0, {LOAD_CORE})  # what waits and counts shall not disturb the server
+    total = effort.rounds * sum(len([name for name in work.names if name in peers]) for work in works)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    about = provenance()
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=total)
+        found = measure(works, peers, effort, lambda text: progress.update(task, advance=1, description=text))
+        progress.update(task, completed=total, description="done")
+    quick = effort is QUICK
+    measured: Measured = about | {"quick": quick, "rounds": effort.rounds, "seconds": effort.seconds} | found
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+    show(measured)
+    print(f"written to {path}; `python -m tests.benchmarks page {path}` makes the page")
+    return 1 if limited(measured) or not measured["works"] else 0
+
+
+def write_page(path: Path) -> int:
+    measured = json.loads(path.read_text())
+    if path != FIGURES:
+        FIGURES.parent.mkdir(parents=True, exist_ok=True)
+        FIGURES.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+    DOCUMENT.write_text(page(measured))
+    for each in (DOCUMENT, *plot_all(measured, FIGURES.parent)):
+        print(each)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="measure, and show")
+    running.add_argument("--quick", action="store_true", help="about two minutes")
+    running.add_argument("--rounds", type=int, help="how many; more tell less noise")
+    running.add_argument("--json", type=Path, default=NEW, help="where the figures go")
+    running.add_argument("names", nargs="*", metavar="NAME", help="a work or a peer; patterns as of a shell")
+    for name, text, default in (
+        ("show", "the tables of a run", NEW),
+        ("page", "write the page and its plots", FIGURES),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("json", type=Path, nargs="?", default=default)
+    options = parser.parse_args()
+    try:
+        if options.command == "page":
+            return write_page(options.json)
+        if options.command == "show":
+            show(json.loads(options.json.read_text()))
+            return 0
+        effort = QUICK if options.quick else FULL
+        if options.rounds:
+            effort = Effort(effort.seconds, options.rounds, effort.redis_requests)
+        return run(options.names, effort, options.json)
+    except (Failed, FileNotFoundError) as problem:
+        raise SystemExit(str(problem)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,365 @@
+"""What is made of the figures: medians and ratios, the table in the terminal, the page, its plots.
+
+A ratio is the median of the ratios of each round to the baseline's in the same round, with the least and the most of
+them beside it; across works, that of the medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.work import GOALS, WORKS, Figures, Goal, Work
+
+Measured = dict[str, Any]  # what a run has written: see `__main__`
+Rounds = list[Figures]
+
+MARK = "*"  # a cell in which the load worked no less than the server
+PLOTTED = ("echo-50", "echo-500", "pipelined", "churn", "udp", "redis-16", "idle")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of several values, the least and the most of them."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+    def text(self, digits: str = ".3g") -> str:
+        return f"{plain(self.median, digits)} ({plain(self.least, digits)}–{plain(self.most, digits)})"
+
+
+def plain(value: float, digits: str = ".3g") -> str:
+    """Without an exponent."""
+    text = f"{value:{digits}}"
+    return f"{value:,.0f}" if "e" in text or value >= 1000 else text
+
+
+# -- the figures of a round --------------------------------------------------------------------------------------------
+
+
+def cpu_us(figures: Figures) -> float:
+    return figures["cpu_s"] / figures["requests"] * 1e6
+
+
+def value_of(figures: Figures, name: str) -> float:
+    return cpu_us(figures) if name == "cpu_us" else figures[name]
+
+
+def main_figure(work: Work) -> str:
+    return {"idle": "kib", "shutdown": "ms", "snapshot": "step_ms"}.get(work.name, "cpu_us")
+
+
+def spread(rounds: Rounds, name: str) -> Spread:
+    return Spread.of([value_of(each, name) for each in rounds])
+
+
+def ratio(rounds: Rounds, others: Rounds, name: str) -> Spread:
+    return Spread.of([value_of(a, name) / value_of(b, name) for a, b in zip(rounds, others, strict=False)])
+
+
+def is_limited_by_load(rounds: Rounds) -> bool:
+    """The load took as much time as the server: what it costs to wait for it is in the server's figure."""
+    return "load_s" in rounds[0] and sum(each["load_s"] for each in rounds) >= sum(each["cpu_s"] for each in rounds)
+
+
+# -- goals --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    goal: Goal
+    found: Spread | None  # None: not measured
+
+    @property
+    def met(self) -> bool:
+        return self.found is not None and self.found.median <= self.goal.most
+
+    def cells(self) -> list[str]:
+        unit = self.goal.unit
+        verdict = "not measured" if self.found is None else "met" if self.met else "**not met**"
+        found = "–" if self.found is None else f"{self.found.text()} {unit}"
+        return [self.goal.text, f"≤ {self.goal.most:g} {unit}", found, verdict]
+
+
+def outcome(measured: Measured, goal: Goal) -> Outcome:
+    rounds = measured["works"].get(goal.work, {}).get(goal.peer)
+    if not rounds:
+        return Outcome(goal, None)
+    if not goal.over:
+        return Outcome(goal, spread(rounds, goal.figure))
+    across = goal.over in WORKS
+    others = measured["works"].get(goal.over if across else goal.work, {}).get(goal.peer if across else goal.over)
+    return Outcome(goal, ratio(rounds, others, goal.figure) if others else None)
+
+
+def outcomes(measured: Measured) -> list[Outcome]:
+    return [outcome(measured, goal) for goal in GOALS]
+
+
+# -- tables -------------------------------------------------------------------------------------------------------------
+
+LOADED = [
+    "server",
+    "CPU µs a request",
+    "ratio to the baseline",
+    "user",
+    "requests/s",
+    "median µs",
+    "99 % µs",
+    "most µs",
+]
+HEADINGS = {
+    "kib": ["server", "KiB a connection", "ratio to the baseline", "connections"],
+    "ms": ["server", "ms", "ratio to the baseline", "most ms"],
+    "step_ms": ["taken", "ms", "the longest that another request waited, ms"],
+}
+
+
+def headings(work: Work) -> list[str]:
+    return HEADINGS.get(main_figure(work), LOADED)
+
+
+def rows(work: Work, by_peer: dict[str, Rounds]) -> Iterator[list[str]]:
+    """The cells of each peer, the best first."""
+    name = main_figure(work)
+    if name == "step_ms":
+        for rounds in by_peer.values():
+            for where, text in (("step", "in a step"), ("thread", "in another thread")):
+                yield [text, spread(rounds, f"{where}_ms").text(), spread(rounds, f"{where}_delay_ms").text()]
+        return
+    baseline = by_peer.get(work.baseline)
+    for peer, rounds in sorted(by_peer.items(), key=lambda pair: spread(pair[1], name).median):
+        against = (
+            ratio(rounds, baseline, name).text() if baseline and peer != work.baseline else "1" if baseline else "–"
+        )
+        mark = MARK if is_limited_by_load(rounds) else ""
+        yield [peer, spread(rounds, name).text() + mark, against, *more_cells(name, rounds)]
+
+
+def more_cells(name: str, rounds: Rounds) -> list[str]:
+    if name == "kib":
+        return [plain(spread(rounds, "connections").median)]
+    if name == "ms":
+        return [plain(spread(rounds, "max_ms").most)]
+    user = sum(each["user_s"] for each in rounds)
+    ticks = user + sum(each["system_s"] for each in rounds)
+    rate = statistics.median(each["requests"] / each["wall_s"] for each in rounds)
+    waits = [
+        plain(spread(rounds, name).median) if name in rounds[0] else "–" for name in ("p50_us", "p99_us", "max_us")
+    ]
+    return [f"{user / ticks:.0%}" if ticks else "–", plain(rate), *waits]
+
+
+def show(measured: Measured) -> None:
+    """The tables, in the terminal."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    console = Console(width=None if sys.stdout.isatty() else 150)
+
+    def table(title: str, names: list[str], lines: list[list[str]]) -> None:
+        made = Table(Column(names[0], no_wrap=True), *names[1:], title=title, title_justify="left")
+        for line in lines:
+            made.add_row(*(cell.replace("**", "") for cell in line))
+        console.print(made)
+
+    for name, by_peer in measured["works"].items():
+        work = WORKS[name]
+        table(f"{work.title} ({name}; baseline {work.baseline})", headings(work), list(rows(work, by_peer)))
+    for reason in measured["skipped"]:
+        console.print(f"skipped: {reason}", highlight=False)
+    known = [each.cells() for each in outcomes(measured) if each.found is not None]
+    if known:
+        table("Goals", ["goal", "at most", "measured", "met"], known)
+    for line in limited(measured):
+        console.print(line, highlight=False)
+
+
+def limited(measured: Measured) -> list[str]:
+    """The cells that say more of the load than of the server. The floor is as cheap as the load: that is known."""
+    return [
+        f"{MARK} {work}, {peer}: the load took as much processor time as the server"
+        for work, by_peer in measured["works"].items()
+        for peer, rounds in by_peer.items()
+        if peer != "floor" and is_limited_by_load(rounds)
+    ]
+
+
+# -- the page -----------------------------------------------------------------------------------------------------------
+
+
+def markdown(names: list[str], lines: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|", *(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+INTRODUCTION = """# What it costs
+
+Generated by `python -m tests.benchmarks page` from [figures.json](performance/figures.json), which `make bench` has
+measured. A figure is the server's own processor time for each request, user and system, as the operating system
+accounts for it (children included), and its ratio to a server that does the same work: each line is framed and answered,
+whatever the library hands over. Servers take turns round by round, on a core of their own; the load is a program in C on
+another. Each cell is the median of the rounds, with the least and the most of them; a ratio is that of figures of the
+same round. Wall-clock figures (requests/s, waits) are there for orientation: on a shared machine they say little.
+A figure with `*`: there the load took as much processor time as the server, which then waited for it.
+"""
+
+QUICK_NOTE = """**These are the figures of a quick run (`make bench QUICK=1`): short rounds, few of them. They show orders of
+magnitude, not percents.**
+"""
+
+POLICIES = """## What each policy costs, and when to choose which
+
+{costs}
+
+- **A state machine, inline** is the cheapest, for it keeps nothing but a row: choose it for protocols, for many
+  connections that are mostly idle, and for whatever must be seen, limited and moved.
+- **A coroutine, inline** costs its frames more. Choose it where the conversation reads better from top to bottom.
+- **`greenlet`** is for blocking handlers as they are, with many slow clients: each costs a suspended stack in memory, and
+  its switches. A handler that waits for anything but its own socket keeps everybody waiting.
+- **`thread`** costs a thread for each connection. Cheap while few are busy at once, since the kernel does the waiting; dear
+  for each new connection, and in memory. Choose it for handlers that wait for other things: databases, files, locks.
+- **`fork`** costs a process for each connection: milliseconds. Choose it where isolation is worth that: what a request
+  does to memory ends with it, and it uses a core of its own.
+- **`pool` and `executor`** cost a trip to a thread or a process and back for each step; they pay where steps compute.
+
+[Choosing a dispatch policy](policies.md) says what handlers share under each, and what can't run.
+"""
+POLICY_PEERS = {
+    "reqtable-state": "a state machine, `inline`",
+    "reqtable-async": "a coroutine, `inline`",
+    "reqtable-greenlet": "a blocking handler, `greenlet`",
+    "reqtable-thread": "a blocking handler, `thread`",
+    "reqtable-fork": "a blocking handler, `fork`",
+    "reqtable-inline": "a blocking handler, `inline`: one at a time",
+}
+POLICY_WORKS = {
+    "echo-1": "a line, µs",
+    "echo-50": "at 50, µs",
+    "churn": "connect, line, close, µs",
+    "idle": "idle, KiB",
+}
+
+
+def page(measured: Measured) -> str:
+    """docs/performance.md."""
+    found = outcomes(measured)
+    met = sum(each.met for each in found)
+    parts = [INTRODUCTION, *([QUICK_NOTE] if measured["quick"] else []), "## The goals", ""]
+    parts += [
+        f"{met} of {len(found)} are met.",
+        "",
+        *markdown(["goal", "at most", "measured", ""], [each.cells() for each in found]),
+    ]
+    parts += [POLICIES.format(costs="\n".join(policy_costs(measured)).rstrip())]
+    if "growth-10" in measured["works"]:
+        parts += ["## As connections grow", "", "![CPU per request as connections grow](performance/growth.svg)", ""]
+    for name, by_peer in measured["works"].items():
+        work = WORKS[name]
+        parts += [f"## {work.title}", ""]
+        if name in PLOTTED:
+            parts += [f"![{work.title}](performance/{name}.svg)", ""]
+        parts += [f"The baseline is {work.baseline}.", ""] if main_figure(work) != "step_ms" else []
+        parts += markdown(headings(work), list(rows(work, by_peer)))
+    parts += ["## Measured on", "", *markdown(["", ""], [[key, str(value)] for key, value in provenance(measured)])]
+    parts += [f"- Skipped: {reason}." for reason in measured["skipped"]]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def policy_costs(measured: Measured) -> list[str]:
+    lines = []
+    for peer, text in POLICY_PEERS.items():
+        cells = []
+        for name in POLICY_WORKS:
+            rounds = measured["works"].get(name, {}).get(peer)
+            cells.append(plain(spread(rounds, main_figure(WORKS[name])).median) if rounds else "–")
+        lines.append([text, *cells])
+    return markdown(["", *POLICY_WORKS.values()], lines)
+
+
+def provenance(measured: Measured) -> Iterator[tuple[str, object]]:
+    yield from measured["machine"].items()
+    yield "commit", measured["commit"]
+    yield "measured", measured["measured_at"]
+    yield "versions", ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+    yield "rounds", f"{measured['rounds']} of {measured['seconds']:g} s"
+
+
+# -- plots --------------------------------------------------------------------------------------------------------------
+
+
+def plot_all(measured: Measured, folder: Path) -> list[Path]:
+    """Write the plots of the page; returns where."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "reqtable"  # the same figures give the same bytes
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [plot_work(WORKS[name], measured["works"][name], folder) for name in PLOTTED if name in measured["works"]]
+    if "growth-10" in measured["works"]:
+        written.append(plot_growth(measured, folder))
+    return written
+
+
+def drawn(path: Path, height: float, draw: Callable[[Any], None]) -> Path:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, height), layout="constrained")
+    draw(axes)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
+    return path
+
+
+def plot_work(work: Work, by_peer: dict[str, Rounds], folder: Path) -> Path:
+    name = main_figure(work)
+    found = sorted(((spread(rounds, name), peer) for peer, rounds in by_peer.items()), key=lambda pair: -pair[0].median)
+    # Where one costs a hundred times what another does, only a logarithm shows both.
+    wide = found[0][0].median > 30 * found[-1][0].median
+
+    def draw(axes: Any) -> None:
+        medians = [each.median for each, _ in found]
+        errors = [[each.median - each.least for each, _ in found], [each.most - each.median for each, _ in found]]
+        colours = ["#c0392b" if peer.startswith("reqtable") else "#7f8c8d" for _, peer in found]
+        axes.barh([peer for _, peer in found], medians, xerr=errors, color=colours, ecolor="#2c3e50", capsize=2)
+        axes.set_xlabel(headings(work)[1] + (", logarithmic" if wide else ""))
+        axes.set_title(work.title, loc="left")
+        if wide:
+            axes.set_xscale("log")
+
+    return drawn(folder / f"{work.name}.svg", 0.8 + 0.28 * len(found), draw)
+
+
+def plot_growth(measured: Measured, folder: Path) -> Path:
+    by_size = {
+        int(name.removeprefix("growth-")): by_peer
+        for name, by_peer in measured["works"].items()
+        if name.startswith("growth-")
+    }
+
+    def draw(axes: Any) -> None:
+        for peer in dict.fromkeys(peer for by_peer in by_size.values() for peer in by_peer):
+            points = [
+                (size, spread(by_peer[peer], "cpu_us").median) for size, by_peer in by_size.items() if peer in by_peer
+            ]
+            ours = peer.startswith("reqtable")
+            axes.plot(*zip(*points, strict=True), marker="o", label=peer, linestyle="-" if ours else "--")
+        axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("connections, all of them busy")
+        axes.set_ylabel(LOADED[1])
+        axes.legend(frameon=False)
+
+    return drawn(folder / "growth.svg", 4.5, draw)
