@@ -1,1 +1,4 @@
-"""What is measured: scripts that print their figures. Each is run by hand: `python -m tests.benchmarks.<name>`."""
+"""What is measured. `make bench` compares servers: `servers` are those, `work` is what they do and what to reach,
+`processes` has it done and accounted for, `report` makes tables and the page of it, `__main__` is the command.
+`python -m tests.benchmarks.trickle` is a script of its own.
+"""

@@ -18,13 +18,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.processes import CORES, LOAD_CORE, ROOT, SERVER_CORE, Failed, Server, Tools, tools
-from tests.benchmarks.report import Measured, limited, page, plot_all, show
+from tests.benchmarks.report import Measured, limited, page, plot_all, show, written
 from tests.benchmarks.servers import PEERS
 from tests.benchmarks.work import FULL, QUICK, WARM_UP, WORKS, Effort, Figures, Work
 
@@ -78,8 +79,10 @@ def measure_group(
                 work.measure(work, compiled, servers[key], WARM_UP)
             return servers[key]
 
-        for _ in range(effort.rounds):
+        for number in range(effort.rounds):
             for work, peer in turns:
+                if number >= work.rounds(effort):
+                    continue
                 advance(f"{work.name}, {peer}")
                 if (work, peer) in failed:
                     continue
@@ -93,7 +96,7 @@ def measure_group(
                     skipped.append(f"{work.name}, {peer}: {problem}")
                     failed.add((work, peer))
                 else:
-                    yield work, peer, figures
+                    yield work, peer, {key: float(f"{value:.6g}") for key, value in figures.items()}
             turns.rotate(-1)
 
 
@@ -158,17 +161,18 @@ def run(names: list[str], effort: Effort, path: Path) -> int:
 
     works, peers = chosen(names)
     os.sched_setaffinity(0, {LOAD_CORE})  # what waits and counts shall not disturb the server
-    total = effort.rounds * sum(len([name for name in work.names if name in peers]) for work in works)
+    total = sum(work.rounds(effort) * len([name for name in work.names if name in peers]) for work in works)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     about = provenance()
     with Progress(*columns) as progress:
         task = progress.add_task("", total=total)
         found = measure(works, peers, effort, lambda text: progress.update(task, advance=1, description=text))
         progress.update(task, completed=total, description="done")
-    quick = effort is QUICK
-    measured: Measured = about | {"quick": quick, "rounds": effort.rounds, "seconds": effort.seconds} | found
+    measured: Measured = (
+        about | {"quick": effort.seconds < FULL.seconds, "rounds": effort.rounds, "seconds": effort.seconds} | found
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(written(measured))
     show(measured)
     print(f"written to {path}; `python -m tests.benchmarks page {path}` makes the page")
     return 1 if limited(measured) or not measured["works"] else 0
@@ -178,7 +182,7 @@ def write_page(path: Path) -> int:
     measured = json.loads(path.read_text())
     if path != FIGURES:
         FIGURES.parent.mkdir(parents=True, exist_ok=True)
-        FIGURES.write_text(json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+        FIGURES.write_text(written(measured))
     DOCUMENT.write_text(page(measured))
     for each in (DOCUMENT, *plot_all(measured, FIGURES.parent)):
         print(each)
@@ -208,7 +212,7 @@ def main() -> int:
             return 0
         effort = QUICK if options.quick else FULL
         if options.rounds:
-            effort = Effort(effort.seconds, options.rounds, effort.redis_requests)
+            effort = replace(effort, rounds=options.rounds, fresh_rounds=options.rounds)
         return run(options.names, effort, options.json)
     except (Failed, FileNotFoundError) as problem:
         raise SystemExit(str(problem)) from None

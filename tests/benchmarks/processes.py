@@ -74,9 +74,9 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
         self.pid = self.process.pid
+        os.sched_setaffinity(self.pid, {core})
 
     def __enter__(self) -> Self:
         return self
@@ -91,13 +91,15 @@ class Process:
 
     def line(self) -> str:
         """The next line that it prints. Raises Failed where it ends, or says nothing for too long."""
-        assert self.process.stdout is not None and self.process.stderr is not None
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
         patience = threading.Timer(PATIENCE_S, self.end)
         patience.start()
         try:
             text = self.process.stdout.readline()
         finally:
             patience.cancel()
+            patience.join()
         if not text:
             said = self.process.stderr.read().strip().splitlines()
             raise Failed(f"{' '.join(self.command[-2:])}: {said[-1] if said else 'nothing was said'}")

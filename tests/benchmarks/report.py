@@ -6,6 +6,8 @@ them beside it; across works, that of the medians.
 
 from __future__ import annotations
 
+import json
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -44,7 +46,7 @@ def plain(value: float, digits: str = ".3g") -> str:
     return f"{value:,.0f}" if "e" in text or value >= 1000 else text
 
 
-# -- the figures of a round --------------------------------------------------------------------------------------------
+# -- the figures of a round -------------------------------------------------------------------------------------------
 
 
 def cpu_us(figures: Figures) -> float:
@@ -53,6 +55,11 @@ def cpu_us(figures: Figures) -> float:
 
 def value_of(figures: Figures, name: str) -> float:
     return cpu_us(figures) if name == "cpu_us" else figures[name]
+
+
+def user_us(rounds: Rounds) -> float:
+    """Microseconds of a request that are not the kernel's; of all rounds, as they are sampled."""
+    return sum(each["user_s"] for each in rounds) / sum(each["requests"] for each in rounds) * 1e6
 
 
 def main_figure(work: Work) -> str:
@@ -72,13 +79,17 @@ def is_limited_by_load(rounds: Rounds) -> bool:
     return "load_s" in rounds[0] and sum(each["load_s"] for each in rounds) >= sum(each["cpu_s"] for each in rounds)
 
 
-# -- goals --------------------------------------------------------------------------------------------------------------
+# -- goals ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """`user` is the ratio of user time alone, `floor` that of the floor, in C, to the same: what could be."""
+
     goal: Goal
-    found: Spread | None  # None: not measured
+    found: Spread | None = None  # None: not measured
+    user: float | None = None
+    floor: float | None = None
 
     @property
     def met(self) -> bool:
@@ -88,26 +99,42 @@ class Outcome:
         unit = self.goal.unit
         verdict = "not measured" if self.found is None else "met" if self.met else "**not met**"
         found = "–" if self.found is None else f"{self.found.text()} {unit}"
-        return [self.goal.text, f"≤ {self.goal.most:g} {unit}", found, verdict]
+        more = ["–" if each is None else plain(each) for each in (self.user, self.floor)]
+        return [self.goal.text, f"≤ {self.goal.most:g} {unit}", found, verdict, *more]
 
 
 def outcome(measured: Measured, goal: Goal) -> Outcome:
-    rounds = measured["works"].get(goal.work, {}).get(goal.peer)
+    by_peer = measured["works"].get(goal.work, {})
+    rounds = by_peer.get(goal.peer)
     if not rounds:
-        return Outcome(goal, None)
+        return Outcome(goal)
     if not goal.over:
         return Outcome(goal, spread(rounds, goal.figure))
-    across = goal.over in WORKS
-    others = measured["works"].get(goal.over if across else goal.work, {}).get(goal.peer if across else goal.over)
-    return Outcome(goal, ratio(rounds, others, goal.figure) if others else None)
+
+    def others_of(peer: str) -> Rounds | None:
+        """What a peer is compared to: another's figures, or its own in another work."""
+        across = goal.over in WORKS
+        found: Rounds | None = measured["works"].get(goal.over, {}).get(peer) if across else by_peer.get(goal.over)
+        return found
+
+    others, floor, floor_others = others_of(goal.peer), by_peer.get("floor"), others_of("floor")
+    if others is None:
+        return Outcome(goal)
+    return Outcome(
+        goal,
+        ratio(rounds, others, goal.figure),
+        user_us(rounds) / user_us(others) if user_us(others) else None,
+        ratio(floor, floor_others, goal.figure).median if floor and floor_others else None,
+    )
 
 
 def outcomes(measured: Measured) -> list[Outcome]:
     return [outcome(measured, goal) for goal in GOALS]
 
 
-# -- tables -------------------------------------------------------------------------------------------------------------
+# -- tables -----------------------------------------------------------------------------------------------------------
 
+GOAL_HEADINGS = ["goal", "at most", "measured", "", "user time alone", "the floor in C"]
 LOADED = [
     "server",
     "CPU µs a request",
@@ -160,6 +187,12 @@ def more_cells(name: str, rounds: Rounds) -> list[str]:
     return [f"{user / ticks:.0%}" if ticks else "–", plain(rate), *waits]
 
 
+def written(measured: Measured) -> str:
+    """As JSON, a round on each line."""
+    text = json.dumps(measured, indent=1, ensure_ascii=False)
+    return re.sub(r"\{[^{}]*\}", lambda found: " ".join(found.group().split()), text) + "\n"
+
+
 def show(measured: Measured) -> None:
     """The tables, in the terminal."""
     from rich.console import Console
@@ -180,7 +213,7 @@ def show(measured: Measured) -> None:
         console.print(f"skipped: {reason}", highlight=False)
     known = [each.cells() for each in outcomes(measured) if each.found is not None]
     if known:
-        table("Goals", ["goal", "at most", "measured", "met"], known)
+        table("Goals", GOAL_HEADINGS, known)
     for line in limited(measured):
         console.print(line, highlight=False)
 
@@ -195,7 +228,7 @@ def limited(measured: Measured) -> list[str]:
     ]
 
 
-# -- the page -----------------------------------------------------------------------------------------------------------
+# -- the page ---------------------------------------------------------------------------------------------------------
 
 
 def markdown(names: list[str], lines: list[list[str]]) -> list[str]:
@@ -206,15 +239,20 @@ INTRODUCTION = """# What it costs
 
 Generated by `python -m tests.benchmarks page` from [figures.json](performance/figures.json), which `make bench` has
 measured. A figure is the server's own processor time for each request, user and system, as the operating system
-accounts for it (children included), and its ratio to a server that does the same work: each line is framed and answered,
-whatever the library hands over. Servers take turns round by round, on a core of their own; the load is a program in C on
-another. Each cell is the median of the rounds, with the least and the most of them; a ratio is that of figures of the
-same round. Wall-clock figures (requests/s, waits) are there for orientation: on a shared machine they say little.
-A figure with `*`: there the load took as much processor time as the server, which then waited for it.
+accounts for it (children included), and its ratio to a server that does the same work: each line is framed and
+answered, whatever the library hands over. Servers take turns round by round, on a core of their own; the load is a
+program in C on another. Each cell is the median of the rounds, with the least and the most of them; a ratio is that of
+figures of the same round. Wall-clock figures (requests/s, waits) are there for orientation: on a shared machine they
+say little. A figure with `*`: there the load took as much processor time as the server, which may have waited for it.
 """
 
-QUICK_NOTE = """**These are the figures of a quick run (`make bench QUICK=1`): short rounds, few of them. They show orders of
-magnitude, not percents.**
+QUICK_NOTE = """**These are the figures of a quick run (`make bench QUICK=1`): short rounds, few of them. They show
+orders of magnitude, not percents.**
+"""
+
+GOALS_NOTE = """A ratio is of all processor time, the kernel's included, which is the same for whoever makes the same
+system calls. So beside it stand the ratio of user time alone (sampled: a hundredth of a second at a time), and what a
+loop in C, which does little but its system calls, comes to on the same scale: no server is much below that.
 """
 
 POLICIES = """## What each policy costs, and when to choose which
@@ -224,16 +262,17 @@ POLICIES = """## What each policy costs, and when to choose which
 - **A state machine, inline** is the cheapest, for it keeps nothing but a row: choose it for protocols, for many
   connections that are mostly idle, and for whatever must be seen, limited and moved.
 - **A coroutine, inline** costs its frames more. Choose it where the conversation reads better from top to bottom.
-- **`greenlet`** is for blocking handlers as they are, with many slow clients: each costs a suspended stack in memory, and
-  its switches. A handler that waits for anything but its own socket keeps everybody waiting.
-- **`thread`** costs a thread for each connection. Cheap while few are busy at once, since the kernel does the waiting; dear
-  for each new connection, and in memory. Choose it for handlers that wait for other things: databases, files, locks.
+- **`greenlet`** is for blocking handlers as they are, with many slow clients: each costs a suspended stack in memory,
+  and its switches. A handler that waits for anything but its own socket keeps everybody waiting.
+- **`thread`** costs a thread for each connection. Cheap while few are busy at once, since the kernel does the waiting;
+  dear for each new connection, and in memory. Choose it for handlers that wait for other things: databases, locks.
 - **`fork`** costs a process for each connection: milliseconds. Choose it where isolation is worth that: what a request
   does to memory ends with it, and it uses a core of its own.
 - **`pool` and `executor`** cost a trip to a thread or a process and back for each step; they pay where steps compute.
 
 [Choosing a dispatch policy](policies.md) says what handlers share under each, and what can't run.
 """
+
 POLICY_PEERS = {
     "reqtable-state": "a state machine, `inline`",
     "reqtable-async": "a coroutine, `inline`",
@@ -258,7 +297,9 @@ def page(measured: Measured) -> str:
     parts += [
         f"{met} of {len(found)} are met.",
         "",
-        *markdown(["goal", "at most", "measured", ""], [each.cells() for each in found]),
+        GOALS_NOTE.rstrip(),
+        "",
+        *markdown(GOAL_HEADINGS, [each.cells() for each in found]),
     ]
     parts += [POLICIES.format(costs="\n".join(policy_costs(measured)).rstrip())]
     if "growth-10" in measured["works"]:
@@ -294,7 +335,7 @@ def provenance(measured: Measured) -> Iterator[tuple[str, object]]:
     yield "rounds", f"{measured['rounds']} of {measured['seconds']:g} s"
 
 
-# -- plots --------------------------------------------------------------------------------------------------------------
+# -- plots ------------------------------------------------------------------------------------------------------------
 
 
 def plot_all(measured: Measured, folder: Path) -> list[Path]:

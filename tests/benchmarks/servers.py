@@ -1,8 +1,9 @@
 """The servers that are measured: each peer's own best form, a few lines each, all doing the same work.
 
-A `Peer` serves some kinds of work: `lines` echoes each line, or answers it with 1 MB; `datagrams` echoes each; `redis` is
-`examples/miniredis.py` or its commands on streams; `shutdown` and `snapshot` are what only a server itself can tell.
-Who gets raw chunks frames lines in Python: input split into lines, each line answered, a partial line kept.
+A `Peer` serves some kinds of work: `lines` echoes each line, `answers` (the same servers) answers it with 1 MB,
+`datagrams` echoes each; `redis` is `examples/miniredis.py`, or its commands on streams; `shutdown` and `snapshot` are
+what only a server itself can tell. Who gets raw chunks frames lines in Python: input is split into lines, each line is
+answered, a partial line kept.
 
     python -m tests.benchmarks.servers PEER KIND
 
@@ -41,6 +42,9 @@ class Peer:
     package: str
     kinds: dict[str, Callable[[], None]]
     connections_max: int = ENTRIES_MAX
+
+    def serves(self, kind: str) -> bool:
+        return ("lines" if kind == "answers" else kind) in self.kinds
 
     @property
     def missing(self) -> str | None:
@@ -197,10 +201,13 @@ def socketserver_serve(mixin: str, kind: str) -> None:
             self.wfile.write(self.rfile.read())
 
     base = getattr(socketserver, f"{mixin}{'TCP' if kind == 'lines' else 'UDP'}Server")
-    Server = type("Server", (base,), {"request_queue_size": QUEUE, "daemon_threads": True})
-    with Server(ANYWHERE, Lines if kind == "lines" else Datagrams) as server:
+    made = type("Server", (base,), {"request_queue_size": QUEUE, "daemon_threads": True})
+    with made(ANYWHERE, Lines if kind == "lines" else Datagrams) as server:
         say_port(server.server_address)
         server.serve_forever()
+
+
+# -- asyncio's protocols and streams, on its own loop and on uvloop ---------------------------------------------------
 
 
 def on_uvloop(serve: Callable[[Callable[..., Any]], None]) -> None:

@@ -1,7 +1,7 @@
 """What is measured, and what is to be reached: the works and the goals.
 
-A work is done by one peer after the other, round by round, so that what disturbs the machine disturbs all. A round gives
-plain figures; what is made of them is the report's business.
+A work is done by one peer after the other, round by round, so that what disturbs the machine disturbs all. A round
+gives plain figures; what is made of them is the report's business.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.benchmarks.processes import LOAD_CORE, PATIENCE_S, Failed, Server, Tools, load_of
+from tests.benchmarks.processes import PATIENCE_S, Failed, Server, Tools, load_of
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
 
 LINE_BYTES = 64
@@ -27,16 +27,20 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done: seconds of each round, how many rounds, requests of each test of redis-benchmark."""
+    """How much is done: seconds of each round, how many rounds, requests of each test of redis-benchmark.
+
+    Rounds of works that have a fresh server are dearer, and differ less.
+    """
 
     seconds: float = 0.5
     rounds: int = 7
+    fresh_rounds: int = 3
     redis_requests: int = 20_000
 
 
-QUICK = Effort(0.1, 3, 3_000)
+QUICK = Effort(0.1, 3, 1, 3_000)
 FULL = Effort()
-WARM_UP = Effort(0.05, 1, 300)
+WARM_UP = Effort(0.05, 1, 1, 300)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,9 @@ class Work:
     only: tuple[str, ...] = ()
     fresh: bool = False
 
+    def rounds(self, effort: Effort) -> int:
+        return effort.fresh_rounds if self.fresh else effort.rounds
+
     @property
     def open_at_once(self) -> int:
         """How many connections a peer must be able to have; of the idle ones, fewer do."""
@@ -70,11 +77,10 @@ class Work:
     @property
     def names(self) -> list[str]:
         """The peers that can do it, installed or not."""
-        served = "lines" if self.kind == "answers" else self.kind
         able = [
-            peer.name for peer in PEERS.values() if served in peer.kinds and peer.connections_max >= self.open_at_once
+            peer.name for peer in PEERS.values() if peer.serves(self.kind) and peer.connections_max >= self.open_at_once
         ]
-        if served in ("lines", "datagrams"):
+        if self.kind in ("lines", "answers", "datagrams"):
             able.append("floor")
         return [name for name in able if not self.only or name in self.only]
 
@@ -100,7 +106,7 @@ def redis(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
     count = effort.redis_requests
     tests = ["-t", "ping_mbulk,set,get", "-n", str(count), "-c", str(work.connections), "-P", str(work.lines), "--csv"]
     before, load_before, began = server.cpu, waited_for(), time.perf_counter()
-    command = ["taskset", "-c", str(LOAD_CORE), tools.redis, "-p", str(server.port), *tests]
+    command = [tools.redis, "-p", str(server.port), *tests]  # on the core of this process: that of the load
     printed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S).stdout
     wall_s = time.perf_counter() - began
     cpu = server.cpu - before
@@ -143,7 +149,7 @@ def shutdown(work: Work, tools: Tools, server: Server, effort: Effort) -> Figure
 
 
 def snapshot(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
-    """A snapshot of a full table, taken in a step and in another thread; and the longest that a line waits meanwhile."""
+    """A snapshot, taken in a step and in another thread, and the longest that another request's line waits for it."""
     figures: Figures = {}
     with tools.clients("tcp", server.port, work.connections, 1, LINE_BYTES, 0, 0):
         asking, busy = (socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) for _ in range(2))

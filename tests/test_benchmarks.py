@@ -1,0 +1,196 @@
+"""What `make bench` compares does the same work, and what docs/performance.md says is what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.benchmarks import __main__ as bench
+from tests.benchmarks.processes import Failed, Process, Server, Tools, cpu_of, tools
+from tests.benchmarks.report import is_limited_by_load, limited, outcomes, page, ratio, rows
+from tests.benchmarks.servers import ANSWER_BYTES, PEERS
+from tests.benchmarks.work import GOALS, WARM_UP, WORKS, Figures
+from tests.conftest import WAIT_S
+
+MEASURED = json.loads(bench.FIGURES.read_text())
+FLOOR = "floor"
+
+
+# -- the same work ----------------------------------------------------------------------------------------------------
+
+
+def connected(port: int, kind: str = "lines") -> socket.socket:
+    client = socket.socket(type=socket.SOCK_DGRAM if kind == "datagrams" else socket.SOCK_STREAM)
+    client.settimeout(WAIT_S)
+    client.connect(("127.0.0.1", port))
+    return client
+
+
+def taken(client: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count and (more := client.recv(count - len(data))):
+        data += more
+    return data
+
+
+def echoed(port: int) -> None:
+    """Three lines, one of which comes in two parts."""
+    with connected(port) as client:
+        client.sendall(b"one\ntwo")
+        assert taken(client, 4) == b"one\n"
+        client.sendall(b" and more\nthree\n")
+        assert taken(client, 19) == b"two and more\nthree\n"
+
+
+def answered(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(b"one\ntwo\n")
+        assert taken(client, 2 * ANSWER_BYTES) == (b"x" * (ANSWER_BYTES - 1) + b"\n") * 2
+
+
+def datagrams_echoed(port: int) -> None:
+    with connected(port, "datagrams") as one, connected(port, "datagrams") as other:
+        for text in (b"one", b"two\n"):
+            for client in (one, other):
+                client.send(text)
+                assert client.recv(100) == text
+
+
+def redis_answered(port: int) -> None:
+    with connected(port) as client:
+        client.sendall(b"PING\r\n*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$5\r\nvalue\r\n*2\r\n$3\r\nGET\r\n$1\r\nk\r\nNONE\r\n")
+        expected = b"+PONG\r\n+OK\r\n$5\r\nvalue\r\n-ERR unknown command 'NONE'\r\n"
+        assert taken(client, len(expected)) == expected
+
+
+CHECKS: dict[str, Callable[[int], None]] = {
+    "lines": echoed,
+    "answers": answered,
+    "datagrams": datagrams_echoed,
+    "redis": redis_answered,
+}
+
+
+def check(name: str, start: Callable[[str, str], Server], kinds: list[str]) -> None:
+    """Have all kinds started, then look at each."""
+    with ExitStack() as stack:
+        for kind, server in [(kind, stack.enter_context(start(name, kind))) for kind in kinds]:
+            CHECKS[kind](server.port)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_peer_gives_the_same_bytes(name: str) -> None:
+    peer = PEERS[name]
+    if peer.missing:
+        pytest.skip(peer.missing)
+    start = Tools("", "").server  # none of them is in C
+    check(name, start, [kind for kind in CHECKS if peer.serves(kind)])
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[Tools]:
+    try:
+        with tools() as made:
+            yield made
+    except Failed as problem:
+        pytest.skip(str(problem))
+
+
+def test_the_floor_gives_the_same_bytes(compiled: Tools) -> None:
+    check(FLOOR, compiled.server, ["lines", "answers", "datagrams"])
+
+
+# -- measured ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["echo-50", "pipelined", "churn", "answers", "udp", "busy-10", "shutdown", "redis-16"])
+def test_a_work_gives_its_figures(name: str, compiled: Tools) -> None:
+    work = WORKS[name]
+    if work.kind == "redis" and compiled.redis is None:
+        pytest.skip("there is no redis-benchmark here")
+    with compiled.server("reqtable-state", work.kind) as server:
+        figures = work.measure(work, compiled, server, WARM_UP)
+    assert list(rows(work, {"reqtable-state": [figures]}))
+    assert all(value >= 0 for value in figures.values())
+    assert figures.get("requests", 1) > 0
+
+
+def test_a_server_that_ends_is_said_to_have(compiled: Tools) -> None:
+    work = WORKS["echo-1"]
+    with compiled.server("reqtable-state", "lines") as server:
+        server.end()
+        server.process.wait()
+        with pytest.raises(Failed, match="Connection refused"):
+            work.measure(work, compiled, server, WARM_UP)
+    with pytest.raises(Failed, match="KeyError: 'none'"):
+        compiled.server("reqtable-state", "none")
+
+
+def test_what_children_take_is_their_parents() -> None:
+    """A child that has been waited for, and one that lives."""
+    burn = "import time\nwhile time.process_time() < 0.1: pass\n"
+    program = (
+        f"import os, sys, time\nif not os.fork():\n exec({burn!r}); os._exit(0)\nos.wait()\n"
+        f"if not os.fork():\n exec({burn!r}); print('burnt', flush=True); time.sleep(60)\nos.wait()"
+    )
+    with Process([sys.executable, "-c", program], sorted(os.sched_getaffinity(0))[0]) as process:
+        assert process.line() == "burnt"
+        cpu = cpu_of(process.pid)
+    assert cpu.total >= 0.19
+    assert cpu.user + cpu.system >= 0.1, "sampled: coarse"
+
+
+# -- reported ---------------------------------------------------------------------------------------------------------
+
+
+def figures(cpu_s: float, load_s: float = 0.1) -> Figures:
+    return {"requests": 1000, "wall_s": 1.0, "load_s": load_s, "cpu_s": cpu_s, "user_s": cpu_s, "system_s": 0.0}
+
+
+def test_a_ratio_is_that_of_the_same_round() -> None:
+    found = ratio([figures(1), figures(20), figures(3)], [figures(2), figures(20), figures(1)], "cpu_us")
+    assert (found.median, found.least, found.most) == (1.0, 0.5, 3.0)
+
+
+def test_where_the_load_works_as_much_as_the_server_the_run_fails() -> None:
+    busy = [figures(0.1, load_s=0.2)]
+    assert is_limited_by_load(busy)
+    assert not is_limited_by_load([figures(0.3, load_s=0.2)])
+    run = {"works": {"echo-50": {"reqtable-state": busy, FLOOR: busy}}}
+    assert limited(run) == ["* echo-50, reqtable-state: the load took as much processor time as the server"]
+
+
+def test_goals_name_works_and_peers_that_there_are() -> None:
+    for goal in GOALS:
+        assert goal.peer in WORKS[goal.work].names
+        assert not goal.over or goal.over in WORKS or goal.over in WORKS[goal.work].names
+    assert all(work.baseline in work.names for work in WORKS.values())
+
+
+def test_names_choose_works_and_peers() -> None:
+    works, peers = bench.chosen(["echo-*", "reqtable-state"])
+    assert [work.name for work in works] == ["echo-1", "echo-50", "echo-500"]
+    assert peers == ["reqtable-state", "uvloop-protocol"], "the baseline comes with it"
+    with pytest.raises(SystemExit, match="nobody is no work and no peer"):
+        bench.chosen(["nobody"])
+
+
+def test_the_page_is_what_its_figures_give() -> None:
+    """`make bench-page` writes it again."""
+    assert bench.DOCUMENT.read_text() == page(MEASURED)
+    assert {each.goal for each in outcomes(MEASURED)} == set(GOALS)
+
+
+def test_a_goal_that_is_not_met_is_said_so() -> None:
+    goal = next(goal for goal in GOALS if goal.work == "echo-50" and goal.over == "uvloop-protocol")
+    run: dict[str, Any] = MEASURED | {
+        "works": {"echo-50": {"reqtable-state": [figures(2)], "uvloop-protocol": [figures(1)]}}
+    }
+    assert f"| {goal.text} | ≤ 1 × | 2 (2–2) × | **not met** |" in page(run)
