@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ from tests.benchmarks import __main__ as bench
 from tests.benchmarks.processes import Failed, Process, Server, Tools, cpu_of, tools
 from tests.benchmarks.report import is_limited_by_load, limited, outcomes, page, ratio, rows
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
-from tests.benchmarks.work import GOALS, WARM_UP, WORKS, Figures
+from tests.benchmarks.work import GOALS, WARM_UP, WORKS, Effort, Figures, Work
 from tests.conftest import WAIT_S
 
 MEASURED = json.loads(bench.FIGURES.read_text())
@@ -145,6 +146,32 @@ def test_what_children_take_is_their_parents() -> None:
         cpu = cpu_of(process.pid)
     assert cpu.total >= 0.19
     assert cpu.user + cpu.system >= 0.1, "sampled: coarse"
+
+
+def test_rounds_are_interleaved_and_who_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, three = "reqtable-state", "socketserver-threading", "asyncio-streams"
+    done: list[str] = []
+    told: list[str] = []
+
+    class NoTools(Tools):
+        @contextlib.contextmanager
+        def server(self, peer: str, kind: str) -> Iterator[Any]:  # type: ignore[override]
+            yield peer
+
+    def measured(work: Work, compiled: Tools, peer: Any, effort: Effort) -> Figures:
+        if effort is not WARM_UP:
+            done.append(peer)
+            if peer == two and done.count(two) == 2:
+                raise Failed("it is tired")
+        return figures(1)
+
+    monkeypatch.setattr(bench, "tools", lambda: contextlib.nullcontext(NoTools("", "")))
+    work = Work("some", "Some", measured, only=(one, two, three))
+    found = bench.measure([work], list(PEERS), Effort(0, rounds=3), told.append)
+    assert done == [one, two, three, two, three, one, three, one], "its third round is not begun"
+    assert len(told) == 9
+    assert {name: len(rounds) for name, rounds in found["works"]["some"].items()} == {one: 3, two: 1, three: 3}
+    assert found["skipped"] == [f"some, {two}: it is tired"]
 
 
 # -- reported ---------------------------------------------------------------------------------------------------------

@@ -268,7 +268,8 @@ POLICIES = """## What each policy costs, and when to choose which
   dear for each new connection, and in memory. Choose it for handlers that wait for other things: databases, locks.
 - **`fork`** costs a process for each connection: milliseconds. Choose it where isolation is worth that: what a request
   does to memory ends with it, and it uses a core of its own.
-- **`pool` and `executor`** cost a trip to a thread or a process and back for each step; they pay where steps compute.
+- **`pool`** costs a trip to a thread and back for each step. Choose it where steps wait for other things, and connections
+  are too many for a thread each. **`executor`** (not measured) costs a trip to a process: it pays where steps compute.
 
 [Choosing a dispatch policy](policies.md) says what handlers share under each, and what can't run.
 """
@@ -276,6 +277,7 @@ POLICIES = """## What each policy costs, and when to choose which
 POLICY_PEERS = {
     "reqtable-state": "a state machine, `inline`",
     "reqtable-async": "a coroutine, `inline`",
+    "reqtable-pool": "a state machine, `pool`",
     "reqtable-greenlet": "a blocking handler, `greenlet`",
     "reqtable-thread": "a blocking handler, `thread`",
     "reqtable-fork": "a blocking handler, `fork`",

@@ -488,6 +488,7 @@ PEERS = {
             shutdown=partial(shut_down, "reqtable", "TCPServer"),
         ),
         reqtable_peer("async", "async"),
+        reqtable_peer("pool", "state", "pool"),
         reqtable_peer("greenlet", "blocking", "greenlet", shutdown=partial(shut_down, "reqtable", "TableTCPServer")),
         reqtable_peer("inline", "blocking", "inline", 1),
         reqtable_peer(
