@@ -259,17 +259,18 @@ POLICIES = """## What each policy costs, and when to choose which
 
 {costs}
 
-- **A state machine, inline** is the cheapest, for it keeps nothing but a row: choose it for protocols, for many
-  connections that are mostly idle, and for whatever must be seen, limited and moved.
-- **A coroutine, inline** costs its frames more. Choose it where the conversation reads better from top to bottom.
+- **A state machine, inline** keeps nothing but a row: choose it for protocols, for many connections that are mostly
+  idle, and for whatever must be seen, limited and moved.
+- **A coroutine, inline** keeps its frames, too. Choose it where the conversation reads better from top to bottom.
 - **`greenlet`** is for blocking handlers as they are, with many slow clients: each costs a suspended stack in memory,
   and its switches. A handler that waits for anything but its own socket keeps everybody waiting.
-- **`thread`** costs a thread for each connection. Cheap while few are busy at once, since the kernel does the waiting;
-  dear for each new connection, and in memory. Choose it for handlers that wait for other things: databases, locks.
+- **`thread`** costs a thread for each connection: cheap for each line, since the kernel does the waiting and wakes who
+  is meant; dear for each new connection, and in memory. Choose it for handlers that wait for databases, or locks.
 - **`fork`** costs a process for each connection: milliseconds. Choose it where isolation is worth that: what a request
   does to memory ends with it, and it uses a core of its own.
-- **`pool`** costs a trip to a thread and back for each step. Choose it where steps wait for other things, and connections
-  are too many for a thread each. **`executor`** (not measured) costs a trip to a process: it pays where steps compute.
+- **`pool`** costs a trip to a thread and back for each step. Choose it where steps wait for other things, and
+  connections are too many for a thread each. **`executor`** (not measured) costs a trip to a process: it pays where
+  steps compute.
 
 [Choosing a dispatch policy](policies.md) says what handlers share under each, and what can't run.
 """

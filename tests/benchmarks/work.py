@@ -191,9 +191,9 @@ GROWING = (
     "reqtable-greenlet",
     "uvloop-protocol",
     "asyncio-streams",
-    "gevent",
     "floor",
 )
+BESIDE_SLOW = (*GROWING, "reqtable-thread", "socketserver-threading", "gevent")
 SIZES = (10, 100, 1_000, 10_000)
 
 WORKS = {
@@ -234,8 +234,16 @@ WORKS = {
             )
             for size in SIZES
         ),
-        Work("busy-10", "10 busy clients, alone", loaded, connections=10, group="slow"),
-        Work("slow-1000", "10 busy clients beside 1,000 slow ones", loaded, connections=10, slow=1_000, group="slow"),
+        Work("busy-10", "10 busy clients, alone", loaded, connections=10, group="slow", only=BESIDE_SLOW),
+        Work(
+            "slow-1000",
+            "10 busy clients beside 1,000 slow ones",
+            loaded,
+            connections=10,
+            slow=1_000,
+            group="slow",
+            only=BESIDE_SLOW,
+        ),
         Work("idle", "10,000 idle connections", idle, connections=10_000, fresh=True),
         Work("shutdown", "Shutdown", shutdown, "shutdown", "socketserver", fresh=True),
         Work(
