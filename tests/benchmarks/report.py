@@ -198,7 +198,7 @@ def show(measured: Measured) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = Console(width=None if sys.stdout.isatty() else 170)
 
     def table(title: str, names: list[str], lines: list[list[str]]) -> None:
         made = Table(Column(names[0], no_wrap=True), *names[1:], title=title, title_justify="left")
@@ -404,6 +404,6 @@ def plot_growth(measured: Measured, folder: Path) -> Path:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("connections, all of them busy")
         axes.set_ylabel(LOADED[1])
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
     return drawn(folder / "growth.svg", 4.5, draw)
