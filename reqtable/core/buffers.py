@@ -76,9 +76,14 @@ class Input:
         end = found + len(separator)
         if end - start > limit:
             raise LimitExceeded(f"input up to {separator!r}", limit)
-        if end < len(data) and type(data) is bytes:  # the common case of _take_to, on the path of every line
-            self._start = self._scanned = end
-            return data[start:end]
+        if type(data) is bytes:  # the common cases of _take_to, on the path of every line
+            if end < len(data):
+                self._start = self._scanned = end
+                return data[start:end]
+            if not start:
+                self.data = b""
+                self._scanned = 0
+                return data
         return self._take_to(end)
 
     def exactly(self, count: int) -> bytes | Missing:

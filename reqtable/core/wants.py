@@ -34,6 +34,7 @@ class Want(Generic[T_co]):
 
     awaits: ClassVar[Event] = Event.AWAITS_INPUT
     takes_partial: ClassVar[bool] = False  # at end of file, `AsyncRequestHandler.read` gives what is left
+    needs_bytes: ClassVar[bool] = False  # it has not come where a stream has nothing unread: no need to ask
     is_timed: ClassVar[bool] = True  # the timeout that the handler named runs while it waits for this
 
     def take(self, entry: Entry) -> T_co | Missing:
@@ -60,6 +61,7 @@ def want_type(cls: type[T]) -> type[T]:
 @want_type
 class Line(Want[bytes]):
     limit: int
+    needs_bytes: ClassVar[bool] = True
     takes_partial: ClassVar[bool] = True
 
     def take(self, entry: Entry) -> bytes | Missing:
@@ -70,6 +72,7 @@ class Line(Want[bytes]):
 class Until(Want[bytes]):
     separator: bytes
     limit: int
+    needs_bytes: ClassVar[bool] = True
 
     def take(self, entry: Entry) -> bytes | Missing:
         return entry.input.through(self.separator, self.limit)
@@ -89,6 +92,7 @@ class Exactly(Want[bytes]):
 @want_type
 class Chunk(Want[bytes]):
     limit: int
+    needs_bytes: ClassVar[bool] = True
     takes_partial: ClassVar[bool] = True
 
     def take(self, entry: Entry) -> bytes | Missing:

@@ -209,7 +209,9 @@ class Loop:
                 want = self._throw(entry, error)
             while share and want is not None and entry.state is not _CLOSED:
                 try:
-                    item = want.take(entry)
+                    unread = entry.input
+                    nothing = want.needs_bytes and not unread.data and unread.is_stream
+                    item = MISSING if nothing else want.take(entry)
                 except Exception as problem:
                     share -= 1
                     want = self._throw(entry, problem)
