@@ -101,6 +101,7 @@ class CooperativeSocket(socket.socket):
     lent: Lent
     _wait_s: float | None = None
     _since_suspended = 0  # bytes in and out
+    _is_drained = False  # the last call took less than there was room for: the next one would only learn that
 
     @classmethod
     def over(cls, plain: socket.socket) -> CooperativeSocket:
@@ -237,13 +238,17 @@ class CooperativeSocket(socket.socket):
         if flags & _WAITALL:
             buffer = bytearray(bufsize)
             return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
-        data = self._until_done(READABLE, flags, self.plain.recv, bufsize, flags | _DONTWAIT)
+        until = self._await_more(flags)
+        data = self._until_done(READABLE, flags, self.plain.recv, bufsize, flags | _DONTWAIT, until=until)
+        self._is_drained = 0 < len(data) < bufsize
         self._came_in(len(data), flags)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         into = self.plain.recv_into
-        count = total = self._until_done(READABLE, flags, into, buffer, nbytes, flags | _DONTWAIT)
+        until = self._await_more(flags)
+        count = total = self._until_done(READABLE, flags, into, buffer, nbytes, flags | _DONTWAIT, until=until)
+        self._is_drained = 0 < count < (nbytes or memoryview(buffer).nbytes)
         self._came_in(count, flags)
         # The kernel heeds MSG_WAITALL only on a blocking descriptor: one without a timeout, which this stands in for.
         other_flags = flags & (_DONTWAIT | _PEEK)
@@ -254,6 +259,15 @@ class CooperativeSocket(socket.socket):
                 self._came_in(count, flags)
                 total += count
         return total
+
+    def _await_more(self, flags: int) -> float | None:
+        """Where the kernel had no more the last time, wait before asking it again. Returns when the waiting is over."""
+        if not self._is_drained or flags & _DONTWAIT or self._wait_s == 0 or not can_suspend():
+            return None
+        self._is_drained = False
+        until = self._time_out_at()
+        self._wait(READABLE, until)
+        return until
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
         data, address = self._until_done(READABLE, flags, self.plain.recvfrom, bufsize, flags | _DONTWAIT)
