@@ -23,6 +23,9 @@ from reqtable.core.limits import Limits
 from reqtable.core.states import TRANSITIONS, Event, State
 from reqtable.core.wants import NOTHING, Want
 
+_NAMES = {state: (state.name, state.value) for state in State}
+_SLICE_ROWS = 250  # of a snapshot that another thread takes: about a millisecond's worth, and the loop has its turn
+
 
 class Resumable(Protocol):
     """What runs the steps of one request: a state machine, a coroutine, a greenlet.
@@ -124,6 +127,9 @@ class Owner(Protocol):
     @property
     def in_other_thread(self) -> bool:
         """The loop runs, and in another thread than the caller's."""
+
+    def give_way(self) -> None:
+        """Let the thread that runs the loop run, before this one goes on."""
 
     def cancel(self, entry: Entry) -> None:
         """End a request."""
@@ -361,10 +367,13 @@ class RequestTable:
         wanted_handler = handler.__name__ if isinstance(handler, type) else handler
         now = self.clock()
         rows = []
-        for entry in self:
+        texts = _Texts()
+        for number, entry in enumerate(self, 1):
             if entry.state is State.CLOSED:
                 continue  # it has ended, and this pass frees it
-            row = self._row(entry, now)
+            if not number % _SLICE_ROWS and self.owner is not None and self.owner.in_other_thread:
+                self.owner.give_way()
+            row = self._row(entry, now, texts)
             if (
                 (wanted_state is None or row["state"] == wanted_state.name)
                 and (peer is None or peer in (row["peer"], host_text(entry.peer)))
@@ -374,19 +383,19 @@ class RequestTable:
                 rows.append(row)
         return rows
 
-    def _row(self, entry: Entry, now: float) -> Row:
-        state = State.RUNNING if entry is self.running else entry.state
+    def _row(self, entry: Entry, now: float, texts: _Texts) -> Row:
+        name, letter = _NAMES[State.RUNNING if entry is self.running else entry.state]
         deadline = entry.deadline
         return {
             "id": entry.id,
             "peer": address_text(entry.peer),
-            "local": address_text(entry.local),
+            "local": texts.of(entry.local, address_text),
             "server": type(entry.server).__name__,
             "handler": handler_name(entry.handler),
             "policy": entry.policy.name,
-            "state": state.name,
-            "letter": state.value,
-            "waits_for": repr(entry.want),
+            "state": name,
+            "letter": letter,
+            "waits_for": texts.of(entry.want, repr),
             "age_s": now - entry.created_at,
             "idle_s": max(0.0, now - entry.active_at),
             "deadline_s": None if deadline is None else deadline - now,
@@ -396,6 +405,19 @@ class RequestTable:
             "buffered_out": entry.output.size,
             "steps": entry.steps,
         }
+
+
+class _Texts:
+    """What many rows share, written once."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, tuple[Any, str]] = {}
+
+    def of(self, thing: Any, write: Callable[[Any], str]) -> str:
+        known = self._texts.get(id(thing))
+        if known is None:
+            known = self._texts[id(thing)] = thing, write(thing)  # with the thing, whose id is nobody else's then
+        return known[1]
 
 
 def format_rows(rows: list[Row]) -> str:

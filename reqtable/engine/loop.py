@@ -22,6 +22,7 @@ import os
 import selectors
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
@@ -420,6 +421,10 @@ class Loop:
         entry.active_at = self.table.now
         if entry.state is waits_in:  # READY and WRITING find it when they go on
             self.step(entry, Event.RESULT_POSTED)
+
+    def give_way(self) -> None:
+        """Let another thread run: the one that runs the loop, where this is not it."""
+        time.sleep(0)  # it releases the interpreter's lock, which is else handed over every 5 ms
 
     def retry(self, function: Callable[[], None], in_s: float = _RETRY_S) -> None:
         """Have the loop call `function` in a moment. Only for the loop's own thread."""
