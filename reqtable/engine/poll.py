@@ -31,7 +31,8 @@ if hasattr(select, "epoll"):
                 events = self._selector.poll(wait, len(keys) or 1)
             except InterruptedError:
                 return []
-            return [(keys[fd], _MASKS.get(event, READ | WRITE)) for fd, event in events]
+            # The kernel goes on telling of a descriptor that was closed while a duplicate of it is open.
+            return [(keys[fd], _MASKS.get(event, READ | WRITE)) for fd, event in events if fd in keys]
 
     DefaultSelector: type[selectors.BaseSelector] = Epoll
 else:
