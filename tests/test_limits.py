@@ -432,6 +432,7 @@ def test_a_whole_request_has_a_bounded_time(handler: Any, dispatch: str) -> None
 def test_a_bug_of_a_handler_is_counted_as_one(handler: Any, dispatch: str) -> None:
     with limited(handler, dispatch) as server, Caller(server.server_address) as client:
         assert client.send(b"fail\n").rest() == b""
+        client.close()  # nobody has to linger
         wait_until(server, lambda: not server.table)
         assert server.stats()["finished"]["error" if dispatch != "fork" else "done"] == 1  # a child reports it itself
 
@@ -441,6 +442,7 @@ def test_a_bug_of_a_handler_is_counted_as_one(handler: Any, dispatch: str) -> No
 def test_a_timeout_is_counted_as_one_however_politely_it_is_taken(handler: Any, dispatch: str) -> None:
     with limited(handler, dispatch, read_timeout_s=0.05) as server, Caller(server.server_address) as client:
         assert client.send(b"not all").rest() == b""
+        client.close()  # nobody has to linger
         wait_until(server, lambda: not server.table)
         assert server.stats()["finished"]["timeout"] == 1
 

@@ -190,6 +190,7 @@ def test_what_is_no_header_ends_its_connection_alone(data: bytes, caplog: pytest
     with serving(reqtable.TCPServer(ANY, Who, config=configured("127.0.0.1"))) as server:
         with Client(server.server_address) as client, Client(server.server_address) as other:
             assert client.send(data).rest() == b""
+            client.close()
             wait_until(server, lambda: server.stats()["finished"]["error"] == 1)
             assert other.ask(V1 + b"one\n") == b"192.0.2.7 one\n"
     [message] = [record.getMessage() for record in caplog.records]
