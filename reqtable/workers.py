@@ -40,7 +40,7 @@ log = logging.getLogger("reqtable")
 _YOUNG_S = 1.0  # who dies younger than this is not replaced at once
 _BACK_OFF_S, _BACK_OFF_MAX_S = 0.1, 30.0
 _GRACE_S = 5.0  # how long after its time to drain a worker may take to end
-_AT_ONCE_S = 3.0  # how long "at once" may take, on a machine that is busy
+_AT_ONCE_S = 1.0  # how long "at once" may take
 _LOOK_S = 0.5
 _ALIVE = b"."
 
