@@ -57,15 +57,15 @@ class Input:
             self.data = bytearray(memoryview(self.data)[self._start :])
         else:
             del self.data[: self._start]  # type: ignore[union-attr]  # it is the bytearray of an earlier feed
-        self._scanned -= self._start
+        if self._scanned:
+            self._scanned -= self._start
         self._start = 0
         self.data += data
 
     def through(self, separator: bytes, limit: int) -> bytes | Missing:
         """Take the bytes up to and including `separator`, at most `limit` of them."""
-        data = self.data
-        start = self._start
-        found = data.find(separator, self._scanned if separator == self._sought else start)
+        data, start, scanned = self.data, self._start, self._scanned
+        found = data.find(separator, scanned if scanned and separator == self._sought else start)
         if found < 0:
             # limit bytes with no separator among them can't become a piece of at most limit bytes
             if len(data) - start >= limit:
@@ -77,12 +77,12 @@ class Input:
         if end - start > limit:
             raise LimitExceeded(f"input up to {separator!r}", limit)
         if type(data) is bytes:  # the common cases of _take_to, on the path of every line
+            self._scanned = 0
             if end < len(data):
-                self._start = self._scanned = end
+                self._start = end
                 return data[start:end]
             if not start:
                 self.data = b""
-                self._scanned = 0
                 return data
         return self._take_to(end)
 
@@ -92,7 +92,8 @@ class Input:
         start = self._start
         end = start + count
         if end < len(data) and type(data) is bytes:  # the common case of _take_to
-            self._start = self._scanned = end
+            self._start = end
+            self._scanned = 0
             return data[start:end]
         return self._take_to(end) if end <= len(data) else MISSING
 
@@ -125,7 +126,8 @@ class Input:
             self._start = self._scanned = 0
         else:
             item = data[self._start : end]
-            self._start = self._scanned = end
+            self._start = end
+            self._scanned = 0
         return item if type(item) is bytes else bytes(item)
 
 
@@ -217,68 +219,97 @@ class FileSlice:
 class Output:
     """The unsent output of a request: pieces in order, each `bytes` or a `FileSlice`.
 
+    `first` is the one to send next, None where there is none; `more` are the others, None where there are none, which
+    is most often.
     `size` counts all of it; `held` only what is in memory, which is what the limits are about.
     """
 
-    __slots__ = ("held", "pieces", "size")
+    __slots__ = ("first", "held", "more", "size")
 
     def __init__(self) -> None:
-        self.pieces: list[Any] = []
+        self.first: Any = None
+        self.more: list[Any] | None = None
         self.size = 0
         self.held = 0
 
+    @property
+    def pieces(self) -> list[Any]:
+        """All of them."""
+        return [self.first, *(self.more or ())] if self.size else []
+
     def append(self, data: bytes) -> None:
-        self.pieces.append(data)
+        """Add some bytes."""
+        self._add(data)
         self.size += len(data)
         self.held += len(data)
 
     def append_file(self, piece: FileSlice) -> None:
-        self.pieces.append(piece)
+        """Add what is still to be sent of a file."""
+        self._add(piece)
         self.size += piece.remaining
 
     def extend(self, other: Output) -> None:
         """Add all that `other` holds, which gives it up."""
-        self.pieces += other.pieces
+        for piece in other.pieces:
+            self._add(piece)
         self.size += other.size
         self.held += other.held
         other.clear()
 
-    def front(self) -> bytes | FileSlice:
+    def front(self) -> Any:
         """The first piece; small ones in a row are joined into one, so that they cost one send."""
-        pieces = self.pieces
-        if len(pieces) == 1:
-            return pieces[0]  # type: ignore[no-any-return]
-        if type(pieces[0]) is bytes:
-            count = total = 0
-            for piece in pieces:
-                if type(piece) is not bytes or (total and total + len(piece) > CHUNK_BYTES):
+        others = self.more
+        if others is not None and type(self.first) is bytes:
+            total = len(self.first)
+            count = 0
+            for piece in others:
+                if type(piece) is not bytes or total + len(piece) > CHUNK_BYTES:
                     break
                 total += len(piece)
                 count += 1
-            if count > 1:
-                pieces[:count] = [b"".join(pieces[:count])]
-        return pieces[0]  # type: ignore[no-any-return]
+            if count:
+                self.first = b"".join([self.first, *others[:count]])
+                self._drop(count)
+        return self.first
 
     def consume(self, count: int) -> None:
-        """The kernel took `count` bytes of the front piece."""
+        """The kernel took `count` bytes of the first piece."""
         if count == self.size:
             self.clear()
             return
         self.size -= count
-        front = self.pieces[0]
-        if type(front) is FileSlice:
-            front.offset += count
-            front.remaining -= count
-            if not front.remaining:
-                del self.pieces[0]
-            return
-        self.held -= count
-        if count == len(front):
-            del self.pieces[0]
+        first = self.first
+        if type(first) is FileSlice:
+            first.offset += count
+            first.remaining -= count
+            is_sent = not first.remaining
         else:
-            # a view, so that a 10 MB answer that leaves in small bites is not copied at each
-            self.pieces[0] = memoryview(front)[count:]
+            self.held -= count
+            is_sent = count == len(first)
+            if not is_sent:
+                # a view, so that a 10 MB answer that leaves in small bites is not copied at each
+                self.first = memoryview(first)[count:]
+        if is_sent:
+            assert self.more is not None  # else it had been all of it
+            self.first = self.more[0]
+            self._drop(1)
 
     def clear(self) -> None:
-        self.pieces.clear()
+        """Forget all of it."""
+        self.first = self.more = None
         self.size = self.held = 0
+
+    def _add(self, piece: Any) -> None:
+        if self.first is None:
+            self.first = piece
+        elif self.more is None:
+            self.more = [piece]
+        else:
+            self.more.append(piece)
+
+    def _drop(self, count: int) -> None:
+        """The next `count` of the others are no longer among them."""
+        assert self.more is not None
+        del self.more[:count]
+        if not self.more:
+            self.more = None

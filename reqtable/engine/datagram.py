@@ -80,8 +80,8 @@ class Session:
     def flush(self) -> bool:
         entry = self.entry
         output = entry.output
-        while output.pieces:
-            piece = output.pieces[0]
+        while output.size:
+            piece = output.first
             try:
                 data = piece.read() if type(piece) is FileSlice else piece
                 if not data:

@@ -71,7 +71,9 @@ class Loop:
         self.system = system
         self.table = RequestTable(system.clock, limits)
         self.table.owner = self
-        self.limits = self.table.limits
+        self.limits: Limits
+        self.unbounded: bool  # a peer of which nothing is waiting may be silent for ever
+        self.set_limits(self.table.limits)
         self.deadlines = Deadlines()
         self.timeouts = Timeouts(self)
         self.servers: list[Server] = []
@@ -88,7 +90,6 @@ class Loop:
         self._calls: dict[Entry, Callable[[], Any]] = {}  # what gives up the call that an entry waits for
         self.invariants = Invariants(self) if os.environ.get("REQTABLE_DEBUG", "0") != "0" else None
         self.times = LoopTimes()
-        self.send_share = self.limits.send_bytes  # what a request may send at once; 0: enough has been, in this pass
         self._spent = 0  # bytes of this pass, by those who send much
         self._spenders = 0
         self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
@@ -200,19 +201,21 @@ class Loop:
         table.running = entry
         resumable = entry.resumable
         want: Want[Any] | None = entry.want
-        output = entry.output
-        high_water = self.limits.high_water_bytes
-        share = full_share = self.limits.steps_per_pass
-        waits = False  # its want was asked, and has not come
+        unread, output = entry.input, entry.output
+        limits = self.limits
+        high_water = limits.high_water_bytes
+        share = full_share = limits.steps_per_pass
+        waits = idle = False  # its want has not come; and nothing at all has, or is left
         try:
             if error is not None:
                 share -= 1
                 want = self._throw(entry, error)
             while share and want is not None and entry.state is not _CLOSED:
+                if not unread.data and want.needs_bytes and unread.is_stream and not unread.ended:
+                    waits = idle = True
+                    break
                 try:
-                    unread = entry.input
-                    nothing = want.needs_bytes and not unread.data and unread.is_stream
-                    item = MISSING if nothing else want.take(entry)
+                    item = want.take(entry)
                 except Exception as problem:
                     share -= 1
                     want = self._throw(entry, problem)
@@ -220,11 +223,11 @@ class Loop:
                 if item is MISSING:
                     if output.size and want.awaits is _OUTPUT_BLOCKED and entry.transport.flush():
                         break  # a `flushed()` that now is: one that is taken from as fast as it sends waits its turn
-                    if not (entry.input.ended and want.awaits is _AWAITS_INPUT):
+                    if not (unread.ended and want.awaits is _AWAITS_INPUT):
                         waits = True
                         break
                     share -= 1
-                    want = self._throw(entry, IncompleteRead(repr(want), entry.input.leftover()))
+                    want = self._throw(entry, IncompleteRead(repr(want), unread.leftover()))
                     continue
                 share -= 1
                 want = resumable._resume(item)
@@ -239,6 +242,14 @@ class Loop:
         entry.steps += full_share - share
         if entry.state is not _CLOSED:
             try:
+                # The common case of what `_settle` does: it is answered, and waits for its peer as it did before.
+                if idle and entry.state is _READING and not entry.held and (not output.size or entry.transport.flush()):
+                    entry.want = want  # type: ignore[assignment]  # it waits for it
+                    if self.unbounded and entry.timeout is None and entry.due is None:
+                        entry.deadline = None
+                    else:
+                        self.timeouts.arm(entry)
+                    return
                 self._settle(entry, cause, want, stepped=share < full_share, waits=waits)
             except BaseException as problem:
                 self._give_up(entry, problem)
@@ -501,7 +512,8 @@ class Loop:
     def set_limits(self, limits: Limits) -> None:
         """Hold to other limits from here on."""
         self.limits = limits
-        self.send_share = limits.send_bytes
+        self.send_share = limits.send_bytes  # what a request may send at once; 0: enough has been, in this pass
+        self.unbounded = limits.idle_timeout_s is None and limits.request_timeout_s is None
         self.table.set_limits(limits)
 
     @property

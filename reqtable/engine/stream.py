@@ -93,35 +93,45 @@ class Stream(Polled):
     def flush(self) -> bool:
         entry = self.entry
         output = entry.output
-        share = self.engine.send_share
-        if not share:
-            if output.size > SMALL_BYTES:
-                return False
-            share = SMALL_BYTES
         try:
-            while output.size:
-                if share <= 0:
-                    return False
-                piece: Any = output.pieces[0] if len(output.pieces) == 1 else output.front()
-                if type(piece) is FileSlice:
-                    sent = self._send_file(piece, share)
-                else:
-                    sent = self.request.send(piece if len(piece) <= share else memoryview(piece)[:share])
-                if not sent:
-                    raise OSError(f"a file ended {output.size} bytes before what was to be sent of it")
+            if 0 < output.size < SMALL_BYTES and output.size == output.held:  # it goes, whatever others have sent
+                sent = self.request.send(output.front() if output.more else output.first)
                 entry.bytes_out += sent
-                if sent >= SMALL_BYTES:
-                    self.engine.spend(sent)
                 if sent == output.size:
-                    output.clear()
+                    output.first = output.more = None
+                    output.size = output.held = 0
                     return True
                 output.consume(sent)
-                share -= sent
+            return self._flush_much()
         except _NOT_NOW:
             return False
         except OSError as error:
             self._unwritable(error)
             return False
+
+    def _flush_much(self) -> bool:
+        """Send it within the request's share of the pass; a little goes in any case."""
+        output = self.entry.output
+        share = self.engine.send_share
+        if not share:
+            if output.size > SMALL_BYTES:
+                return False
+            share = SMALL_BYTES
+        while output.size:
+            if share <= 0:
+                return False
+            piece = output.front()
+            if type(piece) is FileSlice:
+                sent = self._send_file(piece, share)
+            else:
+                sent = self.request.send(piece if len(piece) <= share else memoryview(piece)[:share])
+            if not sent:
+                raise OSError(f"a file ended {output.size} bytes before what was to be sent of it")
+            self.entry.bytes_out += sent
+            if sent >= SMALL_BYTES:
+                self.engine.spend(sent)
+            output.consume(sent)
+            share -= sent
         return True
 
     def _send_file(self, piece: FileSlice, most: int) -> int:

@@ -29,9 +29,8 @@ class Timeouts:
     def arm(self, entry: Entry) -> None:
         """Set the deadline of the state that `entry` is in now."""
         loop = self._loop
-        limits = loop.limits
-        unbounded = limits.idle_timeout_s is limits.request_timeout_s is entry.timeout is entry.due is None
-        if unbounded and entry.state is _READING and not entry.held and entry.transport.timeout_s is None:
+        has_none = loop.unbounded and entry.timeout is None and entry.due is None
+        if has_none and entry.state is _READING and not entry.held and entry.transport.timeout_s is None:
             entry.deadline = None  # the most frequent case, first
             return
         now = loop.table.now

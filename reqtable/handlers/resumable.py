@@ -88,15 +88,16 @@ class ResumableHandler:
         entry = self.entry
         table = entry.table
         output = entry.output
+        held = output.held
         is_others = False  # another request's step sends, or the program
-        thread = table.thread
-        if entry is not table.running or (thread is not None and get_ident() != thread):
+        if entry is not table.running or get_ident() != (table.thread or get_ident()):
             elsewhere = self._output_from_outside(self._send, data)
             if elsewhere is None:
                 return
-            output = elsewhere
-            is_others = output is entry.output
-        held = output.held if output is entry.output else output.held + entry.output.held
+            is_others = elsewhere is output
+            if not is_others:
+                output = elsewhere
+                held += output.held
         if held + len(data) > table.limits.output_bytes_max:
             if not is_others:
                 raise LimitExceeded("untaken output", table.limits.output_bytes_max)
@@ -110,10 +111,11 @@ class ResumableHandler:
             return
         if is_others:
             table.touched.append(entry)
-        if data:  # as Output.append has it
-            output.pieces.append(data)
-            output.size += len(data)
-            output.held += len(data)
+        if output.first is None and data:  # what appending comes to, mostly
+            output.first = data
+            output.size = output.held = len(data)
+        elif data:
+            output.append(data)
 
     def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
         """Queue `count` bytes of `file` from `offset` (None: up to its end). The kernel copies them where it can.

@@ -87,7 +87,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a partial send is forgotten",
-        *(Stream, "flush", "output.consume(sent)", "output.consume(len(piece))"),
+        *(Stream, "_flush_much", "output.consume(sent)", "output.consume(len(piece))"),
     ),
     Mutation(
         "interest is not restored after WRITING",
@@ -115,7 +115,7 @@ MUTATIONS = [
     ),
     Mutation(
         "pieces that are joined change their order",
-        *(Output, "front", 'b"".join(pieces[:count])', 'b"".join(sorted(pieces[:count]))'),
+        *(Output, "front", "[self.first, *others[:count]]", "[*others[:count], self.first]"),
     ),
     Mutation(
         "a send from another's step is not flushed",
