@@ -239,7 +239,10 @@ class Output:
 
     def append(self, data: bytes) -> None:
         """Add some bytes."""
-        self._add(data)
+        if self.more is not None:  # most often; else as `_add` has it
+            self.more.append(data)
+        else:
+            self._add(data)
         self.size += len(data)
         self.held += len(data)
 
@@ -260,13 +263,15 @@ class Output:
         """The first piece; small ones in a row are joined into one, so that they cost one send."""
         others = self.more
         if others is not None and type(self.first) is bytes:
-            total = len(self.first)
-            count = 0
-            for piece in others:
-                if type(piece) is not bytes or total + len(piece) > CHUNK_BYTES:
-                    break
-                total += len(piece)
-                count += 1
+            if self.held == self.size <= CHUNK_BYTES:
+                count = len(others)
+            else:  # a file is among them, or too much for one send
+                count, total = 0, len(self.first)
+                for piece in others:
+                    if type(piece) is not bytes or total + len(piece) > CHUNK_BYTES:
+                        break
+                    total += len(piece)
+                    count += 1
             if count:
                 self.first = b"".join([self.first, *others[:count]])
                 self._drop(count)

@@ -186,10 +186,12 @@ class StateRequestHandler(ResumableHandler):
             transition = self._method(item)
         except Exception as error:
             return self._throw(error)
-        if type(transition) is MethodType and transition == self._method:  # what led here led there: `_follow`, sooner
-            declaration: Declaration = transition.declaration  # type: ignore[attr-defined]
-            self.entry.timeout = declaration.timeout
-            return declaration.want
+        if type(transition) is MethodType and transition.__self__ is self:  # `_follow`, sooner, in most cases
+            declaration = getattr(transition, "declaration", None)
+            if declaration is not None:
+                self._method = transition
+                self.entry.timeout = declaration.timeout
+                return declaration.want
         return self._follow(transition)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
