@@ -134,6 +134,16 @@ def test_a_server_that_ends_is_said_to_have(compiled: Tools) -> None:
         compiled.server("reqtable-state", "none")
 
 
+def test_bytecodes_are_counted_and_not_sampled() -> None:
+    counted = bench.bytecodes()
+    assert counted == bench.bytecodes()
+    for peer, functions in counted["lines"].items():
+        own = {"reqtable-state": "State.echo", "reqtable-async": "Async.handle", "reqtable-greenlet": "Blocking.handle"}
+        assert functions["Loop.step"] > 20
+        assert functions[own[peer]] >= 4
+    assert 4 <= counted["redis"]["reqtable-state"]["MiniRedis.get"] <= 16, "of one GET, though sixteen came at once"
+
+
 def test_what_children_take_is_their_parents() -> None:
     """A child that has been waited for, and one that lives."""
     burn = "import time\nwhile time.process_time() < 0.1: pass\n"

@@ -243,6 +243,8 @@ class Loop:
         if entry.state is not _CLOSED:
             try:
                 # The common case of what `_settle` does: it is answered, and waits for its peer as it did before.
+                stepped = share < full_share
+                idle = idle or (stepped and waits and want is entry.want and not unread.data and unread.is_stream)
                 if idle and entry.state is _READING and not entry.held and (not output.size or entry.transport.flush()):
                     entry.want = want  # type: ignore[assignment]  # it waits for it
                     if self.unbounded and entry.timeout is None and entry.due is None:
@@ -250,7 +252,7 @@ class Loop:
                     else:
                         self.timeouts.arm(entry)
                     return
-                self._settle(entry, cause, want, stepped=share < full_share, waits=waits)
+                self._settle(entry, cause, want, stepped, waits)
             except BaseException as problem:
                 self._give_up(entry, problem)
 

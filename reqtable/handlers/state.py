@@ -187,7 +187,7 @@ class StateRequestHandler(ResumableHandler):
         except Exception as error:
             return self._throw(error)
         if type(transition) is MethodType and transition.__self__ is self:  # `_follow`, sooner, in most cases
-            declaration = getattr(transition, "declaration", None)
+            declaration: Declaration | None = getattr(transition, "declaration", None)
             if declaration is not None:
                 self._method = transition
                 self.entry.timeout = declaration.timeout

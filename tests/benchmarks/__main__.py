@@ -24,7 +24,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.processes import CORES, LOAD_CORE, ROOT, SERVER_CORE, Failed, Server, Tools, tools
+from tests.benchmarks.processes import (
+    CORES,
+    ENVIRONMENT,
+    LOAD_CORE,
+    PATIENCE_S,
+    ROOT,
+    SERVER_CORE,
+    Failed,
+    Server,
+    Tools,
+    tools,
+)
 from tests.benchmarks.report import Measured, limited, page, plot_all, show, written
 from tests.benchmarks.servers import PEERS
 from tests.benchmarks.work import FULL, QUICK, WARM_UP, WORKS, Effort, Figures, Work
@@ -122,6 +133,13 @@ def provenance() -> dict[str, Any]:
     return {"machine": machine, "versions": versions, "commit": commit(), "measured_at": when}
 
 
+def bytecodes() -> Any:
+    """See `tests.benchmarks.profile`."""
+    command = [sys.executable, "-m", "tests.benchmarks.profile"]
+    how: dict[str, Any] = {"cwd": ROOT, "env": ENVIRONMENT, "timeout": PATIENCE_S}
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, **how).stdout)
+
+
 def open_lines(path: str) -> list[str]:
     try:
         return Path(path).read_text().splitlines()
@@ -169,7 +187,10 @@ def run(names: list[str], effort: Effort, path: Path) -> int:
         found = measure(works, peers, effort, lambda text: progress.update(task, advance=1, description=text))
         progress.update(task, completed=total, description="done")
     measured: Measured = (
-        about | {"quick": effort.seconds < FULL.seconds, "rounds": effort.rounds, "seconds": effort.seconds} | found
+        about
+        | {"quick": effort.seconds < FULL.seconds, "rounds": effort.rounds, "seconds": effort.seconds}
+        | found
+        | {"bytecodes": bytecodes()}
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(written(measured))

@@ -84,12 +84,17 @@ def is_limited_by_load(rounds: Rounds) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`user` is the ratio of user time alone, `floor` that of the floor, in C, to the same: what could be."""
+    """`user` is the ratio of user time alone, `floor` that of the floor, in C, to the same: what could be.
+
+    `allowed_us` is what the goal leaves for what is not the floor's, and `taken_us` what it takes of that.
+    """
 
     goal: Goal
     found: Spread | None = None  # None: not measured
     user: float | None = None
     floor: float | None = None
+    allowed_us: float | None = None
+    taken_us: float | None = None
 
     @property
     def met(self) -> bool:
@@ -99,7 +104,9 @@ class Outcome:
         unit = self.goal.unit
         verdict = "not measured" if self.found is None else "met" if self.met else "**not met**"
         found = "–" if self.found is None else f"{self.found.text()} {unit}"
-        more = ["–" if each is None else plain(each) for each in (self.user, self.floor)]
+        more = [
+            "–" if each is None else plain(each) for each in (self.user, self.floor, self.allowed_us, self.taken_us)
+        ]
         return [self.goal.text, f"≤ {self.goal.most:g} {unit}", found, verdict, *more]
 
 
@@ -120,11 +127,17 @@ def outcome(measured: Measured, goal: Goal) -> Outcome:
     others, floor, floor_others = others_of(goal.peer), by_peer.get("floor"), others_of("floor")
     if others is None:
         return Outcome(goal)
+    found, user = ratio(rounds, others, goal.figure), user_us(rounds) / user_us(others) if user_us(others) else None
+    if not floor or not floor_others:
+        return Outcome(goal, found, user)
+    own_us, their_us, floor_us = (spread(each, goal.figure).median for each in (rounds, others, floor))
     return Outcome(
         goal,
-        ratio(rounds, others, goal.figure),
-        user_us(rounds) / user_us(others) if user_us(others) else None,
-        ratio(floor, floor_others, goal.figure).median if floor and floor_others else None,
+        found,
+        user,
+        ratio(floor, floor_others, goal.figure).median,
+        goal.most * their_us - floor_us,
+        own_us - floor_us,
     )
 
 
@@ -134,7 +147,7 @@ def outcomes(measured: Measured) -> list[Outcome]:
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
-GOAL_HEADINGS = ["goal", "at most", "measured", "", "user time alone", "the floor in C"]
+GOAL_HEADINGS = ["goal", "at most", "measured", "", "user time alone", "the floor in C", "left, µs", "taken, µs"]
 LOADED = [
     "server",
     "CPU µs a request",
@@ -251,8 +264,9 @@ orders of magnitude, not percents.**
 """
 
 GOALS_NOTE = """A ratio is of all processor time, the kernel's included, which is the same for whoever makes the same
-system calls. So beside it stand the ratio of user time alone (sampled: a hundredth of a second at a time), and what a
-loop in C, which does little but its system calls, comes to on the same scale: no server is much below that.
+system calls. So beside it stand the ratio of user time alone (sampled: a hundredth of a second at a time), what a loop
+in C, which does little but its system calls, comes to on the same scale, and how many microseconds of a request the
+goal leaves for whatever is not the floor's, and how many are taken: where less than nothing is left, nobody meets it.
 """
 
 POLICIES = """## What each policy costs, and when to choose which
@@ -274,6 +288,15 @@ POLICIES = """## What each policy costs, and when to choose which
 
 [Choosing a dispatch policy](policies.md) says what handlers share under each, and what can't run.
 """
+
+WHERE = """A line takes two system calls, and a share of a third that tells of it. The floor in C has nothing else to
+do, and takes {floor} µs: that is the kernel's, whoever calls it, and hardly to be saved. What comes on top of it is the
+server's own. For reqtable that is so many bytecodes of the interpreter, counted, calls into C among them:
+"""
+
+PROFILED_WORK = "echo-50"
+UNCOUNTED = ("uvloop-protocol", "uvloop-streams", "asyncio-protocol", "asyncio-streams", "gevent")
+BYTECODES_SHOWN = 5
 
 POLICY_PEERS = {
     "reqtable-state": "a state machine, `inline`",
@@ -304,6 +327,7 @@ def page(measured: Measured) -> str:
         "",
         *markdown(GOAL_HEADINGS, [each.cells() for each in found]),
     ]
+    parts += ["## Where the time goes", "", *where_time_goes(measured)]
     parts += [POLICIES.format(costs="\n".join(policy_costs(measured)).rstrip())]
     if "growth-10" in measured["works"]:
         parts += ["## As connections grow", "", "![CPU per request as connections grow](performance/growth.svg)", ""]
@@ -317,6 +341,38 @@ def page(measured: Measured) -> str:
     parts += ["## Measured on", "", *markdown(["", ""], [[key, str(value)] for key, value in provenance(measured)])]
     parts += [f"- Skipped: {reason}." for reason in measured["skipped"]]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def where_time_goes(measured: Measured) -> list[str]:
+    """What the kernel takes of a line, and what Python does."""
+    counted: dict[str, dict[str, float]] = measured["bytecodes"]["lines"]
+    by_peer = measured["works"].get(PROFILED_WORK, {})
+    if "floor" not in by_peer:
+        return []
+    floor = spread(by_peer["floor"], "cpu_us").median
+    lines = []
+    for peer in [*counted, *UNCOUNTED]:
+        if peer not in by_peer:
+            continue
+        own = spread(by_peer[peer], "cpu_us").median
+        count = sum(counted.get(peer, {}).values())
+        cells = [f"{count:.0f}", f"{(own - floor) / count * 1e3:.1f}"] if count else ["–", "–"]
+        lines.append([peer, plain(own), plain(own - floor), *cells])
+    functions = {
+        name: max(each.get(name, 0) for each in counted.values()) for each in counted.values() for name in each
+    }
+    table = [
+        [f"`{name}`", *(f"{each[name]:g}" if name in each else "–" for each in counted.values())]
+        for name in sorted(functions, key=lambda name: -functions[name])
+        if functions[name] >= BYTECODES_SHOWN
+    ]
+    return [
+        WHERE.format(floor=plain(floor)),
+        *markdown(["", "a line at 50, µs", "less the floor", "bytecodes", "ns each"], lines),
+        "By function:",
+        "",
+        *markdown(["", *counted], table),
+    ]
 
 
 def policy_costs(measured: Measured) -> list[str]:

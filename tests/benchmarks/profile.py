@@ -1,0 +1,98 @@
+"""Where a request's time goes in Python: how many bytecodes it takes, by function.
+
+They are counted, not sampled: one Python on one commit gives the same every time. A call into C counts as one.
+
+    python -m tests.benchmarks.profile
+
+prints them as JSON, for each kind of work and each peer.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from threading import get_ident
+from types import FrameType
+from typing import Any
+
+import reqtable
+from tests.benchmarks.servers import reqtable_lines, reqtable_redis
+from tests.benchmarks.work import LINE_BYTES
+
+CLIENTS = 50
+AT_ONCE = 16
+LINE = b"x" * (LINE_BYTES - 1) + b"\n"
+GET = b"*2\r\n$3\r\nGET\r\n$16\r\nkey:000000000000\r\n"
+
+# by kind of work and peer: what makes the handler, its style, the policy, what a client sends at once, requests in it
+PROFILED: dict[str, dict[str, tuple[Any, str, str, bytes, int]]] = {
+    "lines": {
+        "reqtable-state": (reqtable_lines, "state", "inline", LINE, 1),
+        "reqtable-async": (reqtable_lines, "async", "inline", LINE, 1),
+        "reqtable-greenlet": (reqtable_lines, "blocking", "greenlet", LINE, 1),
+    },
+    "redis": {"reqtable-state": (reqtable_redis, "state", "inline", GET * AT_ONCE, AT_ONCE)},
+}
+
+
+class Bytecodes:
+    """Counts what runs while `is_on`, by function."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self.counts: Counter[str] = Counter()
+
+    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        frame.f_trace_opcodes = True
+        if event == "opcode" and self.is_on:
+            self.counts[frame.f_code.co_qualname.removeprefix("reqtable_lines.<locals>.")] += 1
+        return self.trace
+
+
+def profile(make: Any, style: str, policy: str, sent: bytes, count: int) -> dict[str, float]:
+    """Bytecodes of a request by function, the most first; a loop's share of a pass over all clients among them."""
+    bytecodes = Bytecodes()
+
+    class Traced(make(style)):  # type: ignore[misc]
+        disable_nagle_algorithm = False  # a socket pair has none
+
+        def setup(self) -> None:
+            sys.settrace(bytecodes.trace)  # in its own greenlet
+            super().setup()
+
+    handler = Traced if style == "blocking" else make(style)
+    with ExitStack() as stack:
+        server = stack.enter_context(reqtable.TCPServer(("127.0.0.1", 0), handler, dispatch=policy))
+        engine = server.engine
+        engine.open()
+        clients = []
+        for number in range(CLIENTS):
+            ours, theirs = socket.socketpair()
+            clients.append(stack.enter_context(theirs))
+            server.process_request(ours, ("192.0.2.1", number))
+        engine.table.thread = get_ident()  # as `run` has it
+        outer = sys.gettrace()
+        sys.settrace(bytecodes.trace)
+        for is_on in (False, True):  # what is done but once is done, and what the interpreter specializes is so
+            for client in clients:
+                client.sendall(sent)
+            bytecodes.is_on = is_on
+            engine.run_once(0)
+            bytecodes.is_on = False
+            for client in clients:
+                client.recv(65_536)
+        sys.settrace(outer)
+        engine.table.thread = None
+    requests = CLIENTS * count
+    return {name: round(found / requests, 1) for name, found in bytecodes.counts.most_common()}
+
+
+def profiles() -> dict[str, dict[str, dict[str, float]]]:
+    return {kind: {peer: profile(*how) for peer, how in peers.items()} for kind, peers in PROFILED.items()}
+
+
+if __name__ == "__main__":
+    json.dump(profiles(), sys.stdout)
