@@ -122,11 +122,12 @@ def test_a_session_without_a_timeout_of_its_own_has_the_limits(clock: FakeClock)
                 await self.send(await self.read(datagram()))
 
     with Stepwise(clock, Forever, session_timeout_s=7) as world, peer_of(world.server) as peer:
-        peer.send(b"x")
-        world.passes()
-        clock.jump(6)
-        world.passes()
-        assert len(world.server.table) == 1
+        for _ in range(3):
+            peer.send(b"x")
+            world.passes()
+            clock.jump(6)
+            world.passes()
+            assert len(world.server.table) == 1
         clock.jump(2)
         world.passes()
         assert len(world.server.table) == 0

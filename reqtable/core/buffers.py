@@ -184,7 +184,8 @@ class Inbox(Input):
             # from a peer without an address there will be no other: the end has come with the first
             self.is_session = self.has_peer
         self.ended = not self.has_peer and not self._datagrams
-        self.leftover()  # what an earlier want left of its datagram does not run into the next one
+        if self.data:
+            self.leftover()  # what an earlier want left of its datagram does not run into the next one
         return self._datagrams.popleft() if self._datagrams else MISSING
 
     def unopened(self) -> list[bytes]:

@@ -205,7 +205,7 @@ class Loop:
         limits = self.limits
         high_water = limits.high_water_bytes
         share = full_share = limits.steps_per_pass
-        waits = idle = False  # its want has not come; and nothing at all has, or is left
+        waits = idle = False  # its want has not come; nor has anything else of its peer
         try:
             if error is not None:
                 share -= 1
@@ -225,6 +225,7 @@ class Loop:
                         break  # a `flushed()` that now is: one that is taken from as fast as it sends waits its turn
                     if not (unread.ended and want.awaits is _AWAITS_INPUT):
                         waits = True
+                        idle = not (unread.data or unread) and want.awaits is _AWAITS_INPUT and share < full_share
                         break
                     share -= 1
                     want = self._throw(entry, IncompleteRead(repr(want), unread.leftover()))
@@ -243,16 +244,14 @@ class Loop:
         if entry.state is not _CLOSED:
             try:
                 # The common case of what `_settle` does: it is answered, and waits for its peer as it did before.
-                stepped = share < full_share
-                idle = idle or (stepped and waits and want is entry.want and not unread.data and unread.is_stream)
                 if idle and entry.state is _READING and not entry.held and (not output.size or entry.transport.flush()):
                     entry.want = want  # type: ignore[assignment]  # it waits for it
-                    if self.unbounded and entry.timeout is None and entry.due is None:
+                    if self.unbounded and entry.timeout is None and entry.due is None and unread.is_stream:
                         entry.deadline = None
                     else:
                         self.timeouts.arm(entry)
                     return
-                self._settle(entry, cause, want, stepped, waits)
+                self._settle(entry, cause, want, share < full_share, waits)
             except BaseException as problem:
                 self._give_up(entry, problem)
 
