@@ -46,15 +46,15 @@ class LimitExceeded(PeerError):
 
 
 class IncompleteRead(PeerError, EOFError):
-    """The peer's end of file came first; `partial` holds the bytes that had arrived and were not yet read."""
+    """The peer's end of file came before `waited_for`, a want; `partial` is what had arrived and was not yet read."""
 
-    def __init__(self, waited_for: str, partial: bytes) -> None:
-        super().__init__(f"end of file after {len(partial)} bytes while waiting for {waited_for}")
+    def __init__(self, waited_for: object, partial: bytes) -> None:
+        super().__init__(waited_for, partial)
         self.waited_for = waited_for
         self.partial = partial
 
-    def __reduce__(self) -> tuple[type, tuple[str, bytes]]:
-        return type(self), (self.waited_for, self.partial)
+    def __str__(self) -> str:  # seldom asked for, and every request that ends between two others ends by this
+        return f"end of file after {len(self.partial)} bytes while waiting for {self.waited_for}"
 
 
 class TimedOut(PeerError, TimeoutError):

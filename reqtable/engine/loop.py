@@ -228,7 +228,7 @@ class Loop:
                         idle = not (unread.data or unread) and want.awaits is _AWAITS_INPUT and share < full_share
                         break
                     share -= 1
-                    want = self._throw(entry, IncompleteRead(repr(want), unread.leftover()))
+                    want = self._throw(entry, IncompleteRead(want, unread.leftover()))
                     continue
                 share -= 1
                 want = resumable._resume(item)
