@@ -89,7 +89,7 @@ class Policy(ABC):
         if child is None:
             return None
         entry.begin_call()
-        return self.dispatcher.forking.watch(entry, child)
+        return self.dispatcher.forking.adopt(entry, child)
 
     def wait(self) -> None:
         """Wait until the requests that it has taken over have ended."""

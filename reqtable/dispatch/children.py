@@ -102,7 +102,7 @@ def _pidfd(pid: int) -> int:
 
 def fork() -> int:
     """`os.fork()`, with what is buffered for the standard streams written by the parent, once."""
-    _flush_streams()
+    flush_streams()
     return os.fork()
 
 
@@ -132,12 +132,13 @@ def become_child(own: Entry | None, dispatcher: Any) -> None:
 def leave_child(status: int = 0) -> NoReturn:
     """End a child, without a return into the parent's code."""
     try:
-        _flush_streams()
+        flush_streams()
     finally:
         os._exit(status)
 
 
-def _flush_streams() -> None:
+def flush_streams() -> None:
+    """Write what is buffered for the standard streams: else whoever is forked next would write it too."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # there may be none, or it is closed
             stream.flush()

@@ -66,6 +66,9 @@ class Delegation:
         self._before = entry.resumable
         entry.resumable = entry.transport = self
         self.transport.poll(0)  # from here on what can be read is somebody else's to read
+
+    def hand_over(self) -> None:
+        """There is someone who has it now."""
         if isinstance(self.transport, Lent):
             self.transport.hand_over()
 
@@ -123,6 +126,7 @@ class InThread(Delegation):
 
     def __init__(self, entry: Entry, policy: Delegating) -> None:
         super().__init__(entry)
+        self.hand_over()
         self._lock = threading.Lock()
         self._served = self._given_up = False
         self._forwarded: deque[bytes] = deque()  # later datagrams, which the driver has still to take

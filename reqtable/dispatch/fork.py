@@ -12,15 +12,16 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from typing import Any, NoReturn
 
 from reqtable.core.buffers import Inbox
 from reqtable.core.errors import ConfigurationError
+from reqtable.core.states import State
 from reqtable.core.table import Entry, Resumable, address_text
-from reqtable.core.wants import ELSEWHERE, Want
+from reqtable.core.wants import ELSEWHERE, Failure, Want
 from reqtable.dispatch.blocking import serve_in_child
-from reqtable.dispatch.children import Child, become_child, fork, leave_child, log
+from reqtable.dispatch.children import Child, become_child, flush_streams, leave_child, log
 from reqtable.dispatch.delegating import Delegating, Delegation, HandingOff
 from reqtable.dispatch.driver import DATAGRAM_BYTES, Driver
 from reqtable.dispatch.shipping import Shipped, check_shippable
@@ -32,29 +33,58 @@ _PACKETS = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 _LOOK_S = 0.05
 _MAX_CHILDREN = 40  # as in `socketserver`
 
+Pair = tuple[socket.socket, socket.socket]
+
 
 class InChild(Delegation):
-    """A request that a child has. The later datagrams of a session reach it by a socket pair.
+    """A request that a child has, or will have when this pass ends. The later datagrams of a session reach it by a pair
+    of sockets.
 
     Whatever of them it leaves unread is read back by the parent: if it was no session, they are new requests.
     """
 
-    def __init__(self, policy: Fork, entry: Entry, pid: int, pair: tuple[socket.socket, socket.socket] | None) -> None:
+    def __init__(self, policy: Fork, entry: Entry) -> None:
         super().__init__(entry)
         self._policy = policy
+        self._pid: int | None = None
+        self._is_killed = False
+        self._pair: Pair | None = None
+
+    def begin(self, pid: int, pair: Pair | None) -> None:
+        """In the parent: the child has it now."""
         self._pid = pid
-        self.is_killed = False
         self._pair = pair
+        self.entry.policy = self._policy
         if pair is not None:
             self.transport.forward = self._forward  # type: ignore[attr-defined]
+        self.hand_over()
+
+    def fail(self, problem: Exception) -> None:
+        """In the loop: it could not be begun, or gone on with."""
+        assert self.entry.table.owner is not None
+        self.entry.table.owner.post_result(self.entry, self.number, Failure(problem))
+
+    def exited(self, child: Child) -> None:
+        """In the loop that children are watched in: the child has been waited for."""
+        entry = self.entry
+        how = child.ending()
+        if how is not None and not self._is_killed:
+            entry.ending = entry.ending or "error"
+            log.warning("%s: request %d: its child %s", address_text(entry.peer), entry.id, how)
+        owner = entry.table.owner
+        assert owner is not None
+        if owner.in_other_thread:
+            owner.post(self.end)
+        else:
+            self.end()
 
     def finish(self) -> None:
         self._read_back()
         super().finish()
 
     def release(self) -> None:
-        if not self.is_let_go:
-            self.is_killed = True
+        if self._pid is not None and not self.is_let_go:
+            self._is_killed = True
             self._policy.kill(self._pid)
             self.transport.shut()  # for children of its own, too
         self._read_back()
@@ -93,6 +123,7 @@ class Fork(Delegating):
             raise ConfigurationError("dispatch policy 'fork': this platform has no fork(): choose 'thread'")
         super().__init__(dispatcher)
         self.children: dict[int, Child | None] = {}  # None: about to be watched
+        self._due: deque[InChild] = deque()  # to be forked when this pass ends, or when there is a process left
 
     @classmethod
     def check_step(cls, handler_class: Any) -> None:
@@ -105,7 +136,7 @@ class Fork(Delegating):
 
     @property
     def busy(self) -> int:
-        return len(self.children)
+        return len(self.children) + len(self._due)
 
     def resumable(self, entry: Entry, handler: Any) -> Resumable:
         return HandingOff(entry, handler, self.name)
@@ -114,60 +145,101 @@ class Fork(Delegating):
         return Shipped(entry, handler, self.dispatcher.executor("fork"))
 
     def start(self, entry: Entry) -> None:
-        is_session = isinstance(entry.transport, Session) and bool(entry.peer)
-        pair = socket.socketpair(socket.AF_UNIX, _PACKETS) if is_session else None
+        delegation = InChild(self, entry)
+        if entry.table.owner is self.engine and self.engine.in_loop_thread:
+            if not self._due:
+                self.engine.retry(self._fork_due, in_s=0)
+            self._due.append(delegation)
+            return
+        flush_streams()
         try:
-            if pair is not None:
-                _send_later_ones(entry.transport.inbox, pair[0])  # type: ignore[attr-defined]
-            pid = fork()
+            pid, pair = self._fork(delegation)
+        except BaseException:
+            delegation.undo()
+            raise
+        self._watch(delegation, pid, pair)
+
+    def adopt(self, entry: Entry, pid: int) -> Want[Any]:
+        """The child `pid`, which its handler has forked, has the rest of `entry`. Returns what to wait for."""
+        self._watch(InChild(self, entry), pid, None)
+        return ELSEWHERE
+
+    def _fork_due(self) -> None:
+        """Fork for all that this pass has taken over, and only then go on with each.
+
+        After a fork the first write to a page of memory copies it, here as in the child: so little is done in between.
+        """
+        flush_streams()
+        begun: deque[tuple[InChild, int, Pair | None]] = deque()
+        try:
+            while self._due:
+                delegation = self._due.popleft()
+                if delegation.entry.state is State.CLOSED:
+                    continue
+                try:
+                    begun.append((delegation, *self._fork(delegation)))
+                except Exception as problem:
+                    if isinstance(problem, BlockingIOError) and (begun or self.children):
+                        self._due.appendleft(delegation)  # no process is left, until a child has ended
+                        self.engine.retry(self._fork_due)
+                        break
+                    delegation.undo()
+                    delegation.fail(problem)
+        finally:
+            while begun:
+                self._go_on(*begun.popleft())
+
+    def _go_on(self, delegation: InChild, pid: int, pair: Pair | None) -> None:
+        try:
+            self._watch(delegation, pid, pair)
+        except Exception as problem:  # of a hook
+            delegation.fail(problem)
+
+    def _fork(self, delegation: InChild) -> tuple[int, Pair | None]:
+        """In the parent: the child, and the pair that it shares with us if the request is a session's."""
+        transport = delegation.transport
+        pair = None
+        try:
+            if isinstance(transport, Session) and delegation.entry.peer:
+                pair = socket.socketpair(socket.AF_UNIX, _PACKETS)
+                _send_later_ones(transport.inbox, pair[0])
+            pid = os.fork()
         except BaseException:
             for end in pair or ():
                 end.close()
             raise
         if not pid:
-            self._be_child(entry, pair)
-        self.watch(entry, pid, pair)
+            self._be_child(delegation, pair)
+        return pid, pair
 
-    def watch(self, entry: Entry, pid: int, pair: tuple[socket.socket, socket.socket] | None = None) -> Want[Any]:
-        """The child `pid` has the rest of `entry`. Returns what to wait for."""
-        delegation = InChild(self, entry, pid, pair)
-        entry.policy = self
-
-        owner = entry.table.owner
-        assert owner is not None
-
-        def ended(child: Child) -> None:
-            self._forget(pid)
-            how = child.ending()
-            if how is not None and not delegation.is_killed:
-                entry.ending = entry.ending or "error"
-                log.warning("%s: request %d: its child %s", address_text(entry.peer), entry.id, how)
-            if owner.in_other_thread:
-                owner.post(delegation.end)
-            else:
-                delegation.end()
-            self.vacate()
-
-        server = entry.server
+    def _watch(self, delegation: InChild, pid: int, pair: Pair | None) -> None:
+        """In the parent: the child `pid` has the request."""
+        delegation.begin(pid, pair)
+        server = delegation.entry.server
         active = getattr(server, "active_children", None)
         if active is None:
             active = server.active_children = set()  # type: ignore[attr-defined]
         active.add(pid)
         self.children[pid] = None
         if self.dispatcher.loop.in_other_thread:  # a driver of another thread may be gone before the child is
-            self.dispatcher.loop.post(self._register, pid, ended)
+            self.dispatcher.loop.post(self._register, pid, delegation)
         else:
-            self._register(pid, ended)
+            self._register(pid, delegation)
         if isinstance(delegation.transport, Lent):
             server.close_request(delegation.request)
         else:
-            entry.handler._leave()
+            delegation.entry.handler._leave()
             delegation.transport.leave()  # type: ignore[attr-defined]
-            entry.output.clear()  # the child sends it
-        return ELSEWHERE
+            delegation.entry.output.clear()  # the child sends it
 
-    def _register(self, pid: int, ended: Callable[[Child], None]) -> None:
+    def _register(self, pid: int, delegation: InChild) -> None:
         """In the loop that all children are watched in."""
+
+        def ended(child: Child) -> None:
+            self._forget(pid)
+            delegation.exited(child)
+            self.vacate()
+
         self.children[pid] = Child(self.dispatcher.loop, pid, ended)
 
     def kill(self, pid: int) -> None:
@@ -209,6 +281,7 @@ class Fork(Delegating):
 
     def abandon(self) -> None:
         super().abandon()
+        self._due.clear()
         for child in self.children.values():
             if child is not None:
                 child.abandon()
@@ -221,9 +294,11 @@ class Fork(Delegating):
         if active is not None:
             active.discard(pid)
 
-    def _be_child(self, entry: Entry, pair: tuple[socket.socket, socket.socket] | None) -> None:
+    def _be_child(self, delegation: InChild, pair: Pair | None) -> NoReturn:
+        entry = delegation.entry
         status = 1
         try:
+            delegation.undo()  # it is ours
             become_child(entry, self.dispatcher)
             if isinstance(entry.transport, Lent):
                 serve_in_child(entry, entry.transport.request)
