@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import logging
 import signal
@@ -28,16 +29,20 @@ def in_main_thread() -> bool:
 @contextlib.contextmanager
 def handled(handlers: Handlers) -> Iterator[Callable[[], None]]:
     """Have these signals handled so while it is entered. Gives what puts back the handlers that were there before."""
-    previous = {number: signal.signal(number, each) for number, each in handlers.items()}
+    previous = {int(number): _plain(signal.signal(number, each)) for number, each in handlers.items()}
 
     def restore() -> None:
         for number, each in previous.items():
-            signal.signal(number, each)
+            _signal.signal(number, each)  # `signal.signal` makes enums of it, for which a child would copy thirty pages
 
     try:
         yield restore
     finally:
         restore()
+
+
+def _plain(handler: Any) -> Any:
+    return int(handler) if isinstance(handler, signal.Handlers) else handler
 
 
 @contextlib.contextmanager

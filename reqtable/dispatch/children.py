@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from reqtable.core.states import READ
 from reqtable.core.table import Entry
-from reqtable.engine.transports import Lent, Polled
+from reqtable.engine.transports import Lent, Polled, close_copy
 
 log = logging.getLogger("reqtable")
 
@@ -84,8 +84,7 @@ class Child(Polled):
     def abandon(self) -> None:
         """In another child: the descriptor is a copy of the parent's."""
         self.watched = 0
-        with contextlib.suppress(OSError):  # the fork came from another thread, in the midst of closing it
-            os.close(self.fd)
+        close_copy(self.fd)
 
     def _look(self) -> None:
         if not self.collect():

@@ -202,8 +202,13 @@ def discarded_all(connection: socket.socket, count: int) -> bool:
 def abandon(request: Any) -> None:
     """In a forked child: close its copy of a socket, for good, and without a word to the peer or the selector."""
     if isinstance(request, socket.socket):
-        fd = socket.socket.detach(request)  # `close` would wait for the files made of it
-        with contextlib.suppress(OSError):  # closed, or the fork came from another thread, in the midst of closing it
+        close_copy(socket.socket.detach(request))  # `close` would wait for the files made of it
+
+
+def close_copy(fd: int) -> None:
+    """In a forked child: close its copy of a descriptor, if it has one: another thread may just have closed it."""
+    if fd >= 0:
+        with contextlib.suppress(OSError):
             os.close(fd)
 
 
