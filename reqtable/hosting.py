@@ -300,8 +300,9 @@ class Hosted:
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Enter the request into the table, under this server's policy; one for which there is no room is refused."""
-        if self._host.admission.admits(self, request, client_address):
-            opened: Any = self._host.entry_of(request)
+        engine = self._host
+        if engine.admission.admits(self, request, client_address):
+            opened: Any = engine.entry_of(request)
             policy = self._dispatcher.chosen if opened is None else opened.policy
             policy.admit(self, request, client_address)
         else:

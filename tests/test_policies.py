@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.server
 import json
 import logging
@@ -17,13 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 import reqtable
 from reqtable import Config, ConfigurationError, Limits, Transition, call, hand_off, line, nothing, state, until
 from reqtable.config import ExecutorOptions, ForkOptions, PoolOptions, ThreadOptions
+from reqtable.dispatch.thread import RequestThread
 from reqtable.engine.loop import TABLES
 from tests.conftest import WAIT_S, Client, served, serving, wait_until
 
@@ -106,6 +108,36 @@ def test_thread_gives_each_request_its_own(handler: Any) -> None:
             assert {row["policy"] for row in server.table.snapshot()} == {"thread"}
         empty(server)
         assert len(server._dispatcher.chosen.threads) == 0
+
+
+def test_a_thread_is_started_and_not_waited_for() -> None:
+    done: list[int] = []
+    switched_s = sys.getswitchinterval()
+    thread = RequestThread(lambda: done.append(threading.get_ident()), "not-yet", daemon=False)
+    try:
+        sys.setswitchinterval(60)  # nobody takes the interpreter's lock from us
+        thread.start()
+        assert not done
+        assert thread.is_alive()
+    finally:
+        sys.setswitchinterval(switched_s)
+    thread.join()
+    assert done == [thread.ident]
+    assert not thread.is_alive()
+
+
+def test_a_pass_ends_when_its_threads_have_begun() -> None:
+    with served(Where, "thread") as server:
+        begun: list[bool] = []
+
+        def look() -> None:
+            begun.extend(thread.ident is not None for thread in server._dispatcher.chosen.threads)
+
+        server.service_actions = look
+        with Client(server.server_address) as client:
+            where(client)
+            wait_until(server, lambda: bool(begun))
+        assert all(begun)
 
 
 @pytest.mark.parametrize("handler", [Where, StateWhere, AsyncWhere])
@@ -1104,6 +1136,115 @@ def test_nothing_is_bound_when_a_policy_is_refused(monkeypatch: pytest.MonkeyPat
             assert "\n" not in str(raised.value)
     assert bound == []
     logging.getLogger("reqtable").debug("nothing was bound")
+
+
+# -- forking at the end of a pass -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def queued(
+    count: int, handler: Any = Where, made: Any = reqtable.ForkingTCPServer
+) -> Iterator[tuple[Any, list[Client]]]:
+    """A server that serves, and clients that had connected before its first pass."""
+    server = made(ANY, handler)
+    clients = [Client(server.server_address) for _ in range(count)]
+    with serving(server):
+        try:
+            yield server, clients
+        finally:
+            for client in clients:
+                client.hang_up()
+
+
+class Noted(reqtable.ForkingTCPServer):
+    """Notes which hooks are called, here in the parent."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.hooks: list[str] = []
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        self.hooks.append("verify")
+        return super().verify_request(request, client_address)
+
+    def close_request(self, request: Any) -> None:
+        self.hooks.append("close")
+        super().close_request(request)
+
+
+@pytest.mark.parametrize("handler", [Where, StateWhere, AsyncWhere])
+def test_all_that_a_pass_takes_over_are_forked_at_its_end(handler: Any) -> None:
+    with queued(5, handler, Noted) as (server, clients):
+        assert len({where(client)[0] for client in clients} - {os.getpid()}) == 5
+        assert server.hooks[:5] == ["verify"] * 5
+        for client in clients:
+            client.hang_up()
+        empty(server)
+        assert server.hooks == ["verify"] * 5 + ["close"] * 5
+
+
+def test_a_request_that_ends_before_it_is_forked_has_no_child() -> None:
+    class Fickle(Noted):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            super().process_request(request, client_address)
+            if len(self.hooks) == 1:
+                self.table.cancel(1)
+
+    with queued(2, Where, Fickle) as (server, (ended, served)):
+        pid, _ = where(served)
+        assert ended.socket.recv(1) == b""
+        assert server.active_children == {pid}
+        assert server.hooks.count("close") == 2
+
+
+def test_where_no_process_is_left_forking_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = os.fork
+    calls: list[None] = []
+
+    def scarce() -> int:
+        calls.append(None)
+        if 2 <= len(calls) <= 4:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", scarce)
+    with queued(3) as (server, clients):
+        pids = {where(client)[0] for client in clients}
+        assert len(calls) == 6
+        wait_until(server, lambda: server.active_children == pids)
+
+
+class Sorry(StateWhere):
+    def on_error(self, error: Exception) -> Transition:
+        self.send(b"%b\n" % type(error).__name__.encode())
+        return super().on_error(error)
+
+
+@pytest.mark.parametrize(("handler", "said"), [(Where, b""), (Sorry, b"OSError\n")])
+def test_a_request_that_can_not_be_forked_fails_alone(
+    handler: Any, said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork = os.fork
+    calls: list[None] = []
+
+    def fails_once() -> int:
+        calls.append(None)
+        if len(calls) == 1:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return fork()
+
+    class Told(reqtable.ForkingTCPServer):
+        errors: ClassVar[list[Any]] = []
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            self.errors.append(sys.exc_info()[1])
+
+    monkeypatch.setattr(os, "fork", fails_once)
+    with queued(2, handler, Told) as (server, (failed, served)):
+        assert where(served)[0] != os.getpid()
+        assert failed.line() == said
+        wait_until(server, lambda: len(server.table) == 1)
+        assert [type(error) for error in server.errors] == [OSError]
 
 
 # -- regressions ------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class Policy(ABC):
     @property
     def engine(self) -> Engine:
         """The loop whose table the requests are in."""
-        return self.dispatcher.server._host  # type: ignore[no-any-return]
+        return self.dispatcher.server._engine  # type: ignore[no-any-return]
 
     @classmethod
     def check(cls, handler_class: Any) -> None:
@@ -163,7 +163,8 @@ class Policy(ABC):
 
     def _entry(self, server: Any, request: Any, client_address: Any, transport: Any) -> Entry:
         """The entry of a request: a new one, unless it has been opened."""
-        entry = self.engine.entry_of(request)
+        engine = self.engine
+        entry = engine.entry_of(request)
         if entry is not None:
             entry.transport = transport
             entry.want = NOTHING
@@ -171,7 +172,7 @@ class Policy(ABC):
         local = server.server_address
         if isinstance(local, tuple) and local[0] in _WILDCARDS and not isinstance(transport.request, tuple):
             local = transport.request.getsockname()  # which of the machine's addresses it came to
-        return Entry(self.engine.table, server, self, client_address, local, transport)
+        return Entry(engine.table, server, self, client_address, local, transport)
 
 
 def is_resumable(handler_class: Any) -> bool:

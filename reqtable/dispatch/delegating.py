@@ -26,15 +26,17 @@ class HandingOff:
 
     bound_to_thread: ClassVar[bool] = False
 
-    def __init__(self, entry: Entry, handler: Resumable | None, policy: str) -> None:
+    def __init__(self, entry: Entry, handler: Resumable | None, policy: Delegating) -> None:
         self._entry = entry
         self._handler = handler
-        self._want = hand_off(policy)
+        self._policy = policy
 
     def _resume(self, item: Any) -> Want[Any]:
-        if self._handler is not None:
-            self._entry.resumable = self._handler
-        return self._want
+        if self._handler is None:
+            self._entry.begin_call()
+            return self._policy.take_over(self._entry)
+        self._entry.resumable = self._handler
+        return hand_off(self._policy.name)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
         if self._handler is None:
@@ -222,8 +224,13 @@ class Delegating(Policy):
     def start(self, entry: Entry) -> None:
         """Take `entry` over. Raises OSError or RuntimeError where the machine has no thread or process left."""
 
+    def in_pass(self, entry: Entry) -> bool:
+        """Whether the engine takes `entry` over in a pass, so that there is an end of it to leave something for."""
+        engine = self.engine
+        return entry.table.owner is engine and engine.in_loop_thread
+
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        return HandingOff(entry, None, self.name)
+        return HandingOff(entry, None, self)
 
     def take_over(self, entry: Entry) -> Want[Any]:
         most = self.most
@@ -259,6 +266,6 @@ class Delegating(Policy):
     def _wait(self, entry: Entry) -> Want[Any]:
         before = entry.resumable
         handler = None if isinstance(entry.transport, Lent) else before
-        entry.resumable = HandingOff(entry, handler, self.name)
+        entry.resumable = HandingOff(entry, handler, self)
         self._waiting.append((entry, entry.calls))
         return VACANCY

@@ -139,14 +139,14 @@ class Fork(Delegating):
         return len(self.children) + len(self._due)
 
     def resumable(self, entry: Entry, handler: Any) -> Resumable:
-        return HandingOff(entry, handler, self.name)
+        return HandingOff(entry, handler, self)
 
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
         return Shipped(entry, handler, self.dispatcher.executor("fork"))
 
     def start(self, entry: Entry) -> None:
         delegation = InChild(self, entry)
-        if entry.table.owner is self.engine and self.engine.in_loop_thread:
+        if self.in_pass(entry):
             if not self._due:
                 self.engine.retry(self._fork_due, in_s=0)
             self._due.append(delegation)

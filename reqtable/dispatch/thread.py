@@ -7,11 +7,35 @@ of the process, and need locks where they share data.
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from reqtable.core.table import Entry, Resumable
 from reqtable.dispatch.delegating import Delegating, HandingOff, InThread
 from reqtable.dispatch.stepping import Pooled
+
+
+class RequestThread(threading.Thread):
+    """A thread whose `start()` does not wait until it runs: for that, the loop would for each request give away the
+    interpreter's lock, wait for two switches between threads, and fight for it again.
+    """
+
+    def __init__(self, serve: Callable[[], None], name: str, daemon: bool) -> None:
+        super().__init__(target=serve, name=name, daemon=daemon)
+        self._started: Any  # the Event that `start()` would wait for; where a Python has none, it waits
+        self._started.wait = bool
+
+    def wait_until_begun(self, timeout: float | None = None) -> bool:
+        return threading.Event.wait(self._started, timeout)
+
+    def is_alive(self) -> bool:
+        return not self._started.is_set() or super().is_alive()
+
+    def join(self, timeout: float | None = None) -> None:
+        if self.wait_until_begun(timeout):
+            super().join(timeout)
 
 
 class Thread(Delegating):
@@ -20,6 +44,7 @@ class Thread(Delegating):
     def __init__(self, dispatcher: Any) -> None:
         super().__init__(dispatcher)
         self.threads: dict[threading.Thread, InThread] = {}  # those that have not finished
+        self._starting: deque[RequestThread] = deque()  # in this pass
 
     @property
     def most(self) -> int | None:
@@ -30,7 +55,7 @@ class Thread(Delegating):
         return len(self.threads)
 
     def resumable(self, entry: Entry, handler: Any) -> Resumable:
-        return HandingOff(entry, handler, self.name)
+        return HandingOff(entry, handler, self)
 
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
         return Pooled(entry, handler, self.dispatcher.executor("thread"))
@@ -39,7 +64,7 @@ class Thread(Delegating):
         delegation = InThread(entry, self)
         daemon = bool(getattr(entry.server, "daemon_threads", False))
         name = f"reqtable-{entry.id}"
-        thread = threading.Thread(target=self._run, args=(delegation,), name=name, daemon=daemon)
+        thread = RequestThread(partial(self._run, delegation), name, daemon)
         self.threads[thread] = delegation
         try:
             thread.start()
@@ -47,6 +72,17 @@ class Thread(Delegating):
             del self.threads[thread]
             delegation.undo()
             raise
+        # No later than this pass ends: Python does not wait at its exit for a thread that has not begun.
+        if not self.in_pass(entry):
+            thread.wait_until_begun()
+            return
+        if not self._starting:
+            self.engine.retry(self._wait_until_begun, in_s=0)
+        self._starting.append(thread)
+
+    def _wait_until_begun(self) -> None:
+        while self._starting:
+            self._starting.popleft().wait_until_begun()
 
     def wait(self) -> None:
         for thread in list(self.threads):
@@ -59,6 +95,7 @@ class Thread(Delegating):
             if delegation.driver is not None:
                 delegation.driver.close_descriptors()
         self.threads.clear()
+        self._starting.clear()
 
     def _run(self, delegation: InThread) -> None:
         owner = delegation.entry.table.owner

@@ -79,7 +79,7 @@ class Listener(Polled):
                 self._full = True
                 self.poll(0)
                 return
-            if self._holds_back and not self._may_take_one():
+            if self._holds_back and self.engine.limits.accepts_per_s_max is not None and not self._may_take_one():
                 return
             if not self.server._handle_request_noblock():
                 return
@@ -90,8 +90,7 @@ class Listener(Polled):
     def _may_take_one(self) -> bool:
         """Whether the rate of new connections allows another; where it does not, listening rests until it does."""
         rate = self.engine.limits.accepts_per_s_max
-        if rate is None:
-            return True
+        assert rate is not None
         now = self.engine.table.now
         self._allowance = min(float(rate), self._allowance + (now - self._allowed_at) * rate)
         self._allowed_at = now

@@ -157,7 +157,7 @@ class Lent(Polled):
         if not isinstance(own, socket.socket) or own.fileno() < 0:
             return None
         try:
-            return system.socket(own.family, own.type, own.proto, fileno=system.dup(own.fileno()))
+            return system.socket(fileno=system.dup(own.fileno()))
         except OSError:
             return None  # out of descriptors
 
@@ -180,7 +180,8 @@ def has_unread(request: Any, plain: type[socket.socket]) -> bool:
     if not isinstance(request, socket.socket) or request.fileno() < 0:
         return False
     try:
-        if request.type == socket.SOCK_STREAM:
+        # As a number: for `request.type` a member of an Enum is looked up.
+        if socket.SocketType.type.__get__(request) == socket.SOCK_STREAM:
             if plain.gettimeout(request):
                 plain.settimeout(request, 0)  # with a timeout MSG_DONTWAIT waits; the descriptor is non-blocking then
             return bool(plain.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
