@@ -12,7 +12,8 @@ import time
 from typing import Any, ClassVar
 
 from reqtable import Entry, Want
-from reqtable.core.table import Resumable, address_text
+from reqtable.core.addresses import address_text
+from reqtable.core.table import Resumable
 from reqtable.dispatch.inline import Inline
 from reqtable.engine.transports import Lent
 

@@ -16,8 +16,9 @@ from reqtable.core.errors import (
     TimedOut,
 )
 from reqtable.core.limits import Limits
+from reqtable.core.listing import format_rows
 from reqtable.core.states import INTEREST, TRANSITIONS, Event, State
-from reqtable.core.table import Entry, RequestTable, format_rows
+from reqtable.core.table import Entry, RequestTable
 from reqtable.core.wants import (
     Want,
     call,

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from reqtable.config import Config, ProxyOptions, TLSOptions
+from reqtable.core.addresses import address_text
 from reqtable.core.errors import ConfigurationError
-from reqtable.core.table import address_text
 from reqtable.servers import TCPServer, UDPServer
 
 _PERMISSIONS = ("mode", "owner", "group")

@@ -18,7 +18,7 @@ import click
 from reqtable.binds import is_activated
 from reqtable.config import Config, chosen_dispatch, effective
 from reqtable.core.errors import ConfigurationError
-from reqtable.core.table import handler_name, unwrapped
+from reqtable.core.listing import handler_name, unwrapped
 from reqtable.dispatch import check_policy, is_resumable, policy_names
 from reqtable.engine.access import JSONFormatter
 from reqtable.engine.engine import Engine

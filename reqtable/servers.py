@@ -13,7 +13,7 @@ import threading
 from typing import Any, Self
 
 from reqtable.config import Config
-from reqtable.core.table import address_text
+from reqtable.core.addresses import address_text
 from reqtable.engine.system import SYSTEM
 from reqtable.engine.transports import is_peers_doing
 from reqtable.hosting import Hosted

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from reqtable.core.listing import format_rows
 from reqtable.core.states import State
-from reqtable.core.table import format_rows
 from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
 

@@ -17,7 +17,7 @@ import pytest
 
 import reqtable
 from reqtable import Limits, exactly, line, state
-from reqtable.core.table import network_of
+from reqtable.core.addresses import network_of
 from reqtable.engine.system import System
 from reqtable.testing import Client as Script
 from reqtable.testing import FakeClock, Faults, SimNetwork, exercise, simulate

@@ -214,7 +214,7 @@ def test_who_waits_for_a_vacancy_can_be_cancelled() -> None:
         assert server.entered.acquire(timeout=WAIT_S)
         wait_until(server, lambda: len(server.table) == 3)
         rows = {row["id"]: row["peer"] for row in server.table.snapshot(state="OFFLOADED")}
-        by_peer = {reqtable.core.table.address_text(c.socket.getsockname()): c for c in clients}  # type: ignore[attr-defined]
+        by_peer = {reqtable.core.addresses.address_text(c.socket.getsockname()): c for c in clients}  # type: ignore[attr-defined]
         gone = by_peer[next(iter(rows.values()))]
         assert server.table.cancel(next(iter(rows)))
         assert gone.rest() == b""

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from reqtable.core.addresses import address_text, host_text
 from reqtable.core.errors import ReqtableError
 from reqtable.core.limits import Limits
+from reqtable.core.listing import format_rows, handler_name
 from reqtable.core.states import Event, State
-from reqtable.core.table import Entry, RequestTable, address_text, format_rows, handler_name, host_text
+from reqtable.core.table import Entry, RequestTable
 from reqtable.core.wants import line, sleep, until
 from tests.conftest import FakeClock
 

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from math import inf
-from typing import Any, ClassVar, Protocol, TypedDict
+from typing import Any, ClassVar, Protocol
 
+from reqtable.core.addresses import address_text, network_of
 from reqtable.core.buffers import MISSING, Input, Output
 from reqtable.core.errors import ReqtableError
 from reqtable.core.limits import Limits
+from reqtable.core.listing import Listing, Row
 from reqtable.core.states import TRANSITIONS, Event, State
 from reqtable.core.wants import NOTHING, Want
 
-_NAMES = {state: (state.name, state.value) for state in State}
 _SLICE_ROWS = 250  # of a snapshot that another thread takes: about a millisecond's worth, and the loop has its turn
 
 
@@ -149,28 +149,6 @@ class RemoteStep(Protocol):
 
     thread: int | None  # its `threading.get_ident()`, once it runs
     output: Output  # what the step sends; the entry's own output is the loop's
-
-
-class Row(TypedDict):
-    """One row of a snapshot: plain data. `_s` is seconds; a value that is not known or not set is None."""
-
-    id: int
-    peer: str
-    local: str
-    server: str
-    handler: str
-    policy: str
-    state: str
-    letter: str
-    waits_for: str
-    age_s: float
-    idle_s: float
-    deadline_s: float | None
-    bytes_in: int
-    bytes_out: int
-    buffered_in: int
-    buffered_out: int
-    steps: int
 
 
 class Entry:
@@ -363,141 +341,12 @@ class RequestTable:
         `state` is a State, its name or its letter; `peer` an address as shown, or its host alone; `handler` a class or
         its name; `older_than` an age in seconds. Raises ValueError for a state that is none.
         """
-        wanted_state = None if state is None else _state_named(state)
-        wanted_handler = handler.__name__ if isinstance(handler, type) else handler
+        listing = Listing(state, peer, handler, older_than)
+        entries = list(self)
         now = self.clock()
-        rows = []
-        texts = _Texts()
-        for number, entry in enumerate(self, 1):
-            if entry.state is State.CLOSED:
-                continue  # it has ended, and this pass frees it
-            if not number % _SLICE_ROWS and self.owner is not None and self.owner.in_other_thread:
+        rows: list[Row] = []
+        for first in range(0, len(entries), _SLICE_ROWS):
+            if first and self.owner is not None and self.owner.in_other_thread:
                 self.owner.give_way()
-            row = self._row(entry, now, texts)
-            if (
-                (wanted_state is None or row["state"] == wanted_state.name)
-                and (peer is None or peer in (row["peer"], host_text(entry.peer)))
-                and (wanted_handler is None or row["handler"] == wanted_handler)
-                and (older_than is None or row["age_s"] > older_than)
-            ):
-                rows.append(row)
+            rows += listing.rows(entries[first : first + _SLICE_ROWS], self.running, now)
         return rows
-
-    def _row(self, entry: Entry, now: float, texts: _Texts) -> Row:
-        name, letter = _NAMES[State.RUNNING if entry is self.running else entry.state]
-        deadline = entry.deadline
-        return {
-            "id": entry.id,
-            "peer": address_text(entry.peer),
-            "local": texts.of(entry.local, address_text),
-            "server": type(entry.server).__name__,
-            "handler": handler_name(entry.handler),
-            "policy": entry.policy.name,
-            "state": name,
-            "letter": letter,
-            "waits_for": texts.of(entry.want, repr),
-            "age_s": now - entry.created_at,
-            "idle_s": max(0.0, now - entry.active_at),
-            "deadline_s": None if deadline is None else deadline - now,
-            "bytes_in": entry.bytes_in,
-            "bytes_out": entry.bytes_out,
-            "buffered_in": len(entry.input),
-            "buffered_out": entry.output.size,
-            "steps": entry.steps,
-        }
-
-
-class _Texts:
-    """What many rows share, written once."""
-
-    def __init__(self) -> None:
-        self._texts: dict[int, tuple[Any, str]] = {}
-
-    def of(self, thing: Any, write: Callable[[Any], str]) -> str:
-        known = self._texts.get(id(thing))
-        if known is None:
-            known = self._texts[id(thing)] = thing, write(thing)  # with the thing, whose id is nobody else's then
-        return known[1]
-
-
-def format_rows(rows: list[Row]) -> str:
-    """The rows as an aligned text table, one line each, with a heading."""
-    heading = ("id", "st", "peer", "handler", "policy", "age", "idle", "left", "in", "out", "qin", "qout", "waits for")
-    cells = [
-        (
-            str(row["id"]),
-            row["letter"],
-            row["peer"],
-            row["handler"],
-            row["policy"],
-            f"{row['age_s']:.1f}",
-            f"{row['idle_s']:.1f}",
-            "-" if row["deadline_s"] is None else f"{row['deadline_s']:.1f}",
-            str(row["bytes_in"]),
-            str(row["bytes_out"]),
-            str(row["buffered_in"]),
-            str(row["buffered_out"]),
-            row["waits_for"],
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in [heading, *cells]) for i in range(len(heading))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in [heading, *cells]
-    )
-
-
-def handler_name(handler: Any) -> str:
-    """The name of a handler: its class's, whether the handler itself, its class or a `partial` of it is given."""
-    handler = unwrapped(handler)
-    return str(getattr(handler, "__name__", None) or type(handler).__name__)
-
-
-def unwrapped(handler: Any) -> Any:
-    """The handler class inside a `functools.partial`; anything else as it is."""
-    return handler.func if isinstance(handler, partial) else handler
-
-
-def host_text(address: Any) -> str:
-    """The host of an internet address; a Unix address whole."""
-    return str(address[0]) if isinstance(address, tuple) and address else address_text(address)
-
-
-def network_of(address: Any) -> str | None:
-    """What counts as one peer: an IPv4 address, an IPv6 network of 64 bits; None for those that have no address."""
-    if not isinstance(address, tuple) or not address:
-        return None
-    host = str(address[0])
-    if ":" not in host:
-        return host
-    from ipaddress import IPv6Address  # only those who limit peers need it
-
-    try:
-        number = IPv6Address(host.partition("%")[0])
-    except ValueError:
-        return host
-    return str(number.ipv4_mapped or IPv6Address(int(number) >> 64 << 64))
-
-
-def address_text(address: Any) -> str:
-    """An address as people write it: `127.0.0.1:80`, `[::1]:80`, `/run/x.sock`, `@abstract`; `-` for an unnamed one."""
-    if isinstance(address, tuple) and len(address) >= 2:
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-    if isinstance(address, bytes):
-        address = address.decode("utf-8", "replace")
-    if not isinstance(address, str) or not address:
-        return "-"
-    shown = "@" + address[1:] if address[0] == "\0" else address
-    # A Unix peer chooses its own name: it shall not write lines of its own into a listing or a log.
-    return shown if shown.isprintable() else repr(shown)[1:-1]
-
-
-def _state_named(state: State | str) -> State:
-    if isinstance(state, State):
-        return state
-    for candidate in State:
-        if state in (candidate.name, candidate.value):
-            return candidate
-    raise ValueError(f"no state is named {state!r}; there are {', '.join(s.name for s in State)}")

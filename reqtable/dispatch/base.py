@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from reqtable.config import ARGUMENT, DEFAULT
 from reqtable.core.errors import ConfigurationError
-from reqtable.core.table import Entry, Resumable, unwrapped
+from reqtable.core.listing import unwrapped
+from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import NOTHING, Call, HandOff, Want
 from reqtable.engine.datagram import Session
 from reqtable.engine.opening import Opening, Preface, stream_over

@@ -19,8 +19,9 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
+from reqtable.core.addresses import address_text
 from reqtable.core.errors import ending_of
-from reqtable.core.table import Entry, address_text
+from reqtable.core.table import Entry
 from reqtable.dispatch.children import become_child, leave_child
 from reqtable.engine.loop import TABLES
 from reqtable.engine.transports import Lent

@@ -9,7 +9,8 @@ from typing import Any
 
 from reqtable.config import Config, ExecutorOptions
 from reqtable.core.errors import ConfigurationError, HandlerError
-from reqtable.core.table import Entry, Resumable, unwrapped
+from reqtable.core.listing import unwrapped
+from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import Call, Failure
 from reqtable.dispatch.base import Policy, policy_named
 from reqtable.dispatch.children import keep

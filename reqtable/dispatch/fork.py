@@ -15,10 +15,11 @@ import threading
 from collections import deque
 from typing import Any, NoReturn
 
+from reqtable.core.addresses import address_text
 from reqtable.core.buffers import Inbox
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.states import State
-from reqtable.core.table import Entry, Resumable, address_text
+from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import ELSEWHERE, Failure, Want
 from reqtable.dispatch.blocking import serve_in_child
 from reqtable.dispatch.children import Child, become_child, flush_streams, leave_child, log

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 
-from reqtable.core.table import Entry, address_text, handler_name
+from reqtable.core.addresses import address_text
+from reqtable.core.listing import handler_name
+from reqtable.core.table import Entry
 
 access = logging.getLogger("reqtable.access")
 access.setLevel(logging.WARNING)  # who wants it says so: a handler may even be a client of this very server

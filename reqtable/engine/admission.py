@@ -15,8 +15,10 @@ from heapq import nsmallest
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from reqtable.core.addresses import address_text, network_of
+from reqtable.core.listing import unwrapped
 from reqtable.core.states import Event, State
-from reqtable.core.table import Entry, Server, address_text, network_of, unwrapped
+from reqtable.core.table import Entry, Server
 
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine

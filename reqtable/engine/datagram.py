@@ -14,9 +14,10 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from reqtable.core.addresses import address_text
 from reqtable.core.buffers import FileSlice, Inbox
 from reqtable.core.states import WRITE, Event, State
-from reqtable.core.table import Entry, address_text
+from reqtable.core.table import Entry
 
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine

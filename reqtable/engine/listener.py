@@ -11,8 +11,8 @@ import sys
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from reqtable.core.addresses import address_text
 from reqtable.core.states import READ
-from reqtable.core.table import address_text
 from reqtable.engine.transports import Polled
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from reqtable.config import Config
+from reqtable.core.addresses import address_text
 from reqtable.core.errors import ConfigurationError, PeerError, ending_of
 from reqtable.core.proxy import HEADER_BYTES_MAX, header_end, parse
 from reqtable.core.states import READ, WRITE, Event, State
-from reqtable.core.table import Entry, address_text
+from reqtable.core.table import Entry
 from reqtable.core.wants import HANDSHAKE, PROXY_HEADER
 from reqtable.engine.stream import Stream, send_at_once
 from reqtable.engine.transports import Polled, abandon, discarded_all, is_tls

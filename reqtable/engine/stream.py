@@ -7,9 +7,10 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
+from reqtable.core.addresses import address_text
 from reqtable.core.buffers import SMALL_BYTES, FileSlice
 from reqtable.core.states import Event, State
-from reqtable.core.table import Entry, address_text
+from reqtable.core.table import Entry
 from reqtable.engine.transports import Polled, abandon, discarded_all, has_unread
 
 if TYPE_CHECKING:

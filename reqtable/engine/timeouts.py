@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from reqtable.core.addresses import address_text
 from reqtable.core.errors import TimedOut
 from reqtable.core.states import Event, State
-from reqtable.core.table import Entry, address_text
+from reqtable.core.table import Entry
 
 if TYPE_CHECKING:
     from reqtable.engine.loop import Loop

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from reqtable.core.table import address_text, handler_name
+from reqtable.core.addresses import address_text
+from reqtable.core.listing import handler_name
 
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine

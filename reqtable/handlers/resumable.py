@@ -14,10 +14,11 @@ from copy import deepcopy
 from threading import get_ident
 from typing import Any, BinaryIO, ClassVar, get_origin
 
+from reqtable.core.addresses import address_text
 from reqtable.core.buffers import FileSlice, Output
 from reqtable.core.errors import HandlerError, LimitExceeded
 from reqtable.core.states import State
-from reqtable.core.table import Entry, address_text
+from reqtable.core.table import Entry
 from reqtable.core.wants import ENDED
 from reqtable.engine.transports import is_tls
 
