@@ -38,6 +38,7 @@ from reqtable.core.table import Entry, RequestTable, Server
 from reqtable.core.wants import ENDED, TURN, Call, Failure, HandOff, Sleep, Want
 from reqtable.engine.invariants import Invariants
 from reqtable.engine.listener import Listener
+from reqtable.engine.poll import Ready, ready_of
 from reqtable.engine.stats import LoopTimes
 from reqtable.engine.system import System
 from reqtable.engine.timeouts import Timeouts
@@ -80,6 +81,7 @@ class Loop:
         self.in_child: list[Callable[[], None]] = []  # called in a forked child, which leaves all of this behind
         self.clock = system.clock
         self._selector: selectors.BaseSelector | None = None
+        self._poll: Callable[[float | None], Ready]
         self._wakeup: Wakeup | None = None
         self._listeners: list[Listener] = []
         self._turns: deque[Entry] = deque()
@@ -129,14 +131,14 @@ class Loop:
     def run_once(self, most_s: float | None = None) -> None:
         """One pass. It waits at most `most_s` seconds for something to do; None: as long as it takes."""
         assert self._selector is not None
-        ready = self._selector.select(self._patience(most_s))
+        ready = self._poll(self._patience(most_s))
         now = self.table.now = self.clock()
         if self._spent:
             self._spent = 0
             self.send_share = self.limits.send_bytes
             ready = self._rotated(ready)
-        for key, mask in ready:
-            key.data.on_ready(mask)
+        for target, mask in ready:
+            target.on_ready(mask)
         for _ in range(len(self._turns)):
             if not self.send_share:
                 break
@@ -165,7 +167,7 @@ class Loop:
         self._spenders += 1
         self.send_share = max(0, min(self.limits.send_bytes, self.limits.pass_bytes - self._spent))
 
-    def _rotated(self, ready: list[Any]) -> list[Any]:
+    def _rotated(self, ready: Ready) -> Ready:
         """Who was left out of the pass before comes first: epoll(7) names those that are ready in the same order."""
         first = self._spenders % max(1, len(ready))
         return ready[first:] + ready[:first]
@@ -533,6 +535,7 @@ class Loop:
             except BaseException:
                 wakeup.close()
                 raise
+            self._poll = ready_of(self._selector)
             self._wakeup = wakeup
             self._selector.register(wakeup, READ, wakeup)
 

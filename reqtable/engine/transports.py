@@ -48,10 +48,9 @@ class Polled:
         except KeyError:
             # An exception from a signal handler (Ctrl-C) may have come between the selector and the next line.
             if interest:
-                if self.fd in selector.get_map():
-                    selector.modify(self.fd, interest, self)
-                else:
-                    selector.register(self.fd, interest, self)
+                with contextlib.suppress(KeyError):
+                    selector.unregister(self.fd)
+                selector.register(self.fd, interest, self)
         self.watched = interest
 
 
