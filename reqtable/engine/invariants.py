@@ -17,7 +17,7 @@ from reqtable.core.table import Entry
 from reqtable.engine.listener import Listener
 from reqtable.engine.opening import Opening
 from reqtable.engine.stream import Stream
-from reqtable.engine.transports import Polled, is_tls
+from reqtable.engine.transports import Watched, is_tls
 
 if TYPE_CHECKING:
     from reqtable.engine.loop import Loop
@@ -160,15 +160,15 @@ class Invariants:
     def _check_registered(self) -> None:
         """The selector watches what is to be watched, and nothing else."""
         loop = self._loop
-        watched: dict[int, Polled] = {listener.fd: listener for listener in loop._listeners if listener.watched}
+        watched: dict[int, Watched] = {listener.fd: listener for listener in loop._listeners if listener.watched}
         for entry in loop.table:
             transport = entry.transport
-            if isinstance(transport, Polled) and transport.watched:
+            if isinstance(transport, Watched) and transport.watched:
                 self._must(transport.fd not in watched, entry, f"has the descriptor of {watched.get(transport.fd)!r}")
                 watched[transport.fd] = transport
         for key in list(loop.selector.get_map().values()):
             data = key.data
-            if not isinstance(data, Polled):
+            if not isinstance(data, Watched):
                 continue
             known = watched.pop(key.fd, None)
             owner: Entry | None = getattr(data, "entry", None)

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 _WAITED_FOR = {State.READING: READ, State.WRITING: WRITE}
 
 
-class Polled:
-    """A descriptor that the selector watches for whatever was last asked of `poll`, and nothing else."""
+class Watched:
+    """It has a descriptor, `fd`, that the selector watches for whatever was last asked of `poll`, and nothing else."""
 
-    __slots__ = ("engine", "fd", "watched")
+    __slots__ = ("engine", "watched")
 
-    def __init__(self, engine: Engine, fd: int) -> None:
+    fd: int
+
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.fd = fd
         self.watched = 0
 
     def poll(self, interest: int) -> None:
@@ -52,6 +53,16 @@ class Polled:
                     selector.unregister(self.fd)
                 selector.register(self.fd, interest, self)
         self.watched = interest
+
+
+class Polled(Watched):
+    """The descriptor itself."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, engine: Engine, fd: int) -> None:
+        super().__init__(engine)
+        self.fd = fd
 
 
 class Lent(Polled):
