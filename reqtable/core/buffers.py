@@ -33,15 +33,15 @@ class Input:
     a second chunk turns it into a `bytearray`, which grows in place.
     """
 
-    __slots__ = ("_scanned", "_sought", "_start", "data", "ended")
+    __slots__ = ("_sought", "_start", "data", "ended")
 
     is_stream: ClassVar[bool] = True  # all that is unread is `data`
 
     def __init__(self) -> None:
         self.data: bytes | bytearray = b""  # empty where nothing is unread
         self._start = 0  # the first unread byte
-        self._scanned = 0  # no separator `_sought` begins before this: a dribbled line is not searched from its start
-        self._sought = b""
+        # A separator, and before what no such one begins: a dribbled line is not searched from its start.
+        self._sought: tuple[bytes, int] | None = None
         self.ended = False  # the peer's end of file has come; what is here is all there will be
 
     def __len__(self) -> int:
@@ -51,33 +51,33 @@ class Input:
         """Add what has arrived."""
         if not self.data:
             self.data = data
-            self._start = self._scanned = 0
+            self._start = 0
+            self._sought = None
             return
         if type(self.data) is bytes:
             self.data = bytearray(memoryview(self.data)[self._start :])
         else:
             del self.data[: self._start]  # type: ignore[union-attr]  # it is the bytearray of an earlier feed
-        if self._scanned:
-            self._scanned -= self._start
+        if self._sought is not None:
+            self._sought = self._sought[0], self._sought[1] - self._start
         self._start = 0
         self.data += data
 
     def through(self, separator: bytes, limit: int) -> bytes | Missing:
         """Take the bytes up to and including `separator`, at most `limit` of them."""
-        data, start, scanned = self.data, self._start, self._scanned
-        found = data.find(separator, scanned if scanned and separator == self._sought else start)
+        data, start, sought = self.data, self._start, self._sought
+        found = data.find(separator, start if sought is None or sought[0] != separator else sought[1])
         if found < 0:
             # limit bytes with no separator among them can't become a piece of at most limit bytes
             if len(data) - start >= limit:
                 raise LimitExceeded(f"input up to {separator!r}", limit)
-            self._sought = separator
-            self._scanned = max(start, len(data) - len(separator) + 1)
+            self._sought = separator, max(start, len(data) - len(separator) + 1)
             return MISSING
         end = found + len(separator)
         if end - start > limit:
             raise LimitExceeded(f"input up to {separator!r}", limit)
         if type(data) is bytes:  # the common cases of _take_to, on the path of every line
-            self._scanned = 0
+            self._sought = None
             if end < len(data):
                 self._start = end
                 return data[start:end]
@@ -93,7 +93,7 @@ class Input:
         end = start + count
         if end < len(data) and type(data) is bytes:  # the common case of _take_to
             self._start = end
-            self._scanned = 0
+            self._sought = None
             return data[start:end]
         return self._take_to(end) if end <= len(data) else MISSING
 
@@ -123,11 +123,11 @@ class Input:
         if end == len(data):
             item = data if self._start == 0 else data[self._start :]
             self.data = b""
-            self._start = self._scanned = 0
+            self._start = 0
         else:
             item = data[self._start : end]
             self._start = end
-            self._scanned = 0
+        self._sought = None
         return item if type(item) is bytes else bytes(item)
 
 
