@@ -30,7 +30,7 @@ from reqtable.handlers.state import StateRequestHandler
 from reqtable.imports import module_at
 
 _REFERENCES: dict[type, Reference | type] = {}  # looked up once for each class
-_OWN_ATTRIBUTES = {"entry", "_function", "_declared_want", "_ended"}
+_OWN_ATTRIBUTES = {"entry", "_state", "_ended"}
 
 
 class Reference(NamedTuple):

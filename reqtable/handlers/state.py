@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -36,6 +36,7 @@ class Declaration:
     want: Want[Any]
     timeout: float | None
     dispatch: str | None
+    function: Callable[[Any, Any], Transition]  # the method's, or what some decorator has made of it
 
 
 class StateInfo(NamedTuple):
@@ -61,7 +62,7 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
         raise ValueError(f"timeout must be seconds above 0, not {timeout!r}")
 
     def declare(function: F) -> F:
-        function.declaration = Declaration(function.__name__, want, timeout, dispatch)  # type: ignore[attr-defined]
+        function.declaration = Declaration(function.__name__, want, timeout, dispatch, function)  # type: ignore[attr-defined]
         return function
 
     return declare
@@ -86,9 +87,7 @@ class StateRequestHandler(ResumableHandler):
 
     def __init__(self, entry: Entry) -> None:
         super().__init__(entry)
-        # The state that it is in, and the want that this declares: a bound method of each request takes 64 bytes.
-        self._function: Callable[[Any, Any], Transition] = StateRequestHandler._first
-        self._declared_want: Want[Any] = NOTHING
+        self._state = _START  # what many share: a bound method of its own would be 64 bytes of each request
         self._ended = False
 
     # -- for the handler's author -------------------------------------------------------------------------------------
@@ -151,14 +150,13 @@ class StateRequestHandler(ResumableHandler):
     @property
     def state_name(self) -> str:
         """The name of the state that the request is in; "start" before its first."""
-        return "start" if self._function is StateRequestHandler._first else self._function.__name__
+        return self._state.name
 
     # -- for the engine -----------------------------------------------------------------------------------------------
 
     def _save(self) -> tuple[str | None, dict[str, Any], bool]:
         """The request as data: the name of its state, its fields, and whether it was told of the end of file."""
-        name = None if self._function is StateRequestHandler._first else self._function.__name__
-        return name, self.fields(), self._ended
+        return None if self._state is _START else self.state_name, self.fields(), self._ended
 
     def _restore(self, saved: tuple[str | None, dict[str, Any], bool]) -> None:
         """Go on where `_save` was called."""
@@ -168,11 +166,8 @@ class StateRequestHandler(ResumableHandler):
                 setattr(self, field, fields[field])
             elif field in vars(self):
                 delattr(self, field)
-        if name is None:
-            self._function, self._declared_want = StateRequestHandler._first, NOTHING
-        else:
-            self._function = function = getattr(type(self), name)
-            self._declared_want = function.declaration.want
+        self._state = _START if name is None else _declaration_of(getattr(type(self), name))
+        self.entry.timeout = self._state.timeout  # as long as it stays in that state
 
     @classmethod
     def _declared(cls) -> Iterator[tuple[str, Declaration]]:
@@ -189,18 +184,18 @@ class StateRequestHandler(ResumableHandler):
         return self.start()
 
     def _resume(self, item: Any) -> Want[Any] | None:
+        current = self._state
         try:
-            transition = self._function(self, item)
+            transition = current.function(self, item)
         except Exception as error:
             return self._throw(error)
         if type(transition) is MethodType and transition.__self__ is self:  # `_follow`, sooner, in most cases
             function = transition.__func__
-            if function is self._function:
-                return self._declared_want
+            if function is current.function:
+                return current.want
             declaration: Declaration | None = getattr(function, "declaration", None)
-            if declaration is not None:
-                self._function = function
-                self._declared_want = declaration.want
+            if declaration is not None and function is declaration.function:
+                self._state = declaration
                 self.entry.timeout = declaration.timeout
                 return declaration.want
         return self._follow(transition)
@@ -243,10 +238,18 @@ class StateRequestHandler(ResumableHandler):
                 f"{type(self).__name__}.{self.state_name} returned {want!r} as what {declaration.name} waits for: "
                 "return a want, such as line() or exactly(n)"
             )
-        self._function = target.__func__
-        self._declared_want = declaration.want
+        self._state = _declaration_of(target.__func__)
         self.entry.timeout = declaration.timeout
         return want
+
+
+_START = Declaration("start", NOTHING, None, None, StateRequestHandler._first)
+
+
+def _declaration_of(function: Any) -> Declaration:
+    """Of a state. Another decorator's function has the attributes of the one that it wraps, and is what is called."""
+    declaration: Declaration = function.declaration
+    return declaration if declaration.function is function else replace(declaration, function=function)
 
 
 def _successors(cls: type, name: str, names: set[str]) -> tuple[str | None, ...]:
