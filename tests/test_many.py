@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import resource
 import selectors
 import socket
 import threading
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from tests.benchmarks import trickle
 from tests.conftest import serving, wait_until
 
 CLIENTS = 5000
+IDLE = 300  # with those before them, just not enough to have the dict of the table grow to twice its size
+ONCE = 40  # that have a server make what it makes once
 
 
 class Reverse(StateRequestHandler):
@@ -83,3 +87,39 @@ def test_2000_clients_trickle_their_requests_to_an_http_server_with_no_thread_mo
     figures = trickle.measure("TableHTTPServer", 2000, bytes_at_a_time=6, seed=5)
     assert figures.threads == 0
     assert figures.memory_kib < 40, "a suspended stack and its files, not a thread's"
+
+
+class Echo(StateRequestHandler):
+    @state(line())
+    def echo(self, text: bytes) -> Any:
+        self.send(text)
+        return self.echo
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_an_idle_connection_takes_little(address: str) -> None:
+    """What Python allocated for connections that have had a line answered, and say no more."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(reqtable.TCPServer((address, 0), Echo, bind_and_activate=False))
+        server.request_queue_size = IDLE
+        server.server_bind()
+        server.server_activate()
+        clients = [stack.enter_context(socket.socket()) for _ in range(ONCE + IDLE)]
+        server.engine.listen(server)
+
+        def converse(clients: list[socket.socket]) -> None:
+            for client in clients:
+                client.connect(("127.0.0.1", server.server_address[1]))
+                client.send(b"line\n")
+            steps = 2 * (len(server.table) + len(clients))  # to its first state, and the line
+            while sum(entry.steps for entry in server.table) < steps:
+                server.engine.run_once()
+
+        converse(clients[:ONCE])
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        before, _ = tracemalloc.get_traced_memory()
+        converse(clients[ONCE:])
+        after, _ = tracemalloc.get_traced_memory()
+        assert (after - before) / IDLE <= 0.8 * 1024

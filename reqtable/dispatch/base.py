@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -172,8 +173,16 @@ class Policy(ABC):
             return entry
         local = server.server_address
         if isinstance(local, tuple) and local[0] in _WILDCARDS and not isinstance(transport.request, tuple):
-            local = transport.request.getsockname()  # which of the machine's addresses it came to
+            local = _same(transport.request.getsockname())  # which of the machine's addresses it came to
+        if isinstance(client_address, tuple) and client_address and isinstance(client_address[0], str):
+            client_address = (_same(client_address[0]), *client_address[1:])
         return Entry(engine.table, server, self, client_address, local, transport)
+
+
+@lru_cache(maxsize=4096)
+def _same(thing: Any) -> Any:
+    """One for all that are equal: the entries of one host, or at one address of the machine, need not have its own."""
+    return thing
 
 
 def is_resumable(handler_class: Any) -> bool:
