@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from reqtable.core.listing import format_rows
+from reqtable.core.listing import Listing, Row, format_rows
 from reqtable.core.states import State
 from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
@@ -57,8 +57,15 @@ def handled_by(engine: Engine, handlers: Handlers) -> Iterator[None]:
 
 
 def log_table(engine: Engine) -> None:
-    """Log every unfinished request."""
-    log.warning("%d requests\n%s", len(engine.table), format_rows(engine.table.snapshot()))
+    """Log every unfinished request: some at once, though the loop be stuck in a step, and some more in each pass."""
+    _log_slices(engine, f"{len(engine.table)} requests", engine.table.slices(Listing()))
+
+
+def _log_slices(engine: Engine, heading: str, slices: Iterator[list[Row]]) -> None:
+    rows = next(slices, None)
+    if rows is not None:
+        log.warning("%s\n%s", heading, format_rows(rows))
+        engine.post(_log_slices, engine, "more of them", slices)
 
 
 def begin_drain(engine: Engine, hint: str = "", has_terminal: bool = False) -> None:

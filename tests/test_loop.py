@@ -23,8 +23,9 @@ import reqtable
 from reqtable import Event, Limits, State, System, chunk, exactly, flushed, line, rest, sleep, state
 from reqtable.core.buffers import MISSING
 from reqtable.core.states import READ, WRITE
-from reqtable.core.table import Entry
+from reqtable.core.table import SLICE_ROWS, Entry
 from reqtable.engine.system import threads
+from reqtable.signals import log_table
 from reqtable.testing import Client as Script
 from reqtable.testing import Faults, SimNetwork, simulate
 from tests.conftest import Client, FakeClock, served, serving, wait_until
@@ -929,6 +930,26 @@ def test_a_row_shows_the_address_that_its_client_came_to() -> None:
         with Client(("127.0.0.1", server.server_address[1])) as client:
             assert client.ask(b"x\n") == b"x\n"
             assert server.table.snapshot()[0]["local"] == f"127.0.0.1:{server.server_address[1]}"
+
+
+def test_a_long_table_is_logged_in_slices_and_nobody_waits_for_all_of_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    peers = [world.connect()[0] for _ in range(2 * SLICE_ROWS + 1)]
+    log_table(world.engine)
+    logged = []
+    for peer in peers[:3]:
+        logged.append([len(record.message.splitlines()) - 2 for record in caplog.records])  # without the headings
+        peer.send(b"line\n")
+        world.passes()
+        assert peer.recv(10) == b"line\n"
+    world.passes()
+    assert logged == [[SLICE_ROWS], [SLICE_ROWS] * 2, [SLICE_ROWS, SLICE_ROWS, 1]]
+    assert [record.message.partition("\n")[0] for record in caplog.records] == [
+        f"{len(peers)} requests",
+        "more of them",
+        "more of them",
+    ]
 
 
 def test_nothing_follows_the_last_answer(world: World) -> None:

@@ -115,7 +115,8 @@ class TableMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = FakeClock()
         self.table = RequestTable(self.clock)
-        self.table.owner = SimpleNamespace(cancel=lambda entry: entry.advance(Event.CANCELLED))  # type: ignore[assignment]
+        owner: Any = SimpleNamespace(cancel=lambda entry: entry.advance(Event.CANCELLED), in_other_thread=False)
+        self.table.owner = owner
         self.deadlines = Deadlines()
         self.model: dict[Entry, dict[str, Any]] = {}  # what is in the table, in order
         self.gone: set[Entry] = set()

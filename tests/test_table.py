@@ -13,9 +13,9 @@ import pytest
 from reqtable.core.addresses import address_text, host_text
 from reqtable.core.errors import ReqtableError
 from reqtable.core.limits import Limits
-from reqtable.core.listing import format_rows, handler_name
+from reqtable.core.listing import Listing, format_rows, handler_name
 from reqtable.core.states import Event, State
-from reqtable.core.table import Entry, RequestTable
+from reqtable.core.table import SLICE_ROWS, Entry, RequestTable
 from reqtable.core.wants import line, sleep, until
 from tests.conftest import FakeClock
 
@@ -228,6 +228,41 @@ def test_error_of_advance_names_the_request(table):
     entry = an_entry(table)
     with pytest.raises(ReqtableError, match="request 1: 'turn came' can't happen in OPENING"):
         entry.advance(Event.TURN_CAME)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(0, [0]), (1, [1]), (250, [250]), (251, [250, 1]), (600, [250, 250, 100])]
+)
+def test_a_listing_comes_in_slices(table, count, sizes):
+    entries = [an_entry(table) for _ in range(count)]
+    slices = list(table.slices(Listing()))
+    assert [len(rows) for rows in slices] == sizes
+    assert max(sizes) <= SLICE_ROWS
+    assert [row for rows in slices for row in rows] == table.snapshot()
+    assert ids(table.snapshot()) == [entry.id for entry in entries]
+
+
+def test_each_slice_is_as_it_is_when_it_is_asked_for(table, clock):
+    entries = [an_entry(table, state=State.READING) for _ in range(3 * SLICE_ROWS)]
+    slices = table.slices(Listing(state="READING"))
+    assert ids(next(slices)) == [entry.id for entry in entries[:SLICE_ROWS]]
+    for entry in entries[SLICE_ROWS : 2 * SLICE_ROWS - 1]:
+        entry.state = State.CLOSED
+    clock.jump(1)
+    an_entry(table, state=State.READING)  # it has come too late
+    assert [(row["id"], row["age_s"]) for row in next(slices)] == [(2 * SLICE_ROWS, 1.0)]
+    assert ids(next(slices)) == [entry.id for entry in entries[2 * SLICE_ROWS :]]
+    assert next(slices, None) is None
+
+
+@pytest.mark.parametrize(("in_other_thread", "given_way"), [(True, 3), (False, 0)])
+def test_a_snapshot_in_another_thread_gives_way_after_each_slice(table, in_other_thread, given_way):
+    for _ in range(3 * SLICE_ROWS):
+        an_entry(table)
+    ways = []
+    table.owner = SimpleNamespace(in_other_thread=in_other_thread, give_way=lambda: ways.append(None))
+    assert len(table.snapshot()) == 3 * SLICE_ROWS
+    assert len(ways) == given_way
 
 
 def test_rows_are_printed_in_columns(table, clock):

@@ -41,12 +41,17 @@ class Listing:
     """Makes the rows of entries that match every filter given; see `RequestTable.snapshot` for these."""
 
     def __init__(
-        self, state: State | str | None, peer: str | None, handler: type | str | None, older_than: float | None
+        self,
+        state: State | str | None = None,
+        peer: str | None = None,
+        handler: type | str | None = None,
+        older_than: float | None = None,
     ) -> None:
         self._state = None if state is None else _state_named(state)
         self._peer = peer
         self._handler = handler.__name__ if isinstance(handler, type) else handler
         self._older_than = older_than
+        self._shows_all = all(each is None for each in (state, peer, handler, older_than))
         self._texts: dict[int, tuple[Any, str]] = {}  # what many rows share, written once
 
     def rows(self, entries: Iterable[Entry], running: Entry | None, now: float) -> list[Row]:
@@ -54,7 +59,7 @@ class Listing:
         rows = []
         for entry in entries:
             state = State.RUNNING if entry is running else entry.state
-            if state is not State.CLOSED and self._matches(entry, state, now):
+            if state is not State.CLOSED and (self._shows_all or self._matches(entry, state, now)):
                 rows.append(self._row(entry, state, now))
         return rows
 

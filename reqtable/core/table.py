@@ -24,7 +24,7 @@ from reqtable.core.listing import Listing, Row
 from reqtable.core.states import TRANSITIONS, Event, State
 from reqtable.core.wants import NOTHING, Want
 
-_SLICE_ROWS = 250  # of a snapshot that another thread takes: about a millisecond's worth, and the loop has its turn
+SLICE_ROWS = 250  # half a millisecond's worth
 
 
 class Resumable(Protocol):
@@ -338,15 +338,21 @@ class RequestTable:
     ) -> list[Row]:
         """The rows as plain data, those that match every filter given.
 
+        In another thread than the loop's it lets the loop go on meanwhile. In a step it can't: where there may be
+        thousands of rows, `call(table.snapshot, on="thread")`.
+
         `state` is a State, its name or its letter; `peer` an address as shown, or its host alone; `handler` a class or
         its name; `older_than` an age in seconds. Raises ValueError for a state that is none.
         """
-        listing = Listing(state, peer, handler, older_than)
-        entries = list(self)
-        now = self.clock()
         rows: list[Row] = []
-        for first in range(0, len(entries), _SLICE_ROWS):
-            if first and self.owner is not None and self.owner.in_other_thread:
+        for some in self.slices(Listing(state, peer, handler, older_than)):
+            rows += some
+            if self.owner is not None and self.owner.in_other_thread:
                 self.owner.give_way()
-            rows += listing.rows(entries[first : first + _SLICE_ROWS], self.running, now)
         return rows
+
+    def slices(self, listing: Listing) -> Iterator[list[Row]]:
+        """The rows in parts, at least one, each as it is when it is asked for: others have their turn in between."""
+        entries = list(self)
+        for first in range(0, max(1, len(entries)), SLICE_ROWS):
+            yield listing.rows(entries[first : first + SLICE_ROWS], self.running, self.clock())

@@ -123,28 +123,28 @@ def reqtable_redis(style: str) -> Any:
 
 
 def reqtable_snapshot(style: str) -> Any:
-    """Echoes, and takes a snapshot where a line asks for one: in its step, or in another thread."""
-    import threading
+    """Echoes, and takes a snapshot where a line asks for one: in its step, or by a call in another thread."""
     import time
 
     import reqtable
-    from reqtable import line, state
+    from reqtable import call, line, state
 
     class Looked(reqtable.StateRequestHandler):
         @state(line())
         def echo(self, text: bytes) -> Any:
-            if text == b"step\n":
-                self.look()
-            elif text == b"thread\n":
-                threading.Thread(target=self.look).start()
-            else:
-                self.send(text)
+            if text == b"thread\n":
+                return self.tell, call(self.look, on="thread")
+            return self.tell(self.look() if text == b"step\n" else text)
+
+        @state()
+        def tell(self, text: bytes) -> Any:
+            self.send(text)
             return self.echo
 
-        def look(self) -> None:
+        def look(self) -> bytes:
             began = time.perf_counter()
             rows = self.server.table.snapshot()
-            self.send(b"%d %f\n" % (len(rows), (time.perf_counter() - began) * 1e3))
+            return b"%d %f\n" % (len(rows), (time.perf_counter() - began) * 1e3)
 
     return Looked
 
