@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Callable
 from functools import cache
-from math import inf
+from io import DEFAULT_BUFFER_SIZE, BufferedReader
 from operator import index
 from typing import Any, ClassVar, TypeVar
 
@@ -39,6 +39,8 @@ _UNWINDINGS_MAX = 16  # how often a handler that is being ended may catch that a
 class _RequestGreenlet(greenlet):
     """The greenlet of one request."""
 
+    __slots__ = ("lent",)
+
     lent: Lent
 
 
@@ -50,26 +52,26 @@ def can_suspend() -> bool:
 class Suspendable:
     """A blocking handler whose stack is kept by a greenlet while it waits."""
 
-    __slots__ = ("_greenlet", "_policy")
+    __slots__ = ("_greenlet", "_loop")
 
     bound_to_thread: ClassVar[bool] = True
 
     def __init__(self, policy: Policy, entry: Entry, lent: Lent) -> None:
-        self._policy = policy
-        self._greenlet = _RequestGreenlet(lambda _: run(entry, lent))
+        self._loop = getcurrent()  # where it suspends to: its greenlet's parent
+        self._greenlet = _RequestGreenlet(lambda _: policy.returned(entry, run(entry, lent)))
         self._greenlet.lent = lent
 
     def _resume(self, item: Any) -> Want[Any] | None:
-        # The loop is where it suspends to, whichever greenlet the loop runs in by now.
-        self._greenlet.parent = getcurrent()
-        want = self._greenlet.switch(item)
-        return self._policy.returned(self._greenlet.lent.entry, want) if self._greenlet.dead else want
+        loop = getcurrent()
+        if loop is not self._loop:  # the loop runs in another greenlet by now
+            self._greenlet.parent = self._loop = loop
+        return self._greenlet.switch(item)  # type: ignore[no-any-return]
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
-        self._greenlet.parent = getcurrent()
+        self._greenlet.parent = self._loop = getcurrent()
         # as the socket module words it
         want = self._greenlet.throw(TimeoutError("timed out") if isinstance(error, TimedOut) else error)
-        return self._policy.returned(self._greenlet.lent.entry, want) if self._greenlet.dead else want
+        return want  # type: ignore[no-any-return]
 
     def _close(self) -> None:
         """Unwind the handler's stack, so that its `finally`s run; what they still wait for fails at once."""
@@ -77,7 +79,7 @@ class Suspendable:
             if self._greenlet.dead or not self._greenlet:
                 return
             try:
-                self._greenlet.parent = getcurrent()
+                self._greenlet.parent = self._loop = getcurrent()
             except ValueError:
                 return  # it is bound to another thread, and can only be dropped
             self._greenlet.throw(GreenletExit)
@@ -86,7 +88,8 @@ class Suspendable:
 @cache
 def cooperative(plain: type[socket.socket]) -> type[CooperativeSocket]:
     """The class of cooperative sockets over sockets of class `plain`, which can be simulated ones."""
-    return type("CooperativeSocket", (CooperativeSocket, plain), {"plain": plain})
+    calls = {f"_{name}_now": getattr(plain, name) for name in ("recv", "recv_into", "send")}
+    return type("CooperativeSocket", (CooperativeSocket, plain), {"__slots__": (), "plain": plain, **calls})
 
 
 class CooperativeSocket(socket.socket):
@@ -98,10 +101,19 @@ class CooperativeSocket(socket.socket):
 
     plain: ClassVar[type[socket.socket]] = socket.socket  # whose calls never wait, because all of them say so
 
-    lent: Lent
-    _wait_s: float | None = None
-    _since_suspended = 0  # bytes in and out
-    _is_drained = False  # the last call took less than there was room for: the next one would only learn that
+    __slots__ = ("_is_drained", "_since_suspended", "_wait_s", "lent")
+
+    # Those that are called most, found at once: none of them waits.
+    _recv_now: ClassVar[Any] = socket.socket.recv
+    _recv_into_now: ClassVar[Any] = socket.socket.recv_into
+    _send_now: ClassVar[Any] = socket.socket.send
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lent: Lent
+        self._wait_s: float | None = None
+        self._since_suspended = 0  # bytes in and out
+        self._is_drained = False  # the last call took less than there was room for: the next one would only learn that
 
     @classmethod
     def over(cls, plain: socket.socket) -> CooperativeSocket:
@@ -139,59 +151,73 @@ class CooperativeSocket(socket.socket):
 
     # -- what may block -----------------------------------------------------------------------------------------------
 
-    def _until_done(
-        self, want: Want[None], flags: int, operation: Callable[..., T], *args: Any, until: float | None = None
-    ) -> T:
-        """`operation`, again whenever the socket is ready for `want`, until it does not say that it would block.
-
-        The timeout is that of all of it: a socket that is reported ready and is not gives nobody more time.
-        """
+    def _until_done(self, want: Want[None], flags: int, operation: Callable[..., T], *args: Any) -> T:
+        """`operation`, again whenever the socket is ready for `want`, until it does not say that it would block."""
+        until: float | None = None
         while True:
             try:
                 return operation(self, *args)
             except InterruptedError:
-                pass
+                continue
             except BlockingIOError:
-                if self._wait_s == 0 or flags & _DONTWAIT:
+                if not self._may_wait(flags):
                     raise
-                until = self._time_out_at() if until is None else until
-                self._wait(want, until)
+            until = self._wait(want, until)
 
-    def _time_out_at(self) -> float:
-        return inf if self._wait_s is None else self.lent.engine.table.clock() + self._wait_s
+    def _may_wait(self, flags: int) -> bool:
+        return (self._wait_s is None or self._wait_s > 0) and not flags & _DONTWAIT
 
-    def _wait(self, want: Want[None], until: float) -> None:
-        """Suspend until the socket is ready. Raises TimeoutError."""
+    def _wait(self, want: Want[None], until: float | None) -> float | None:
+        """Suspend until the socket is ready. Returns when the waiting is over; raises TimeoutError.
+
+        `until` is what it returned the last time: the timeout is that of a whole call, and a socket that is reported
+        ready and is not gives nobody more time.
+        """
         lent = self.lent
-        timeout_s = None if until == inf else until - lent.engine.table.clock()
-        if timeout_s is not None and timeout_s <= 0:
-            raise TimeoutError("timed out") from None
-        if self.fileno() < 0:  # another thread has closed it meanwhile
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        timeout_s = self._wait_s
+        if until is not None:
+            timeout_s = until - lent.engine.table.clock()
+            if timeout_s <= 0:
+                raise TimeoutError("timed out")
+        elif timeout_s is not None:
+            until = lent.engine.table.clock() + timeout_s
         current = getcurrent()
-        if isinstance(current, _RequestGreenlet) and not lent.in_child:
-            if current.lent is not lent:
-                own = current.lent
-                del current  # see below
-                self._wait_for_another(own, want, timeout_s)
-                return
-            if lent.fd != self.fileno():  # a duplicate, perhaps of one that is closed by now
-                lent.poll(0)
-                lent.fd = self.fileno()
-            lent.poll(READ if want is READABLE else WRITE)  # it may have stopped when the other one was closed
-            lent.entry.timeout = timeout_s
-            loop = current.parent
-            assert loop is not None
-            self._since_suspended = 0
-            del current  # a stack that holds on to itself could never be dropped
-            loop.switch(want)
-            return
+        if type(current) is not _RequestGreenlet or lent.in_child:
+            self._poll(want, timeout_s)
+            return until
+        own, loop = current.lent, current.parent
+        assert loop is not None
+        del current  # a stack that holds on to itself could never be dropped
+        if own is not lent:
+            self._wait_for_another(own, loop, want, timeout_s)
+            return until
+        fd = self.fileno()
+        if lent.fd != fd:  # a duplicate, perhaps of one that is closed by now
+            self._check_open()
+            lent.poll(0)
+            lent.fd = fd
+        interest = READ if want is READABLE else WRITE
+        if lent.watched != interest:  # it may have stopped when the other one was closed
+            lent.poll(interest)
+        lent.entry.timeout = timeout_s
+        self._since_suspended = 0
+        loop.switch(want)
+        return until
+
+    def _poll(self, want: Want[None], timeout_s: float | None) -> None:
+        """Wait without the loop."""
+        self._check_open()
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN if want is READABLE else select.POLLOUT)
         if not poll.poll(None if timeout_s is None else timeout_s * 1000):
             raise TimeoutError("timed out")
 
-    def _wait_for_another(self, own: Lent, want: Want[None], timeout_s: float | None) -> None:
+    def _check_open(self) -> None:
+        """Another thread may have closed it meanwhile."""
+        if self.fileno() < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def _wait_for_another(self, own: Lent, loop: greenlet, want: Want[None], timeout_s: float | None) -> None:
         """Suspend the request of `own`, whose handler uses this socket of another request: a chat's, say.
 
         By a duplicate, because the other one may be waiting for the descriptor itself.
@@ -203,31 +229,32 @@ class CooperativeSocket(socket.socket):
             own.fd = duplicate.fileno()
             own.poll(READ if want is READABLE else WRITE)
             own.entry.timeout = timeout_s
-            parent = getcurrent().parent
-            assert parent is not None
-            parent.switch(want)
+            loop.switch(want)
         finally:
             own.poll(0)
             duplicate.close()
 
     def _came_in(self, count: int, flags: int) -> None:
         if not flags & _PEEK:
-            self.lent.entry.bytes_in += count
-            self._share_the_pass(count or _END_OF_FILE)
+            lent = self.lent
+            lent.entry.bytes_in += count
+            self._since_suspended += count or _END_OF_FILE
+            if self._since_suspended >= lent.engine.limits.recv_bytes:
+                self._wait_its_turn()
 
     def _went_out(self, count: int) -> int:
-        self.lent.entry.bytes_out += count
-        self._share_the_pass(count)
+        lent = self.lent
+        lent.entry.bytes_out += count
+        self._since_suspended += count
+        if self._since_suspended >= lent.engine.limits.recv_bytes:
+            self._wait_its_turn()
         return count
 
-    def _share_the_pass(self, count: int) -> None:
+    def _wait_its_turn(self) -> None:
         """One whose socket is always ready would never suspend: above its share of a pass it waits its turn."""
-        self._since_suspended += count
-        if self._since_suspended < self.lent.engine.limits.recv_bytes:
-            return
         count, self._since_suspended = self._since_suspended, 0
         current = getcurrent()
-        if isinstance(current, _RequestGreenlet) and current.lent is self.lent and not self.lent.in_child:
+        if type(current) is _RequestGreenlet and current.lent is self.lent and not self.lent.in_child:
             loop = current.parent
             assert loop is not None
             del current
@@ -238,36 +265,50 @@ class CooperativeSocket(socket.socket):
         if flags & _WAITALL:
             buffer = bytearray(bufsize)
             return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
-        until = self._await_more(flags)
-        data = self._until_done(READABLE, flags, self.plain.recv, bufsize, flags | _DONTWAIT, until=until)
-        self._is_drained = 0 < len(data) < bufsize
-        self._came_in(len(data), flags)
+        until = self._wait(READABLE, None) if self._is_drained and self._may_wait(flags) else None
+        while True:
+            try:
+                data: bytes = self._recv_now(bufsize, flags | _DONTWAIT)
+                break
+            except InterruptedError:
+                continue
+            except BlockingIOError:
+                if not self._may_wait(flags):
+                    raise
+            until = self._wait(READABLE, until)
+        count = len(data)
+        self._is_drained = 0 < count < bufsize
+        self._came_in(count, flags)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        into = self.plain.recv_into
-        until = self._await_more(flags)
-        count = total = self._until_done(READABLE, flags, into, buffer, nbytes, flags | _DONTWAIT, until=until)
-        self._is_drained = 0 < count < (nbytes or memoryview(buffer).nbytes)
+        until = self._wait(READABLE, None) if self._is_drained and self._may_wait(flags) else None
+        while True:
+            try:
+                count: int = self._recv_into_now(buffer, nbytes, flags | _DONTWAIT)
+                break
+            except InterruptedError:
+                continue
+            except BlockingIOError:
+                if not self._may_wait(flags):
+                    raise
+            until = self._wait(READABLE, until)
+        room = nbytes or (buffer if type(buffer) is memoryview else memoryview(buffer)).nbytes
+        self._is_drained = 0 < count < room
         self._came_in(count, flags)
         # The kernel heeds MSG_WAITALL only on a blocking descriptor: one without a timeout, which this stands in for.
-        other_flags = flags & (_DONTWAIT | _PEEK)
-        if flags & _WAITALL and not other_flags and self._wait_s is None:
-            view = memoryview(buffer).cast("B")[: nbytes or None]
-            while count and total < len(view):
-                count = self._until_done(READABLE, flags, into, view[total:], 0, _DONTWAIT)
-                self._came_in(count, flags)
-                total += count
-        return total
+        if flags & _WAITALL and not flags & (_DONTWAIT | _PEEK) and self._wait_s is None:
+            return self._fill(memoryview(buffer).cast("B")[:room], count)
+        return count
 
-    def _await_more(self, flags: int) -> float | None:
-        """Where the kernel had no more the last time, wait before asking it again. Returns when the waiting is over."""
-        if not self._is_drained or flags & _DONTWAIT or self._wait_s == 0 or not can_suspend():
-            return None
-        self._is_drained = False
-        until = self._time_out_at()
-        self._wait(READABLE, until)
-        return until
+    def _fill(self, view: memoryview, count: int) -> int:
+        """Receive until `view` is full, or until the end. `count` bytes are there; returns how many there are then."""
+        more = count
+        while more and count < len(view):
+            more = self._until_done(READABLE, 0, self.plain.recv_into, view[count:], 0, _DONTWAIT)
+            self._came_in(more, 0)
+            count += more
+        return count
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
         data, address = self._until_done(READABLE, flags, self.plain.recvfrom, bufsize, flags | _DONTWAIT)
@@ -304,14 +345,26 @@ class CooperativeSocket(socket.socket):
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """As the standard library's: the timeout is that of all of it."""
-        view = memoryview(data).cast("B")
-        until = self._time_out_at()
-        while view:
-            share = view[: self.lent.engine.send_share or SMALL_BYTES]
-            sent = self._until_done(WRITABLE, flags, self.plain.send, share, flags | _DONTWAIT, until=until)
-            view = view[self._went_out(sent) :]
-            if view and self._wait_s and self.lent.engine.table.clock() >= until:
-                raise TimeoutError("timed out")
+        left = data if type(data) is bytes else memoryview(data).cast("B")
+        until = self.lent.engine.table.clock() + self._wait_s if self._wait_s else None
+        while left:
+            share = left if len(left) <= SMALL_BYTES else memoryview(left)[: self.lent.engine.send_share or SMALL_BYTES]
+            try:
+                sent = self._send_now(share, flags | _DONTWAIT)
+            except InterruptedError:
+                continue
+            except BlockingIOError:
+                if not self._may_wait(flags):
+                    raise
+            else:
+                self._went_out(sent)
+                if sent == len(left):
+                    return
+                left = memoryview(left)[sent:]
+                if until is not None and self.lent.engine.table.clock() >= until:
+                    raise TimeoutError("timed out")
+                continue
+            self._wait(WRITABLE, until)
 
     def sendto(self, data: Any, *flags_and_address: Any) -> int:
         *given, address = flags_and_address
@@ -332,6 +385,12 @@ class CooperativeSocket(socket.socket):
         if self._wait_s == 0:
             raise ValueError("non-blocking sockets are not supported")
         return self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined,no-any-return]
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
+        if mode != "rb" or buffering == 0:
+            return super().makefile(mode, buffering, **text)  # type: ignore[call-overload]
+        self._io_refs += 1  # type: ignore[attr-defined]
+        return BufferedReader(_Reader(self, "rb"), buffering if buffering and buffering > 0 else DEFAULT_BUFFER_SIZE)
 
     # -- the descriptor -----------------------------------------------------------------------------------------------
 
@@ -373,3 +432,24 @@ class CooperativeSocket(socket.socket):
     def _wake_waiting(self) -> None:
         """Have it try again, and find the socket closed."""
         self.lent.engine.post(self.lent.on_ready, READ | WRITE)
+
+
+class _Reader(socket.SocketIO):
+    """As the standard library's, which asks itself each time whether it may be read."""
+
+    __slots__ = ("_sock", "_timeout_occurred")  # found at once, where its base class has a dictionary
+
+    _sock: CooperativeSocket | None
+    _timeout_occurred: bool
+
+    def readinto(self, buffer: Any) -> int | None:
+        own = self._sock
+        if own is None or self._timeout_occurred:
+            return super().readinto(buffer)  # which says so
+        try:
+            return own.recv_into(buffer)
+        except TimeoutError:
+            self._timeout_occurred = True
+            raise
+        except BlockingIOError:
+            return None

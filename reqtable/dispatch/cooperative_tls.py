@@ -81,8 +81,7 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
                 if self.gettimeout() == 0:
                     raise
                 want = READABLE if isinstance(blocked, ssl.SSLWantReadError) else WRITABLE
-                until = self._time_out_at() if until is None else until
-                self._wait(want, until)
+            until = self._wait(want, until)
 
     def do_handshake(self, block: bool = False) -> None:
         self.handshake_due = False

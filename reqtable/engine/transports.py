@@ -20,8 +20,9 @@ from reqtable.core.table import Entry
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
 
-# What a lent socket became ready for, in the state of the entry that waited for it.
-_WAITED_FOR = {State.READING: READ, State.WRITING: WRITE}
+# As in the loop: names, because looking a member up takes 100 ns.
+_READING, _WRITING, _LINGERING = State.READING, State.WRITING, State.LINGERING
+_INPUT_ARRIVED, _OUTPUT_TAKEN = Event.INPUT_ARRIVED, Event.OUTPUT_TAKEN
 
 
 class Watched:
@@ -82,14 +83,20 @@ class Lent(Polled):
 
     def on_ready(self, mask: int) -> None:
         entry = self.entry
-        if entry.state is State.LINGERING:
-            self._discard()
-        elif entry.state is State.WRITING and not self.engine.send_share:
-            pass  # it comes up again in the next pass
-        elif mask & _WAITED_FOR.get(entry.state, 0):
-            entry.active_at = self.engine.table.now
+        state = entry.state
+        engine = self.engine
+        if state is _READING:
+            waited_for, cause = READ, _INPUT_ARRIVED
+        elif state is _WRITING and engine.send_share:  # else it comes up again in the next pass
+            waited_for, cause = WRITE, _OUTPUT_TAKEN
+        else:
+            if state is _LINGERING:
+                self._discard()
+            return
+        if mask & waited_for:
+            entry.active_at = engine.table.now
             entry.posted = None
-            self.engine.step(entry, Event.INPUT_ARRIVED if entry.state is State.READING else Event.OUTPUT_TAKEN)
+            engine.step(entry, cause)
 
     def flush(self) -> bool:
         return True

@@ -127,6 +127,8 @@ class DatagramRequestHandler(BaseRequestHandler):
 class _SocketWriter(io.BufferedIOBase):
     """An unbuffered file to write to: `write` sends all of its data."""
 
+    __slots__ = ("_connection",)
+
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
@@ -135,7 +137,7 @@ class _SocketWriter(io.BufferedIOBase):
 
     def write(self, data: Any) -> int:
         self._connection.sendall(data)
-        return memoryview(data).nbytes
+        return len(data) if type(data) is bytes else memoryview(data).nbytes
 
     def fileno(self) -> int:
         return self._connection.fileno()

@@ -151,7 +151,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a socket that is reported ready and is not gives a blocking read more time",
-        *(CooperativeSocket, "_until_done", "self._time_out_at() if until is None else until", "self._time_out_at()"),
+        *(CooperativeSocket, "_wait", "timeout_s = until -", "timeout_s = timeout_s or until -"),
     ),
 ]
 
