@@ -243,8 +243,19 @@ class Turn(_Posted[None]):
 
 
 @want_type
-class Readable(_Posted[None]):
-    """The request's own socket can be read: for handlers that do their own I/O (policy `greenlet`)."""
+class Readable(Want[None]):
+    """The request's own socket can be read: for handlers that do their own I/O (policy `greenlet`).
+
+    The kernel keeps what is unread: as long as nobody has been told of it, something stands in for it as its input.
+    """
+
+    needs_bytes: ClassVar[bool] = True
+
+    def take(self, entry: Entry) -> Missing | None:
+        if not entry.input.data:
+            return MISSING
+        entry.input.data = b""
+        return None
 
 
 @want_type

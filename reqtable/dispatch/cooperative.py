@@ -37,11 +37,16 @@ _UNWINDINGS_MAX = 16  # how often a handler that is being ended may catch that a
 
 
 class _RequestGreenlet(greenlet):
-    """The greenlet of one request."""
+    """The greenlet of one request. `loop` is what it suspends to, its parent: the greenlet that the loop runs in."""
 
-    __slots__ = ("lent",)
+    __slots__ = ("lent", "loop")
 
     lent: Lent
+    loop: greenlet
+
+    def resumed_by(self, loop: greenlet) -> None:
+        """Suspend to `loop` from here on. Raises ValueError in another thread than its own."""
+        self.parent = self.loop = loop
 
 
 def can_suspend() -> bool:
@@ -52,23 +57,24 @@ def can_suspend() -> bool:
 class Suspendable:
     """A blocking handler whose stack is kept by a greenlet while it waits."""
 
-    __slots__ = ("_greenlet", "_loop")
+    __slots__ = ("_greenlet",)
 
     bound_to_thread: ClassVar[bool] = True
 
     def __init__(self, policy: Policy, entry: Entry, lent: Lent) -> None:
-        self._loop = getcurrent()  # where it suspends to: its greenlet's parent
         self._greenlet = _RequestGreenlet(lambda _: policy.returned(entry, run(entry, lent)))
         self._greenlet.lent = lent
+        self._greenlet.loop = getcurrent()
 
     def _resume(self, item: Any) -> Want[Any] | None:
+        own = self._greenlet
         loop = getcurrent()
-        if loop is not self._loop:  # the loop runs in another greenlet by now
-            self._greenlet.parent = self._loop = loop
-        return self._greenlet.switch(item)  # type: ignore[no-any-return]
+        if own.loop is not loop:
+            own.resumed_by(loop)
+        return own.switch(item)  # type: ignore[no-any-return]
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
-        self._greenlet.parent = self._loop = getcurrent()
+        self._greenlet.resumed_by(getcurrent())
         # as the socket module words it
         want = self._greenlet.throw(TimeoutError("timed out") if isinstance(error, TimedOut) else error)
         return want  # type: ignore[no-any-return]
@@ -79,7 +85,7 @@ class Suspendable:
             if self._greenlet.dead or not self._greenlet:
                 return
             try:
-                self._greenlet.parent = self._loop = getcurrent()
+                self._greenlet.resumed_by(getcurrent())
             except ValueError:
                 return  # it is bound to another thread, and can only be dropped
             self._greenlet.throw(GreenletExit)
@@ -185,8 +191,7 @@ class CooperativeSocket(socket.socket):
         if type(current) is not _RequestGreenlet or lent.in_child:
             self._poll(want, timeout_s)
             return until
-        own, loop = current.lent, current.parent
-        assert loop is not None
+        own, loop = current.lent, current.loop
         del current  # a stack that holds on to itself could never be dropped
         if own is not lent:
             self._wait_for_another(own, loop, want, timeout_s)
@@ -255,8 +260,7 @@ class CooperativeSocket(socket.socket):
         count, self._since_suspended = self._since_suspended, 0
         current = getcurrent()
         if type(current) is _RequestGreenlet and current.lent is self.lent and not self.lent.in_child:
-            loop = current.parent
-            assert loop is not None
+            loop = current.loop
             del current
             self.lent.engine.spend(count)
             loop.switch(TURN)
@@ -265,7 +269,9 @@ class CooperativeSocket(socket.socket):
         if flags & _WAITALL:
             buffer = bytearray(bufsize)
             return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
-        until = self._wait(READABLE, None) if self._is_drained and self._may_wait(flags) else None
+        until = None
+        if self._is_drained and ((self._wait_s is None and not flags) or self._may_wait(flags)):
+            until = self._wait(READABLE, None)
         while True:
             try:
                 data: bytes = self._recv_now(bufsize, flags | _DONTWAIT)
@@ -282,7 +288,9 @@ class CooperativeSocket(socket.socket):
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        until = self._wait(READABLE, None) if self._is_drained and self._may_wait(flags) else None
+        until = None
+        if self._is_drained and ((self._wait_s is None and not flags) or self._may_wait(flags)):
+            until = self._wait(READABLE, None)
         while True:
             try:
                 count: int = self._recv_into_now(buffer, nbytes, flags | _DONTWAIT)
@@ -447,7 +455,7 @@ class _Reader(socket.SocketIO):
         if own is None or self._timeout_occurred:
             return super().readinto(buffer)  # which says so
         try:
-            return own.recv_into(buffer)
+            return own.recv_into(buffer, len(buffer))
         except TimeoutError:
             self._timeout_occurred = True
             raise

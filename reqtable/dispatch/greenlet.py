@@ -9,6 +9,7 @@ the handler opens, or a lock held across a read.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from reqtable.core.errors import ConfigurationError
@@ -37,13 +38,12 @@ class Greenlet(Policy):
         install()
 
     def lend(self, request: Any) -> Lent:
-        from reqtable.dispatch.cooperative import CooperativeSocket, cooperative
-
-        if isinstance(request, CooperativeSocket):  # a TLS socket that `get_request` made
+        sockets = self._cooperative
+        if isinstance(request, sockets.CooperativeSocket):  # a TLS socket that `get_request` made
             return request.lent
         if type(request) is not self.engine.system.socket:
             return super().lend(request)
-        own = cooperative(type(request)).over(request)  # type: ignore[arg-type]
+        own = sockets.cooperative(type(request)).over(request)
         lent = own.lent = Lent(self.engine, own)
         return lent
 
@@ -55,6 +55,11 @@ class Greenlet(Policy):
         return secured(self.engine, request, context)
 
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        from reqtable.dispatch.cooperative import Suspendable
+        return self._cooperative.Suspendable(self, entry, lent)  # type: ignore[no-any-return]
 
-        return Suspendable(self, entry, lent)
+    @cached_property
+    def _cooperative(self) -> Any:
+        """The module that needs the package: an import in a function costs a microsecond each time."""
+        from reqtable.dispatch import cooperative
+
+        return cooperative

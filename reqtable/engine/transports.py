@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # As in the loop: names, because looking a member up takes 100 ns.
 _READING, _WRITING, _LINGERING = State.READING, State.WRITING, State.LINGERING
 _INPUT_ARRIVED, _OUTPUT_TAKEN = Event.INPUT_ARRIVED, Event.OUTPUT_TAKEN
+_SOMETHING = b"?"  # stands in for input that is the handler's to read
 
 
 class Watched:
@@ -86,17 +87,17 @@ class Lent(Polled):
         state = entry.state
         engine = self.engine
         if state is _READING:
-            waited_for, cause = READ, _INPUT_ARRIVED
-        elif state is _WRITING and engine.send_share:  # else it comes up again in the next pass
-            waited_for, cause = WRITE, _OUTPUT_TAKEN
-        else:
-            if state is _LINGERING:
-                self._discard()
-            return
-        if mask & waited_for:
-            entry.active_at = engine.table.now
-            entry.posted = None
-            engine.step(entry, cause)
+            if mask & READ:
+                entry.active_at = engine.table.now
+                entry.input.data = _SOMETHING
+                engine.step(entry, _INPUT_ARRIVED)
+        elif state is _WRITING:
+            if mask & WRITE and engine.send_share:  # else it comes up again in the next pass
+                entry.active_at = engine.table.now
+                entry.posted = None
+                engine.step(entry, _OUTPUT_TAKEN)
+        elif state is _LINGERING:
+            self._discard()
 
     def flush(self) -> bool:
         return True
