@@ -5,8 +5,10 @@ What a call on the socket does is compared with the same call on a plain socket:
 
 from __future__ import annotations
 
+import contextvars
 import errno
 import functools
+import gc
 import logging
 import os
 import queue
@@ -15,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -710,6 +713,39 @@ def test_what_one_thread_left_suspended_ends_when_another_serves() -> None:
     greenlet.greenlet(
         bool
     ).switch()  # the stack was left to this thread, which unwinds it when it next has to do with greenlets
+
+
+def test_a_stack_serves_one_request_after_another_and_keeps_nothing_of_them() -> None:
+    """In the main thread: what another one has kept would outlive it."""
+    seen: contextvars.ContextVar[int] = contextvars.ContextVar("seen")
+    stacks, contexts, handlers = [], [], []
+
+    class Handler(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            stacks.append(id(greenlet.getcurrent()))
+            contexts.append(seen.get(None))
+            seen.set(len(stacks))
+            handlers.append(weakref.ref(self))
+            self.wfile.write(self.rfile.readline())
+
+    def serve_three(server: Server, serve: Callable[[Callable[[], bool]], None]) -> None:
+        del stacks[:], contexts[:], handlers[:]
+        for number in range(3):
+            with Client(server.server_address) as client:
+                client.send(b"hello\n")
+                serve(lambda number=number: len(stacks) > number and not server.table)  # type: ignore[misc]
+                assert client.rest() == b"hello\n"
+        gc.collect()
+
+    with Server(ANY, Handler) as server:
+        serve_three(server, functools.partial(serve_until, server))
+        assert (len({*stacks}), contexts) == (1, [None, None, None])
+        assert [each() for each in handlers] == [None, None, None]
+        made = sum(isinstance(each, greenlet.greenlet) for each in gc.get_objects())
+        with serving(server):
+            serve_three(server, functools.partial(wait_until, server))
+        assert contexts == [None, None, None]
+        assert sum(isinstance(each, greenlet.greenlet) for each in gc.get_objects()) <= made
 
 
 def test_a_default_timeout_is_each_sockets_own(request: pytest.FixtureRequest) -> None:

@@ -23,7 +23,6 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from reqtable.core.buffers import SMALL_BYTES
 from reqtable.core.errors import TimedOut
 from reqtable.core.states import READ, WRITE
-from reqtable.core.table import Entry
 from reqtable.core.wants import READABLE, TURN, WRITABLE, Want
 from reqtable.dispatch.base import Policy
 from reqtable.dispatch.blocking import run
@@ -33,15 +32,19 @@ T = TypeVar("T")
 # As plain numbers: the socket module's are enum members, whose `&` is a Python call on the path of every read.
 _DONTWAIT, _PEEK, _WAITALL = int(socket.MSG_DONTWAIT), int(socket.MSG_PEEK), int(socket.MSG_WAITALL)
 _END_OF_FILE = 4096  # bytes that reading it counts as: some handlers do so for ever
+_SPARE_MAX = 64
 _UNWINDINGS_MAX = 16  # how often a handler that is being ended may catch that and wait again
 
 
 class _RequestGreenlet(greenlet):
-    """The greenlet of one request. `loop` is what it suspends to, its parent: the greenlet that the loop runs in."""
+    """The greenlet of a request, and then of others. `lent` is that of the one that it serves; None: it is spare.
+
+    `loop` is what it suspends to, its parent: the greenlet that the loop runs in.
+    """
 
     __slots__ = ("lent", "loop")
 
-    lent: Lent
+    lent: Lent | None
     loop: greenlet
 
     def resumed_by(self, loop: greenlet) -> None:
@@ -54,41 +57,84 @@ def can_suspend() -> bool:
     return isinstance(getcurrent(), _RequestGreenlet)
 
 
+# Greenlets whose requests have ended, of the main thread: to make one maps memory, and to end it unmaps that. Those of
+# another thread would outlive it.
+_spare: list[_RequestGreenlet] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_spare.clear)  # another thread may be the main one there
+
+
+def _serve(policy: Policy) -> Want[Any] | None:
+    """What a greenlet runs: a request, then others. It ends by what a handler raises, or where there are enough."""
+    while True:
+        lent: Lent = getcurrent().lent  # type: ignore[attr-defined]
+        outcome = policy.returned(lent.entry, run(lent.entry, lent))
+        own: Any = getcurrent()  # not before: a stack that holds on to itself could never be dropped
+        own.lent = None
+        if len(_spare) >= _SPARE_MAX or not _in_main_thread():
+            return outcome
+        _spare.append(own)
+        loop = own.loop
+        del own, lent, policy  # what is spare holds on to nothing
+        policy = loop.switch(outcome)
+
+
+def _in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
 class Suspendable:
     """A blocking handler whose stack is kept by a greenlet while it waits."""
 
-    __slots__ = ("_greenlet",)
+    __slots__ = ("_greenlet", "_lent", "_policy")
 
     bound_to_thread: ClassVar[bool] = True
 
-    def __init__(self, policy: Policy, entry: Entry, lent: Lent) -> None:
-        self._greenlet = _RequestGreenlet(lambda _: policy.returned(entry, run(entry, lent)))
-        self._greenlet.lent = lent
-        self._greenlet.loop = getcurrent()
+    def __init__(self, policy: Policy, lent: Lent) -> None:
+        self._policy = policy
+        self._lent = lent
+        self._greenlet: _RequestGreenlet | None = None  # it has not begun
 
     def _resume(self, item: Any) -> Want[Any] | None:
         own = self._greenlet
+        if own is None:
+            own, item = self._begun(), self._policy
         loop = getcurrent()
         if own.loop is not loop:
             own.resumed_by(loop)
         return own.switch(item)  # type: ignore[no-any-return]
 
+    def _begun(self) -> _RequestGreenlet:
+        """Find it a greenlet."""
+        if _spare and _in_main_thread():
+            own = _spare.pop()
+            own.gr_context = None
+        else:
+            own = _RequestGreenlet(_serve)
+            own.loop = getcurrent()
+        own.lent = self._lent
+        self._greenlet = own
+        return own
+
     def _throw(self, error: BaseException) -> Want[Any] | None:
-        self._greenlet.resumed_by(getcurrent())
+        own = self._greenlet
+        if own is None:
+            raise error
+        own.resumed_by(getcurrent())
         # as the socket module words it
-        want = self._greenlet.throw(TimeoutError("timed out") if isinstance(error, TimedOut) else error)
-        return want  # type: ignore[no-any-return]
+        return own.throw(TimeoutError("timed out") if isinstance(error, TimedOut) else error)  # type: ignore[no-any-return]
 
     def _close(self) -> None:
         """Unwind the handler's stack, so that its `finally`s run; what they still wait for fails at once."""
+        own = self._greenlet
         for _ in range(_UNWINDINGS_MAX):
-            if self._greenlet.dead or not self._greenlet:
+            if own is None or own.dead or own.lent is not self._lent:
                 return
             try:
-                self._greenlet.resumed_by(getcurrent())
+                own.resumed_by(getcurrent())
             except ValueError:
                 return  # it is bound to another thread, and can only be dropped
-            self._greenlet.throw(GreenletExit)
+            own.throw(GreenletExit)
 
 
 @cache
@@ -192,6 +238,7 @@ class CooperativeSocket(socket.socket):
             self._poll(want, timeout_s)
             return until
         own, loop = current.lent, current.loop
+        assert own is not None
         del current  # a stack that holds on to itself could never be dropped
         if own is not lent:
             self._wait_for_another(own, loop, want, timeout_s)

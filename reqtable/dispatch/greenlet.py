@@ -40,7 +40,7 @@ class Greenlet(Policy):
     def lend(self, request: Any) -> Lent:
         sockets = self._cooperative
         if isinstance(request, sockets.CooperativeSocket):  # a TLS socket that `get_request` made
-            return request.lent
+            return request.lent  # type: ignore[no-any-return]
         if type(request) is not self.engine.system.socket:
             return super().lend(request)
         own = sockets.cooperative(type(request)).over(request)
@@ -55,7 +55,7 @@ class Greenlet(Policy):
         return secured(self.engine, request, context)
 
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        return self._cooperative.Suspendable(self, entry, lent)  # type: ignore[no-any-return]
+        return self._cooperative.Suspendable(self, lent)  # type: ignore[no-any-return]
 
     @cached_property
     def _cooperative(self) -> Any:
