@@ -46,9 +46,7 @@ from reqtable.core.wants import (
 def an_entry(given: Input | None = None, **limits: int) -> Any:
     """What a want looks at."""
     table = SimpleNamespace(limits=Limits(**limits), now=1000.0)
-    return SimpleNamespace(
-        table=table, input=given if given is not None else Input(), output=Output(), due=None, posted=MISSING
-    )
+    return SimpleNamespace(table=table, input=given if given is not None else Input(), output=Output(), posted=MISSING)
 
 
 def fed(want: Want[Any], data: bytes, size: int, **limits: int) -> Any:
@@ -129,13 +127,13 @@ def test_datagram_takes_one_whole():
 def test_sleep_ends_when_it_is_due():
     entry = an_entry()
     assert sleep(5).take(entry) is MISSING, "nobody has begun it"
-    entry.due = 1005.0
+    entry.posted = 1005.0
     entry.table.now = 1004.9
     assert sleep(5).take(entry) is MISSING
-    assert entry.due == 1005.0
+    assert entry.posted == 1005.0
     entry.table.now = 1005.0
     assert sleep(5).take(entry) is None
-    assert entry.due is None
+    assert entry.posted is MISSING
     assert sleep(5).take(entry) is MISSING, "the next one is to be begun"
 
 

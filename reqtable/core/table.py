@@ -22,7 +22,7 @@ from reqtable.core.errors import ReqtableError
 from reqtable.core.limits import Limits
 from reqtable.core.listing import Listing, Row
 from reqtable.core.states import TRANSITIONS, Event, State
-from reqtable.core.wants import NOTHING, Want
+from reqtable.core.wants import NOTHING, Sleep, Want
 
 SLICE_ROWS = 250  # half a millisecond's worth
 
@@ -166,8 +166,6 @@ class Entry:
         "counted",
         "created_at",
         "deadline",
-        "due",
-        "elsewhere",
         "ending",
         "handler",
         "held",
@@ -204,12 +202,10 @@ class Entry:
         self.state = State.OPENING
         self.want: Want[Any] = NOTHING
         self.timeout: float | None = None
-        self.due: float | None = None  # when a `sleep` ends
         self.deadline: float | None = None
         self.queued_at = inf  # see Deadlines
         self.calls = 0  # calls begun; a result that comes after its call was given up is told by it
-        self.elsewhere: RemoteStep | None = None  # its own step, while that runs in another thread
-        self.posted: Any = MISSING  # what came for a want that is not satisfied from `input`
+        self.posted: Any = MISSING  # for a want that is not satisfied from `input`: what came, or when its sleep ends
         self.created_at = self.active_at = table.now
         self.input = Input()
         self.output = Output()
@@ -229,6 +225,11 @@ class Entry:
             raise ReqtableError(f"request {self.id}: {event.value!r} can't happen in {before.name}") from None
         if self.table.on_transition is not None:
             self.table.on_transition(self, before, event)
+
+    @property
+    def due(self) -> float | None:
+        """When its sleep ends; None where it does not sleep."""
+        return None if self.posted is MISSING or not isinstance(self.want, Sleep) else self.posted
 
     def begin_call(self) -> int:
         """Wait for a result from elsewhere; returns the number that it is to come with."""
@@ -253,6 +254,7 @@ class RequestTable:
         self.now = clock()  # read once a pass
         self.running: Entry | None = None  # the entry whose step the loop is in
         self.touched: list[Entry] = []  # entries that another one's step sent to
+        self.elsewhere: dict[Entry, RemoteStep] = {}  # those whose own step runs in another thread
         self.last_id = 0
         self.owner: Owner | None = None
         self.thread: int | None = None  # the `threading.get_ident()` of the thread that runs the loop, while one does

@@ -120,9 +120,9 @@ class Sleep(Want[None]):
     awaits: ClassVar[Event] = Event.AWAITS_TIMER
 
     def take(self, entry: Entry) -> Missing | None:
-        if entry.due is None or entry.due > entry.table.now:
+        if entry.posted is MISSING or entry.posted > entry.table.now:
             return MISSING
-        entry.due = None
+        entry.posted = MISSING
         return None
 
 

@@ -175,7 +175,6 @@ def move(source: Entry, target: Entry) -> None:
     """Let `target` have what is the request's own."""
     target.handler = source.handler
     target.timeout = source.timeout
-    target.due = source.due
     target.active_at = source.active_at
     target.bytes_in = source.bytes_in
     target.bytes_out = source.bytes_out

@@ -94,20 +94,22 @@ class Pooled(Stepping):
     def __init__(self, entry: Entry, handler: Any, executor: Executor) -> None:
         super().__init__(entry, handler)
         self._executor = executor
+        self._step: _ThreadStep
+
+    def _done(self, number: int, done: Future[Any]) -> None:
+        del self._entry.table.elsewhere[self._entry]
+        super()._done(number, done)
 
     def _submit(self, method: str, argument: Any) -> Future[Any]:
-        step = self._entry.elsewhere = _ThreadStep()
+        step = self._step = self._entry.table.elsewhere[self._entry] = _ThreadStep()
         try:
             return self._executor.submit(step.run, getattr(self._handler, method), argument)
         except BaseException:
-            self._entry.elsewhere = None
+            del self._entry.table.elsewhere[self._entry]
             raise
 
     def _arrive(self, done: Future[Any]) -> Want[Any] | None:
-        step = self._entry.elsewhere
-        self._entry.elsewhere = None
-        assert step is not None
-        self._entry.output.extend(step.output)
+        self._entry.output.extend(self._step.output)
         want: Want[Any] | None = done.result()
         return want
 

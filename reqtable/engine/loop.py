@@ -248,7 +248,7 @@ class Loop:
                 # The common case of what `_settle` does: it is answered, and waits for its peer as it did before.
                 if idle and entry.state is _READING and not entry.held and (not output.size or entry.transport.flush()):
                     entry.want = want  # type: ignore[assignment]  # it waits for it
-                    if self.unbounded and entry.timeout is None and entry.due is None and unread.is_stream:
+                    if self.unbounded and entry.timeout is None and unread.is_stream:
                         entry.deadline = None
                     else:
                         self.timeouts.arm(entry)
@@ -314,7 +314,7 @@ class Loop:
     def _begin_wait(self, entry: Entry, want: Want[Any]) -> Want[Any]:
         """Start what runs while `entry` waits: a timer, a call, the rest of it. Returns what it waits for now."""
         if isinstance(want, Sleep):
-            entry.due = self.table.now + want.seconds
+            entry.posted = self.table.now + want.seconds
         elif isinstance(want, Call | HandOff):
             number = entry.begin_call()
             try:

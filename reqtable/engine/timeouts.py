@@ -9,6 +9,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from reqtable.core.addresses import address_text
+from reqtable.core.buffers import MISSING
 from reqtable.core.errors import TimedOut
 from reqtable.core.states import Event, State
 from reqtable.core.table import Entry
@@ -30,7 +31,7 @@ class Timeouts:
     def arm(self, entry: Entry) -> None:
         """Set the deadline of the state that `entry` is in now."""
         loop = self._loop
-        has_none = loop.unbounded and entry.timeout is None and entry.due is None
+        has_none = loop.unbounded and entry.timeout is None
         if has_none and entry.state is _READING and not entry.held and entry.transport.timeout_s is None:
             entry.deadline = None  # the most frequent case, first
             return
@@ -41,8 +42,8 @@ class Timeouts:
             at = None
         elif entry.state is _WRITING and entry.output.size:
             at = now + loop.limits.write_timeout_s
-        elif entry.due is not None and (at is None or entry.due < at):
-            at = entry.due
+        elif (due := entry.due) is not None and (at is None or due < at):
+            at = due
         whole = loop.limits.request_timeout_s
         if whole is not None and (at is None or entry.created_at + whole < at):
             at = entry.created_at + whole
@@ -94,13 +95,13 @@ class Timeouts:
             self._close(entry, f"was not done within {whole:g} s")
         elif entry.state is _WRITING and entry.output.size:
             self._close(entry, f"took none of its output for {limits.write_timeout_s:g} s")
-        elif entry.due is not None and entry.due <= now:
+        elif (due := entry.due) is not None and due <= now:
             entry.active_at = now
             loop.step(entry, Event.DEADLINE_PASSED)
         elif self._comes_fast_enough(entry):
             self.arm(entry)
         else:
-            entry.due = None
+            entry.posted = MISSING
             loop.give_up_call(entry)
             error = TimedOut(f"{entry.want!r} did not come within {self.of(entry):g} s")
             loop.step(entry, Event.DEADLINE_PASSED, error)

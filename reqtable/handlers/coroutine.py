@@ -55,8 +55,10 @@ class AsyncRequestHandler(ResumableHandler):
         """Queue output. Awaiting suspends only while more than the high-water mark waits for the peer to take it."""
         self._send(data)
         entry = self.entry
-        held = entry.output.held if entry.elsewhere is None else entry.elsewhere.output.held
-        return _DONE if held <= entry.table.limits.high_water_bytes else flushed()
+        table = entry.table
+        step = table.elsewhere.get(entry) if table.elsewhere else None
+        held = entry.output.held if step is None else step.output.held
+        return _DONE if held <= table.limits.high_water_bytes else flushed()
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Let `seconds` pass; the others go on."""

@@ -152,8 +152,9 @@ class ResumableHandler:
         entry = self.entry
         table = entry.table
         thread = get_ident()
-        if entry.elsewhere is not None and entry.elsewhere.thread == thread:
-            return entry.elsewhere.output
+        step = table.elsewhere.get(entry)
+        if step is not None and step.thread == thread:
+            return step.output
         if table.owner is not None and thread != (table.thread or thread):
             table.owner.post(again, *args)
             return None
