@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # As in the loop: names, because looking a member up takes 100 ns.
 _READING, _WRITING, _LINGERING = State.READING, State.WRITING, State.LINGERING
 _INPUT_ARRIVED, _OUTPUT_TAKEN = Event.INPUT_ARRIVED, Event.OUTPUT_TAKEN
+_PEEK_NOW = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _SOMETHING = b"?"  # stands in for input that is the handler's to read
 
 
@@ -202,7 +203,7 @@ def has_unread(request: Any, plain: type[socket.socket]) -> bool:
         if socket.SocketType.type.__get__(request) == socket.SOCK_STREAM:
             if plain.gettimeout(request):
                 plain.settimeout(request, 0)  # with a timeout MSG_DONTWAIT waits; the descriptor is non-blocking then
-            return bool(plain.recv(request, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            return bool(plain.recv(request, 1, _PEEK_NOW))
     except OSError:
         pass  # nothing is there, or nobody is
     return False
