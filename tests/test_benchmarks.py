@@ -17,7 +17,7 @@ from tests.benchmarks import __main__ as bench
 from tests.benchmarks.processes import Failed, Process, Server, Tools, cpu_of, tools
 from tests.benchmarks.report import is_limited_by_load, limited, outcomes, page, ratio, rows
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
-from tests.benchmarks.work import GOALS, WARM_UP, WORKS, Effort, Figures, Work
+from tests.benchmarks.work import COMPILED_GOALS, GOALS, WARM_UP, WORKS, Effort, Figures, Work
 from tests.conftest import WAIT_S
 
 MEASURED = json.loads(bench.FIGURES.read_text())
@@ -205,7 +205,7 @@ def test_where_the_load_works_as_much_as_the_server_the_run_fails() -> None:
 
 
 def test_goals_name_works_and_peers_that_there_are() -> None:
-    for goal in GOALS:
+    for goal in [*GOALS, *COMPILED_GOALS]:
         assert goal.peer in WORKS[goal.work].names
         assert not goal.over or goal.over in WORKS or goal.over in WORKS[goal.work].names
     assert all(work.baseline in work.names for work in WORKS.values())
@@ -223,6 +223,7 @@ def test_the_page_is_what_its_figures_give() -> None:
     """`make bench-page` writes it again."""
     assert bench.DOCUMENT.read_text() == page(MEASURED)
     assert {each.goal for each in outcomes(MEASURED)} == set(GOALS)
+    assert len(outcomes(MEASURED, COMPILED_GOALS)) > 9
 
 
 def test_a_goal_that_is_not_met_is_said_so() -> None:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.work import GOALS, WORKS, Figures, Goal, Work
+from tests.benchmarks.work import COMPILED_GOALS, GOALS, WORKS, Figures, Goal, Work
 
 Measured = dict[str, Any]  # what a run has written: see `__main__`
 Rounds = list[Figures]
 
 MARK = "*"  # a cell in which the load worked no less than the server
+OURS = ("reqtable", "compiled")
 PLOTTED = ("echo-50", "echo-500", "pipelined", "churn", "udp", "redis-16", "idle")
 
 
@@ -141,8 +142,8 @@ def outcome(measured: Measured, goal: Goal) -> Outcome:
     )
 
 
-def outcomes(measured: Measured) -> list[Outcome]:
-    return [outcome(measured, goal) for goal in GOALS]
+def outcomes(measured: Measured, goals: list[Goal] = GOALS) -> list[Outcome]:
+    return [outcome(measured, goal) for goal in goals]
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ def show(measured: Measured) -> None:
         table(f"{work.title} ({name}; baseline {work.baseline})", headings(work), list(rows(work, by_peer)))
     for reason in measured["skipped"]:
         console.print(f"skipped: {reason}", highlight=False)
-    known = [each.cells() for each in outcomes(measured) if each.found is not None]
+    known = [each.cells() for each in outcomes(measured, [*GOALS, *COMPILED_GOALS]) if each.found is not None]
     if known:
         table("Goals", GOAL_HEADINGS, known)
     for line in limited(measured):
@@ -269,6 +270,10 @@ in C, which does little but its system calls, comes to on the same scale, and ho
 goal leaves for whatever is not the floor's, and how many are taken: where less than nothing is left, nobody meets it.
 """
 
+COMPILED_NOTE = """These are of the package as it is installed: interpreted. The same goals with the hot path
+[compiled](deploying.md#compiled), where that is what they depend on; {met} of {count} are met:
+"""
+
 POLICIES = """## What each policy costs, and when to choose which
 
 {costs}
@@ -295,15 +300,26 @@ server's own. For reqtable that is so many bytecodes of the interpreter, counted
 """
 
 PROFILED_WORK = "echo-50"
-UNCOUNTED = ("uvloop-protocol", "uvloop-streams", "asyncio-protocol", "asyncio-streams", "gevent")
+UNCOUNTED = (
+    "compiled-state",
+    "compiled-async",
+    "uvloop-protocol",
+    "uvloop-streams",
+    "asyncio-protocol",
+    "asyncio-streams",
+    "gevent",
+)
 BYTECODES_SHOWN = 5
 
 POLICY_PEERS = {
     "reqtable-state": "a state machine, `inline`",
+    "compiled-state": "the same, compiled",
     "reqtable-async": "a coroutine, `inline`",
+    "compiled-async": "the same, compiled",
     "reqtable-pool": "a state machine, `pool`",
     "reqtable-greenlet": "a blocking handler, `greenlet`",
     "reqtable-thread": "a blocking handler, `thread`",
+    "compiled-thread": "the same, compiled",
     "reqtable-fork": "a blocking handler, `fork`",
     "reqtable-inline": "a blocking handler, `inline`: one at a time",
 }
@@ -317,7 +333,7 @@ POLICY_WORKS = {
 
 def page(measured: Measured) -> str:
     """docs/performance.md."""
-    found = outcomes(measured)
+    found, compiled = outcomes(measured), outcomes(measured, COMPILED_GOALS)
     met = sum(each.met for each in found)
     parts = [INTRODUCTION, *([QUICK_NOTE] if measured["quick"] else []), "## The goals", ""]
     parts += [
@@ -326,6 +342,8 @@ def page(measured: Measured) -> str:
         GOALS_NOTE.rstrip(),
         "",
         *markdown(GOAL_HEADINGS, [each.cells() for each in found]),
+        COMPILED_NOTE.format(met=sum(each.met for each in compiled), count=len(compiled)),
+        *markdown(GOAL_HEADINGS, [each.cells() for each in compiled]),
     ]
     parts += ["## Where the time goes", "", *where_time_goes(measured)]
     parts += [POLICIES.format(costs="\n".join(policy_costs(measured)).rstrip())]
@@ -432,7 +450,7 @@ def plot_work(work: Work, by_peer: dict[str, Rounds], folder: Path) -> Path:
     def draw(axes: Any) -> None:
         medians = [each.median for each, _ in found]
         errors = [[each.median - each.least for each, _ in found], [each.most - each.median for each, _ in found]]
-        colours = ["#c0392b" if peer.startswith("reqtable") else "#7f8c8d" for _, peer in found]
+        colours = ["#c0392b" if peer.startswith(OURS) else "#7f8c8d" for _, peer in found]
         axes.barh([peer for _, peer in found], medians, xerr=errors, color=colours, ecolor="#2c3e50", capsize=2)
         axes.set_xlabel(headings(work)[1] + (", logarithmic" if wide else ""))
         axes.set_title(work.title, loc="left")
@@ -454,7 +472,7 @@ def plot_growth(measured: Measured, folder: Path) -> Path:
             points = [
                 (size, spread(by_peer[peer], "cpu_us").median) for size, by_peer in by_size.items() if peer in by_peer
             ]
-            ours = peer.startswith("reqtable")
+            ours = peer.startswith(OURS)
             axes.plot(*zip(*points, strict=True), marker="o", label=peer, linestyle="-" if ours else "--")
         axes.set_xscale("log")
         axes.set_ylim(bottom=0)

@@ -18,8 +18,9 @@ import random
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 ANYWHERE = ("127.0.0.1", 0)
@@ -30,18 +31,23 @@ LIMIT = 65_536  # of a line
 ENTRIES_MAX = 100_000
 THREADS = 1100  # as many as are asked of servers that have one for each connection
 CHILDREN = 40  # the default of `max_children`, here and there
+COMPILED = Path(__file__).parents[2] / "build" / "compiled"
 
 answer = b""  # what each line is answered with; empty: the line itself
 
 
 @dataclass(frozen=True)
 class Peer:
-    """`kinds` says how each kind of work is served; `connections_max` is how many it can have open at once."""
+    """`kinds` says how each kind of work is served; `connections_max` is how many it can have open at once.
+
+    `folder` is where its package is taken from, if not from where the others are.
+    """
 
     name: str
     package: str
     kinds: dict[str, Callable[[], None]]
     connections_max: int = ENTRIES_MAX
+    folder: Path | None = None
 
     def serves(self, kind: str) -> bool:
         return ("lines" if kind == "answers" else kind) in self.kinds
@@ -49,6 +55,8 @@ class Peer:
     @property
     def missing(self) -> str | None:
         """Why it can't be measured here."""
+        if self.folder is not None and not self.folder.exists():
+            return f"there is no {self.folder.name} {self.package}: make bench builds it"
         return None if importlib.util.find_spec(self.package) else f"{self.package} is not installed"
 
 
@@ -464,6 +472,11 @@ def reqtable_peer(name: str, style: str, dispatch: str | None = None, most: int 
     return Peer(f"reqtable-{name}", "reqtable", kinds | more, most)
 
 
+def compiled(peer: Peer) -> Peer:
+    """The same by the package as mypyc compiles it."""
+    return replace(peer, name=f"compiled-{peer.name.removeprefix('reqtable-')}", folder=COMPILED)
+
+
 def socketserver_peer(name: str, mixin: str, most: int) -> Peer:
     kinds = {kind: partial(socketserver_serve, mixin, kind) for kind in ("lines", "datagrams")}
     kinds["shutdown"] = partial(shut_down, "socketserver", f"{mixin}TCPServer")
@@ -477,24 +490,29 @@ def asyncio_peers(loop: str, on: Callable[..., None]) -> Iterator[Peer]:
         yield Peer(f"{loop}-{style}", loop, {kind: partial(on, serve) for kind, serve in serves.items()})
 
 
+OURS = (
+    reqtable_peer(
+        "state",
+        "state",
+        redis=partial(reqtable_serve, reqtable_redis, "state"),
+        snapshot=partial(reqtable_serve, reqtable_snapshot, "state"),
+        shutdown=partial(shut_down, "reqtable", "TCPServer"),
+    ),
+    reqtable_peer("async", "async"),
+    reqtable_peer("pool", "state", "pool"),
+    reqtable_peer("greenlet", "blocking", "greenlet", shutdown=partial(shut_down, "reqtable", "TableTCPServer")),
+    reqtable_peer("inline", "blocking", "inline", 1),
+    reqtable_peer(
+        "thread", "blocking", "thread", THREADS, shutdown=partial(shut_down, "reqtable", "ThreadingTCPServer")
+    ),
+    reqtable_peer("fork", "blocking", "fork", CHILDREN),
+)
+
 PEERS = {
     peer.name: peer
     for peer in (
-        reqtable_peer(
-            "state",
-            "state",
-            redis=partial(reqtable_serve, reqtable_redis, "state"),
-            snapshot=partial(reqtable_serve, reqtable_snapshot, "state"),
-            shutdown=partial(shut_down, "reqtable", "TCPServer"),
-        ),
-        reqtable_peer("async", "async"),
-        reqtable_peer("pool", "state", "pool"),
-        reqtable_peer("greenlet", "blocking", "greenlet", shutdown=partial(shut_down, "reqtable", "TableTCPServer")),
-        reqtable_peer("inline", "blocking", "inline", 1),
-        reqtable_peer(
-            "thread", "blocking", "thread", THREADS, shutdown=partial(shut_down, "reqtable", "ThreadingTCPServer")
-        ),
-        reqtable_peer("fork", "blocking", "fork", CHILDREN),
+        *OURS,
+        *(compiled(peer) for peer in OURS if peer.name in ("reqtable-state", "reqtable-async", "reqtable-thread")),
         socketserver_peer("", "", 1),
         socketserver_peer("-threading", "Threading", THREADS),
         socketserver_peer("-forking", "Forking", CHILDREN),
@@ -512,9 +530,12 @@ PEERS = {
 def main() -> None:
     global answer
     name, kind = sys.argv[1:]
+    peer = PEERS[name]
+    if peer.folder is not None:
+        sys.path.insert(0, str(peer.folder))
     if kind == "answers":
         answer, kind = b"x" * (ANSWER_BYTES - 1) + b"\n", "lines"
-    PEERS[name].kinds[kind]()
+    peer.kinds[kind]()
 
 
 if __name__ == "__main__":
