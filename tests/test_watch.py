@@ -206,7 +206,8 @@ class Stepping:
     def __init__(self, stall_s: float = 1.0) -> None:
         self.now = 0.0
         self.table = Table(self)
-        self.to_free = 0
+        self.progress: tuple[int, ...] = ()
+        self._selector = object()
         self.limits = Limits(loop_stall_s=stall_s)
         self.accepting = None
         self.watch = Watch(self)  # type: ignore[arg-type]
@@ -217,16 +218,11 @@ class Stepping:
             self.table.now = pass_at
         self.table.running = None if peer is None else SimpleNamespace(peer=("h", peer), handler=Stepping)
 
-    def run_once(self, name: str = "") -> float:
-        if name:
-            inner: dict[str, Any] = {}
-            exec(f"def {name}(look): return look()", inner)
-            return float(inner[name](self.watch._look))
-        return self.watch._look()
-
     def look(self, at: float, inside: str = "work") -> float:
         self.now = at
-        return self.run_once(inside)
+        inner: dict[str, Any] = {}
+        exec(f"def {inside}(self, look): return look()", inner)
+        return float(inner[inside](self._selector, self.watch._look))
 
 
 def test_it_looks_again_just_when_a_step_has_lasted_too_long(warned: Warned) -> None:
@@ -287,9 +283,29 @@ def test_a_pass_of_many_that_are_freed_is_nobodys(warned: Warned) -> None:
     loop = Stepping()
     loop.begin(None, pass_at=10.0)
     for number in range(100):
-        loop.to_free = number
+        loop.progress = (number,)
         loop.look(10.0 + number / 4, inside="close")
     assert warned.lines == []
+
+
+def test_a_pass_goes_on_with_each_who_is_ready() -> None:
+    seen = []
+
+    class Looking(reqtable.StateRequestHandler):
+        @reqtable.state(reqtable.line())
+        def first(self, text: bytes) -> None:
+            seen.append(self.server.engine.progress)
+
+    pairs = [socket.socketpair() for _ in range(3)]
+    with reqtable.TCPServer(ANY, Looking) as server:
+        server.engine.open()
+        for ours, theirs in pairs:
+            server.process_request(ours, ("h", 1))
+            theirs.send(b"now\n")
+        server.engine.run_once(0)
+        assert len(set(seen)) == 3
+    for _, theirs in pairs:
+        theirs.close()
 
 
 def test_the_line_is_the_programs_own() -> None:

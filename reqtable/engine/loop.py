@@ -24,12 +24,14 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sized
 from heapq import heappop, heappush
 from math import inf
-from typing import Any
+from operator import length_hint
+from typing import Any, Final
 
 from reqtable.core.buffers import MISSING
+from reqtable.core.compiled import mypyc_attr
 from reqtable.core.deadlines import Deadlines
 from reqtable.core.errors import IncompleteRead, ReqtableError, ending_of
 from reqtable.core.limits import Limits
@@ -48,11 +50,16 @@ from reqtable.engine.wakeup import Wakeup
 log = logging.getLogger("reqtable")
 
 # On the path of every request: looking a member up in its Enum takes 100 ns on Python 3.11, a name 10.
-_READING, _WRITING, _CLOSED = State.READING, State.WRITING, State.CLOSED
-_READY, _RUNNING = State.READY, State.RUNNING
-_AWAITS_INPUT, _AWAITS_TURN = Event.AWAITS_INPUT, Event.AWAITS_TURN
-_OUTPUT_BLOCKED, _INPUT_ARRIVED = Event.OUTPUT_BLOCKED, Event.INPUT_ARRIVED
-_AFTER_STEP = TRANSITIONS[State.RUNNING]
+_READING: Final = State.READING
+_WRITING: Final = State.WRITING
+_CLOSED: Final = State.CLOSED
+_READY: Final = State.READY
+_RUNNING: Final = State.RUNNING
+_AWAITS_INPUT: Final = Event.AWAITS_INPUT
+_AWAITS_TURN: Final = Event.AWAITS_TURN
+_OUTPUT_BLOCKED: Final = Event.OUTPUT_BLOCKED
+_INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
+_AFTER_STEP: Final = TRANSITIONS[State.RUNNING]
 _RETRY_S = 0.005
 _PATIENCE_MAX_S = 86_400.0  # a poll of more overflows what the kernel takes
 # The states in which another request's `send` may find this one with nothing on its way to the kernel.
@@ -65,6 +72,7 @@ _ENDING = {Event.CANCELLED: "cancelled", Event.LOST: "reset"}
 TABLES: dict[int, RequestTable] = {}
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Loop:
     """The loop over one table. Its selector and its wake-up are made when it first needs them."""
 
@@ -84,6 +92,7 @@ class Loop:
         self._poll: Callable[[float | None], Ready]
         self._wakeup: Wakeup | None = None
         self._listeners: list[Listener] = []
+        self._ready: Iterator[tuple[Any, int]] = iter(())  # what the poll found and nobody has looked at yet
         self._turns: deque[Entry] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timers_set = 0  # breaks ties, so that functions are never compared
@@ -137,7 +146,8 @@ class Loop:
             self._spent = 0
             self.send_share = self.limits.send_bytes
             ready = self._rotated(ready)
-        for target, mask in ready:
+        self._ready = iter(ready)
+        for target, mask in self._ready:
             target.on_ready(mask)
         for _ in range(len(self._turns)):
             if not self.send_share:
@@ -566,9 +576,10 @@ class Loop:
             wakeup.close()
 
     @property
-    def to_free(self) -> int:
-        """How many requests have ended in this pass and are not freed."""
-        return len(self._closed)
+    def progress(self) -> tuple[int, ...]:
+        """What changes while a pass goes on, though no step of a handler is seen in it."""
+        queues: tuple[Sized, ...] = (self._turns, self.deadlines, self._timers, self._posts, self._closed, self.table)
+        return length_hint(self._ready), *map(len, queues), self.table.last_id
 
     @property
     def stopping(self) -> bool:

@@ -74,6 +74,8 @@ class Opening(Polled):
 
     __slots__ = ("_preface", "_progress", "_timeout", "entry", "request")
 
+    engine: Engine
+
     timeout_s: float | None = None
 
     def __init__(self, engine: Engine, request: Any, preface: Preface) -> None:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from reqtable.core.addresses import address_text
 from reqtable.core.buffers import SMALL_BYTES, FileSlice
+from reqtable.core.compiled import mypyc_attr
 from reqtable.core.states import Event, State
 from reqtable.core.table import Entry
 from reqtable.engine.transports import Watched, abandon, discarded_all, has_unread
 
 if TYPE_CHECKING:
-    from reqtable.engine.engine import Engine
+    from reqtable.engine.loop import Loop
 
 log = logging.getLogger("reqtable")
 
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
-_NOT_NOW = (BlockingIOError, InterruptedError)
+_NOT_NOW: Final = (BlockingIOError, InterruptedError)
 # As in the loop: names, because looking a member up takes 100 ns.
-_READING, _WRITING, _LINGERING = State.READING, State.WRITING, State.LINGERING
-_INPUT_ARRIVED, _INPUT_ENDED = Event.INPUT_ARRIVED, Event.INPUT_ENDED
+_READING: Final = State.READING
+_WRITING: Final = State.WRITING
+_LINGERING: Final = State.LINGERING
+_INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
+_INPUT_ENDED: Final = Event.INPUT_ENDED
 
 
 def send_at_once(connection: socket.socket) -> None:
@@ -35,6 +39,7 @@ def send_at_once(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Stream(Watched):
     """One connection. `request` is its socket, which is non-blocking from here on."""
 
@@ -42,7 +47,7 @@ class Stream(Watched):
 
     timeout_s: float | None = None
 
-    def __init__(self, engine: Engine, request: Any) -> None:
+    def __init__(self, engine: Loop, request: Any) -> None:
         super().__init__(engine)
         request.setblocking(False)
         send_at_once(request)  # output leaves once a step, joined
@@ -50,7 +55,7 @@ class Stream(Watched):
         self.entry: Entry
 
     @property
-    def fd(self) -> int:  # type: ignore[override]
+    def fd(self) -> int:
         """Its socket's. Kept here as well, it would be 48 bytes of each connection."""
         return self.request.fileno()  # type: ignore[no-any-return]
 

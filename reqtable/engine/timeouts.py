@@ -6,7 +6,7 @@ An entry has one deadline: the soonest of its want's own, its peer's, its timer'
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from reqtable.core.addresses import address_text
 from reqtable.core.buffers import MISSING
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("reqtable")
 # As in the loop: names, because looking a member up takes 100 ns.
-_READING, _WRITING, _READY = State.READING, State.WRITING, State.READY
+_READING: Final = State.READING
+_WRITING: Final = State.WRITING
+_READY: Final = State.READY
 
 
 class Timeouts:

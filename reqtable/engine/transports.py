@@ -11,32 +11,39 @@ import contextlib
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from reqtable.core.compiled import mypyc_attr
 from reqtable.core.errors import PeerError
 from reqtable.core.states import READ, WRITE, Event, State
 from reqtable.core.table import Entry
 
 if TYPE_CHECKING:
-    from reqtable.engine.engine import Engine
+    from reqtable.engine.loop import Loop
 
 # As in the loop: names, because looking a member up takes 100 ns.
-_READING, _WRITING, _LINGERING = State.READING, State.WRITING, State.LINGERING
-_INPUT_ARRIVED, _OUTPUT_TAKEN = Event.INPUT_ARRIVED, Event.OUTPUT_TAKEN
-_PEEK_NOW = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+_READING: Final = State.READING
+_WRITING: Final = State.WRITING
+_LINGERING: Final = State.LINGERING
+_INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
+_OUTPUT_TAKEN: Final = Event.OUTPUT_TAKEN
+_PEEK_NOW: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _SOMETHING = b"?"  # stands in for input that is the handler's to read
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Watched:
     """It has a descriptor, `fd`, that the selector watches for whatever was last asked of `poll`, and nothing else."""
 
     __slots__ = ("engine", "watched")
 
-    fd: int
-
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Loop) -> None:
         self.engine = engine
         self.watched = 0
+
+    @property
+    def fd(self) -> int:
+        raise NotImplementedError
 
     def poll(self, interest: int) -> None:
         if interest == self.watched:
@@ -58,12 +65,15 @@ class Watched:
         self.watched = interest
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Polled(Watched):
     """The descriptor itself."""
 
     __slots__ = ("fd",)
 
-    def __init__(self, engine: Engine, fd: int) -> None:
+    fd: int
+
+    def __init__(self, engine: Loop, fd: int) -> None:
         super().__init__(engine)
         self.fd = fd
 
@@ -75,7 +85,7 @@ class Lent(Polled):
 
     timeout_s: float | None = None
 
-    def __init__(self, engine: Engine, request: Any) -> None:
+    def __init__(self, engine: Loop, request: Any) -> None:
         super().__init__(engine, request.fileno() if isinstance(request, socket.socket) else -1)
         self.request = request
         self.entry: Entry

@@ -80,7 +80,7 @@ class Watch:
         now = table.clock()
         entry = table.running
         frame = self._loop_frame()
-        seen = (table.now, entry or _progress(frame, engine))
+        seen = (table.now, entry or engine.progress)
         if seen != self._seen:
             self._seen = seen
             self._said = False
@@ -129,28 +129,14 @@ def _say(*message: Any) -> None:
         time.sleep(0.001)
 
 
-def _pass_of(frame: FrameType | None, engine: Engine) -> tuple[FrameType | None, FrameType | None]:
-    """Of a loop's stack, the frame of its pass, and the one that this has called."""
-    inner: FrameType | None = None
-    outer = frame
-    while outer is not None and outer.f_code is not type(engine).run_once.__code__:
-        inner, outer = outer, outer.f_back
-    return outer, inner
-
-
 def _polls(frame: FrameType, engine: Engine) -> bool:
     """Whether that stack is that of a loop which waits for something to do."""
-    outer, inner = _pass_of(frame, engine)
-    return outer is None or (inner is not None and inner.f_code.co_name == "select")
-
-
-def _progress(frame: FrameType | None, engine: Engine) -> tuple[Any, ...]:
-    """What changes while a pass goes on, though no step of a handler is seen in it."""
-    outer, _ = _pass_of(frame, engine)
-    if outer is None:
-        return ()
-    counts = len(engine.table), engine.table.last_id, engine.to_free
-    return outer.f_lineno, id(outer.f_locals.get("key")), *counts
+    each: FrameType | None = frame
+    while each is not None:
+        if each.f_code.co_name in ("ready", "select") and each.f_locals.get("self") is engine._selector:
+            return True
+        each = each.f_back
+    return False
 
 
 def _place(frame: FrameType) -> str:

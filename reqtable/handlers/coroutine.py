@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from reqtable.core.compiled import mypyc_attr
 from reqtable.core.errors import IncompleteRead, InvalidTransition
 from reqtable.core.table import Entry
 from reqtable.core.wants import NOTHING, Want, call, flushed, hand_off, sleep
@@ -30,6 +31,7 @@ class _Done:
 _DONE = _Done()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class AsyncRequestHandler(ResumableHandler):
     """A resumable handler written as a coroutine: redefine `handle`."""
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, ClassVar, get_origin
 
 from reqtable.core.addresses import address_text
 from reqtable.core.buffers import FileSlice, Output
+from reqtable.core.compiled import mypyc_attr
 from reqtable.core.errors import HandlerError, LimitExceeded
 from reqtable.core.states import State
 from reqtable.core.table import Entry
@@ -40,6 +41,7 @@ def _is_class_var(hint: Any) -> bool:
     return hint is ClassVar or get_origin(hint) is ClassVar
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ResumableHandler:
     """The base of `StateRequestHandler` and `AsyncRequestHandler`; `entry` is the request's row in the table."""
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from reqtable.core.compiled import mypyc_attr
 from reqtable.core.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
 from reqtable.core.table import Entry
 from reqtable.core.wants import NOTHING, Want
@@ -68,6 +69,7 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
     return declare
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StateRequestHandler(ResumableHandler):
     """A resumable handler whose states are methods. Class annotations declare its fields, which are plain data."""
 
@@ -75,7 +77,7 @@ class StateRequestHandler(ResumableHandler):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raises HandlerError for a state that has the name of something which every handler has."""
-        super().__init_subclass__(**kwargs)
+        super(StateRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # of a class method mypyc has it wrong
         names = [name for name, _ in cls._declared()]
         for name in names:
             if hasattr(StateRequestHandler, name):
@@ -98,7 +100,7 @@ class StateRequestHandler(ResumableHandler):
             raise HandlerError(f"{type(self).__name__} declares no state: put @state(line()) before a method")
         return getattr(self, self._initial)
 
-    send = ResumableHandler._send
+    send: ClassVar = ResumableHandler._send
 
     def on_timeout(self) -> Transition:
         """The state's timeout passed. May return a transition; the default closes."""
