@@ -3,8 +3,11 @@
 PYTHON ?= python3
 PORT ?= 7000
 BIN := .venv/bin
+# COMPILED=1: what is tested or measured is the compiled wheel
+RUN := $(if $(COMPILED),cd build/compiled && PYTHONPATH=$(CURDIR)/build/compiled )$(CURDIR)/$(BIN)/python -m
+COMPILED_STAMP := $(if $(COMPILED),build/compiled.stamp)
 
-.PHONY: run test simulate faults fuzz compat reloads bench bench-page check static format clean
+.PHONY: run test simulate faults fuzz compat reloads bench bench-page wheel-compiled check static format clean
 
 run: .venv/run.stamp
 	@echo "In another terminal (it answers 3, then rank 9):"
@@ -14,39 +17,42 @@ run: .venv/run.stamp
 	@echo "Ctrl-C stops."
 	@exec $(BIN)/reqtable serve examples/notes.py:Notes --bind tcp://127.0.0.1:$(PORT)
 
-test: .venv/test.stamp
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+test: .venv/test.stamp $(COMPILED_STAMP)
+	$(RUN) pytest -n auto --dist worksteal $(ARGS)
 
 # SEEDS=10000 how many, FIRST=0 the first, BUDGET=60 at most so many seconds, FIGURES=docs/simulation.md to write them there;
 # SEED=7 one, and all of it, FAULTS="..." with no faults but these
-simulate: .venv/test.stamp
-	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(filter undefined,$(origin FAULTS)),,--faults '$(FAULTS)') \
+simulate: .venv/test.stamp $(COMPILED_STAMP)
+	@$(RUN) tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(filter undefined,$(origin FAULTS)),,--faults '$(FAULTS)') \
 	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) $(if $(BUDGET),--budget $(BUDGET)) \
 	    $(if $(FIGURES),--figures $(FIGURES))
 
 # what a server must hold that faces a network, at full size; ARGS="loris drain" for some of it
-faults: .venv/test.stamp
-	@$(BIN)/python -m tests.faults $(ARGS)
+faults: .venv/test.stamp $(COMPILED_STAMP)
+	@$(RUN) tests.faults $(ARGS)
 
 # bytes that no client should send; SEEDS=10000 how many, FIRST=0 the first
-fuzz: .venv/test.stamp
-	@$(BIN)/python -m tests.fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST))
+fuzz: .venv/test.stamp $(COMPILED_STAMP)
+	@$(RUN) tests.fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST))
 
 # CPython's own suites with socketserver replaced; ARGS="test_httpservers" for some of them
-compat: .venv/test.stamp
-	@$(BIN)/python -m tests.compat $(ARGS)
+compat: .venv/test.stamp $(COMPILED_STAMP)
+	@$(RUN) tests.compat $(ARGS)
 
 # workers under load: killed 20 times, reloaded 100 times, drained
-reloads: .venv/test.stamp
-	@$(BIN)/python -m tests.reloads $(ARGS)
+reloads: .venv/test.stamp $(COMPILED_STAMP)
+	@$(RUN) tests.reloads $(ARGS)
 
 # servers that do the same work, measured in turn; QUICK=1 in minutes, ARGS="echo-* reqtable-state uvloop-*" for some of it
-bench: .venv/bench.stamp
-	@$(BIN)/python -m tests.benchmarks run $(if $(QUICK),--quick) $(ARGS)
+bench: .venv/bench.stamp $(COMPILED_STAMP)
+	@$(RUN) tests.benchmarks run $(if $(QUICK),--quick) $(ARGS)
 
 # docs/performance.md and its plots, of docs/performance/figures.json; FIGURES=build/bench.json of the last `make bench`
 bench-page: .venv/bench.stamp
 	@$(BIN)/python -m tests.benchmarks page $(FIGURES)
+
+# build/reqtable-*.whl, in which what every request passes through is compiled: it takes a C compiler, and half a minute
+wheel-compiled: build/compiled.stamp
 
 check: static test
 
@@ -72,6 +78,17 @@ clean:
 
 .venv/test.stamp: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,cluster]'
+	@touch $@
+
+# In a copy, because compiling leaves its results beside the sources. The tests lie beside the wheel's own files, and find those.
+build/compiled.stamp: .venv/bin/python pyproject.toml $(shell find reqtable tests examples docs -name '*.py' -o -name '*.md')
+	rm -rf build/compiled build/source build/*.whl
+	mkdir -p build/source
+	cp -r reqtable pyproject.toml README.md LICENSE build/source
+	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build build/source
+	$(BIN)/python -m zipfile -e build/reqtable-*.whl build/compiled
+	cp -r tests examples docs pyproject.toml README.md Makefile build/compiled
+	cd build/compiled && $(CURDIR)/$(BIN)/python -c 'import reqtable.engine.loop as loop; assert not loop.__file__.endswith(".py")'
 	@touch $@
 
 .venv/bench.stamp: .venv/bin/python pyproject.toml

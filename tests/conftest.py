@@ -22,6 +22,9 @@ from reqtable.testing import FakeClock
 # Every loop checks its invariants after every pass; but see `unchecked`.
 os.environ.setdefault("REQTABLE_DEBUG", "1")
 
+COMPILED = not hasattr(reqtable.Entry.advance, "__code__")
+interpreted = pytest.mark.skipif(COMPILED, reason="changes the source of the package, or looks at its bytecodes")
+
 WAIT_S = 20.0  # how long a client waits for what must come
 
 

@@ -18,7 +18,7 @@ from tests.benchmarks.processes import Failed, Process, Server, Tools, cpu_of, t
 from tests.benchmarks.report import is_limited_by_load, limited, outcomes, page, ratio, rows
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
 from tests.benchmarks.work import COMPILED_GOALS, GOALS, WARM_UP, WORKS, Effort, Figures, Work
-from tests.conftest import WAIT_S
+from tests.conftest import WAIT_S, interpreted
 
 MEASURED = json.loads(bench.FIGURES.read_text())
 FLOOR = "floor"
@@ -134,6 +134,7 @@ def test_a_server_that_ends_is_said_to_have(compiled: Tools) -> None:
         compiled.server("reqtable-state", "none")
 
 
+@interpreted
 def test_bytecodes_are_counted_and_not_sampled() -> None:
     counted = bench.bytecodes()
     assert counted == bench.bytecodes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,23 +14,17 @@ from hypothesis import strategies as st
 
 from reqtable.core.deadlines import Deadlines
 from reqtable.core.states import State
+from reqtable.core.table import Entry, RequestTable
 
 DAY_S = 86_400.0
 
 
-class Timed:
-    """What `Deadlines` needs of an entry. It can't be ordered, as entries can't."""
-
-    __slots__ = ("deadline", "queued_at", "state")
-
-    def __init__(self) -> None:
-        self.deadline: float | None = None
-        self.queued_at = inf
-        self.state = State.READING
-
-
 def timed(count: int) -> list[Any]:
-    return [Timed() for _ in range(count)]
+    table, server = RequestTable(lambda: 0.0), SimpleNamespace(RequestHandlerClass=None)
+    entries: list[Any] = [Entry(table, server, None, None, None, None) for _ in range(count)]  # type: ignore[arg-type]
+    for entry in entries:
+        entry.state = State.READING
+    return entries
 
 
 def expired(deadlines: Deadlines, now: float) -> list[Any]:

@@ -9,6 +9,7 @@ import pytest
 from reqtable.core.buffers import Input
 from reqtable.core.table import RequestTable
 from reqtable.engine.stream import Stream
+from tests.conftest import interpreted
 from tests.fuzz import TARGETS, fuzz
 
 
@@ -28,6 +29,7 @@ def is_forgotten(stream: Stream) -> None:
     stream.poll(0)
 
 
+@interpreted
 @pytest.mark.parametrize(
     ("owner", "method", "instead", "found"),
     [

@@ -6,8 +6,11 @@ import logging
 
 import pytest
 
+from tests.conftest import interpreted
 from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure
 from tests.simulation.workloads import run
+
+pytestmark = interpreted
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

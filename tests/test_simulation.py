@@ -21,6 +21,7 @@ from reqtable.core.states import TRANSITIONS, Event, State
 from reqtable.engine.invariants import InvariantBroken
 from reqtable.testing import Client, FakeClock, Faults, SimulationFailed, shrink, simulate
 from reqtable.testing.faults import KINDS
+from tests.conftest import interpreted
 from tests.mutations import MUTATIONS, RARE, SEEDS
 from tests.simulation.workloads import PROTOCOLS, run, workload_of
 
@@ -440,6 +441,7 @@ def test_the_command_shows_one_seed() -> None:
     assert result.stdout.endswith("nothing is wrong\n")
 
 
+@interpreted
 def test_the_command_explains_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     from tests.simulation.__main__ import explain, simulate_all
 

@@ -287,9 +287,10 @@ def test_on_close_is_called_once_however_it_ends(clock: FakeClock) -> None:
     class Closing(Hooked):
         where: Point = Point()
 
-        def on_close(self) -> None:
+        def on_close(self) -> str:
             closed.append(f"{self.entry.id} {self.where.x}")
             self.send(b"nobody hears this")
+            return "and nobody takes this"
 
     world = World(clock, Closing)
     first, _ = world.connect()

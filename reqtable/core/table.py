@@ -75,7 +75,7 @@ class Transport(Protocol):
 
 
 class Server(Protocol):
-    """What an engine calls on the servers it hosts. The hooks are `socketserver`'s."""
+    """What an engine calls on the servers it hosts. The hooks are `socketserver`'s; what they return is ignored."""
 
     RequestHandlerClass: Any
     server_address: Any
@@ -92,12 +92,12 @@ class Server(Protocol):
     def _take(self, request: Any, client_address: Any) -> None: ...
 
     def fileno(self) -> int: ...
-    def handle_error(self, request: Any, client_address: Any) -> None: ...
-    def process_request(self, request: Any, client_address: Any) -> None: ...
-    def close_request(self, request: Any) -> None: ...
-    def finish_request(self, request: Any, client_address: Any) -> None: ...
-    def shutdown_request(self, request: Any) -> None: ...
-    def service_actions(self) -> None: ...
+    def handle_error(self, request: Any, client_address: Any) -> Any: ...
+    def process_request(self, request: Any, client_address: Any) -> Any: ...
+    def close_request(self, request: Any) -> Any: ...
+    def finish_request(self, request: Any, client_address: Any) -> Any: ...
+    def shutdown_request(self, request: Any) -> Any: ...
+    def service_actions(self) -> Any: ...
 
 
 class Policy(Protocol):
@@ -114,10 +114,10 @@ class Policy(Protocol):
     def secured(self, entry: Entry, request: Any, context: Any) -> Any:
         """The TLS socket of a request whose handshake is about to be done."""
 
-    def admitted(self) -> None:
+    def admitted(self) -> Any:
         """A request of its own has entered the table."""
 
-    def released(self) -> None:
+    def released(self) -> Any:
         """A request of its own has left the table."""
 
 
@@ -258,7 +258,7 @@ class RequestTable:
         self.last_id = 0
         self.owner: Owner | None = None
         self.thread: int | None = None  # the `threading.get_ident()` of the thread that runs the loop, while one does
-        self.on_transition: Callable[[Entry, State, Event], None] | None = None  # told of each, when it has happened
+        self.on_transition: Callable[[Entry, State, Event], Any] | None = None  # told of each, when it has happened
         self.driver: str | None = None  # the policy whose thread or child has this table to itself, for one request
 
     def __len__(self) -> int:

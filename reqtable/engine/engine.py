@@ -38,7 +38,7 @@ class Engine(Loop):
         self._stopped = threading.Event()
         self._ran_in: int | None = None  # the thread that last ran the loop
 
-    def run(self, stop: Callable[[], bool], most_s: float | None = None, until: float | None = None) -> None:
+    def run(self, stop: Callable[[], Any], most_s: float | None = None, until: float | None = None) -> None:
         ident = threading.get_ident()
         if self._ran_in not in (None, ident):
             self._end_bound()  # in the thread that they were bound to, which has left them

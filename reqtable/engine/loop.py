@@ -86,7 +86,7 @@ class Loop:
         self.deadlines = Deadlines()
         self.timeouts = Timeouts(self)
         self.servers: list[Server] = []
-        self.in_child: list[Callable[[], None]] = []  # called in a forked child, which leaves all of this behind
+        self.in_child: list[Callable[[], Any]] = []  # called in a forked child, which leaves all of this behind
         self.clock = system.clock
         self._selector: selectors.BaseSelector | None = None
         self._poll: Callable[[float | None], Ready]
@@ -94,7 +94,7 @@ class Loop:
         self._listeners: list[Listener] = []
         self._ready: Iterator[tuple[Any, int]] = iter(())  # what the poll found and nobody has looked at yet
         self._turns: deque[Entry] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Callable[[], Any]]] = []
         self._timers_set = 0  # breaks ties, so that functions are never compared
         self._posts: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._closed: list[Entry] = []
@@ -104,11 +104,11 @@ class Loop:
         self._spent = 0  # bytes of this pass, by those who send much
         self._spenders = 0
         self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
-        self._stop: Callable[[], bool] = bool
+        self._stop: Callable[[], Any] = bool
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    def run(self, stop: Callable[[], bool], most_s: float | None = None, until: float | None = None) -> None:
+    def run(self, stop: Callable[[], Any], most_s: float | None = None, until: float | None = None) -> None:
         """Make passes until `stop()` is true, looking at least every `most_s` seconds, or until that time has come.
 
         One thread at a time: raises ReqtableError while another one, or this one, is in it.
@@ -450,7 +450,7 @@ class Loop:
         """Let another thread run: the one that runs the loop, where this is not it."""
         time.sleep(0)  # it releases the interpreter's lock, which is else handed over every 5 ms
 
-    def retry(self, function: Callable[[], None], in_s: float = _RETRY_S) -> None:
+    def retry(self, function: Callable[[], Any], in_s: float = _RETRY_S) -> None:
         """Have the loop call `function` in a moment. Only for the loop's own thread."""
         self._timers_set += 1
         heappush(self._timers, (self.table.now + in_s, self._timers_set, function))
@@ -584,7 +584,7 @@ class Loop:
     @property
     def stopping(self) -> bool:
         """The loop ends with this pass."""
-        return self._stop()
+        return bool(self._stop())
 
     def must_be_idle(self) -> None:
         """Raise ReqtableError while the loop runs, here or in another thread."""

@@ -171,5 +171,7 @@ class ResumableHandler:
     def _leave(self) -> None:
         """A child process has the request: free what is held here."""
 
-    def on_close(self) -> None:
-        """The request has ended, however it did. Called once, last; nothing can be sent any more."""
+    def on_close(self) -> Any:
+        """The request has ended, however it did. Called once, last; nothing can be sent any more.
+
+        What it returns is ignored."""
