@@ -44,8 +44,8 @@ reloads: .venv/test.stamp $(COMPILED_STAMP)
 	@$(RUN) tests.reloads $(ARGS)
 
 # servers that do the same work, measured in turn; QUICK=1 in minutes, ARGS="echo-* reqtable-state uvloop-*" for some of it
-bench: .venv/bench.stamp $(COMPILED_STAMP)
-	@$(RUN) tests.benchmarks run $(if $(QUICK),--quick) $(ARGS)
+bench: .venv/bench.stamp build/compiled.stamp
+	@$(BIN)/python -m tests.benchmarks run $(if $(QUICK),--quick) $(ARGS)
 
 # docs/performance.md and its plots, of docs/performance/figures.json; FIGURES=build/bench.json of the last `make bench`
 bench-page: .venv/bench.stamp
