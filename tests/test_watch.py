@@ -9,7 +9,9 @@ import _thread
 import inspect
 import logging
 import os
+import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +24,10 @@ import pytest
 
 import reqtable
 from reqtable import Limits
-from reqtable.engine.watch import Watch
+from reqtable.engine.engine import Engine
+from reqtable.engine.poll import DefaultSelector
+from reqtable.engine.system import System
+from reqtable.engine.watch import Watch, _polls
 from tests.conftest import WAIT_S, Client, serving
 
 ANY = ("127.0.0.1", 0)
@@ -276,6 +281,19 @@ def test_waiting_for_something_to_do_is_no_stall(warned: Warned) -> None:
     assert warned.lines == []
     loop.look(501.0, inside="service_actions")
     assert warned.lines[0].startswith("Stepping, in a hook or taking a request, has held up everyone for ")
+
+
+@pytest.mark.parametrize("selector", [DefaultSelector, selectors.SelectSelector])
+def test_it_knows_a_loop_that_waits_for_something_to_do(selector: Any) -> None:
+    engine = Engine(system=System(selector=selector))
+    with reqtable.TCPServer(ANY, states(bool)) as server:
+        engine.add(server)
+        with serving(server, poll_interval=WAIT_S):
+            until = time.monotonic() + WAIT_S / 2
+            assert engine.table.thread is not None
+            while not _polls(sys._current_frames()[engine.table.thread], engine):
+                assert time.monotonic() < until, "it never came to wait"
+                time.sleep(0.001)
 
 
 def test_a_pass_of_many_that_are_freed_is_nobodys(warned: Warned) -> None:
