@@ -33,7 +33,7 @@ from reqtable.engine.engine import Engine
 from reqtable.engine.transports import Polled
 from reqtable.hosting import reconfigure
 from reqtable.notify import Notifier
-from reqtable.signals import Progress, begin_drain, handled, handled_by, in_main_thread, log_table
+from reqtable.signals import Progress, begin_drain, handled, in_main_thread, log_table
 
 log = logging.getLogger("reqtable")
 
@@ -111,7 +111,7 @@ class Channel(Polled):
 
 
 def _work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[], Any]) -> None:
-    """Serve until told to end, or until the supervisor is gone. Signals are blocked before and after."""
+    """Serve until told to end, or until the supervisor is gone. Signals are blocked before."""
     servers: list[Any] = list(engine.servers)
     for server in servers:
         server._make_dispatcher_again()
@@ -140,13 +140,14 @@ def _work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[
         signal.SIGTERM: lambda *_: engine.post(drain),
         signal.SIGUSR1: lambda *_: log_table(engine),
     }
-    with handled_by(engine, handlers):
-        unblock()
-        engine.post(beat)
-        engine.serve_forever()
-        for server in servers:
-            server.server_close()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    # In place of the supervisor's. Were those before put back first, one that waits and was ignored then would be lost.
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    unblock()
+    engine.post(beat)
+    engine.serve_forever()
+    for server in servers:
+        server.server_close()
 
 
 # -- the supervisor ---------------------------------------------------------------------------------------------------
@@ -320,7 +321,7 @@ class Supervisor:
             self._loop.abandon(None)
             for each in self._workers:
                 each.abandon()
-            self._restore_signals()
+            self._served.in_child.append(self._restore_signals)
             watchdog_s = self._notifier.watchdog_s
             _work(self._served, own, inf if watchdog_s is None else watchdog_s / 4, unblock)
             status = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 from reqtable import StateRequestHandler, StreamRequestHandler, Transition, exactly, line, sleep, state
@@ -16,6 +17,8 @@ class Teller(StateRequestHandler):
             self.say(os.getpid())
         elif verb == "env":
             self.say(os.environ.get(rest, "-"))
+        elif verb == "handler":
+            self.say(signal.getsignal(int(rest)))
         elif verb == "inheritable":
             self.say(os.get_inheritable(int(rest)))
         elif verb == "echo":

@@ -306,6 +306,30 @@ def test_ending_in_the_midst_of_a_reload() -> None:
             assert [line for line in service.lines if "WARNING" in line or "ERROR" in line] == []
 
 
+def test_a_workers_children_have_the_handlers_that_the_program_had() -> None:
+    with Service("--dispatch", "fork") as service:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            assert service.ask(f"handler {number:d}") == str(signal.SIG_DFL)
+        service.signal(signal.SIGTERM)
+        assert service.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_is_told_before_it_has_its_handlers(number: int, tmp_path: Path) -> None:
+    """Also where they were ignored before, as a shell's background processes have it: that drops what is pending."""
+    (tmp_path / "early.py").write_text(
+        "import os, signal\nfrom tests.teller import Teller\n"
+        f"signal.signal({number:d}, signal.SIG_IGN)\n"
+        f"os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), {number:d}))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with Service(handler=f"{tmp_path}/early.py:Teller", env=env) as service:
+        service.wait_for(r"worker \d+ ended by itself after", 2)
+        service.signal(number)
+        assert service.wait() == 0
+        assert not any("ERROR" in line for line in service.lines)
+
+
 # -- where there can be none ------------------------------------------------------------------------------------------
 
 
