@@ -64,6 +64,16 @@ def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     assert report.trace.count("\n") > 20
 
 
+def test_what_is_first_imported_in_a_simulation_is_not_of_it() -> None:
+    """Once ssl was, and what makes sockets cooperative: all simulations after had sockets of the first one."""
+    program = (
+        "import socket; from tests.simulation.workloads import run; runs = [run(seed) for seed in range(10, 20)];"
+        "import ssl; print(ssl.SSLSocket.__base__ is socket.socket)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_another_seed_gives_another_trace() -> None:
     traces = {simulate(notes, [COUNTING] * 3, seed=seed).trace for seed in range(10)}
     assert len(traces) == 10
