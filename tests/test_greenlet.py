@@ -749,7 +749,7 @@ def test_a_stack_serves_one_request_after_another_and_keeps_nothing_of_them() ->
             serve_three(server, functools.partial(wait_until, server))
         assert contexts == [None, None, None]
         del stacks[:]
-        assert count_stacks() <= made
+        wait_until(lambda: count_stacks() <= made)  # those of a thread that has ended are freed by another one
 
 
 def test_a_default_timeout_is_each_sockets_own(request: pytest.FixtureRequest) -> None:

@@ -96,7 +96,7 @@ def as_seconds(what: str, seconds: Any) -> float:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = getattr(value, "__qualname__", None) or repr(value)  # a function's repr has its address
     return text if len(text) <= 60 else f"{text[:56]}…{text[-1]}"
 
 
