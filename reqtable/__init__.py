@@ -13,6 +13,7 @@ from reqtable.core.errors import (
     LimitExceeded,
     PeerError,
     ReqtableError,
+    SendFileError,
     TimedOut,
 )
 from reqtable.core.limits import Limits
@@ -30,6 +31,7 @@ from reqtable.core.wants import (
     line,
     nothing,
     rest,
+    skip_line,
     sleep,
     until,
 )
@@ -85,6 +87,7 @@ __all__ = [
     "PeerError",
     "ReqtableError",
     "RequestTable",
+    "SendFileError",
     "State",
     "StateInfo",
     "StateRequestHandler",
@@ -118,6 +121,7 @@ __all__ = [
     "nothing",
     "rest",
     "serve",
+    "skip_line",
     "sleep",
     "state",
     "until",

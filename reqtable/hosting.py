@@ -30,6 +30,7 @@ from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
 from reqtable.engine.opening import Preface
 from reqtable.engine.stats import Counts
+from reqtable.engine.transports import end_request
 
 _LOOK_S = 0.05
 _DONE = {State.LINGERING, State.CLOSED}
@@ -286,6 +287,7 @@ class Hosted:
         until = engine.table.clock() + min(timeouts) if timeouts else None
         known = engine.table.last_id
         listener = engine.listen(self, most=1)
+        engine.failures.hooks_raise = True
         try:
             engine.run(lambda: listener.taken > 0, until=until)
             if not listener.taken:
@@ -296,6 +298,7 @@ class Hosted:
             engine.run(lambda: all(_is_over(each) for each in engine.table if each.id > known and each.server is self))
             self._served_ahead = listener.taken - 1
         finally:
+            engine.failures.hooks_raise = False
             engine.unlisten(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -318,10 +321,13 @@ class Hosted:
             return engine.refused(self, error)
         finally:
             engine.accepting = None
-        if self._preface is not None and self._preface.comes_first(request, client_address):
-            self._open(request, client_address)
-        else:
-            self._take(request, client_address)
+        take = self._take
+        try:
+            if self._preface is not None and self._preface.comes_first(request, client_address):
+                take = self._open
+            take(request, client_address)
+        except BaseException as error:
+            self._turn_away(request, client_address, error)
         return True
 
     def _open(self, request: Any, client_address: Any) -> None:
@@ -333,21 +339,34 @@ class Hosted:
             self.shutdown_request(request)
 
     def _take(self, request: Any, client_address: Any) -> None:
-        """Have the hooks take a request. What they raise goes to `handle_error`."""
-        if not self.verify_request(request, client_address):
-            self.shutdown_request(request)
-            return
+        """Have the hooks take a request."""
         try:
-            self.process_request(request, client_address)
+            is_welcome = self.verify_request(request, client_address)
         except BaseException as error:
-            if error is self._host.unwinding:
-                raise  # it has been through handle_error
-            if isinstance(error, Exception):
-                self.handle_error(request, client_address)
-                self.shutdown_request(request)
-            else:
-                self.shutdown_request(request)
-                raise
+            if self._host.failures.hooks_raise:
+                self._host.failures.unwinding = error  # as in `socketserver`, nothing is called any more
+            raise
+        if is_welcome:
+            self.process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def _turn_away(self, request: Any, client_address: Any, error: BaseException) -> None:
+        """A hook raised `error` while it took a request: report it, and end the request. Raises what ends the loop."""
+        failures = self._host.failures
+        if error is failures.unwinding:
+            raise error
+        for entry in self._host.table:
+            if entry.transport.request is request:  # it has entered the table already
+                failures.outside_step(entry, error)
+                return
+        ends_loop = failures.report(self, request, client_address, error)
+        try:
+            end_request(self.shutdown_request, request)
+        except BaseException as raised:
+            failures.outside_step(None, raised)
+        if ends_loop is not None:
+            raise ends_loop
 
     def _drained(self, drained: threading.Event) -> None:
         self._BaseServer__shutdown_request = self._in_serve_forever

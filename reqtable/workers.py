@@ -28,8 +28,9 @@ from typing import Any, NoReturn
 from reqtable.config import Config
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.states import READ
-from reqtable.dispatch.children import Child, fork, leave_child
+from reqtable.dispatch.children import Child, fork
 from reqtable.engine.engine import Engine
+from reqtable.engine.process import leave_child
 from reqtable.engine.transports import Polled
 from reqtable.hosting import reconfigure
 from reqtable.notify import Notifier
@@ -169,9 +170,7 @@ class _Worker:
 
     def tell(self, number: int) -> None:
         """Send it a signal."""
-        if self.child.status is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+        self.child.tell(number)
 
     def abandon(self) -> None:
         """In another worker."""

@@ -166,8 +166,9 @@ def test_rest_is_the_datagram(clock: FakeClock) -> None:
         peer.send(b"abc")
         world.passes()
         assert peer.recv(100) == b"cba"
-        peer.send(b"")  # an empty datagram is one too
+        peer.send(b"")  # a datagram of no bytes is one, and so is its answer
         world.passes()
+        assert peer.recv(100) == b""
         peer.send(b"d")
         world.passes()
         assert peer.recv(100) == b"d"

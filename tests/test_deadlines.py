@@ -220,5 +220,5 @@ def test_what_is_due_is_what_a_dict_says(steps):
                 entries[which].state = State.CLOSED  # it comes to be forgotten later, or its time comes first
             model.pop(which, None)
         assert deadlines.next_at() <= min(model.values(), default=inf)
-        assert deadlines._live == sum(entry.queued_at < inf for entry in entries)
+        assert deadlines.live == sum(entry.queued_at < inf for entry in entries)
     assert len(deadlines) == 0

@@ -20,6 +20,7 @@ from reqtable.core.errors import (
     LimitExceeded,
     PeerError,
     ReqtableError,
+    SendFileError,
     TimedOut,
 )
 from reqtable.core.limits import Limits
@@ -29,6 +30,7 @@ ERRORS = [
     ConfigurationError("no such policy", 78),
     HandlerError("a rule"),
     InvalidTransition("not a want"),
+    SendFileError("the file ended 5 bytes early"),
     PeerError("gone"),
     LimitExceeded("line(limit=5)", 5),
     IncompleteRead("exactly(n=4)", b"ab"),

@@ -34,7 +34,7 @@ def is_forgotten(stream: Stream) -> None:
     ("owner", "method", "instead", "found"),
     [
         (Input, "exactly", fails, "handle_error: KeyError('a bug')"),
-        (Stream, "_lost", fails, "escaped: KeyError('a bug')"),
+        (Stream, "_lost", fails, "handle_error: KeyError('a bug')"),
         (RequestTable, "remove", does_nothing, "left over"),
         (Stream, "release", is_forgotten, "never closed"),
     ],

@@ -323,9 +323,17 @@ def test_sys_exit_ends_a_request_alone_where_it_would_end_a_thread_or_a_child(ba
     assert seen == ([] if base is ForkingTCPServer else [SystemExit])
 
 
-def test_sys_exit_ends_a_server_that_has_no_threads() -> None:
-    with pytest.raises(SystemExit), mixed(TCPServer, Upper) as server, Client(server.server_address) as client:
-        assert client.send(b"exit\n").rest() == b""
+def test_sys_exit_ends_a_server_that_has_no_threads_in_the_main_thread_alone() -> None:
+    server = type("Server", (reqtable.TableMixIn, TCPServer), {})(ANY, Upper)
+    with server, Client(server.server_address) as client:
+        client.send(b"exit\n")
+        with pytest.raises(SystemExit):
+            server.serve_forever()
+        assert client.rest() == b""
+    with mixed(TCPServer, Upper) as server, Client(server.server_address) as exits:
+        assert exits.send(b"exit\n").rest() == b""
+        with Client(server.server_address) as other:
+            assert other.ask(b"a\n") == b"A\n"
 
 
 def test_an_error_goes_to_the_servers_own_hook(capsys: pytest.CaptureFixture[str]) -> None:

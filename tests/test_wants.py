@@ -38,6 +38,7 @@ from reqtable.core.wants import (
     line,
     nothing,
     rest,
+    skip_line,
     sleep,
     until,
 )
@@ -86,6 +87,26 @@ def fed(want: Want[Any], data: bytes, size: int, **limits: int) -> Any:
 def test_reads_take_their_item_whatever_the_split(want, data, item, left):
     for size in (1, 2, 3, 100):
         assert fed(want, data, size) == (item, left)
+
+
+def test_skip_line_throws_away_what_comes_up_to_the_newline_or_the_end():
+    entry = an_entry()
+    for data in (b"too", b" long a line"):
+        entry.input.feed(data)
+        assert (skip_line().take(entry), len(entry.input)) == (MISSING, 0)
+    entry.input.feed(b"\nnext\nlast")
+    assert skip_line().take(entry) is None
+    assert line().take(entry) == b"next\n"
+    entry.input.ended = True
+    assert (skip_line().take(entry), len(entry.input)) == (None, 0)
+
+
+def test_skip_line_leaves_the_next_datagram():
+    entry = an_entry(Inbox())
+    for data in (b"one", b"two\n"):
+        entry.input.deliver(data, 64)
+    assert skip_line().take(entry) is None
+    assert datagram().take(entry) == b"two\n"
 
 
 def test_chunk_takes_what_has_arrived():
@@ -273,7 +294,17 @@ def test_sleep_may_be_nothing_or_for_ever():
 
 def test_each_want_names_the_state_it_waits_in():
     after = {
-        State.READING: [line(), until(b"\n"), exactly(1), chunk(), rest(1), datagram(), READABLE, nothing()],
+        State.READING: [
+            line(),
+            skip_line(),
+            until(b"\n"),
+            exactly(1),
+            chunk(),
+            rest(1),
+            datagram(),
+            READABLE,
+            nothing(),
+        ],
         State.WRITING: [flushed(), WRITABLE, ENDED],
         State.SLEEPING: [sleep(1)],
         State.READY: [TURN],

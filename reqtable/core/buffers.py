@@ -11,7 +11,7 @@ from collections import deque
 from enum import Enum
 from typing import Any, BinaryIO, ClassVar, Final
 
-from reqtable.core.errors import LimitExceeded
+from reqtable.core.errors import LimitExceeded, SendFileError
 
 # How much of many small pieces is joined for one send, and how much of a file is read at once.
 CHUNK_BYTES = 262_144
@@ -110,6 +110,12 @@ class Input:
             raise LimitExceeded("the rest of the input", limit)
         return self._take_to(len(self.data)) if self.ended else MISSING
 
+    def skip_line(self) -> Missing | None:
+        """Throw away what is here, up to and including a newline; None once a newline or the end has come."""
+        found = self.data.find(b"\n", self._start)
+        self._take_to(found + 1 if found >= 0 else len(self.data))
+        return None if found >= 0 or self.ended else MISSING
+
     def datagram(self) -> bytes | Missing:
         """A stream has no datagrams."""
         raise TypeError("datagram() is for datagram servers; a stream is read by line(), exactly(), chunk(), …")
@@ -154,6 +160,10 @@ class Inbox(Input):
     def __len__(self) -> int:
         return super().__len__() + sum(map(len, self._datagrams))
 
+    def __bool__(self) -> bool:
+        """Whether anything is unread: a datagram of no bytes is one."""
+        return bool(self._datagrams) or super().__len__() > 0
+
     def deliver(self, data: bytes, most: int) -> None:
         """Add a datagram, or drop it where `most` wait already."""
         if len(self._datagrams) >= most:
@@ -176,6 +186,10 @@ class Inbox(Input):
     def rest(self, limit: int) -> bytes | Missing:
         self._open()
         return super().rest(limit)
+
+    def skip_line(self) -> Missing | None:
+        self._open()
+        return super().skip_line()
 
     def datagram(self) -> bytes | Missing:
         self.asked = True
@@ -204,17 +218,39 @@ class Inbox(Input):
 class FileSlice:
     """`remaining` bytes of `file` from `offset`, still to be sent."""
 
-    __slots__ = ("file", "offset", "remaining")
+    __slots__ = ("file", "kernel_refuses", "offset", "remaining")
 
     def __init__(self, file: BinaryIO, offset: int, remaining: int) -> None:
         self.file = file
         self.offset = offset
         self.remaining = remaining
+        self.kernel_refuses = False  # sendfile(2) can't send this file: the engine reads it instead
 
     def read(self, most: int = CHUNK_BYTES) -> bytes:
-        """The next bytes, `most` of them, for a transport that can't have the kernel send them."""
-        self.file.seek(self.offset)
-        return self.file.read(min(self.remaining, most))
+        """The next bytes, at most `most`, for what the kernel can't send by itself. Raises SendFileError."""
+        count = min(self.remaining, most)
+        try:
+            self.file.seek(self.offset)
+            data: Any = self.file.read(count)
+        except Exception as error:
+            raise SendFileError(f"{self._what()} can't be read: {type(error).__name__}: {error}") from error
+        if not isinstance(data, bytes | bytearray | memoryview) or len(data) > count:
+            raise SendFileError(
+                f"{self._what()}: read({count}) returned {type(data).__name__}, not {count} bytes or less"
+            )
+        if not data:
+            raise self.ended()
+        return bytes(data)
+
+    def ended(self) -> SendFileError:
+        """The error of a file that has no more bytes, though some are still to be sent."""
+        return SendFileError(f"{self._what()} ended {self.remaining} bytes early, at offset {self.offset}")
+
+    def _what(self) -> str:
+        try:
+            return f"the file {self.file.name!r} that is being sent"
+        except Exception:  # it has no name, or fails to tell it
+            return f"the {type(self.file).__name__} that is being sent"
 
 
 class Output:
@@ -222,7 +258,8 @@ class Output:
 
     `first` is the one to send next, None where there is none; `more` are the others, None where there are none, which
     is most often.
-    `size` counts all of it; `held` only what is in memory, which is what the limits are about.
+    `size` counts all of it; `held` only what is in memory, which is what the limits are about. A datagram may have no
+    bytes, so `first`, and not `size`, tells whether anything is to be sent.
     """
 
     __slots__ = ("first", "held", "more", "size")
@@ -236,7 +273,7 @@ class Output:
     @property
     def pieces(self) -> list[Any]:
         """All of them."""
-        return [self.first, *(self.more or ())] if self.size else []
+        return [] if self.first is None else [self.first, *(self.more or ())]
 
     def append(self, data: bytes) -> None:
         """Add some bytes."""
@@ -279,12 +316,9 @@ class Output:
         return self.first
 
     def consume(self, count: int) -> None:
-        """The kernel took `count` bytes of the first piece."""
-        if count == self.size:
-            self.clear()
-            return
-        self.size -= count
+        """The kernel took `count` bytes of the first piece: all of it, or a part."""
         first = self.first
+        self.size -= count
         if type(first) is FileSlice:
             first.offset += count
             first.remaining -= count
@@ -296,9 +330,10 @@ class Output:
                 # a view, so that a 10 MB answer that leaves in small bites is not copied at each
                 self.first = memoryview(first)[count:]
         if is_sent:
-            assert self.more is not None  # else it had been all of it
-            self.first = self.more[0]
-            self._drop(1)
+            self.first = None
+            if self.more is not None:
+                self.first = self.more[0]
+                self._drop(1)
 
     def clear(self) -> None:
         """Forget all of it."""

@@ -27,11 +27,11 @@ _SMALL = 64  # a heap this small is never rebuilt
 class Deadlines:
     """The deadlines of a table's entries, soonest first."""
 
-    __slots__ = ("_heap", "_live", "serial")
+    __slots__ = ("_heap", "live", "serial")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Entry]] = []
-        self._live = 0  # entries with queued_at < inf
+        self.live = 0  # entries with queued_at < inf
         self.serial = 0  # of the last item; it also breaks ties, so that entries are never compared
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class Deadlines:
         entry.deadline = None
         if entry.queued_at < inf:
             entry.queued_at = inf
-            self._live -= 1
+            self.live -= 1
         self._rebuild_if_stale()
 
     def next_at(self) -> float:
@@ -70,13 +70,13 @@ class Deadlines:
             if at != entry.queued_at:
                 continue
             entry.queued_at = inf
-            self._live -= 1
+            self.live -= 1
             if entry.deadline is None or entry.state is State.CLOSED:
                 continue
             if entry.deadline > at:
                 # With its old number: it was not armed just now, and may be due by now all the same.
                 entry.queued_at = entry.deadline
-                self._live += 1
+                self.live += 1
                 heappush(heap, (entry.deadline, serial, entry))
                 continue
             entry.deadline = None
@@ -84,13 +84,13 @@ class Deadlines:
 
     def _push(self, entry: Entry, at: float) -> None:
         if entry.queued_at == inf:
-            self._live += 1
+            self.live += 1
         entry.queued_at = at
         self.serial += 1
         heappush(self._heap, (at, self.serial, entry))
         self._rebuild_if_stale()
 
     def _rebuild_if_stale(self) -> None:
-        if len(self._heap) > _SMALL and len(self._heap) > 3 * self._live:
+        if len(self._heap) > _SMALL and len(self._heap) > 3 * self.live:
             self._heap[:] = [item for item in self._heap if item[0] == item[2].queued_at]
             heapify(self._heap)

@@ -3,7 +3,8 @@
 ReqtableError
 ├── ConfigurationError      the operator's: a bind, a policy, a value that can't be used
 ├── HandlerError            the handler author's
-│   └── InvalidTransition   a step returned something that is neither a state nor a want
+│   ├── InvalidTransition   a step returned something that is neither a state nor a want
+│   └── SendFileError       a file that was being sent ended early, failed, or was closed
 └── PeerError               the other end's: one log line, never a traceback
     ├── LimitExceeded       more input, or more untaken output, than was agreed to
     ├── IncompleteRead      the end of file came before what was waited for (an EOFError)
@@ -27,6 +28,10 @@ class HandlerError(ReqtableError):
 
 class InvalidTransition(HandlerError):
     """A step returned, or awaited, something that is neither a state nor a want."""
+
+
+class SendFileError(HandlerError):
+    """A file that `send_file` sends ended early, failed, or was closed. `__cause__` has the error of the file."""
 
 
 class PeerError(ReqtableError):
@@ -54,11 +59,19 @@ class IncompleteRead(PeerError, EOFError):
         self.partial = partial
 
     def __str__(self) -> str:  # seldom asked for, and every request that ends between two others ends by this
-        return f"end of file after {len(self.partial)} bytes while waiting for {self.waited_for}"
+        return f"end of file after {len(self.partial)} bytes while waiting for {shown(self.waited_for)}"
 
 
 class TimedOut(PeerError, TimeoutError):
     """A deadline passed before what was waited for came."""
+
+
+def shown(thing: object) -> str:
+    """The text of an object that is not ours, such as a want; where it fails to give one, its type."""
+    try:
+        return str(thing)
+    except Exception:
+        return f"<{type(thing).__name__}, which fails to describe itself>"
 
 
 def ending_of(problem: BaseException) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from reqtable.core.addresses import address_text, host_text
+from reqtable.core.errors import shown
 from reqtable.core.states import State
 
 if TYPE_CHECKING:
@@ -83,14 +84,14 @@ class Listing:
             "policy": entry.policy.name,
             "state": name,
             "letter": letter,
-            "waits_for": self._text(entry.want, repr),
+            "waits_for": self._text(entry.want, shown),
             "age_s": now - entry.created_at,
             "idle_s": max(0.0, now - entry.active_at),
             "deadline_s": None if deadline is None else deadline - now,
             "bytes_in": entry.bytes_in,
             "bytes_out": entry.bytes_out,
             "buffered_in": len(entry.input),
-            "buffered_out": entry.output.size,
+            "buffered_out": entry.output.held,
             "steps": entry.steps,
         }
 

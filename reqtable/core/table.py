@@ -18,12 +18,13 @@ from typing import Any, ClassVar, Protocol
 
 from reqtable.core.addresses import address_text, network_of
 from reqtable.core.buffers import MISSING, Input, Output
-from reqtable.core.errors import ReqtableError
+from reqtable.core.errors import HandlerError, ReqtableError, shown
 from reqtable.core.limits import Limits
-from reqtable.core.listing import Listing, Row
+from reqtable.core.listing import Listing, Row, handler_name
 from reqtable.core.states import TRANSITIONS, Event, State
 from reqtable.core.wants import NOTHING, Sleep, Want
 
+_REFUSALS_MAX = 16  # wants that a handler may try on the same input
 SLICE_ROWS = 250  # half a millisecond's worth
 
 
@@ -89,7 +90,9 @@ class Server(Protocol):
     @property
     def _begins_with_tls(self) -> bool: ...
     def _prepare(self) -> None: ...
+    def _abandon_dispatchers(self) -> None: ...
     def _take(self, request: Any, client_address: Any) -> None: ...
+    def _turn_away(self, request: Any, client_address: Any, error: BaseException) -> None: ...
 
     def fileno(self) -> int: ...
     def handle_error(self, request: Any, client_address: Any) -> Any: ...
@@ -130,6 +133,9 @@ class Owner(Protocol):
 
     def give_way(self) -> None:
         """Let the thread that runs the loop run, before this one goes on."""
+
+    def forked(self) -> None:
+        """In a child that was forked while the loop ran: give up what is the parent's."""
 
     def cancel(self, entry: Entry) -> None:
         """End a request."""
@@ -238,14 +244,14 @@ class Entry:
         return self.calls
 
     def __repr__(self) -> str:
-        return f"<Entry {self.id} {self.state.name} {address_text(self.peer)} {self.want!r}>"
+        return f"<Entry {self.id} {self.state.name} {address_text(self.peer)} {shown(self.want)}>"
 
 
 class RequestTable:
     """Every unfinished request of an engine, in the order in which they came."""
 
     def __init__(self, clock: Callable[[], float], limits: Limits | None = None) -> None:
-        self._per_network: Counter[str | None] | None = None  # how many are of each, where that is limited
+        self.per_network: Counter[str | None] | None = None  # how many are of each, where that is limited
         self._entries: dict[int, Entry] = {}
         self.limits: Limits
         self.set_limits(limits if limits is not None else Limits())
@@ -255,6 +261,8 @@ class RequestTable:
         self.running: Entry | None = None  # the entry whose step the loop is in
         self.touched: list[Entry] = []  # entries that another one's step sent to
         self.elsewhere: dict[Entry, RemoteStep] = {}  # those whose own step runs in another thread
+        # What each entry waited for when a limit was exceeded, and how much of its input had been taken by then.
+        self._refused: dict[Entry, tuple[int, list[Want[Any]]]] = {}
         self.last_id = 0
         self.owner: Owner | None = None
         self.thread: int | None = None  # the `threading.get_ident()` of the thread that runs the loop, while one does
@@ -283,22 +291,23 @@ class RequestTable:
         """Be held to others from here on."""
         self.limits = limits
         counted = limits.entries_per_peer_max is not None
-        self._per_network = Counter(network_of(entry.peer) for entry in self) if counted else None
+        self.per_network = Counter(network_of(entry.peer) for entry in self) if counted else None
 
     def count_from(self, peer: Any) -> int:
         """How many entries there are of that peer's network, where that is limited."""
         network = network_of(peer)
-        return 0 if self._per_network is None or network is None else self._per_network[network]
+        return 0 if self.per_network is None or network is None else self.per_network[network]
 
     def add(self, entry: Entry) -> None:
         self.last_id += 1
         entry.id = self.last_id
         self._entries[entry.id] = entry
-        if self._per_network is not None:
-            self._per_network[network_of(entry.peer)] += 1
+        if self.per_network is not None:
+            self.per_network[network_of(entry.peer)] += 1
 
     def remove(self, entry: Entry) -> None:
         self.hold(entry, 0)
+        self._refused.pop(entry, None)
         if entry in self:
             self._discount(entry)
             del self._entries[entry.id]
@@ -307,15 +316,32 @@ class RequestTable:
         """Its peer is another one than it seemed: a proxy has said for whom it connects."""
         self._discount(entry)
         entry.peer = peer
-        if self._per_network is not None:
-            self._per_network[network_of(peer)] += 1
+        if self.per_network is not None:
+            self.per_network[network_of(peer)] += 1
 
     def _discount(self, entry: Entry) -> None:
-        if self._per_network is not None:
+        if self.per_network is not None:
             network = network_of(entry.peer)
-            self._per_network[network] -= 1
-            if not self._per_network[network]:
-                del self._per_network[network]
+            self.per_network[network] -= 1
+            if not self.per_network[network]:
+                del self.per_network[network]
+
+    def refuse(self, entry: Entry, want: Want[Any]) -> None:
+        """The unread input of `entry` exceeds the limit of `want`: the handler is about to be told.
+
+        Raises HandlerError where the handler was told of this before, and has taken no input since: it would be told
+        for ever.
+        """
+        taken = entry.bytes_in - len(entry.input)
+        taken_before, refused = self._refused.get(entry, (-1, []))
+        if taken != taken_before:
+            refused = []
+        if want in refused or len(refused) >= _REFUSALS_MAX:
+            raise HandlerError(
+                f"{handler_name(entry.handler)} waits for {shown(want)} again, whose limit the same input exceeds: "
+                "take it away by skip_line(), take it in parts by chunk(), or end the request"
+            )
+        self._refused[entry] = taken, [*refused, want]
 
     def hold(self, entry: Entry, count: int) -> None:
         """Count what the buffers of `entry` hold now."""

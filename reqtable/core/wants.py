@@ -109,6 +109,17 @@ class Rest(Want[bytes]):
 
 
 @want_type
+class SkipLine(Want[None]):
+    needs_bytes: ClassVar[bool] = True
+
+    def take(self, entry: Entry) -> Missing | None:
+        return entry.input.skip_line()
+
+    def __repr__(self) -> str:
+        return "skip_line()"
+
+
+@want_type
 class Datagram(Want[bytes]):
     def take(self, entry: Entry) -> bytes | Missing:
         return entry.input.datagram()
@@ -131,7 +142,7 @@ class Flushed(Want[None]):
     awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
 
     def take(self, entry: Entry) -> Missing | None:
-        return MISSING if entry.output.size else None
+        return None if entry.output.first is None else MISSING
 
 
 @want_type
@@ -288,6 +299,14 @@ def until(separator: bytes, limit: int = LIMIT_BYTES) -> Want[bytes]:
     return _until(separator, limit)
 
 
+def skip_line() -> Want[None]:
+    """None, once the input is thrown away up to and including the next `b"\\n"`, or up to its end.
+
+    A line that exceeded the limit of `line()` is still unread. This want takes it away, however long it is.
+    """
+    return _SKIP_LINE
+
+
 def exactly(n: int) -> Want[bytes]:
     """Exactly `n` bytes; `exactly(0)` is `b""`, at once. At most the engine's `input_bytes_max`."""
     return _exactly(n)
@@ -382,6 +401,7 @@ def _hand_off(policy: str) -> Want[None]:
     return HandOff(policy)
 
 
+_SKIP_LINE = SkipLine()
 _DATAGRAM = Datagram()
 _FLUSHED = Flushed()
 NOTHING = Nothing()

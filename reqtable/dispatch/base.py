@@ -28,6 +28,7 @@ from reqtable.handlers.resumable import ResumableHandler
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+    from reqtable.dispatch.children import Forked
     from reqtable.dispatch.dispatcher import Dispatcher
     from reqtable.engine.engine import Engine
 
@@ -86,7 +87,7 @@ class Policy(ABC):
         """Take over the rest of a request. Returns what the entry waits for until it is done."""
         raise ConfigurationError(f"policy {self.name!r} can't take over a request: hand it off to 'thread' or 'fork'")
 
-    def returned(self, entry: Entry, child: int | None) -> Want[Any] | None:
+    def returned(self, entry: Entry, child: Forked | None) -> Want[Any] | None:
         """A blocking handler has returned, in the loop: done, unless a child that it forked has the rest of it."""
         if child is None:
             return None

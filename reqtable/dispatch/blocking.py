@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import struct
 import sys
 import threading
@@ -22,8 +21,9 @@ from typing import Any
 from reqtable.core.addresses import address_text
 from reqtable.core.errors import ending_of
 from reqtable.core.table import Entry
-from reqtable.dispatch.children import become_child, leave_child
-from reqtable.engine.loop import TABLES
+from reqtable.dispatch.children import Forked, become_child
+from reqtable.engine.failures import ends_program
+from reqtable.engine.process import TABLES, leave_child
 from reqtable.engine.transports import Lent
 from reqtable.handlers.blocking import HandedOff
 from reqtable.handlers.resumable import ResumableHandler
@@ -33,7 +33,7 @@ log = logging.getLogger("reqtable")
 # The request of each thread that serves one with a blocking handler, where it is not the loop's thread.
 _SERVED: dict[int, Entry] = {}
 # The child that the handler of a request has forked and not yet returned from.
-_FORKED: dict[Entry, int] = {}
+_FORKED: dict[Entry, Forked] = {}
 # Where `process_request_thread` is defined that does no more than is done anyway.
 _DEFAULT_HOOKS = {"socketserver", "reqtable.mixins"}
 # A fork by these is not one that hands the request to the child.
@@ -41,8 +41,8 @@ _NOT_HANDLERS = {"multiprocessing", "subprocess", "pty", "loky"}
 _pipes: dict[int, tuple[Entry, int, int]] = {}  # of the forks that are under way
 
 
-def run(entry: Entry, lent: Lent) -> int | None:
-    """Run the handler of `entry`, in the loop. Returns the process id of the child that has the rest of it, or None.
+def run(entry: Entry, lent: Lent) -> Forked | None:
+    """Run the handler of `entry`, in the loop. Returns the child that has the rest of it, or None.
 
     In the child it does not return.
     """
@@ -86,7 +86,9 @@ def serve(server: Any, request: Any, client_address: Any) -> None:
             server.finish_request(request, client_address)
     except HandedOff:
         pass
-    except Exception as error:
+    except BaseException as error:
+        if ends_program(error) or isinstance(error, SystemExit):
+            raise  # the latter ends the thread alone
         if (entry := _SERVED.get(get_ident())) is not None:
             entry.ending = entry.ending or ending_of(error)  # its loop may have ended it before
         server.handle_error(request, client_address)
@@ -113,8 +115,7 @@ def end_forked(entry: Entry) -> None:
     """End the child that the handler of `entry` has forked, if there is one."""
     child = _FORKED.get(entry)
     if child is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+        child.kill()
 
 
 def _serve_by(entry: Entry, request: Any, hook: Callable[[Any, Any], None]) -> None:
@@ -125,7 +126,7 @@ def _serve_by(entry: Entry, request: Any, hook: Callable[[Any, Any], None]) -> N
         hook(request, entry.peer)
     finally:
         _wait_for_forked(entry)
-        del _SERVED[ident]
+        _SERVED.pop(ident, None)
         if os.getpid() != process:
             leave_child()
 
@@ -158,8 +159,7 @@ def _wait_for_forked(entry: Entry | None) -> None:
     """Wait for the child that has the rest of the request."""
     child = _FORKED.get(entry) if entry is not None else None
     if child is not None and entry is not None:
-        with contextlib.suppress(ChildProcessError):  # the handler has waited for it
-            os.waitpid(child, 0)
+        child.wait()
         _FORKED.pop(entry, None)
 
 
@@ -196,12 +196,13 @@ def _in_parent() -> None:
     told = os.read(reader, 8)
     os.close(reader)
     if told:
-        _FORKED[entry] = struct.unpack("q", told)[0]
+        _FORKED[entry] = Forked(struct.unpack("q", told)[0])
 
 
 def _in_child() -> None:
     under_way = _pipes.get(get_ident())
     _pipes.clear()
+    _SERVED.clear()
     if under_way is None:
         return
     entry, reader, writer = under_way
@@ -209,6 +210,7 @@ def _in_child() -> None:
     os.close(reader)
     os.close(writer)
     _FORKED.clear()
+    _SERVED[get_ident()] = entry
     become_child(entry, entry.policy.dispatcher)  # type: ignore[attr-defined]
 
 

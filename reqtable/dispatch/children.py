@@ -11,13 +11,13 @@ import gc
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from reqtable.core.states import READ
 from reqtable.core.table import Entry
-from reqtable.engine.transports import Lent, Polled, close_copy
+from reqtable.engine.process import flush_streams
+from reqtable.engine.transports import Polled, close_copy
 
 log = logging.getLogger("reqtable")
 
@@ -30,8 +30,8 @@ class Child(Polled):
 
     __slots__ = ("_on_exit", "pid", "status")
 
-    def __init__(self, loop: Any, pid: int, on_exit: Callable[[Child], None]) -> None:
-        super().__init__(loop, _pidfd(pid))
+    def __init__(self, loop: Any, pid: int, on_exit: Callable[[Child], None], pidfd: int | None = None) -> None:
+        super().__init__(loop, _pidfd(pid) if pidfd is None else pidfd)
         self.pid = pid
         self.status: int | None = None  # as `os.waitstatus_to_exitcode` gives it, once it has exited
         self._on_exit = on_exit
@@ -65,11 +65,14 @@ class Child(Polled):
             os.close(self.fd)
             self.fd = -1
 
+    def tell(self, number: int) -> None:
+        """Send it a signal, if it has not been waited for."""
+        if self.status is None:
+            send_signal(self.pid, self.fd, number)
+
     def kill(self) -> None:
         """End it, now."""
-        if self.status is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        self.tell(signal.SIGKILL)
 
     def ending(self) -> str | None:
         """How it ended, in words, where that was not well."""
@@ -89,6 +92,45 @@ class Child(Polled):
     def _look(self) -> None:
         if not self.collect():
             self.engine.retry(self._look)
+
+
+class Forked:
+    """A child that a handler has forked. The handler may wait for it, so its number may soon be another process's."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = _pidfd(pid)
+
+    def kill(self) -> None:
+        """End it, now."""
+        send_signal(self.pid, self._pidfd, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait until it has exited."""
+        with contextlib.suppress(ChildProcessError):  # the handler has waited for it
+            if self._pidfd >= 0:
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            else:
+                os.waitpid(self.pid, 0)
+        close_copy(self.detach())
+
+    def detach(self) -> int:
+        """Give up its pidfd (pidfd_open(2)), which is the caller's to close; -1 where there is none."""
+        pidfd, self._pidfd = self._pidfd, -1
+        return pidfd
+
+
+def send_signal(pid: int, pidfd: int, number: int) -> None:
+    """Signal a child: by its pidfd, or by its number where the child is known not to have been waited for.
+
+    The number of a child that was waited for may be another process's by now.
+    """
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        if pidfd >= 0:
+            signal.pidfd_send_signal(pidfd, number)
+        else:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises ChildProcessError
+            os.kill(pid, number)
 
 
 def _pidfd(pid: int) -> int:
@@ -124,20 +166,3 @@ def become_child(own: Entry | None, dispatcher: Any) -> None:
         loop.abandon(own)
     for server in engine.servers:
         server._abandon_dispatchers()
-    if own is not None and isinstance(own.transport, Lent):
-        own.transport.stay_in_child()
-
-
-def leave_child(status: int = 0) -> NoReturn:
-    """End a child, without a return into the parent's code."""
-    try:
-        flush_streams()
-    finally:
-        os._exit(status)
-
-
-def flush_streams() -> None:
-    """Write what is buffered for the standard streams: else whoever is forked next would write it too."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # there may be none, or it is closed
-            stream.flush()

@@ -39,13 +39,14 @@ _UNWINDINGS_MAX = 16  # how often a handler that is being ended may catch that a
 class _RequestGreenlet(greenlet):
     """The greenlet of a request, and then of others. `lent` is that of the one that it serves; None: it is spare.
 
-    `loop` is what it suspends to, its parent: the greenlet that the loop runs in.
+    `loop` is what it suspends to, its parent: the greenlet that the loop runs in; None in a forked child, which has no
+    loop, and waits by itself.
     """
 
     __slots__ = ("lent", "loop")
 
     lent: Lent | None
-    loop: greenlet
+    loop: greenlet | None
 
     def resumed_by(self, loop: greenlet) -> None:
         """Suspend to `loop` from here on. Raises ValueError in another thread than its own."""
@@ -60,8 +61,17 @@ def can_suspend() -> bool:
 # Greenlets whose requests have ended, of the main thread: to make one maps memory, and to end it unmaps that. Those of
 # another thread would outlive it.
 _spare: list[_RequestGreenlet] = []
+
+
+def _in_child() -> None:
+    _spare.clear()  # another thread may be the main one there
+    current = getcurrent()
+    if type(current) is _RequestGreenlet:
+        current.loop = None
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_spare.clear)  # another thread may be the main one there
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _serve(policy: Policy) -> Want[Any] | None:
@@ -234,7 +244,7 @@ class CooperativeSocket(socket.socket):
         elif timeout_s is not None:
             until = lent.engine.table.clock() + timeout_s
         current = getcurrent()
-        if type(current) is not _RequestGreenlet or lent.in_child:
+        if type(current) is not _RequestGreenlet or current.loop is None:
             self._poll(want, timeout_s)
             return until
         own, loop = current.lent, current.loop
@@ -306,7 +316,7 @@ class CooperativeSocket(socket.socket):
         """One whose socket is always ready would never suspend: above its share of a pass it waits its turn."""
         count, self._since_suspended = self._since_suspended, 0
         current = getcurrent()
-        if type(current) is _RequestGreenlet and current.lent is self.lent and not self.lent.in_child:
+        if type(current) is _RequestGreenlet and current.lent is self.lent and current.loop is not None:
             loop = current.loop
             del current
             self.lent.engine.spend(count)

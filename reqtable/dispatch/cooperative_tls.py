@@ -24,7 +24,7 @@ from reqtable.core.wants import READABLE, WRITABLE
 from reqtable.dispatch.base import is_resumable
 from reqtable.dispatch.cooperative import CooperativeSocket, can_suspend
 from reqtable.engine.engine import Engine
-from reqtable.engine.loop import TABLES
+from reqtable.engine.process import TABLES
 from reqtable.engine.tls import TLSSocket
 from reqtable.engine.transports import Lent
 

@@ -128,23 +128,16 @@ class Driver(Loop):
         self.transport.feed = _Feed(self, end, self.transport)
 
     def drive(self) -> None:
-        """Run the request to its end. Raises what nothing else has handled, once its output is sent."""
+        """Run the request to its end. Raises what ends the program, such as Ctrl-C: the request does not outlive it."""
         self.post(self.begin, self.entry)
-        raised: Exception | None = None
         try:
-            while not self._over:
-                try:
-                    self.run(lambda: self._over)
-                except Exception as error:
-                    raised = error
-                except BaseException:  # Ctrl-C, say: it is not for the request to outlive that
-                    self.end(self.entry, Event.CANCELLED)
-                    self._reap()
-                    raise
+            self.run(lambda: self._over)
+        except BaseException:
+            self.end(self.entry, Event.CANCELLED)
+            self._reap()
+            raise
         finally:
             self.close_descriptors()
-        if raised is not None:
-            raise raised
 
     def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
         super().step(entry, cause, error)
@@ -166,9 +159,8 @@ class Driver(Loop):
     def _cancel(self) -> None:
         self.end(self.entry, Event.CANCELLED)
 
-    def _release(self, entry: Entry) -> None:
+    def released(self, entry: Entry) -> None:
         self._over = True
-        super()._release(entry)
 
 
 def move(source: Entry, target: Entry) -> None:
@@ -182,5 +174,6 @@ def move(source: Entry, target: Entry) -> None:
     target.ending = target.ending or source.ending
     target.input, source.input = source.input, Input()
     target.output, source.output = source.output, Output()
+    source.table.hold(source, 0)
     if not isinstance(target.handler, type):
         target.handler.entry = target

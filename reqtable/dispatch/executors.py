@@ -16,7 +16,8 @@ from typing import Any
 from reqtable.config import ExecutorOptions
 from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.states import READ
-from reqtable.dispatch.children import Child, become_child, fork, keep, leave_child
+from reqtable.dispatch.children import Child, become_child, fork, keep
+from reqtable.engine.process import leave_child
 from reqtable.engine.transports import Polled
 from reqtable.imports import thing_at
 

@@ -22,11 +22,12 @@ from reqtable.core.states import State
 from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import ELSEWHERE, Failure, Want
 from reqtable.dispatch.blocking import serve_in_child
-from reqtable.dispatch.children import Child, become_child, flush_streams, leave_child, log
+from reqtable.dispatch.children import Child, Forked, become_child, log, send_signal
 from reqtable.dispatch.delegating import Delegating, Delegation, HandingOff
 from reqtable.dispatch.driver import DATAGRAM_BYTES, Driver
 from reqtable.dispatch.shipping import Shipped, check_shippable
 from reqtable.engine.datagram import Session
+from reqtable.engine.process import flush_streams, leave_child
 from reqtable.engine.transports import Lent
 
 # Keeps messages apart, and holds as many as its buffer does.
@@ -59,6 +60,14 @@ class InChild(Delegation):
         if pair is not None:
             self.transport.forward = self._forward  # type: ignore[attr-defined]
         self.hand_over()
+
+    def leave_buffers(self) -> None:
+        """The child sends the output, and reads the input of a stream."""
+        entry = self.entry
+        entry.output.clear()
+        if entry.input.is_stream:
+            entry.input.leftover()
+        entry.table.hold(entry, len(entry.input))
 
     def fail(self, problem: Exception) -> None:
         """In the loop: it could not be begun, or gone on with."""
@@ -160,9 +169,9 @@ class Fork(Delegating):
             raise
         self._watch(delegation, pid, pair)
 
-    def adopt(self, entry: Entry, pid: int) -> Want[Any]:
-        """The child `pid`, which its handler has forked, has the rest of `entry`. Returns what to wait for."""
-        self._watch(InChild(self, entry), pid, None)
+    def adopt(self, entry: Entry, child: Forked) -> Want[Any]:
+        """The child, which its handler has forked, has the rest of `entry`. Returns what to wait for."""
+        self._watch(InChild(self, entry), child.pid, None, child.detach())
         return ELSEWHERE
 
     def _fork_due(self) -> None:
@@ -213,7 +222,7 @@ class Fork(Delegating):
             self._be_child(delegation, pair)
         return pid, pair
 
-    def _watch(self, delegation: InChild, pid: int, pair: Pair | None) -> None:
+    def _watch(self, delegation: InChild, pid: int, pair: Pair | None, pidfd: int | None = None) -> None:
         """In the parent: the child `pid` has the request."""
         delegation.begin(pid, pair)
         server = delegation.entry.server
@@ -223,17 +232,17 @@ class Fork(Delegating):
         active.add(pid)
         self.children[pid] = None
         if self.dispatcher.loop.in_other_thread:  # a driver of another thread may be gone before the child is
-            self.dispatcher.loop.post(self._register, pid, delegation)
+            self.dispatcher.loop.post(self._register, pid, delegation, pidfd)
         else:
-            self._register(pid, delegation)
+            self._register(pid, delegation, pidfd)
         if isinstance(delegation.transport, Lent):
             server.close_request(delegation.request)
         else:
             delegation.entry.handler._leave()
             delegation.transport.leave()  # type: ignore[attr-defined]
-            delegation.entry.output.clear()  # the child sends it
+            delegation.leave_buffers()
 
-    def _register(self, pid: int, delegation: InChild) -> None:
+    def _register(self, pid: int, delegation: InChild, pidfd: int | None) -> None:
         """In the loop that all children are watched in."""
 
         def ended(child: Child) -> None:
@@ -241,13 +250,15 @@ class Fork(Delegating):
             delegation.exited(child)
             self.vacate()
 
-        self.children[pid] = Child(self.dispatcher.loop, pid, ended)
+        self.children[pid] = Child(self.dispatcher.loop, pid, ended, pidfd)
 
     def kill(self, pid: int) -> None:
         """End a child, now, unless it has been waited for."""
-        if pid in self.children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        child = self.children.get(pid)
+        if child is not None:
+            child.kill()
+        elif pid in self.children:
+            send_signal(pid, -1, signal.SIGKILL)
 
     def collect(self, blocking: bool = False) -> None:
         """Wait for the children that have exited; with `blocking`, for all."""

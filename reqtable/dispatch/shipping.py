@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from reqtable.core.buffers import Inbox
 from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.limits import Limits
 from reqtable.core.table import Entry, RequestTable
@@ -50,6 +51,7 @@ class Parcel(NamedTuple):
     peer: Any
     local: Any
     limits: Limits
+    is_stream: bool
 
 
 class Return(NamedTuple):
@@ -116,7 +118,9 @@ class Shipped(Stepping):
         entry = self._entry
         handler = self._handler
         _check_declared(handler)  # a state that runs on the loop may have set what would be lost here
-        parcel = Parcel(handler._save(), method, argument, entry.peer, entry.local, entry.table.limits)
+        parcel = Parcel(
+            handler._save(), method, argument, entry.peer, entry.local, entry.table.limits, entry.input.is_stream
+        )
         try:
             data = pickle.dumps(parcel)
         except Exception as error:
@@ -186,6 +190,8 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
     parcel: Parcel = pickle.loads(data)
     table = RequestTable(time.monotonic, parcel.limits)
     entry = Entry(table, _NoServer(handler_class), _HERE, parcel.peer, parcel.local, RELEASED)
+    if not parcel.is_stream:
+        entry.input = Inbox()
     handler = handler_class(entry)
     handler._restore(parcel.saved)
     table.running = entry

@@ -7,6 +7,7 @@ step is out is closed when the step has returned.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from threading import get_ident
@@ -16,6 +17,7 @@ from reqtable.core.buffers import Output
 from reqtable.core.errors import HandlerError, ending_of
 from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import STEP, Want
+from reqtable.engine.process import leave_child
 
 
 class Stepping:
@@ -125,6 +127,7 @@ class _ThreadStep:
 
     def run(self, method: Callable[[Any], Want[Any] | None], argument: Any) -> Want[Any] | None:
         self.thread = get_ident()
+        process = os.getpid()
         try:
             return method(argument)
         except Exception:
@@ -133,6 +136,8 @@ class _ThreadStep:
             raise HandlerError(f"a step raised {error!r}") from error
         finally:
             self.thread = None
+            if os.getpid() != process:
+                leave_child()  # it forked: the thread that would go on is the parent's
 
 
 class ByState:

@@ -18,6 +18,7 @@ from reqtable.core.addresses import address_text
 from reqtable.core.buffers import FileSlice, Inbox
 from reqtable.core.states import WRITE, Event, State
 from reqtable.core.table import Entry
+from reqtable.engine.transports import is_peers_error
 
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
@@ -60,6 +61,8 @@ class Session:
         self.inbox.deliver(data, self.engine.limits.inbox_max)
         if entry.state is State.READING:
             self.engine.step(entry, Event.INPUT_ARRIVED)
+        else:
+            self.engine.count_buffers(entry)
 
     def poll(self, interest: int) -> None:
         # Reading is the server's: its listener delivers. Writing is retried, not polled for: a Unix datagram socket
@@ -68,6 +71,12 @@ class Session:
             self.engine.retry(self._drain)
 
     def _drain(self) -> None:
+        try:
+            self._go_on_sending()
+        except BaseException as problem:
+            self.engine.failures.outside_step(self.entry, problem)
+
+    def _go_on_sending(self) -> None:
         if self.entry.state is not State.WRITING:
             return
         before = self.entry.bytes_out
@@ -81,17 +90,17 @@ class Session:
     def flush(self) -> bool:
         entry = self.entry
         output = entry.output
-        while output.size:
+        while output.first is not None:
             piece = output.first
+            data = piece.read() if type(piece) is FileSlice else piece
             try:
-                data = piece.read() if type(piece) is FileSlice else piece
-                if not data:
-                    raise OSError(f"a file ended {output.size} bytes before what was to be sent of it")
                 if entry.peer:
                     self.request[1].sendto(data, socket.MSG_DONTWAIT, entry.peer)
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
+                if not is_peers_error(error):
+                    raise
                 log.info("%s: a datagram was not sent: %s", address_text(entry.peer), error)
                 self.engine.end(entry, Event.LOST)
                 return False
@@ -119,7 +128,9 @@ class Session:
         entry.server.close_request(self.request)
         if not self.inbox.is_session:
             own = 0 if self.inbox.asked else 1  # its own datagram is not another request's, though it was never read
-            self.readmit(self.inbox.unopened()[own:])
+            others = self.inbox.unopened()[own:]
+            entry.bytes_in -= sum(map(len, others))  # each counts for the request that it begins
+            self.readmit(others)
 
     def readmit(self, datagrams: list[bytes]) -> None:
         """Datagrams that waited for what has turned out to be no session begin requests of their own."""

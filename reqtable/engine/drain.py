@@ -67,7 +67,7 @@ class Drain:
 def is_idle(loop: Loop, entry: Entry) -> bool:
     """Whether it has waited for its peer for `drain_idle_s`, with nothing unread. From another thread: a guess."""
     waits = entry.state is State.READING and loop.table.running is not entry
-    quiet = waits and not len(entry.input) and not entry.input.ended
+    quiet = waits and not entry.input and not entry.input.ended
     return quiet and loop.clock() - entry.active_at >= loop.limits.drain_idle_s
 
 

@@ -49,6 +49,14 @@ class Engine(Loop):
             if not self.servers:
                 self.close()
 
+    def start_over(self) -> None:
+        super().start_over()
+        self.sessions.clear()
+        self._listeners.clear()
+        self._ran_in = None
+        for server in self.servers:
+            server._abandon_dispatchers()
+
     # -- hosting ------------------------------------------------------------------------------------------------------
 
     def add(self, server: Any) -> Engine:
@@ -113,16 +121,17 @@ class Engine(Loop):
     def relieve(self) -> None:
         self.admission.relieve()
 
-    def _release(self, entry: Entry) -> None:
-        super()._release(entry)
-        entry.policy.released()
+    def released(self, entry: Entry) -> None:
+        ends_loop = self._free(entry, None, entry.policy.released)
         tally = entry.server._counts.policies[entry.policy.name]
         tally.finished[entry.ending or "done"] += 1
         tally.bytes_in += entry.bytes_in
         tally.bytes_out += entry.bytes_out
         tally.steps += entry.steps
         if access.isEnabledFor(logging.INFO):
-            log_access(entry)
+            ends_loop = self._free(entry, None, log_access, entry) or ends_loop
+        if ends_loop is not None:
+            raise ends_loop
 
     # -- opening them -------------------------------------------------------------------------------------------------
 
@@ -140,6 +149,9 @@ class Engine(Loop):
         self._opened = opening
         try:
             entry.server._take(opening.request, entry.peer)
+        except BaseException as error:
+            entry.ending = "error"
+            entry.server._turn_away(opening.request, entry.peer, error)
         finally:
             self._opened = None
             if entry.state is State.OPENING:  # a hook has refused it, or has taken it elsewhere
@@ -155,6 +167,7 @@ class Engine(Loop):
 
     def listen(self, server: Server, most: int | None = None) -> Listener:
         """Take new requests for `server` while the loop runs, at most `most` a pass."""
+        self.open()
         self.unlisten(server)
         server._prepare()
         listener = Listener(self, server, most or self.limits.accepts_per_pass)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from math import inf
 from typing import TYPE_CHECKING, Any
 
+from reqtable.core.addresses import network_of
 from reqtable.core.buffers import FileSlice
 from reqtable.core.errors import ReqtableError
 from reqtable.core.states import INTEREST, State
@@ -68,9 +70,7 @@ class Invariants:
                 entry,
                 "has a call that it does not wait for",
             )
-        held = sum(entry.held for entry in loop.table)
-        if held != loop.table.buffered:
-            raise InvariantBroken(f"the table counts {loop.table.buffered} bytes of buffers, its entries hold {held}")
+        self._check_counts()
         self._check_overdue()
         self._check_starved()
         self._check_registered()
@@ -128,12 +128,35 @@ class Invariants:
             self._must(timeout is None, entry, f"should have {timeout} s, and has no deadline")
             self._must(entry.state is not State.SLEEPING, entry, "would never wake up")
             self._must(entry.state is not State.LINGERING, entry, "would linger for ever")
-            self._must(entry.state is not State.WRITING or not entry.output.size, entry, "may write for ever")
+            self._must(entry.state is not State.WRITING or entry.output.first is None, entry, "may write for ever")
             return
         self._must(entry.queued_at <= at, entry, f"is due at {at}, and would be looked at only at {entry.queued_at}")
         longest = self._longest_wait(entry)
         if longest is not None:
             self._must(at <= loop.table.now + longest + 1e-6, entry, f"may wait {at - loop.table.now} s, not {longest}")
+
+    def _check_counts(self) -> None:
+        """What is counted as it changes is what counting it now would give."""
+        table = self._loop.table
+        held = 0
+        networks: Counter[str | None] = Counter()
+        queued = 0
+        for entry in table:
+            buffers = len(entry.input) + entry.output.held
+            is_settled = entry.state is not State.CLOSED and entry not in table.touched
+            self._must(
+                entry.held == buffers or not is_settled, entry, f"holds {buffers} bytes, and {entry.held} are counted"
+            )
+            held += entry.held
+            queued += entry.queued_at < inf
+            networks[network_of(entry.peer)] += 1
+        for what, counted, found in (
+            ("bytes of buffers", table.buffered, held),
+            ("deadlines", self._loop.deadlines.live, queued),
+            ("entries of each network", table.per_network or networks, networks),
+        ):
+            if counted != found:
+                raise InvariantBroken(f"the table counts {counted} {what}, and has {found}")
 
     def _check_overdue(self) -> None:
         now = self._loop.table.now
@@ -182,7 +205,7 @@ class Invariants:
         """How long that entry may wait from now on at the most; None where that is not known."""
         if entry.state is State.LINGERING:
             return max(limits.linger_timeout_s for limits in self._limits)
-        if entry.state is State.WRITING and entry.output.size:
+        if entry.state is State.WRITING and entry.output.first is not None:
             return max(limits.write_timeout_s for limits in self._limits)
         if entry.state is State.READING:
             return self._loop.timeouts.of(entry)

@@ -81,8 +81,12 @@ class Listener(Polled):
                 return
             if self._holds_back and self.engine.limits.accepts_per_s_max is not None and not self._may_take_one():
                 return
-            if not self.server._handle_request_noblock():
-                return
+            try:
+                if not self.server._handle_request_noblock():
+                    return
+            except Exception:
+                self._rest()  # a `get_request` that fails each time would be called again at once
+                raise
             self.taken += 1
             self._allowance -= 1
             self._said_exhausted = False
@@ -106,11 +110,14 @@ class Listener(Polled):
 
     def rest(self, error: OSError) -> None:
         """Accepting failed for want of descriptors or memory: stop polling for a while."""
-        self.resting_until = self.engine.table.clock() + self.engine.limits.accept_pause_s
-        self.poll(0)
+        self._rest()
         if not self._said_exhausted:
             self._said_exhausted = True
             log.warning("%s: can't accept: %s; waiting", address_text(self.server.server_address), error)
+
+    def _rest(self) -> None:
+        self.resting_until = self.engine.table.clock() + self.engine.limits.accept_pause_s
+        self.poll(0)
 
     def consider(self, now: float, freed: bool) -> None:
         """After a pass: take requests again where there is room for them; `freed`: something has closed in it."""

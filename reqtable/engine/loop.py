@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 import os
 import selectors
-import signal
 import threading
 import time
 from collections import deque
@@ -30,17 +29,21 @@ from math import inf
 from operator import length_hint
 from typing import Any, Final
 
+from reqtable.core.addresses import address_text
 from reqtable.core.buffers import MISSING
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.deadlines import Deadlines
-from reqtable.core.errors import IncompleteRead, ReqtableError, ending_of
+from reqtable.core.errors import IncompleteRead, LimitExceeded, ReqtableError, ending_of
 from reqtable.core.limits import Limits
+from reqtable.core.listing import handler_name
 from reqtable.core.states import INTEREST, READ, TRANSITIONS, Event, State
 from reqtable.core.table import Entry, RequestTable, Server
 from reqtable.core.wants import ENDED, TURN, Call, Failure, HandOff, Sleep, Want
+from reqtable.engine.failures import Failures
 from reqtable.engine.invariants import Invariants
 from reqtable.engine.listener import Listener
 from reqtable.engine.poll import Ready, ready_of
+from reqtable.engine.process import TABLES, Process, leave_child
 from reqtable.engine.stats import LoopTimes
 from reqtable.engine.system import System
 from reqtable.engine.timeouts import Timeouts
@@ -68,9 +71,6 @@ _RESULT_WAITED_FOR = {Event.AWAITS_RESULT: State.OFFLOADED, Event.HANDED_OFF: St
 
 _ENDING = {Event.CANCELLED: "cancelled", Event.LOST: "reset"}
 
-# The table that each thread's loop works on: what a fork looks up to learn whose request it happens in.
-TABLES: dict[int, RequestTable] = {}
-
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Loop:
@@ -91,6 +91,7 @@ class Loop:
         self._selector: selectors.BaseSelector | None = None
         self._poll: Callable[[float | None], Ready]
         self._wakeup: Wakeup | None = None
+        self._forks = -1  # `Process.forks` of the process that opened the loop; -1: none has
         self._listeners: list[Listener] = []
         self._ready: Iterator[tuple[Any, int]] = iter(())  # what the poll found and nobody has looked at yet
         self._turns: deque[Entry] = deque()
@@ -103,7 +104,7 @@ class Loop:
         self.times = LoopTimes()
         self._spent = 0  # bytes of this pass, by those who send much
         self._spenders = 0
-        self.unwinding: BaseException | None = None  # what a step raised and nothing handled, on its way out of `run`
+        self.failures = Failures(self)
         self._stop: Callable[[], Any] = bool
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ class Loop:
         One thread at a time: raises ReqtableError while another one, or this one, is in it.
         """
         self.must_be_idle()
-        self.unwinding = None
+        self.failures.unwinding = None
         self.open()
         assert self._wakeup is not None
         self.table.thread = threading.get_ident()
@@ -125,6 +126,8 @@ class Loop:
             with self._wakeup.on_signals():
                 while not stop():
                     self.run_once(most_s if until is None else max(0.0, until - self.clock()))
+                    if self.is_copy:
+                        leave_child()  # a hook forked, and came back here in the child too
                     if until is not None and self.clock() >= until:
                         break
         finally:
@@ -132,9 +135,9 @@ class Loop:
                 self._reap()
             finally:
                 if outer is None:
-                    del TABLES[self.table.thread]
+                    TABLES.pop(threading.get_ident(), None)
                 else:
-                    TABLES[self.table.thread] = outer
+                    TABLES[threading.get_ident()] = outer
                 self.table.thread = None
 
     def run_once(self, most_s: float | None = None) -> None:
@@ -148,7 +151,10 @@ class Loop:
             ready = self._rotated(ready)
         self._ready = iter(ready)
         for target, mask in self._ready:
-            target.on_ready(mask)
+            try:
+                target.on_ready(mask)
+            except BaseException as problem:
+                self.failures.outside_step(getattr(target, "entry", None), problem)
         for _ in range(len(self._turns)):
             if not self.send_share:
                 break
@@ -158,8 +164,7 @@ class Loop:
         while self._timers and self._timers[0][0] <= now:
             self._run_timer()
         for _ in range(len(self._posts)):
-            post, args = self._posts.popleft()
-            post(*args)
+            self._run_post()
         while self.table.touched:
             self._flush_touched(self.table.touched.pop())
         freed = self._reap()
@@ -218,6 +223,7 @@ class Loop:
         high_water = limits.high_water_bytes
         share = full_share = limits.steps_per_pass
         waits = idle = False  # its want has not come; nor has anything else of its peer
+        ends_loop: BaseException | None = None
         try:
             if error is not None:
                 share -= 1
@@ -230,10 +236,12 @@ class Loop:
                     item = want.take(entry)
                 except Exception as problem:
                     share -= 1
+                    if isinstance(problem, LimitExceeded):
+                        table.refuse(entry, want)
                     want = self._throw(entry, problem)
                     continue
                 if item is MISSING:
-                    if output.size and want.awaits is _OUTPUT_BLOCKED and entry.transport.flush():
+                    if output.first is not None and want.awaits is _OUTPUT_BLOCKED and entry.transport.flush():
                         break  # a `flushed()` that now is: one that is taken from as fast as it sends waits its turn
                     if not (unread.ended and want.awaits is _AWAITS_INPUT):
                         waits = True
@@ -249,14 +257,15 @@ class Loop:
                     break
         except BaseException as problem:
             want = None
-            self._fail(entry, cause, problem)
+            ends_loop = self._fail(entry, problem)
         finally:
             table.running = None
         entry.steps += full_share - share
         if entry.state is not _CLOSED:
             try:
                 # The common case of what `_settle` does: it is answered, and waits for its peer as it did before.
-                if idle and entry.state is _READING and not entry.held and (not output.size or entry.transport.flush()):
+                answered = output.first is None
+                if idle and entry.state is _READING and not entry.held and (answered or entry.transport.flush()):
                     entry.want = want  # type: ignore[assignment]  # it waits for it
                     if self.unbounded and entry.timeout is None and unread.is_stream:
                         entry.deadline = None
@@ -265,7 +274,22 @@ class Loop:
                     return
                 self._settle(entry, cause, want, share < full_share, waits)
             except BaseException as problem:
-                self._give_up(entry, problem)
+                self.failures.outside_step(entry, problem)
+        elif self.is_copy:
+            self._end_child(entry)
+        if ends_loop is not None:
+            raise ends_loop
+
+    @staticmethod
+    def _end_child(entry: Entry) -> None:
+        """A step has forked, and its child came back here: the loop is the parent's, so the child ends."""
+        log.error(
+            "%s: a step of %s forked, and its child returned: the child ends here. To go on in a child, "
+            "hand_off('fork'), or call(fn, on='fork')",
+            address_text(entry.peer),
+            handler_name(entry.handler),
+        )
+        leave_child()
 
     @staticmethod
     def _throw(entry: Entry, problem: BaseException) -> Want[Any] | None:
@@ -283,7 +307,7 @@ class Loop:
         if stepped and want.awaits is not _AWAITS_INPUT:
             want = self._begin_wait(entry, want)
         entry.want = want
-        if entry.output.size and not entry.transport.flush():
+        if entry.output.first is not None and not entry.transport.flush():
             if entry.state is _CLOSED:
                 return
             event = _OUTPUT_BLOCKED
@@ -293,7 +317,7 @@ class Loop:
             self._move(entry, cause, event)
         unread = entry.input
         if entry.held or event is _OUTPUT_BLOCKED or unread.data or not unread.is_stream:
-            self._count_buffers(entry)
+            self.count_buffers(entry)
             if self.is_closed(entry):
                 return
         # Bytes that trickle in do not move a deadline; having to write is a wait of its own.
@@ -302,9 +326,9 @@ class Loop:
         elif waits and entry.timeout is None and entry.state is _READING and want.is_timed:
             self.timeouts.arm_partial(entry)
 
-    def _count_buffers(self, entry: Entry) -> None:
+    def count_buffers(self, entry: Entry) -> None:
         """What is held for a while is counted; what comes and goes in a pass is not."""
-        self.table.hold(entry, len(entry.input) + entry.output.size)
+        self.table.hold(entry, len(entry.input) + entry.output.held)
         most = self.limits.buffered_bytes_max
         if most is not None and self.table.buffered > most:
             self.relieve()
@@ -340,38 +364,27 @@ class Loop:
         if entry.state is _CLOSED:
             return
         entry.want = ENDED
-        blocked = entry.output.size and not entry.transport.flush()
+        blocked = entry.output.first is not None and not entry.transport.flush()
         if self.is_closed(entry):
             return
         if blocked:
             self._move(entry, cause, _OUTPUT_BLOCKED)
-            self.timeouts.arm(entry)
+            self.count_buffers(entry)
+            if not self.is_closed(entry):
+                self.timeouts.arm(entry)
             return
         if entry.state is not _RUNNING:
             entry.advance(cause)
         entry.transport.finish()
 
-    def _give_up(self, entry: Entry, problem: BaseException) -> None:
-        """`entry` can't be suspended: it ends, at once, and it alone."""
-        entry.ending = "error"
-        self.end(entry, Event.LOST)
-        if not isinstance(problem, Exception):
-            self.unwinding = problem
-            raise problem
-        entry.server.handle_error(entry.transport.request, entry.peer)
+    def _fail(self, entry: Entry, problem: BaseException) -> BaseException | None:
+        """A step raised `problem` and no hook of the handler took it. What it sent before is still delivered.
 
-    def _fail(self, entry: Entry, cause: Event, problem: BaseException) -> None:
-        """A step raised `problem` and no hook of the handler took it. What it sent before is still delivered."""
+        Returns what ends the loop.
+        """
         entry.ending = ending_of(problem)
-        try:
-            if not isinstance(problem, Exception):
-                raise problem
-            entry.server.handle_error(entry.transport.request, entry.peer)
-        except BaseException as raised:
-            self.unwinding = raised
-            self.table.running = None
-            self._finish(entry, cause)
-            raise
+        self.table.running = None
+        return self.failures.report(entry.server, entry.transport.request, entry.peer, problem)
 
     # -- what ends a wait ---------------------------------------------------------------------------------------------
 
@@ -397,24 +410,30 @@ class Loop:
 
     def output_moved(self, entry: Entry) -> None:
         """The peer has taken some of it."""
-        self.timeouts.arm(entry)
+        self.count_buffers(entry)
+        if not self.is_closed(entry):
+            self.timeouts.arm(entry)
 
     def linger(self, entry: Entry) -> None:
         """Our last byte is sent: wait a bounded time for the peer's end of file, so that no reset cuts it off."""
         if entry.state is _CLOSED:
             return
         entry.advance(Event.FINISHED)
+        entry.input.leftover()  # nobody will read it
+        self.table.hold(entry, 0)
         entry.transport.poll(INTEREST[entry.state])
         self.deadlines.arm(entry, self.table.now + self.limits.linger_timeout_s)
-        self._close_handler(entry, entry.transport.request)
+        ends_loop = self._close_handler(entry, entry.transport.request)
+        if ends_loop is not None:
+            raise ends_loop
 
     def end(self, entry: Entry, event: Event) -> None:
         """Mark `entry` closed by `event`; this pass's reaping frees it. Closed already: nothing."""
         if entry.state is not _CLOSED:
             if entry.ending is None:
                 entry.ending = _ENDING.get(event)
-            entry.advance(event)
             self._closed.append(entry)
+            entry.advance(event)
 
     def cancel(self, entry: Entry) -> None:
         """End a request, from any thread: what it had not sent is dropped."""
@@ -458,13 +477,24 @@ class Loop:
     def wake(self) -> None:
         """End the poll. Callable from any thread and from a signal handler."""
         wakeup = self._wakeup  # another thread may be closing it
-        if wakeup is not None:
+        if wakeup is not None and not self.is_copy:
             wakeup.wake()
 
     def _run_timer(self) -> None:
         due_at, _, function = heappop(self._timers)
         self.times.add_lag(self.clock() - due_at)
-        function()
+        self._run(function)
+
+    def _run_post(self) -> None:
+        post, args = self._posts.popleft()
+        self._run(post, *args)
+
+    def _run(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call what was asked for; what it raises ends no loop."""
+        try:
+            function(*args)
+        except BaseException as problem:
+            self.failures.outside_step(None, problem)
 
     def _take_turn(self, entry: Entry) -> None:
         if entry.state is _READY:
@@ -474,12 +504,24 @@ class Loop:
 
     def _flush_touched(self, entry: Entry) -> None:
         """Another request's step sent to this one: give it to the kernel, or wait for the peer to take it."""
-        blockable = entry.state in _BLOCKABLE and entry.output.size
-        if blockable and not entry.transport.flush() and not self.is_closed(entry):
-            if entry.state is _READY:
-                self._turns.remove(entry)  # else, were it READY again by then, it would have two turns in one pass
-            entry.advance(_OUTPUT_BLOCKED)
-            entry.transport.poll(INTEREST[entry.state])
+        try:
+            if entry.state is _WRITING:
+                self.count_buffers(entry)
+            elif entry.state in _BLOCKABLE and entry.output.first is not None and not entry.transport.flush():
+                self._block(entry)
+        except BaseException as problem:
+            self.failures.outside_step(entry, problem)
+
+    def _block(self, entry: Entry) -> None:
+        """Have `entry`, whose step does not run, wait for the peer to take its output."""
+        if self.is_closed(entry):
+            return
+        if entry.state is _READY:
+            self._turns.remove(entry)  # else, were it READY again by then, it would have two turns in one pass
+        entry.advance(_OUTPUT_BLOCKED)
+        entry.transport.poll(INTEREST[entry.state])
+        self.count_buffers(entry)
+        if not self.is_closed(entry):
             self.timeouts.arm(entry)
 
     def _reap(self) -> bool:
@@ -492,28 +534,39 @@ class Loop:
     def _release(self, entry: Entry) -> None:
         self.table.remove(entry)
         self.deadlines.forget(entry)
-        self.give_up_call(entry)
         entry.output.clear()
         transport, entry.transport = entry.transport, RELEASED
-        try:
-            self._close_handler(entry, transport.request)
-        finally:
-            transport.release()
+        request = transport.request
+        ends_loop = self._free(entry, request, self.give_up_call, entry)
+        ends_loop = self._close_handler(entry, request) or ends_loop
+        ends_loop = self._free(entry, request, transport.release) or ends_loop
+        self.released(entry)
+        if ends_loop is not None:
+            raise ends_loop
+
+    def released(self, entry: Entry) -> None:
+        """`entry` has left the table, and holds nothing any more."""
 
     def give_up_call(self, entry: Entry) -> None:
         give_up = self._calls.pop(entry, None)
         if give_up is not None:
             give_up()
 
-    def _close_handler(self, entry: Entry, request: Any) -> None:
-        """The handler's part is over, though its connection may linger. Frees it; what it raises is reported."""
+    def _close_handler(self, entry: Entry, request: Any) -> BaseException | None:
+        """The handler's part is over, though its connection may linger. Returns what ends the loop."""
         resumable, entry.resumable = entry.resumable, OVER
         if entry.handler is resumable:
             entry.handler = type(resumable)
+        return self._free(entry, request, resumable._close)
+
+    def _free(self, entry: Entry, request: Any, free: Callable[..., Any], *args: Any) -> BaseException | None:
+        """Free something of `entry`: what that raises is reported, and hinders nothing. Returns what ends the loop."""
         try:
-            resumable._close()
-        except Exception:
-            entry.server.handle_error(request, entry.peer)
+            free(*args)
+        except BaseException as problem:
+            entry.ending = "error"
+            return self.failures.report(entry.server, request, entry.peer, problem)
+        return None
 
     @staticmethod
     def is_closed(entry: Entry) -> bool:
@@ -538,6 +591,9 @@ class Loop:
 
     def open(self) -> None:
         """Take the descriptors that a loop needs. Harmless when they are there."""
+        if self.is_copy:
+            self.start_over()
+        self._forks = Process.forks
         if self._selector is None:
             wakeup = self.system.wakeup()
             try:
@@ -549,19 +605,49 @@ class Loop:
             self._wakeup = wakeup
             self._selector.register(wakeup, READ, wakeup)
 
-    def abandon(self, own: Entry | None) -> None:
-        """In a forked child: close this process's copies of all descriptors but the socket of `own`, if there is one.
+    @property
+    def is_copy(self) -> bool:
+        """This process was forked from the one that opened the loop."""
+        return self._forks != Process.forks and self._forks >= 0
+
+    def forked(self) -> None:
+        """In a child that was forked while the loop ran: the loop runs in the parent, and not here.
 
         The peers are told nothing, and the selector's descriptor is the parent's too: nothing may be unregistered.
         """
-        if self._selector is not None and threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(-1)
+        self.table.thread = None
+        if self._wakeup is not None:
+            self._wakeup.forked()
         self.close_descriptors()
         for leave in self.in_child:
             leave()
+        if self.table.running is not None:
+            self.table.running.advance(Event.LOST)  # to this process
+
+    def start_over(self) -> None:
+        """In a forked child, which is to serve itself: the unfinished requests are the parent's."""
+        self.close_descriptors()
+        self._abandon_requests(None)
+        for entry in self.table:
+            if entry.state is not _CLOSED:
+                entry.advance(Event.LOST)
+            entry.transport, entry.resumable = RELEASED, OVER
+            self.table.remove(entry)
+            self.deadlines.forget(entry)
+        self._calls.clear()
+        self._turns.clear()
+        self._closed.clear()
+        self.table.running = None
+
+    def abandon(self, own: Entry | None) -> None:
+        """In a forked child: close this process's copies of all descriptors, but for the socket of `own`."""
+        self.close_descriptors()
         for server in self.servers:
             if own is None or server is not own.server or not isinstance(own.transport.request, tuple):
                 abandon(getattr(server, "socket", None))
+        self._abandon_requests(own)
+
+    def _abandon_requests(self, own: Entry | None) -> None:
         for entry in self.table:
             # its own request may stand in two tables: in a driver's, and in the one that the driver has it from
             if own is None or entry.transport.request is not own.transport.request:

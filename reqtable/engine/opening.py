@@ -21,7 +21,7 @@ from reqtable.core.states import READ, WRITE, Event, State
 from reqtable.core.table import Entry
 from reqtable.core.wants import HANDSHAKE, PROXY_HEADER
 from reqtable.engine.stream import Stream, send_at_once
-from reqtable.engine.transports import Polled, abandon, discarded_all, is_tls
+from reqtable.engine.transports import Polled, abandon, discarded_all, end_request, is_tls
 
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
@@ -179,7 +179,7 @@ class Opening(Polled):
 
     def release(self) -> None:
         self.poll(0)
-        self.entry.server.shutdown_request(self.request)
+        end_request(self.entry.server.shutdown_request, self.request)
 
     def abandon(self) -> None:
         self.watched = 0

@@ -12,7 +12,7 @@ from reqtable.core.buffers import SMALL_BYTES, FileSlice
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.states import Event, State
 from reqtable.core.table import Entry
-from reqtable.engine.transports import Watched, abandon, discarded_all, has_unread
+from reqtable.engine.transports import Watched, abandon, discarded_all, end_request, has_unread, is_peers_error
 
 if TYPE_CHECKING:
     from reqtable.engine.loop import Loop
@@ -136,8 +136,6 @@ class Stream(Watched):
                 sent = self._send_file(piece, share)
             else:
                 sent = self.request.send(piece if len(piece) <= share else memoryview(piece)[:share])
-            if not sent:
-                raise OSError(f"a file ended {output.size} bytes before what was to be sent of it")
             self.entry.bytes_out += sent
             if sent >= SMALL_BYTES:
                 self.engine.spend(sent)
@@ -146,11 +144,23 @@ class Stream(Watched):
         return True
 
     def _send_file(self, piece: FileSlice, most: int) -> int:
-        try:
-            file = piece.file.fileno()
-        except (AttributeError, OSError):
-            return int(self.request.send(piece.read(most)))  # not a file of the kernel's
-        return self.engine.system.sendfile(self.fd, file, piece.offset, min(piece.remaining, most))
+        """Send some of a file. Raises SendFileError where the file fails, OSError where the connection does.
+
+        What sendfile(2) refuses may be the fault of either: reading and sending tells which.
+        """
+        if not piece.kernel_refuses:
+            try:
+                source = piece.file.fileno()
+                sent = self.engine.system.sendfile(self.fd, source, piece.offset, min(piece.remaining, most))
+            except _NOT_NOW:
+                raise
+            except Exception:
+                piece.kernel_refuses = True
+            else:
+                if not sent:
+                    raise piece.ended()
+                return sent
+        return int(self.request.send(piece.read(most)))
 
     def finish(self) -> None:
         """Shut the write side; wait for the peer's end of file unless it has come: closing now could cut the answer."""
@@ -172,7 +182,7 @@ class Stream(Watched):
 
     def release(self) -> None:
         self.poll(0)
-        self.entry.server.close_request(self.request)
+        end_request(self.entry.server.close_request, self.request)
 
     def leave(self) -> None:
         """A child process has the connection, until it has ended."""
@@ -193,5 +203,8 @@ class Stream(Watched):
         self._lost(error)
 
     def _lost(self, error: OSError) -> None:
+        """The connection is gone. Raises `error` where that is not the peer's doing."""
+        if not is_peers_error(error):
+            raise error
         log.debug("%s: gone: %s", address_text(self.entry.peer), error)
         self.engine.end(self.entry, Event.LOST)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from reqtable.core.addresses import address_text
 from reqtable.core.buffers import MISSING
-from reqtable.core.errors import TimedOut
+from reqtable.core.errors import TimedOut, shown
 from reqtable.core.states import Event, State
 from reqtable.core.table import Entry
 
@@ -42,7 +42,7 @@ class Timeouts:
         at = None if timeout is None else now + timeout
         if entry.state is _READY:
             at = None
-        elif entry.state is _WRITING and entry.output.size:
+        elif entry.state is _WRITING and entry.output.first is not None:
             at = now + loop.limits.write_timeout_s
         elif (due := entry.due) is not None and (at is None or due < at):
             at = due
@@ -80,7 +80,10 @@ class Timeouts:
         begun = loop.clock()
         for at, entry in loop.deadlines.expired(now, loop.limits.expiries_per_pass):
             loop.times.add_lag(begun - at)
-            self._expire(entry)
+            try:
+                self._expire(entry)
+            except BaseException as problem:
+                loop.failures.outside_step(entry, problem)
 
     def _expire(self, entry: Entry) -> None:
         """Its deadline has passed: go on with what it waited for in vain, or end it."""
@@ -95,7 +98,7 @@ class Timeouts:
             loop.end(entry, Event.DEADLINE_PASSED)
         elif whole is not None and entry.created_at + whole <= now:
             self._close(entry, f"was not done within {whole:g} s")
-        elif entry.state is _WRITING and entry.output.size:
+        elif entry.state is _WRITING and entry.output.first is not None:
             self._close(entry, f"took none of its output for {limits.write_timeout_s:g} s")
         elif (due := entry.due) is not None and due <= now:
             entry.active_at = now
@@ -105,7 +108,7 @@ class Timeouts:
         else:
             entry.posted = MISSING
             loop.give_up_call(entry)
-            error = TimedOut(f"{entry.want!r} did not come within {self.of(entry):g} s")
+            error = TimedOut(f"{shown(entry.want)} did not come within {self.of(entry):g} s")
             loop.step(entry, Event.DEADLINE_PASSED, error)
 
     def _close(self, entry: Entry, why: str) -> None:

@@ -8,9 +8,11 @@ handler of an entry that has ended.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from reqtable.core.compiled import mypyc_attr
@@ -28,6 +30,19 @@ _LINGERING: Final = State.LINGERING
 _INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
 _OUTPUT_TAKEN: Final = Event.OUTPUT_TAKEN
 _PEEK_NOW: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+# What a call on a socket fails with though the peer and the network have done nothing: the descriptor is closed or no
+# socket, an argument is wrong, or the kernel is out of memory.
+_NOT_PEERS = {
+    errno.EBADF,
+    errno.ENOTSOCK,
+    errno.EFAULT,
+    errno.EINVAL,
+    errno.EMSGSIZE,
+    errno.EDESTADDRREQ,
+    errno.EOPNOTSUPP,
+    errno.ENOMEM,
+    errno.ENOBUFS,
+}
 _SOMETHING = b"?"  # stands in for input that is the handler's to read
 
 
@@ -46,7 +61,7 @@ class Watched:
         raise NotImplementedError
 
     def poll(self, interest: int) -> None:
-        if interest == self.watched:
+        if interest == self.watched or self.engine.is_copy:
             return
         selector = self.engine.selector
         try:
@@ -81,7 +96,7 @@ class Polled(Watched):
 class Lent(Polled):
     """The socket of a handler that does its own I/O; `request` is what the server's hooks are called with."""
 
-    __slots__ = ("_ended", "_hold", "entry", "in_child", "request")
+    __slots__ = ("_ended", "_hold", "entry", "request")
 
     timeout_s: float | None = None
 
@@ -89,7 +104,6 @@ class Lent(Polled):
         super().__init__(engine, request.fileno() if isinstance(request, socket.socket) else -1)
         self.request = request
         self.entry: Entry
-        self.in_child = False  # this is a forked child, which has the request to itself, and no loop
         self._ended = False  # the server's hooks have ended the request
         self._hold: socket.socket | None = None  # our own hold on the connection
 
@@ -139,7 +153,7 @@ class Lent(Polled):
             if has_unread(self.request, self.engine.system.socket):
                 self._hold = self._duplicate()
             try:
-                self.entry.server.shutdown_request(self.request)
+                end_request(self.entry.server.shutdown_request, self.request)
             except BaseException:
                 self.engine.end(self.entry, Event.RELEASED)
                 raise
@@ -168,12 +182,7 @@ class Lent(Polled):
         self._let_go()
         if not self._ended:
             self._ended = True
-            self.entry.server.shutdown_request(self.request)
-
-    def stay_in_child(self) -> None:
-        """This is a forked child, and the request is its own."""
-        self.in_child = True
-        self.watched = 0  # the selector is the parent's
+            end_request(self.entry.server.shutdown_request, self.request)
 
     def abandon(self) -> None:
         self.watched = 0
@@ -229,6 +238,21 @@ def discarded_all(connection: socket.socket, count: int) -> bool:
         return True
 
 
+def end_request(hook: Callable[[Any], Any], request: Any) -> None:
+    """Have a hook of the server close a request. Where the hook raises, its socket is closed all the same."""
+    try:
+        hook(request)
+    except BaseException:
+        if isinstance(request, socket.socket):
+            request.close()
+        raise
+
+
+def is_peers_error(error: OSError) -> bool:
+    """Whether a call on a connected socket failed by the peer's doing, or the network's."""
+    return error.errno not in _NOT_PEERS
+
+
 def abandon(request: Any) -> None:
     """In a forked child: close its copy of a socket, for good, and without a word to the peer or the selector."""
     if isinstance(request, socket.socket):
@@ -251,7 +275,7 @@ def is_tls(request: socket.socket) -> bool:
 def is_peers_doing(error: BaseException | None) -> bool:
     """Whether the other end has brought it about: worth a line, and no traceback."""
     if isinstance(error, PeerError | ConnectionError | TimeoutError):
-        return True
+        return not isinstance(error, ConnectionRefusedError)  # it is that of a connection which the handler made
     ssl = sys.modules.get("ssl")
     return ssl is not None and isinstance(error, ssl.SSLError)
 

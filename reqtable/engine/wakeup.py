@@ -20,6 +20,7 @@ class Wakeup:
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._pending = False
+        self._hears_signals = False
 
     def fileno(self) -> int:
         return self._reader.fileno()
@@ -46,10 +47,18 @@ class Wakeup:
             yield
             return
         previous = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._hears_signals = True
         try:
             yield
         finally:
+            self._hears_signals = False
             signal.set_wakeup_fd(previous)
+
+    def forked(self) -> None:
+        """In a forked child: its signals are no affair of the parent's loop."""
+        if self._hears_signals:
+            self._hears_signals = False
+            signal.set_wakeup_fd(-1)
 
     def close(self) -> None:
         self._reader.close()

@@ -117,7 +117,7 @@ class ResumableHandler:
         if output.first is None and data:  # what appending comes to, mostly
             output.first = data
             output.size = output.held = len(data)
-        elif data:
+        elif data or not entry.input.is_stream:  # a datagram of no bytes is one
             output.append(data)
 
     def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:

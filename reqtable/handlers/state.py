@@ -113,8 +113,8 @@ class StateRequestHandler(ResumableHandler):
     def on_limit(self, error: LimitExceeded) -> Transition:
         """More arrived than the want's limit. The default closes, with one line in the log.
 
-        What arrived is still there. To go on, go to a state that takes it in other portions, such as `chunk()`: the
-        same want would be refused again, for ever.
+        The input is still unread. To go on, go to a state that takes it: by `skip_line()`, or in parts by `chunk()`.
+        A handler that waits for the same want again is ended with HandlerError, because it would be told for ever.
         """
         raise error
 

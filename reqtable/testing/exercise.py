@@ -242,15 +242,13 @@ class _Wire:
 
     def flush(self) -> bool:
         entry = self.entry
-        while entry.output.size and not self.is_blocked:
+        while entry.output.first is not None and not self.is_blocked:
             piece = entry.output.first
             data = bytes(piece.read() if isinstance(piece, FileSlice) else piece)
-            if not data:
-                raise OSError("a file ended before what was to be sent of it")
             self.received.append(data)
             entry.bytes_out += len(data)
             entry.output.consume(len(data))
-        return not entry.output.size
+        return entry.output.first is None
 
     def finish(self) -> None:
         self.ended = True

@@ -32,6 +32,7 @@ with contextlib.suppress(ImportError):  # there is no ssl here, or no greenlet
 log = logging.getLogger("reqtable")
 
 _LATENCY_S = 0.0001
+_STILL_PASSES_MAX = 2000
 
 
 @dataclass
@@ -205,6 +206,8 @@ class _SimInvariants(Invariants):
     def __init__(self, loop: Any, simulation: _Simulation) -> None:
         super().__init__(loop)
         self._simulation = simulation
+        # How much of its input each READY entry had taken, and for how many passes it has taken no more.
+        self._still: dict[Entry, tuple[int, int]] = {}
 
     def check(self) -> None:
         super().check()
@@ -214,6 +217,7 @@ class _SimInvariants(Invariants):
         report.passes += 1
         if report.passes > simulation._passes_max:
             raise RuntimeError(f"it goes on and on, for {report.passes} passes by now")
+        self._check_standing_still()
         known: set[Any] = set(loop.selector.get_map())
         known |= {server.fileno() for server in loop.servers}
         lends = False
@@ -232,3 +236,15 @@ class _SimInvariants(Invariants):
                 self._must(came_in, entry, f"received {end.bytes_in} bytes")
         if not lends:  # who reads and writes itself may have duplicates
             self._must(set(files) == known, sorted(set(files) ^ known), "are open, but nobody's, or the reverse")
+
+    def _check_standing_still(self) -> None:
+        """A handler that always has another step, and takes no input, would go on for ever."""
+        before, self._still = self._still, {}
+        for entry in self._loop.table:
+            if entry.state is State.READY:
+                taken = entry.bytes_in - len(entry.input)
+                last, passes = before.get(entry, (taken, 0))
+                passes = passes + 1 if last == taken else 0
+                self._still[entry] = taken, passes
+                if passes > _STILL_PASSES_MAX:
+                    raise RuntimeError(f"{entry!r} goes on and on: {entry.steps} steps, and it waits for nothing")

@@ -127,7 +127,7 @@ MUTATIONS = [
     ),
     Mutation(
         "accepting that fails is tried again at once",
-        *(Listener, "rest", "self.poll(0)", "self.resting_until = inf"),
+        *(Listener, "_rest", "self.poll(0)", "self.resting_until = inf"),
     ),
     Mutation(
         "a burst that stops at the high-water mark is forgotten",
@@ -147,7 +147,19 @@ MUTATIONS = [
     ),
     Mutation(
         "a call goes on though its request has ended",
-        *(Loop, "_release", "self.give_up_call(entry)", "pass"),
+        *(Loop, "_release", "self._free(entry, request, self.give_up_call, entry)", "None"),
+    ),
+    Mutation(
+        "output that drains is not counted",
+        *(Loop, "output_moved", "self.count_buffers(entry)", "pass"),
+    ),
+    Mutation(
+        "output that another one adds to what is blocked is not counted",
+        *(Loop, "_flush_touched", "self.count_buffers(entry)", "pass"),
+    ),
+    Mutation(
+        "input that nobody will read is counted for as long as its connection lingers",
+        *(Loop, "linger", "self.table.hold(entry, 0)", "pass"),
     ),
     Mutation(
         "a socket that is reported ready and is not gives a blocking read more time",
@@ -161,7 +173,7 @@ RARE = [
         1030,
         Mutation(
             "a request whose output blocks keeps its turn",
-            *(Loop, "_flush_touched", "self._turns.remove(entry)", "pass"),
+            *(Loop, "_block", "self._turns.remove(entry)", "pass"),
         ),
     ),
     (
