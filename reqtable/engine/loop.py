@@ -241,8 +241,8 @@ class Loop:
                     want = self._throw(entry, problem)
                     continue
                 if item is MISSING:
-                    if output.first is not None and want.awaits is _OUTPUT_BLOCKED and entry.transport.flush():
-                        break  # a `flushed()` that now is: one that is taken from as fast as it sends waits its turn
+                    if output.first is not None and want.awaits is _OUTPUT_BLOCKED:
+                        break  # once it is flushed it waits its turn: it may be taken from as fast as it sends
                     if not (unread.ended and want.awaits is _AWAITS_INPUT):
                         waits = True
                         idle = not (unread.data or unread) and want.awaits is _AWAITS_INPUT and share < full_share
@@ -253,7 +253,6 @@ class Loop:
                 share -= 1
                 want = resumable._resume(item)
                 if output.held > high_water:
-                    entry.transport.flush()
                     break
         except BaseException as problem:
             want = None

@@ -1,0 +1,585 @@
+"""Whatever code that is not the engine's raises ends one request, is reported once, and hinders nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import io
+import logging
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from typing import Any, ClassVar
+
+import pytest
+
+import reqtable
+from reqtable import Event, Limits, call, line, sleep, state
+from reqtable.config import Config, ExecutorOptions
+from reqtable.core.buffers import MISSING
+from reqtable.core.wants import Want
+from tests.conftest import Client, serving, wait_until
+
+ANY = ("127.0.0.1", 0)
+FILE_BYTES = 8_000_000  # more than the kernel's buffers hold
+
+
+class Bug(Exception):
+    """What our handlers raise."""
+
+
+class Abandoned(BaseException):
+    """What a library raises to unwind, and is no Exception."""
+
+
+FAULTS: list[type[BaseException]] = [Bug, Abandoned, asyncio.CancelledError, GeneratorExit]
+
+
+def fail() -> Any:
+    raise Place.error("a fault")
+
+
+class Place:
+    """Where the fault is, and what is raised there."""
+
+    name: ClassVar[str] = ""
+    error: ClassVar[type[BaseException]] = Bug
+
+    @classmethod
+    def reached(cls, name: str) -> None:
+        if cls.name == name:
+            fail()
+
+
+class Breaking(io.RawIOBase):
+    """A file without a descriptor that can be read to its middle."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.at = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.at = offset
+        if self.at > FILE_BYTES // 2:
+            Place.reached("file.seek")
+        return FILE_BYTES
+
+    def read(self, count: int = -1) -> Any:
+        if self.at > FILE_BYTES // 2:
+            Place.reached("file.read")
+            return {"file.read text": "text", "file.read nothing": None, "file.read too much": bytes(count + 1)}[
+                self.place
+            ]
+        return bytes(count)
+
+
+class Odd(Want[bytes]):
+    """A want of a program's own."""
+
+    __slots__ = ()
+
+    def take(self, entry: Any) -> Any:
+        Place.reached("want.take")
+        return MISSING
+
+    def __repr__(self) -> str:
+        Place.reached("want.repr")
+        return "odd()"
+
+
+class BadEvent(Odd):
+    """One that names no event of ours."""
+
+    awaits: ClassVar[Any] = "whenever"
+
+
+class State(reqtable.StateRequestHandler):
+    @state(line(limit=100), timeout=20)
+    def command(self, text: bytes) -> Any:
+        name = text.strip().decode()
+        if name == "ping":
+            self.send(b"pong\n")
+            return self.command
+        if name == "step":
+            fail()
+        return getattr(self, "do_" + name.partition(".")[0])(name)
+
+    def do_file(self, name: str) -> Any:
+        self.send_file(Breaking(name), 0, FILE_BYTES)
+        return self.command
+
+    def do_truncated(self, name: str) -> Any:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  # on_close closes it
+        self.file.truncate(FILE_BYTES)
+        self.send_file(self.file, 0, FILE_BYTES)
+        self.file.truncate(1000)
+        return self.command
+
+    def do_closed(self, name: str) -> Any:
+        self.do_truncated(name)
+        self.file.close()
+        return self.command
+
+    def do_want(self, name: str) -> Any:
+        return self.waited, BadEvent() if name == "want.awaits" else Odd()
+
+    def do_call(self, name: str) -> Any:
+        if name == "call.fn":
+            return self.waited, call(fail, on="thread")
+        return self.waited, call(int, on="broken")
+
+    def do_on_limit(self, name: str) -> Any:
+        return self.command
+
+    @state(timeout=0.05)
+    def waited(self, item: Any) -> Any:
+        return self.command
+
+    def do_close(self, name: str) -> Any:
+        return None
+
+    do_on_close = do_verify = do_hook = do_policy = do_close
+
+    def do_on_timeout(self, name: str) -> Any:
+        return self.waited, sleep(10)
+
+    def on_timeout(self) -> Any:
+        Place.reached("on_timeout")
+        return self.command
+
+    def on_eof(self, partial: bytes) -> Any:
+        Place.reached("on_eof")
+        return None
+
+    def on_error(self, error: Exception) -> Any:
+        raise error
+
+    def on_close(self) -> Any:
+        Place.reached("on_close")
+        if hasattr(self, "file"):
+            self.file.close()
+
+
+class Coroutine(reqtable.AsyncRequestHandler):
+    async def handle(self) -> None:
+        while text := await self.read(line(limit=100), timeout=20):
+            name = text.strip().decode()
+            if name == "ping":
+                await self.send(b"pong\n")
+                continue
+            if name == "step":
+                fail()
+            await getattr(self, "do_" + name.partition(".")[0])(name)
+
+    async def do_file(self, name: str) -> None:
+        self.send_file(Breaking(name), 0, FILE_BYTES)
+
+    async def do_truncated(self, name: str) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  # on_close closes it
+        self.file.truncate(FILE_BYTES)
+        self.send_file(self.file, 0, FILE_BYTES)
+        self.file.truncate(1000)
+
+    async def do_want(self, name: str) -> None:
+        await self.read(BadEvent() if name == "want.awaits" else Odd(), timeout=0.05)
+
+    async def do_call(self, name: str) -> None:
+        await (self.call(fail, on="thread") if name == "call.fn" else self.call(int, on="broken"))
+
+    async def do_on_close(self, name: str) -> None:
+        self.end = True
+
+    def on_close(self) -> Any:
+        Place.reached("on_close")
+        if hasattr(self, "file"):
+            self.file.close()
+
+
+class Blocking(reqtable.StreamRequestHandler):
+    def setup(self) -> None:
+        if Place.name == "setup":
+            self.request.recv(100)
+            fail()
+        super().setup()
+
+    def handle(self) -> None:
+        for text in self.rfile:
+            name = text.strip().decode()
+            if name == "ping":
+                self.wfile.write(b"pong\n")
+            else:
+                Place.reached(name)
+                return
+
+    def finish(self) -> None:
+        super().finish()
+        Place.reached("finish")
+
+
+class Broken(Executor):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        Place.reached("call.submit")
+
+        class Stubborn(Future[Any]):
+            def cancel(self) -> bool:
+                Place.reached("call.cancel")
+                return True
+
+        return Stubborn()
+
+
+class Server(reqtable.TCPServer):
+    """`victim` is the address that the fault is meant for."""
+
+    victim: Any = None
+
+    def get_request(self) -> tuple[Any, Any]:
+        request, address = super().get_request()
+        if self.victim == "next":
+            self.victim = address
+            self.descriptor = request.fileno()
+            if Place.name == "get_request":
+                request.close()
+                fail()
+        return request, address
+
+    def _reach(self, name: str, address: Any) -> None:
+        if address == self.victim:
+            Place.reached(name)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        self._reach("verify_request", client_address)
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._reach("process_request", client_address)
+        super().process_request(request, client_address)
+        self._reach("process_request at its end", client_address)
+
+    def close_request(self, request: Any) -> None:
+        if request.fileno() == getattr(self, "descriptor", None):
+            Place.reached("close_request")
+        super().close_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        super().handle_error(request, client_address)
+        self._reach("handle_error", client_address)
+
+
+@pytest.fixture(autouse=True)
+def no_fault_is_left() -> Iterator[None]:
+    yield
+    Place.name, Place.error = "", Bug
+
+
+CONFIG = Config(
+    executors={"broken": ExecutorOptions("tests.test_failures:Broken")}, limits=Limits(linger_timeout_s=0.5)
+)
+
+
+def run(
+    handler: Any,
+    dispatch: str,
+    place: str,
+    caplog: pytest.LogCaptureFixture,
+    error: type[BaseException] = Bug,
+    command: str | None = None,
+    ending: str = "error",
+    entries: int = 1,
+    server_class: type[Server] = Server,
+) -> list[logging.LogRecord]:
+    """Have one client meet the fault while another is served. Returns what was logged at ERROR."""
+    caplog.set_level(logging.WARNING, "reqtable")
+    with serving(server_class(ANY, handler, dispatch=dispatch, config=CONFIG)) as server:
+        with Client(server.server_address) as other, other.send(b"pi"):
+            wait_until(server, lambda: len(server.table) == 1)
+            Place.name, Place.error = place, error
+            server.victim = "next"
+            with Client(server.server_address) as victim:
+                with contextlib.suppress(ConnectionError):  # it may be over before the command comes
+                    victim.send((command or place).encode() + b"\n")
+                    if place == "on_eof":
+                        victim.end()
+                    victim.rest()
+            wait_until(server, lambda: len(server.table) == 1)
+            Place.name = ""
+            assert other.send(b"ng\n").line() == b"pong\n"
+            finished = {name: count for name, count in server.stats()["finished"].items() if count}
+            assert finished == ({ending: 1} if entries else {})
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+STEPPED = [(State, "inline"), (State, "pool"), (State, "thread"), (Coroutine, "inline"), (Coroutine, "thread")]
+
+
+@pytest.mark.parametrize(("handler", "dispatch"), STEPPED)
+@pytest.mark.parametrize("error", FAULTS)
+def test_what_a_step_raises(
+    handler: Any, dispatch: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    [record] = run(handler, dispatch, "step", caplog, error)
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], error | reqtable.HandlerError)
+
+
+@pytest.mark.parametrize(("handler", "dispatch"), STEPPED)
+@pytest.mark.parametrize("place", ["file.seek", "file.read"])
+def test_what_a_file_raises(handler: Any, dispatch: str, place: str, caplog: pytest.LogCaptureFixture) -> None:
+    [record] = run(handler, dispatch, place, caplog, RuntimeError)
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], reqtable.SendFileError)
+    assert isinstance(record.exc_info[1].__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("place", ["file.seek", "file.read"])
+@pytest.mark.parametrize("error", FAULTS[1:])
+def test_what_a_file_raises_that_is_no_exception(
+    place: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    [record] = run(State, "inline", place, caplog, error)
+    assert record.exc_info is not None
+    assert type(record.exc_info[1]) is error
+
+
+@pytest.mark.parametrize("place", ["file.read text", "file.read nothing", "file.read too much"])
+def test_a_file_that_gives_what_no_file_gives(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    [record] = run(State, "inline", place, caplog)
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], reqtable.SendFileError)
+
+
+@pytest.mark.parametrize("place", ["truncated", "closed"])
+@pytest.mark.parametrize(("handler", "dispatch"), [*STEPPED[:3], (Coroutine, "inline")])
+def test_a_file_that_ends_early_or_is_closed_is_not_the_peers_doing(
+    handler: Any, dispatch: str, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if (handler, place) == (Coroutine, "closed"):
+        return
+    [record] = run(handler, dispatch, "", caplog, command=place)
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], reqtable.SendFileError)
+
+
+@pytest.mark.parametrize(("handler", "dispatch"), STEPPED)
+@pytest.mark.parametrize("error", FAULTS[:2])
+def test_what_a_want_raises(
+    handler: Any, dispatch: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(run(handler, dispatch, "want.take", caplog, error)) == 1
+
+
+@pytest.mark.parametrize(("handler", "dispatch"), STEPPED)
+def test_a_want_that_waits_for_no_event(handler: Any, dispatch: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(run(handler, dispatch, "", caplog, command="want.awaits")) == 1
+
+
+def test_a_want_that_can_not_be_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """Its timeout still passes, and the table can be shown."""
+    with serving(Server(ANY, State, config=CONFIG)) as server, Client(server.server_address) as victim:
+        Place.name = "want.repr"
+        victim.send(b"want\n")
+        wait_until(server, lambda: isinstance(next(iter(server.table)).want, Odd) or victim.socket.fileno() < 0)
+        assert {row["waits_for"] for row in server.table.snapshot()} <= {
+            "<Odd, which fails to describe itself>",
+            "line(limit=100)",
+        }
+        assert victim.ask(b"ping\n") == b"pong\n"
+
+
+@pytest.mark.parametrize(("handler", "dispatch"), STEPPED)
+@pytest.mark.parametrize("place", ["call.fn", "call.submit"])
+@pytest.mark.parametrize("error", [Bug, Abandoned])
+def test_what_a_call_or_its_executor_raises(
+    handler: Any, dispatch: str, place: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(run(handler, dispatch, place, caplog, error)) == 1
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "pool", "thread"])
+@pytest.mark.parametrize("error", [Bug, Abandoned])
+@pytest.mark.parametrize(
+    ("place", "command"), [("on_timeout", "on_timeout"), ("on_eof", "ping"), ("on_close", "close")]
+)
+def test_what_the_other_hooks_of_a_handler_raise(
+    dispatch: str, place: str, command: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(run(State, dispatch, place, caplog, error, command=command)) == 1
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+@pytest.mark.parametrize("place", ["step", "setup", "finish"])
+@pytest.mark.parametrize("error", FAULTS)
+def test_what_a_blocking_handler_raises(
+    dispatch: str, place: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    if dispatch == "inline":
+        return inline_blocking(place, error, caplog)
+    assert len(run(Blocking, dispatch, place, caplog, error)) == 1
+
+
+def inline_blocking(place: str, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    """Its clients are served one after the other."""
+    caplog.set_level(logging.WARNING, "reqtable")
+    with serving(Server(ANY, Blocking, config=CONFIG)) as server:
+        Place.name, Place.error = place, error
+        with Client(server.server_address) as victim:
+            assert victim.send(place.encode() + b"\n").rest() == b""
+        wait_until(server, lambda: not server.table)
+        Place.name = ""
+        with Client(server.server_address) as other:
+            assert other.ask(b"ping\n") == b"pong\n"
+        assert server.stats()["finished"]["error"] == 1
+    assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+@pytest.mark.parametrize("error", [Bug, Abandoned])
+@pytest.mark.parametrize(
+    ("place", "entries"),
+    [
+        ("get_request", 0),
+        ("verify_request", 0),
+        ("process_request", 0),
+        ("process_request at its end", 1),
+        ("close_request", 1),
+    ],
+)
+def test_what_a_hook_of_the_server_raises(
+    dispatch: str, place: str, entries: int, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(run(State, dispatch, place, caplog, error, command="close", entries=entries)) == 1
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "pool", "thread"])
+@pytest.mark.parametrize("error", [Bug, Abandoned])
+def test_what_handle_error_raises(dispatch: str, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    first, second = run(State, dispatch, "handle_error", caplog, error, command="no_such_method")
+    assert "in its handler" in first.getMessage()
+    assert f"handle_error raised {error.__name__}" in second.getMessage()
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "pool", "thread"])
+def test_what_a_logger_raises(dispatch: str, caplog: pytest.LogCaptureFixture, capfd: Any) -> None:
+    """A handler of the program's logging, called for an error and for each line of the access log."""
+
+    class Failing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            Place.reached("logger")
+
+    failing = Failing()
+    loggers = [logging.getLogger("reqtable"), logging.getLogger("reqtable.access")]
+    level = loggers[1].level
+    loggers[0].addHandler(failing)
+    loggers[1].setLevel(logging.INFO)
+    try:
+        run(State, dispatch, "logger", caplog, command="no_such_method")
+    finally:
+        loggers[0].removeHandler(failing)
+        loggers[1].setLevel(level)
+    assert "a fault" in capfd.readouterr().err
+
+
+def test_a_request_that_was_given_up_ends_though_its_call_can_not_be_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert len(run(State, "inline", "call.cancel", caplog, command="call.cancel")) == 1
+
+
+def test_a_sockets_failure_that_is_not_the_peers_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    class Exhausted(socket.socket):
+        def send(self, *args: Any) -> int:
+            raise OSError(errno.ENOBUFS, "the kernel has no memory")
+
+    class Exhausting(Server):
+        def get_request(self) -> tuple[Any, Any]:
+            request, address = super().get_request()
+            if self.victim == address:
+                request = Exhausted(fileno=request.detach())
+            return request, address
+
+    [record] = run(State, "inline", "", caplog, command="ping", server_class=Exhausting)
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], OSError)
+
+
+class Datagrams(reqtable.StateRequestHandler):
+    @state(reqtable.datagram(), timeout=20)
+    def command(self, data: bytes) -> Any:
+        if data == b"file":
+            self.send_file(Breaking("file.read"), FILE_BYTES - 1, 1)
+        elif data == b"large":
+            self.send(bytes(70_000))
+        else:
+            self.send(data)
+        return self.command
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "pool", "thread"])
+@pytest.mark.parametrize("command", [b"file", b"large"])
+def test_a_datagram_that_can_not_be_sent_ends_its_session_alone(
+    dispatch: str, command: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "reqtable")
+    Place.name = "file.read"
+    with serving(reqtable.UDPServer(ANY, Datagrams, dispatch=dispatch)) as server:
+        peers = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+        for peer in peers:
+            peer.settimeout(20)
+            peer.connect(server.server_address)
+            peer.send(b"hello")
+            assert peer.recv(100) == b"hello"
+        peers[0].send(command)
+        wait_until(server, lambda: len(server.table) == 1)
+        peers[1].send(b"hello again")
+        assert peers[1].recv(100) == b"hello again"
+        assert server.stats()["finished"]["error"] == 1
+        for peer in peers:
+            peer.close()
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], OSError if command == b"large" else reqtable.SendFileError)
+
+
+def test_a_connection_that_a_handler_was_refused_is_not_its_peers_doing(caplog: pytest.LogCaptureFixture) -> None:
+    class Asking(State):
+        @state(line())
+        def command(self, text: bytes) -> Any:
+            if text == b"ping\n":
+                self.send(b"pong\n")
+                return self.command
+            raise ConnectionRefusedError("the database is down")
+
+    run(Asking, "inline", "", caplog, command="ask", ending="reset")
+    assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+def test_a_post_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(Server(ANY, State)) as server:
+        server.engine.post(fail)
+        timed = threading.Event()
+        server.engine.post(server.engine.retry, fail)
+        server.engine.post(server.engine.retry, timed.set)
+        assert timed.wait(20)
+        with Client(server.server_address) as client:
+            assert client.ask(b"ping\n") == b"pong\n"
+    assert [record.getMessage() for record in caplog.records] == ["Bug, outside of any request"] * 2
+
+
+def test_a_transition_that_the_trace_does_not_take(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(Server(ANY, State)) as server:
+
+        def trace(entry: Any, before: Any, event: Event) -> None:
+            if event is Event.FINISHED and entry.peer == server.victim:
+                fail()
+
+        server.table.on_transition = trace
+        server.victim = "next"
+        with Client(server.server_address) as victim:
+            victim.send(b"close\n").rest()
+        wait_until(server, lambda: not server.table)
+        with Client(server.server_address) as client:
+            assert client.ask(b"ping\n") == b"pong\n"
+        assert server.stats()["finished"]["error"] == 1
