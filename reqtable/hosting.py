@@ -394,7 +394,7 @@ class Hosted:
             self._BaseServer__shutdown_request = False
             return
         engine.wake()
-        if not engine.in_loop_thread:
+        if not engine.in_loop_thread and not engine.is_copy:  # in a forked child, the loop is the parent's
             self._BaseServer__is_shut_down.wait()
 
     def _end_requests(self) -> None:

@@ -66,6 +66,8 @@ def run(entry: Entry, lent: Lent) -> Forked | None:
             if hasattr(server, "process_request_thread"):
                 threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))
         elif os.getpid() == parent and not (entry in _FORKED and isinstance(error, Exception)):
+            end_forked(entry)
+            _wait_for_forked(entry)
             raise
         else:
             failed = True

@@ -1,0 +1,240 @@
+"""A child runs what it was forked for, and nothing of the loop, whoever forked it; and signals reach children alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+import reqtable
+from reqtable import line, state
+from reqtable.engine.process import Process
+from tests.conftest import WAIT_S, Client, served, serving, wait_until
+
+ANY = ("127.0.0.1", 0)
+FORK = multiprocessing.get_context("fork")
+
+
+def answer(connection: Any, server: int) -> None:
+    """What a child runs: it takes its input and answers, on the request's own socket."""
+    asked = connection.recv(100)
+    connection.sendall(b"%s by a child: %s\n" % (asked.strip(), b"no" if os.getpid() == server else b"yes"))
+
+
+class Starts(reqtable.StreamRequestHandler):
+    """A line has `multiprocessing` fork a child that waits for the next one; any other line is answered here."""
+
+    def handle(self) -> None:
+        if self.rfile.readline() == b"fork\n":
+            self.wfile.write(b"ready\n")
+            child = FORK.Process(target=answer, args=(self.request, os.getpid()))
+            child.start()
+            child.join(WAIT_S)
+            child.close()
+        else:
+            self.wfile.write(b"%d\n" % os.getpid())
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool", "fork"])
+def test_a_child_of_a_library_runs_nothing_of_the_loop(dispatch: str) -> None:
+    with served(Starts, dispatch) as server, Client(server.server_address) as first:
+        assert first.ask(b"fork\n") == b"ready\n"
+        with Client(server.server_address) as second:
+            second.send(b"here\n")  # while the child waits for its input
+            assert first.ask(b"hello\n") == b"hello by a child: yes\n"
+            assert first.rest() == b""
+            pid = int(second.line())
+        assert (pid == os.getpid()) == (dispatch != "fork")
+
+
+class ForksInAStep(reqtable.StateRequestHandler):
+    """A state that forks, and whose child returns as well."""
+
+    @state(line())
+    def command(self, text: bytes) -> Any:
+        if text == b"fork\n":
+            reader, writer = os.pipe()
+            child = os.fork()
+            if not child:
+                os.close(reader)
+                self.writer = writer  # its end says that the child has left
+                return self.command
+            os.close(writer)
+            assert os.read(reader, 1) == b""
+            os.close(reader)
+            os.waitpid(child, 0)
+        self.send(b"%d\n" % os.getpid())
+        return self.command
+
+
+class ForksInACoroutine(reqtable.AsyncRequestHandler):
+    async def handle(self) -> None:
+        machine: Any = ForksInAStep
+        while text := await self.read(line()):
+            machine.command(self, text)
+
+    command = None
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+@pytest.mark.parametrize("handler", [ForksInAStep, ForksInACoroutine])
+def test_a_child_that_returns_from_a_step_ends_there(handler: Any, dispatch: str) -> None:
+    """It answers nobody: not its own client a second time, and no other."""
+    with (
+        served(handler, dispatch) as server,
+        Client(server.server_address) as other,
+        Client(server.server_address) as own,
+    ):
+        other.send(b"wa")
+        assert own.ask(b"fork\n") == b"%d\n" % os.getpid()
+        assert own.ask(b"again\n") == b"%d\n" % os.getpid()
+        assert other.ask(b"it\n") == b"%d\n" % os.getpid()
+        assert own.end().rest() == b""
+
+
+def test_a_child_forked_beside_a_running_loop_has_no_part_in_it() -> None:
+    """Its calls on the server end nothing and wait for nobody; signals there wake nobody here."""
+
+    def use(server: Any, pipe: Any) -> None:
+        server.shutdown()
+        server.engine.post(print)
+        server.table.cancel(1)
+        pipe.send((server.engine.running, Process.forks))
+
+    with served(Starts, "greenlet") as server, Client(server.server_address) as client:
+        client.send(b"he")
+        wait_until(server, lambda: len(server.table) == 1)
+        ours, theirs = FORK.Pipe()
+        child = FORK.Process(target=use, args=(server, theirs))
+        child.start()
+        assert ours.poll(WAIT_S)
+        assert ours.recv() == (False, Process.forks + 1)
+        child.join(WAIT_S)
+        assert child.exitcode == 0
+        child.close()
+        ours.close()
+        theirs.close()
+        assert client.ask(b"re\n") == b"%d\n" % os.getpid()
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+def test_a_server_that_has_served_is_forked_into_workers(dispatch: str) -> None:
+    """Each has a loop of its own, and the end of one is nothing to the others."""
+
+    class Server(reqtable.TCPServer):
+        def service_actions(self) -> None:
+            if stop.poll():
+                self._BaseServer__shutdown_request = True
+
+    class Pid(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"%d\n" % os.getpid())
+
+    def work() -> None:
+        server.serve_forever(0.05)
+
+    def ask() -> int:
+        with Client(server.server_address) as client:
+            return int(client.rest())
+
+    stop, stop_one = FORK.Pipe(duplex=False)
+    with Server(ANY, Pid, dispatch=dispatch) as server:
+        with socket.create_connection(server.server_address) as client:
+            server.handle_request()
+            assert int(client.makefile().readline()) == os.getpid()
+        workers = [FORK.Process(target=work) for _ in range(2)]
+        for each in workers:
+            each.start()
+        pids = {each.pid for each in workers}
+        assert {ask() for _ in range(20)} <= pids
+        # One of them is stopped: it is in the midst of its loop, and takes nothing any more.
+        os.kill(workers[0].pid or 0, signal.SIGKILL)
+        workers[0].join(WAIT_S)
+        assert {ask() for _ in range(5)} == {workers[1].pid}
+        stop_one.send(None)
+        workers[1].join(WAIT_S)
+        assert workers[1].exitcode == 0
+        for each in workers:
+            each.close()
+        thread = threading.Thread(target=server.serve_forever)
+        stop.recv()
+        thread.start()
+        assert ask() == os.getpid()
+        server.shutdown()
+        thread.join()
+    stop.close()
+    stop_one.close()
+
+
+class WaitsItself(reqtable.StreamRequestHandler):
+    """Forks, waits for its child itself, and goes on."""
+
+    def handle(self) -> None:
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        self.wfile.write(b"%d\n" % child)
+        self.rfile.readline()
+
+
+@pytest.mark.parametrize("has_pidfds", [True, False])
+@pytest.mark.parametrize("dispatch", ["greenlet", "thread", "pool"])
+def test_a_number_that_is_no_child_any_more_gets_no_signal(
+    dispatch: str, has_pidfds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signalled = []
+
+    def by_number(pid: int, number: int) -> None:
+        signalled.append((pid, number))
+
+    def none(*_: Any) -> int:
+        raise OSError("an old kernel")
+
+    monkeypatch.setattr(os, "kill", by_number)
+    if not has_pidfds:
+        monkeypatch.setattr(os, "pidfd_open", none)
+    with served(WaitsItself, dispatch) as server, Client(server.server_address) as client:
+        assert client.line().strip().isdigit()
+        [row] = server.table.snapshot()
+        assert server.table.cancel(row["id"])
+        assert client.rest() == b""
+    assert signalled == []
+
+
+class ForksAndGoesOn(reqtable.StreamRequestHandler):
+    """The child of a plain `os.fork()` has the request; it waits for a line that never comes."""
+
+    def handle(self) -> None:
+        if not os.fork():
+            self.wfile.write(b"%d\n" % os.getpid())
+            self.rfile.readline()
+        elif self.server.dispatch == "thread":
+            return
+
+
+@pytest.mark.parametrize("has_pidfds", [True, False])
+@pytest.mark.parametrize("dispatch", ["greenlet", "thread"])
+def test_a_child_that_has_the_request_is_ended_with_it(
+    dispatch: str, has_pidfds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> int:
+        raise OSError("an old kernel")
+
+    if not has_pidfds:
+        monkeypatch.setattr(os, "pidfd_open", none)
+    server = reqtable.TCPServer(ANY, ForksAndGoesOn, dispatch=dispatch)
+    with serving(server), Client(server.server_address) as client:
+        pid = int(client.line())
+        os.kill(pid, 0)
+        [row] = server.table.snapshot()
+        assert server.table.cancel(row["id"])
+        assert client.rest() == b""
+        wait_until(server, lambda: not server.table)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
