@@ -37,7 +37,6 @@ LAYERS = [
 THIRD_PARTY = {
     "greenlet": {"dispatch/cooperative.py", "dispatch/greenlet.py"},
     "click": {"cli.py", "compat/__main__.py"},
-    "msgspec": {"config.py"},
     "pytest": {"testing/plugin.py"},
 }
 
