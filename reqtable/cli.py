@@ -23,7 +23,7 @@ from reqtable.dispatch import check_policy, is_resumable, policy_names
 from reqtable.engine.access import JSONFormatter
 from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
-from reqtable.imports import module_at
+from reqtable.imports import account_of, module_at
 from reqtable.serving import serve
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
@@ -43,8 +43,13 @@ class _Handler(click.ParamType[Any]):
             self.fail(f"{value!r}: write it as module:Handler or path/to/file.py:Handler")
         try:
             module = module_at(place)
+        except SystemExit as error:
+            self.fail(
+                f"{value!r} ends the program when it is imported: {account_of(error)}: put what runs it under "
+                'if __name__ == "__main__":'
+            )
         except Exception as error:
-            self.fail(f"{value!r}: {place} can't be imported: {type(error).__name__}: {error}")
+            self.fail(f"{value!r} can't be imported: {account_of(error)}")
         handler = getattr(module, name, None)
         if handler is None:
             others = ", ".join(sorted(n for n in vars(module) if _is_handler(getattr(module, n), module))) or "none"

@@ -154,6 +154,43 @@ def test_an_error_is_one_line_that_names_it_and_the_mend(arguments: list[str], c
         assert word in result.stderr
 
 
+@pytest.mark.parametrize("dispatch", ["inline", "executor"])
+def test_a_file_imports_what_lies_beside_it(dispatch: str, tmp_path: Path) -> None:
+    """From any directory, as `python app.py` can; also in the process that steps are shipped to."""
+    (tmp_path / "words.py").write_text("def of(text):\n    return b'%d\\n' % len(text.split())\n")
+    (tmp_path / "app.py").write_text(
+        "import reqtable, words\n"
+        "class Count(reqtable.StateRequestHandler):\n"
+        "    @reqtable.state(reqtable.line())\n"
+        "    def count(self, text):\n"
+        "        self.send(words.of(text))\n"
+    )
+    with (
+        reqtable_serve(f"{tmp_path}/app.py:Count", "--dispatch", dispatch, "--bind", "tcp://127.0.0.1:0") as (
+            _,
+            [line],
+        ),
+        Client(("127.0.0.1", port_of(line))) as client,
+    ):
+        assert client.ask(b"one two\n") == b"2\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import os\n\nnope\n", "can't be imported: NameError: name 'nope' is not defined ({file}:3)"),
+        ("def f(:\n", "can't be imported: SyntaxError: invalid syntax ({file}:1)"),
+        ("import sys\nsys.exit(3)\n", "ends the program when it is imported: SystemExit: 3 ({file}:2): put what runs"),
+    ],
+)
+def test_an_error_of_the_file_is_said_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(text)
+    result = run("serve", f"{file}:H")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert f"'{file}:H' {said.format(file=file)}" in result.stderr
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
