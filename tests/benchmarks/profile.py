@@ -75,6 +75,7 @@ def profile(make: Any, style: str, policy: str, sent: bytes, count: int) -> dict
             server.process_request(ours, ("192.0.2.1", number))
         engine.table.thread = get_ident()  # as `run` has it
         outer = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # on 3.12, settrace sees to opcodes only if a frame has asked by then
         sys.settrace(bytecodes.trace)
         for is_on in (False, True):  # what is done but once is done, and what the interpreter specializes is so
             for client in clients:
