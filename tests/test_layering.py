@@ -25,6 +25,7 @@ LAYERS = [
     "servers",
     "mixins",
     "binds",
+    "terminal",
     "signals",
     "notify",
     "workers",
