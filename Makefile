@@ -4,20 +4,23 @@ PYTHON ?= python3
 PORT ?= 7000
 # where the virtual environment is made: one for each interpreter
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(abspath $(VENV))/bin
 # COMPILED=1: what is tested or measured is the compiled wheel
-RUN := $(if $(COMPILED),cd build/compiled && PYTHONPATH=$(CURDIR)/build/compiled )$(CURDIR)/$(BIN)/python -m
+RUN := $(if $(COMPILED),cd build/compiled && PYTHONPATH=$(CURDIR)/build/compiled )$(BIN)/python -m
 COMPILED_STAMP := $(if $(COMPILED),build/compiled.stamp)
 
 .PHONY: run test simulate faults fuzz compat reloads bench bench-page wheel-compiled check static format clean
 
+CONNECT = import socket; s = socket.create_connection(("127.0.0.1", $(PORT)))
+TALK = s.sendall(b"put 12\none two two\ncount\nrank\n"); s.shutdown(1); print(s.makefile().read(), end="")
+
 run: $(VENV)/run.stamp
 	@echo "In another terminal (it answers 3, then rank 9):"
-	@printf '%s\n' "    printf 'put 12\\none two two\\ncount\\nrank\\n' | nc -N 127.0.0.1 $(PORT)"
-	@echo "With a client connected (nc 127.0.0.1 $(PORT)), see the table of unfinished requests:"
-	@echo "    pkill -USR1 -f 'reqtable serve'"
-	@echo "Ctrl-C stops."
-	@exec $(BIN)/reqtable serve examples/notes.py:Notes --bind tcp://127.0.0.1:$(PORT)
+	@printf '%s\n' '    $(PYTHON) -c '\''$(CONNECT); $(TALK)'\'
+	@echo "With a client connected, see the table of unfinished requests:"
+	@printf '%s\n' '    $(PYTHON) -i -c '\''$(CONNECT)'\'
+	@echo "    kill -USR1 $$$$"; echo "Ctrl-C stops."; \
+	    exec $(BIN)/reqtable serve examples/notes.py:Notes --bind tcp://127.0.0.1:$(PORT)
 
 test: $(VENV)/test.stamp $(COMPILED_STAMP)
 	$(RUN) pytest -n auto --dist worksteal $(ARGS)
@@ -90,7 +93,7 @@ build/compiled.stamp: $(BIN)/python pyproject.toml $(shell find reqtable tests e
 	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build build/source
 	$(BIN)/python -m zipfile -e build/reqtable-*.whl build/compiled
 	cp -r tests examples docs pyproject.toml README.md Makefile build/compiled
-	cd build/compiled && $(CURDIR)/$(BIN)/python -c 'import reqtable.engine.loop as loop; assert not loop.__file__.endswith(".py")'
+	cd build/compiled && $(BIN)/python -c 'import reqtable.engine.loop as loop; assert not loop.__file__.endswith(".py")'
 	@touch $@
 
 $(VENV)/bench.stamp: $(BIN)/python pyproject.toml
