@@ -280,7 +280,9 @@ def _check(options: Any, prefix: str = "", origins: Mapping[str, str] | None = N
         if not _fits(value, hint):
             place = (origins or {}).get(name, ARGUMENT)
             where = "" if place == ARGUMENT else f"{place}: "
-            raise ConfigurationError(f"{where}{prefix}{name} must be {_kind(name, hint)}, not {value!r}{_mend(hint)}")
+            raise ConfigurationError(
+                f"{where}{prefix}{name} must be {_kind(name, hint)}, not {value!r}{_mend(value, hint)}"
+            )
 
 
 @cache
@@ -311,8 +313,9 @@ def _kind(name: str, hint: Any) -> str:
     return f"{kind}, such as {_EXAMPLES[name]}" if name in _EXAMPLES else kind
 
 
-def _mend(hint: Any) -> str:
-    return " (or leave it out)" if type(None) in get_args(hint) else ""
+def _mend(value: Any, hint: Any) -> str:
+    """For who means that there be none, and no number that is too small."""
+    return " (or leave it out)" if type(None) in get_args(hint) and not isinstance(value, int) else ""
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------

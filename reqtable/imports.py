@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 _OWN = str(Path(__file__).parent) + os.sep
-_STANDARD = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -81,7 +80,8 @@ def _place_of(caught: TracebackType | None) -> str:
 
 def is_of_program(file: str) -> bool:
     """Whether a file's code is the program's or a package's that it uses, not ours nor the standard library's."""
-    return not file.startswith(("<", _OWN)) and (_is_installed(file) or not file.startswith(_STANDARD))
+    standard = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
+    return not file.startswith(("<", _OWN)) and (_is_installed(file) or not file.startswith(standard))
 
 
 def _is_installed(file: str) -> bool:

@@ -235,6 +235,19 @@ def test_the_page_on_operating_names_every_limit_and_no_other() -> None:
         assert getattr(reqtable.Limits(), name) == float(default.replace(",", ""))
 
 
+def test_the_page_on_operating_explains_every_letter_of_a_state() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    shown = re.findall(r"^\| ([A-Z]) \| ([A-Z]+) \|", page, flags=re.MULTILINE)
+    assert shown == [(state.value, state.name) for state in reqtable.State if state is not reqtable.State.CLOSED]
+
+
+def test_the_page_on_operating_names_every_figure() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text().partition("**Figures.**")[2].partition("**The log.**")[0]
+    with reqtable.TCPServer(("127.0.0.1", 0), Notes) as server:
+        assert [name for name in server.stats() if f"`{name}`" not in page] == []
+        assert " ".join(server.stats()["finished"]) in page
+
+
 def test_the_page_on_deploying_names_every_bind_option_and_signal_and_no_other() -> None:
     page = (ROOT / "docs" / "deploying.md").read_text()
     shown = [parse_bind(text) for text in re.findall(r"`(\w+://[^`…]+)`", page)]
