@@ -24,7 +24,7 @@ from reqtable.engine.access import JSONFormatter
 from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
 from reqtable.imports import account_of, module_at
-from reqtable.serving import begun, serve
+from reqtable.serving import serve, serving_log
 from reqtable.terminal import TERMINAL
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
@@ -137,16 +137,16 @@ def serve_command(
 
 
 def _log_to_the_streams(as_json: bool, level: str, has_workers: bool) -> None:
-    """The log goes to standard error, and where it serves, of which a script reads the port, to standard output."""
+    """Send the log to standard error, and the addresses, from which a script reads the port, to standard output."""
     process = "%(process)d " if has_workers else ""
     plain = logging.Formatter(f"%(asctime)s {process}%(levelname)s %(message)s")
     TERMINAL.setFormatter(JSONFormatter() if as_json else plain)
     logging.basicConfig(level=level.upper(), handlers=[TERMINAL])
     output = logging.StreamHandler(sys.stdout)
     output.setFormatter(JSONFormatter() if as_json else None)
-    begun.addHandler(output)
-    begun.setLevel(logging.INFO)
-    begun.propagate = False
+    serving_log.addHandler(output)
+    serving_log.setLevel(logging.INFO)
+    serving_log.propagate = False
 
 
 class _StatusLine:

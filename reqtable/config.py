@@ -314,7 +314,7 @@ def _kind(name: str, hint: Any) -> str:
 
 
 def _mend(value: Any, hint: Any) -> str:
-    """For who means that there be none, and no number that is too small."""
+    """A value that is no number at all may have been meant to say that there is no bound."""
     return " (or leave it out)" if type(None) in get_args(hint) and not isinstance(value, int) else ""
 
 

@@ -21,7 +21,7 @@ from reqtable.signals import Progress, begin_drain, handled_by, in_main_thread, 
 from reqtable.workers import Supervisor, check_workers
 
 log = logging.getLogger("reqtable")
-begun = logging.getLogger("reqtable.serving")
+serving_log = logging.getLogger("reqtable.serving")
 
 
 def serve(
@@ -64,7 +64,7 @@ def serve(
             engine.servers[0].service_actions = lambda: on_pass(engine)  # type: ignore[method-assign]
         names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
         for name in names:
-            begun.info("serving %s on %s", handler_name(handler), name)
+            serving_log.info("serving %s on %s", handler_name(handler), name)
         if on_listening is not None:
             on_listening(names)
         if config.workers is None:

@@ -18,8 +18,8 @@ from reqtable.engine.engine import Engine
 from reqtable.terminal import TERMINAL
 
 log = logging.getLogger("reqtable")
-asked = logging.getLogger("reqtable.table")
-asked.setLevel(logging.INFO)  # an operator has asked for it: it is seen whatever the level of the other loggers is
+table_log = logging.getLogger("reqtable.table")
+table_log.setLevel(logging.INFO)  # an operator has asked for it: it is seen whatever the level of the other loggers is
 
 Handlers = Mapping[int, Callable[..., Any]]
 
@@ -73,8 +73,8 @@ def _log_slices(engine: Engine, heading: str, slices: Iterator[list[Row]]) -> No
 
 def answer(text: str) -> None:
     """Log what the operator has asked for; on standard error where the program has set up no logging."""
-    if asked.hasHandlers():
-        asked.info("%s", text)
+    if table_log.hasHandlers():
+        table_log.info("%s", text)
     else:
         print(text, file=sys.stderr, flush=True)
 

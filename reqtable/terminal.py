@@ -43,7 +43,7 @@ class Terminal(logging.Handler):
         return self._progress or self._status
 
     def _write(self, text: str) -> None:
-        # The line is erased even where this process has none: another one, of the same terminal, may have.
+        # Erase the line even if this process shows none: another process on the same terminal may show one.
         sys.stderr.write(_CLEAR + text + self._line if sys.stderr.isatty() else text)
         sys.stderr.flush()
 
