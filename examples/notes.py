@@ -1,6 +1,7 @@
 """A resumable state machine with data of its own.
 
-`put N`, then N bytes, stores a note; `count` answers how many words all notes have; `rank` does slow work elsewhere.
+`put N`, then N bytes, stores a note; `count` answers how many words the notes of this connection have; `rank` does slow
+work elsewhere.
 
     reqtable serve examples/notes.py:Notes
     reqtable states examples/notes.py:Notes
@@ -15,7 +16,7 @@ def slow_rank(words: int) -> int:
 
 
 class Notes(StateRequestHandler):
-    """put N\\n<N bytes> stores a note; count\\n answers how many words all notes have."""
+    """put N\\n<N bytes> stores a note; count\\n answers how many words this connection's notes have."""
 
     words: int = 0  # declared fields are the request's data
 

@@ -23,8 +23,9 @@ from reqtable.dispatch import check_policy, is_resumable, policy_names
 from reqtable.engine.access import JSONFormatter
 from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
-from reqtable.imports import module_at
-from reqtable.serving import serve
+from reqtable.imports import account_of, module_at
+from reqtable.serving import serve, serving_log
+from reqtable.terminal import TERMINAL
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
 
@@ -43,8 +44,13 @@ class _Handler(click.ParamType[Any]):
             self.fail(f"{value!r}: write it as module:Handler or path/to/file.py:Handler")
         try:
             module = module_at(place)
+        except SystemExit as error:
+            self.fail(
+                f"{value!r} ends the program when it is imported: {account_of(error)}: put what runs it under "
+                'if __name__ == "__main__":'
+            )
         except Exception as error:
-            self.fail(f"{value!r}: {place} can't be imported: {type(error).__name__}: {error}")
+            self.fail(f"{value!r} can't be imported: {account_of(error)}")
         handler = getattr(module, name, None)
         if handler is None:
             others = ", ".join(sorted(n for n in vars(module) if _is_handler(getattr(module, n), module))) or "none"
@@ -114,32 +120,37 @@ def serve_command(
     SIGHUP re-reads the configuration, SIGUSR1 logs the table; with workers, SIGTTIN and SIGTTOU: one more, one fewer.
     """
     loaded = Config.load(config, workers=workers)
-    output = logging.StreamHandler(sys.stderr)
-    process = "" if loaded.workers is None else "%(process)d "
-    plain = logging.Formatter(f"%(asctime)s {process}%(levelname)s %(message)s")
-    output.setFormatter(JSONFormatter() if log_format == "json" else plain)
-    logging.basicConfig(level=log_level.upper(), handlers=[output])
+    _log_to_the_streams(log_format == "json", log_level, loaded.workers is not None)
     if access_log:
         logging.getLogger("reqtable.access").setLevel(logging.INFO)
+    try:
+        serve(
+            handler,
+            *(binds or ([] if is_activated() else [DEFAULT_BIND])),
+            dispatch=dispatch,
+            config=loaded,
+            reload=lambda: Config.load(config, workers=workers),
+            on_pass=_StatusLine() if sys.stderr.isatty() and loaded.workers is None else None,
+        )
+    finally:
+        TERMINAL.show(status="", progress="")
 
-    def on_listening(names: list[str]) -> None:
-        for name in names:
-            click.echo(f"serving {handler_name(handler)} on {name}")
-        sys.stdout.flush()
 
-    serve(
-        handler,
-        *(binds or ([] if is_activated() else [DEFAULT_BIND])),
-        dispatch=dispatch,
-        config=loaded,
-        reload=lambda: Config.load(config, workers=workers),
-        on_listening=on_listening,
-        on_pass=_StatusLine() if sys.stderr.isatty() and loaded.workers is None else None,
-    )
+def _log_to_the_streams(as_json: bool, level: str, has_workers: bool) -> None:
+    """Send the log to standard error, and the addresses, from which a script reads the port, to standard output."""
+    process = "%(process)d " if has_workers else ""
+    plain = logging.Formatter(f"%(asctime)s {process}%(levelname)s %(message)s")
+    TERMINAL.setFormatter(JSONFormatter() if as_json else plain)
+    logging.basicConfig(level=level.upper(), handlers=[TERMINAL])
+    output = logging.StreamHandler(sys.stdout)
+    output.setFormatter(JSONFormatter() if as_json else None)
+    serving_log.addHandler(output)
+    serving_log.setLevel(logging.INFO)
+    serving_log.propagate = False
 
 
 class _StatusLine:
-    """On a terminal: one line, once a second, that says the server is alive and how much it holds."""
+    """On a terminal: how much the server holds, once a second, so that it is seen to be alive."""
 
     def __init__(self) -> None:
         self._next_at = 0.0
@@ -148,7 +159,7 @@ class _StatusLine:
         now = time.monotonic()
         if now >= self._next_at:
             self._next_at = now + 1
-            click.echo(f"\r\x1b[K{len(engine.table)} in the table, {engine.table.last_id} so far ", err=True, nl=False)
+            TERMINAL.show(status=f"{len(engine.table)} in the table, {engine.table.last_id} so far ")
 
 
 @cli.command("states")

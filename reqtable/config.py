@@ -43,7 +43,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from reqtable.core.errors import ConfigurationError
@@ -68,7 +70,7 @@ class ThreadOptions:
     threads_max: int | None = None
 
     def __post_init__(self) -> None:
-        _count("thread.threads_max", self.threads_max)
+        _check(self, "thread.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class PoolOptions:
     size: int = 8
 
     def __post_init__(self) -> None:
-        _count("pool.size", self.size, or_none=False)
+        _check(self, "pool.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class ForkOptions:
     max_children: int | None = None
 
     def __post_init__(self) -> None:
-        _count("fork.max_children", self.max_children)
+        _check(self, "fork.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class ExecutorOptions:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check(self, "executor.")
         if self.factory is not None and not all(self.factory.partition(":")):
             raise ConfigurationError(f"executor factory {self.factory!r}: write it as module:callable")
 
@@ -114,6 +117,7 @@ class Certificate:
     key: str | None = None
 
     def __post_init__(self) -> None:
+        _check(self)
         if not self.cert:
             raise ConfigurationError("cert: name the file of the certificate")
 
@@ -136,6 +140,7 @@ class TLSOptions:
     ciphers: str | None = None  # of TLS 1.2, as OpenSSL's ciphers(1) writes them
 
     def __post_init__(self) -> None:
+        _check(self, "tls.")
         if self.min_version not in TLS_VERSIONS:
             raise ConfigurationError(
                 f"tls.min_version must be one of {', '.join(TLS_VERSIONS)}, not {self.min_version!r}"
@@ -158,8 +163,8 @@ class ProxyOptions:
     trusted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.trusted:
-            self.networks()
+        _check(self, "proxy.")
+        self.networks()
 
     def networks(self) -> list[IPv4Network | IPv6Network]:
         """The networks of IP among them."""
@@ -200,8 +205,7 @@ class Config:
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        place = self.origins.get("workers", ARGUMENT)
-        _count("workers" if place == ARGUMENT else f"{place}: workers", self.workers)
+        _check(self, origins=self.origins)
 
     @classmethod
     def load(
@@ -214,8 +218,8 @@ class Config:
         """Read the configuration: `path`, or the file that `REQTABLE_CONFIG` names, or `reqtable.toml`, or the table
         `[tool.reqtable]` of `pyproject.toml`, whichever is there first; with none of them, the defaults.
 
-        `dispatch`, `workers` and `REQTABLE_DISPATCH` are stronger than the file. Needs the package msgspec. Raises
-        ConfigurationError: one line with the key, the value, the file and the line.
+        `dispatch`, `workers` and `REQTABLE_DISPATCH` are stronger than the file. Raises ConfigurationError: one line
+        with the key, the value, the file and the line.
         """
         return _load(path, dispatch, workers)
 
@@ -238,11 +242,80 @@ def chosen_dispatch(argument: str | None, config: Config, attribute: str) -> tup
     return attribute, DEFAULT
 
 
-def _count(name: str, value: int | None, or_none: bool = True) -> None:
-    if value is None and or_none:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number above 0, not {value!r}")
+# -- the types of the values ------------------------------------------------------------------------------------------
+
+_KINDS = {str: "a string", int: "a whole number above 0", bool: "true or false", tuple: "a list", Mapping: "a mapping"}
+_EXAMPLES = {
+    "dispatch": '"pool"',
+    "call_on": '"thread"',
+    "limits": "Limits(entries_max=1000)",
+    "thread": "ThreadOptions(threads_max=200)",
+    "pool": "PoolOptions(size=8)",
+    "fork": "ForkOptions(max_children=40)",
+    "executor": 'ExecutorOptions(factory="module:callable")',
+    "executors": '{"cluster": ExecutorOptions(factory="module:callable")}',
+    "factory": '"module:callable"',
+    "arguments": '{"max_workers": 4}',
+    "tls": 'TLSOptions(cert="server.pem")',
+    "cert": '"server.pem"',
+    "key": '"server.key"',
+    "names": '{"b.example": Certificate("b.pem")}',
+    "client_ca": '"clients.pem"',
+    "min_version": '"1.3"',
+    "alpn": '["h2", "http/1.1"]',
+    "ciphers": '"ECDHE+AESGCM"',
+    "proxy": 'ProxyOptions(trusted=["10.0.0.0/8"])',
+    "trusted": '["10.0.0.0/8", "unix"]',
+    "origins": '{"dispatch": "argument"}',
+}
+
+
+def _check(options: Any, prefix: str = "", origins: Mapping[str, str] | None = None) -> None:
+    """Raise ConfigurationError for the first field whose value is not of the field's type.
+
+    The error names the field (after `prefix`, and after its place among `origins`), and shows a value that it takes.
+    """
+    for name, hint in _hints(options.__class__).items():
+        value = getattr(options, name)
+        if not _fits(value, hint):
+            place = (origins or {}).get(name, ARGUMENT)
+            where = "" if place == ARGUMENT else f"{place}: "
+            raise ConfigurationError(
+                f"{where}{prefix}{name} must be {_kind(name, hint)}, not {value!r}{_mend(value, hint)}"
+            )
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type. Whole numbers are counts, so above 0; a list is as good as a tuple."""
+    if hint is Any:
+        return True
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        return any(_fits(value, each) for each in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple | list) and all(_fits(each, arguments[0]) for each in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(_fits(each, arguments[1]) for each in value.values())
+    return isinstance(value, hint)
+
+
+def _kind(name: str, hint: Any) -> str:
+    """What a field takes, in words, with an example where the words alone leave a doubt."""
+    hint = get_args(hint)[0] if get_origin(hint) is UnionType else hint
+    kind = _KINDS.get(get_origin(hint) or hint) or hint.__name__
+    return f"{kind}, such as {_EXAMPLES[name]}" if name in _EXAMPLES else kind
+
+
+def _mend(value: Any, hint: Any) -> str:
+    """A value that is no number at all may have been meant to say that there is no bound."""
+    return " (or leave it out)" if type(None) in get_args(hint) and not isinstance(value, int) else ""
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
@@ -252,7 +325,7 @@ class _File:
     """One file: its keys, and where in it they are."""
 
     def __init__(self, path: Path) -> None:
-        import tomllib  # as msgspec below: only who has a file needs it
+        import tomllib  # only reading a file needs it
 
         self.name = str(path)
         try:
@@ -292,7 +365,11 @@ def _load(path: str | os.PathLike[str] | None, dispatch: str | None, workers: in
 def effective(config: Config) -> Iterator[tuple[str, Any, str]]:
     """Every key of a configuration, its value in `reqtable serve`, and where that came from."""
     yield "dispatch", *chosen_dispatch(None, config, "inline")
-    yield from (each for each in _flat(config, "", config.origins) if each[0] != "dispatch")
+    for key, value, origin in _flat(config, "", config.origins):
+        if key == "tls.client_cert_required" and config.tls.client_ca is None:
+            yield key, False, "without tls.client_ca"
+        elif key != "dispatch":
+            yield key, value, origin
 
 
 def _flat(part: Any, prefix: str, origins: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
@@ -325,10 +402,10 @@ def _find(path: str | os.PathLike[str] | None) -> _File | None:
 
 
 def _checked(kind: Any, table: Any, key: tuple[str, ...], file: _File, origins: dict[str, str]) -> dict[str, Any]:
-    """The values of a table of the file, of the types that the fields of `kind` have."""
+    """The values of a table of the file, by the fields of `kind`. Their types are checked when the object is made."""
     if not isinstance(table, dict):
         raise ConfigurationError(f"{file.place(key)}: {_dotted(key) or 'reqtable'} must be a table, not {table!r}")
-    types = {name: hint for name, hint in get_type_hints(kind).items() if name != "origins"}
+    types = {name: hint for name, hint in _hints(kind).items() if name != "origins"}
     values = {}
     for name, value in table.items():
         here = (*key, name)
@@ -350,14 +427,7 @@ def _value(hint: Any, value: Any, key: tuple[str, ...], file: _File, origins: di
             raise ConfigurationError(f"{file.place(key)}: {_dotted(key)} must be a table, not {value!r}")
         return {name: _made(kind, each, (*key, name), file, origins) for name, each in value.items()}
     origins[_dotted(key)] = file.place(key)
-    try:
-        import msgspec
-    except ImportError as error:
-        raise ConfigurationError(f"{file.name}: a configuration file needs the package msgspec: {error}") from error
-    try:
-        return msgspec.convert(value, hint)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{file.place(key)}: {_dotted(key)} = {value!r}: {str(error).lower()}") from error
+    return tuple(value) if get_origin(hint) is tuple and isinstance(value, list) else value
 
 
 def _made(kind: Any, table: Any, key: tuple[str, ...], file: _File, origins: dict[str, str]) -> Any:
@@ -366,7 +436,7 @@ def _made(kind: Any, table: Any, key: tuple[str, ...], file: _File, origins: dic
     try:
         return kind(**values)
     except (ValueError, ConfigurationError) as error:
-        [at, *_] = [name for name in values if name in str(error)] or [""]
+        [at, *_] = [name for name in values if re.search(rf"\b{name}\b", str(error))] or [""]
         raise ConfigurationError(f"{file.place((*key, at) if at else key)}: {error}") from error
 
 

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,13 +13,15 @@ from typing import Any
 from reqtable.binds import find_places, make_server, name_of, open_server
 from reqtable.config import CONFIG_VARIABLE, Config, from_environment
 from reqtable.core.errors import ConfigurationError
+from reqtable.core.listing import handler_name
 from reqtable.engine.engine import Engine
 from reqtable.hosting import reconfigure
 from reqtable.notify import Notifier
-from reqtable.signals import begin_drain, handled_by, in_main_thread, log_table
+from reqtable.signals import Progress, begin_drain, handled_by, in_main_thread, log_table
 from reqtable.workers import Supervisor, check_workers
 
 log = logging.getLogger("reqtable")
+serving_log = logging.getLogger("reqtable.serving")
 
 
 def serve(
@@ -38,9 +39,10 @@ def serve(
     Without binds, those that systemd has passed. `config` is what `REQTABLE_CONFIG` names where it isn't given.
     `workers`, or else the configuration's, is how many processes serve, each with its own table; None: this one does.
     SIGHUP has `reload` read the configuration again, and certificates: new requests are served as they say, those in
-    the table end as they began. `on_listening` is called once with the real addresses (port 0 resolved), `on_pass` once
-    a pass of the loop; SIGUSR1 logs the table. Raises ConfigurationError for what can't be, before anything is bound;
-    OSError for a bind that can't be had, before anything is served.
+    the table end as they began. SIGUSR1 logs the table. Logger `reqtable.serving` says what is served where, at level
+    INFO; `on_listening` is called once with the same addresses (port 0 resolved), `on_pass` once a pass of the loop.
+    Raises ConfigurationError for what can't be, before anything is bound; OSError for a bind that can't be had, before
+    anything is served.
     """
     if config is None:
         config = from_environment()
@@ -60,8 +62,11 @@ def serve(
             stack.callback(open_server(each))  # type: ignore[arg-type]
         if on_pass is not None:
             engine.servers[0].service_actions = lambda: on_pass(engine)  # type: ignore[method-assign]
+        names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
+        for name in names:
+            serving_log.info("serving %s on %s", handler_name(handler), name)
         if on_listening is not None:
-            on_listening([name_of(each) for each in engine.servers])  # type: ignore[arg-type]
+            on_listening(names)
         if config.workers is None:
             _serve_alone(engine, reload or (lambda: given))
         else:
@@ -81,7 +86,7 @@ def _serve_alone(engine: Engine, reload: Callable[[], Config]) -> None:
         else:
             draining.append(True)
             engine.post(notifier.stopping, "draining")
-            engine.post(begin_drain, engine, "; SIGTERM again ends at once", sys.stderr.isatty())
+            engine.post(begin_drain, engine, "; SIGTERM again ends at once", Progress())
 
     handlers: dict[int, Callable[..., Any]] = {
         signal.SIGINT: lambda *_: engine.stop(),

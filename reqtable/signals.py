@@ -15,8 +15,11 @@ from reqtable.core.listing import Listing, Row, format_rows
 from reqtable.core.states import State
 from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
+from reqtable.terminal import TERMINAL
 
 log = logging.getLogger("reqtable")
+table_log = logging.getLogger("reqtable.table")
+table_log.setLevel(logging.INFO)  # an operator has asked for it: it is seen whatever the level of the other loggers is
 
 Handlers = Mapping[int, Callable[..., Any]]
 
@@ -58,37 +61,48 @@ def handled_by(engine: Engine, handlers: Handlers) -> Iterator[None]:
 
 def log_table(engine: Engine) -> None:
     """Log every unfinished request: some at once, though the loop be stuck in a step, and some more in each pass."""
-    _log_slices(engine, f"{len(engine.table)} requests", engine.table.slices(Listing()))
+    _log_slices(engine, counted(len(engine.table), "request"), engine.table.slices(Listing()))
 
 
 def _log_slices(engine: Engine, heading: str, slices: Iterator[list[Row]]) -> None:
     rows = next(slices, None)
     if rows is not None:
-        log.warning("%s\n%s", heading, format_rows(rows))
+        answer(f"{heading}\n{format_rows(rows)}")
         engine.post(_log_slices, engine, "more of them", slices)
 
 
-def begin_drain(engine: Engine, hint: str = "", has_terminal: bool = False) -> None:
+def answer(text: str) -> None:
+    """Log what the operator has asked for; on standard error where the program has set up no logging."""
+    if table_log.hasHandlers():
+        table_log.info("%s", text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 request`, `2 requests`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def begin_drain(engine: Engine, hint: str = "", progress: Progress | None = None) -> None:
     """In the loop: take nothing new, and end when what has begun is done, or its time is over."""
     most_s = engine.limits.drain_timeout_s
     at_first = sum(entry.state is not State.CLOSED for entry in engine.table)
     if at_first:
-        log.info("ending when %d requests are done, or in %g s%s", at_first, most_s, hint)
-    progress = Progress(at_first) if has_terminal else None
+        are = "is" if at_first == 1 else "are"
+        log.info("ending when %s %s done, or in %g s%s", counted(at_first, "request"), are, most_s, hint)
     Drain(engine, engine.servers, engine.table.now + most_s, engine.stop, progress).begin()
 
 
 class Progress:
-    """One line on a terminal, rewritten in its place."""
+    """Shows on the terminal how far a drain is."""
 
-    def __init__(self, at_first: int, what: str = "") -> None:
-        self._at_first = at_first
+    def __init__(self, what: str = "") -> None:
+        self._at_first = 0
         self._what = what
-        self._shown = ""
 
     def __call__(self, left: int, seconds: float) -> None:
-        text = f"draining: {left} of {self._at_first}{self._what}, {seconds:.0f} s left" if left else ""
-        if text != self._shown:
-            sys.stderr.write("\r" + text.ljust(len(self._shown)) + ("" if text else "\r"))
-            sys.stderr.flush()
-            self._shown = text
+        self._at_first = max(self._at_first, left)
+        TERMINAL.show(
+            progress=f"draining: {left} of {self._at_first}{self._what}, {seconds:.0f} s left" if left else ""
+        )

@@ -17,7 +17,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, IntEnum
@@ -34,7 +33,7 @@ from reqtable.engine.process import leave_child
 from reqtable.engine.transports import Polled
 from reqtable.hosting import reconfigure
 from reqtable.notify import Notifier
-from reqtable.signals import Progress, begin_drain, handled, in_main_thread, log_table
+from reqtable.signals import Progress, answer, begin_drain, counted, handled, in_main_thread, log_table
 
 log = logging.getLogger("reqtable")
 
@@ -284,7 +283,7 @@ class Supervisor:
     def _show(self) -> None:
         now = self._loop.table.now
         rows = [f"{each.pid} {each.phase.value}, {now - each.started_at:.0f} s old" for each in self._workers]
-        log.warning("%d workers, %d wanted\n%s", len(rows), self._wanted, "\n".join(rows))
+        answer("\n".join([f"{counted(len(rows), 'worker')}, {self._wanted} wanted", *rows]))
         for each in self._workers:
             each.tell(signal.SIGUSR1)
 
@@ -395,9 +394,8 @@ class Supervisor:
         for worker in self._workers:
             self._dismiss(worker, number, within_s)
         if stage is Stage.DRAINING:
-            self._notifier.stopping(f"draining {len(self._workers)} workers")
-            if self._workers and sys.stderr.isatty():
-                self._show_progress(Progress(len(self._workers), " workers"), self._loop.table.now + drain_s)
+            self._notifier.stopping(f"draining {counted(len(self._workers), 'worker')}")
+            self._show_progress(Progress(" workers"), self._loop.table.now + drain_s)
 
     def _show_progress(self, progress: Progress, until: float) -> None:
         progress(len(self._workers), max(0.0, until - self._loop.table.now))

@@ -30,7 +30,7 @@ def refuse_thread(*args, **kwargs):
 
 def main(handler_name: str, connections: int) -> None:
     sys.meta_path.insert(0, Refuse())
-    for blocked in ("greenlet", "msgspec", "click"):
+    for blocked in ("greenlet", "click"):
         sys.modules.pop(blocked, None)
     del os.fork
     threading.Thread.start = refuse_thread

@@ -37,7 +37,8 @@ class Service:
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0, **options
         )
         assert self.process.stdout is not None
-        self.address = ("127.0.0.1", int(self.process.stdout.readline().rpartition(":")[2]))
+        self.served = self.process.stdout.readline()
+        self.address = ("127.0.0.1", int(re.findall(r":(\d+)", self.served)[-1]))
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 

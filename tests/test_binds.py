@@ -317,7 +317,7 @@ def test_a_bind_that_can_not_be_is_exit_code_78(bind: str, tmp_path: Path) -> No
         ("[limits]\nentries_max = 0\n", "2: entries_max must be a whole number above 0, not 0"),
         ("[limits]\nwhen_full = 'never'\n", "2: when_full must be one of wait, reject, evict, not 'never'"),
         ("workers = 0\n", "1: workers must be a whole number above 0, not 0"),
-        ("workers = 'two'\n", "1: workers = 'two': expected `int | null`, got `str`"),
+        ("workers = 'two'\n", "1: workers must be a whole number above 0, not 'two' (or leave it out)"),
     ],
 )
 def test_a_bad_configuration_is_exit_code_78_before_anything_is_bound(text: str, message: str, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -89,7 +91,7 @@ def test_several_binds_over_one_table_and_the_table_on_sigusr1(tmp_path: Path) -
             assert process.stderr is not None
             heading = process.stderr.readline()
             rows = [process.stderr.readline() for _ in range(4)]
-    assert heading.rstrip().endswith("WARNING 3 requests")
+    assert heading.rstrip().endswith("INFO 3 requests")
     assert rows[0].split()[:3] == ["id", "st", "peer"]
     assert [row.split()[1] for row in rows[1:]] == ["R", "R", "R"]
     assert "exactly(n=100)" in rows[2]
@@ -125,10 +127,87 @@ def test_on_a_terminal_it_shows_that_it_is_alive() -> None:
         while b"0 in the table, 0 so far" not in seen:
             assert select.select([ours], [], [], WAIT_S)[0]
             seen += os.read(ours, 1000)
+        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGHUP)
+        while not seen.endswith(b"read again\r\n0 in the table, 0 so far "):
+            assert select.select([ours], [], [], WAIT_S)[0], seen
+            seen += os.read(ours, 1000)
+        assert re.search(rb"\x1b\[2K\r[^\r]+ INFO the configuration was read again\r\n", seen)
+        process.terminate()
+        while not seen.endswith(b"\x1b[2K\r"):
+            assert select.select([ours], [], [], WAIT_S)[0], seen
+            seen += os.read(ours, 1000)
     finally:
         process.terminate()
         process.wait(WAIT_S)
         os.close(ours)
+
+
+def test_what_an_operator_asks_for_is_seen_whatever_the_level_of_the_log_is() -> None:
+    with reqtable_serve(NOTES, "--bind", "tcp://127.0.0.1:0", "--log-level", "error") as (process, [line]):
+        with Client(("127.0.0.1", port_of(line))) as client:
+            client.ask(b"count\n")
+            process.send_signal(signal.SIGUSR1)
+            assert process.stderr is not None
+            assert process.stderr.readline().endswith(" INFO 1 request\n")
+
+
+PROGRAM = """
+import logging, sys
+import reqtable
+from examples.notes import Notes
+{setup}
+reqtable.serve(Notes, "tcp://127.0.0.1:0", on_listening=lambda names: print(*names, flush=True))
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "said", "shown"),
+    [
+        ("", "", "1 request"),
+        ("logging.basicConfig()", "", "INFO:reqtable.table:1 request"),
+        ("logging.basicConfig(level=20)", "INFO:reqtable.serving:serving Notes on {}", "INFO:reqtable.table:1 request"),
+    ],
+    ids=["no logging", "warnings", "all"],
+)  # fmt: skip
+def test_a_program_that_serves_says_so_in_the_log_and_shows_its_table(setup: str, said: str, shown: str) -> None:
+    program = PROGRAM.format(setup=setup)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        name = process.stdout.readline().strip()
+        with Client(("127.0.0.1", port_of(name))) as client:
+            client.ask(b"count\n")
+            process.send_signal(signal.SIGUSR1)
+            lines = [process.stderr.readline().rstrip() for _ in range(3 if said else 2)]
+            client.end()
+        assert lines[:-1] == [*([said.format(name)] if said else []), shown]
+        assert lines[-1].split()[:2] == ["id", "st"]
+    finally:
+        process.terminate()
+        process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0
+
+
+def test_the_log_as_json_is_json_from_its_first_line_on() -> None:
+    arguments = [NOTES, "--bind", "tcp://127.0.0.1:0", "--log-format", "json", "--log-level", "error", "--access-log"]
+    with reqtable_serve(*arguments) as (process, [line]):
+        begun = json.loads(line)
+        assert (begun["logger"], begun["level"], begun["pid"]) == ("reqtable.serving", "INFO", process.pid)
+        name = re.fullmatch(r"serving Notes on (tcp://127\.0\.0\.1:\d+)", begun["message"])
+        assert name is not None
+        with Client(("127.0.0.1", port_of(name[1]))) as client:
+            assert client.ask(b"count\n") == b"0\n"
+        assert process.stderr is not None
+        ended = json.loads(process.stderr.readline())
+    assert (ended["id"], ended["local"], ended["handler"]) == (1, name[1].removeprefix("tcp://"), "Notes")
+    for each in (begun, ended):
+        at = datetime.fromisoformat(each["at"])
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", each["at"])  # RFC 3339
+        assert abs(at.timestamp() - time.time()) < WAIT_S
 
 
 @pytest.mark.parametrize(
@@ -152,6 +231,43 @@ def test_an_error_is_one_line_that_names_it_and_the_mend(arguments: list[str], c
     assert result.stderr.startswith("reqtable: ")
     for word in words:
         assert word in result.stderr
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "executor"])
+def test_a_file_imports_what_lies_beside_it(dispatch: str, tmp_path: Path) -> None:
+    """From any directory, as `python app.py` can; also in the process that steps are shipped to."""
+    (tmp_path / "words.py").write_text("def of(text):\n    return b'%d\\n' % len(text.split())\n")
+    (tmp_path / "app.py").write_text(
+        "import reqtable, words\n"
+        "class Count(reqtable.StateRequestHandler):\n"
+        "    @reqtable.state(reqtable.line())\n"
+        "    def count(self, text):\n"
+        "        self.send(words.of(text))\n"
+    )
+    with (
+        reqtable_serve(f"{tmp_path}/app.py:Count", "--dispatch", dispatch, "--bind", "tcp://127.0.0.1:0") as (
+            _,
+            [line],
+        ),
+        Client(("127.0.0.1", port_of(line))) as client,
+    ):
+        assert client.ask(b"one two\n") == b"2\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import os\n\nnope\n", "can't be imported: NameError: name 'nope' is not defined ({file}:3)"),
+        ("def f(:\n", "can't be imported: SyntaxError: invalid syntax ({file}:1)"),
+        ("import sys\nsys.exit(3)\n", "ends the program when it is imported: SystemExit: 3 ({file}:2): put what runs"),
+    ],
+)
+def test_an_error_of_the_file_is_said_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(text)
+    result = run("serve", f"{file}:H")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert f"'{file}:H' {said.format(file=file)}" in result.stderr
 
 
 def test_a_port_in_use_is_named() -> None:

@@ -6,14 +6,26 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 import reqtable
+import reqtable.config
 from reqtable import Config, ConfigurationError, Limits, Transition, line, state
-from reqtable.config import ExecutorOptions, PoolOptions, effective
+from reqtable.config import (
+    _EXAMPLES,
+    Certificate,
+    ExecutorOptions,
+    ForkOptions,
+    PoolOptions,
+    ProxyOptions,
+    ThreadOptions,
+    TLSOptions,
+    effective,
+)
 from tests.conftest import WAIT_S, Client
 
 ANY = ("127.0.0.1", 0)
@@ -135,9 +147,23 @@ factory = "n:g"
             "reqtable.toml:4: there is no key limits.entry_max (= 3): did you mean entries_max?",
         ),
         ("[nonsense]\nx = 1\n", "reqtable.toml:1: there is no key nonsense (= {'x': 1}): there are dispatch, call_on"),
-        ("dispatch = 5\n", "reqtable.toml:1: dispatch = 5: expected `str | null`, got `int`"),
-        ('[limits]\nentries_max = "many"\n', "reqtable.toml:2: limits.entries_max = 'many': expected `int`, got `str`"),
-        ("limits.entries_max = true\n", "reqtable.toml:1: limits.entries_max = True: expected `int`, got `bool`"),
+        ("dispatch = 5\n", 'toml:1: dispatch must be a string, such as "pool", not 5'),
+        ("workers = 'x'\n", "toml:1: workers must be a whole number above 0, not 'x' (or leave it out)"),
+        ('[limits]\nentries_max = "many"\n', "toml:2: entries_max must be a whole number above 0, not 'many'"),
+        ("limits.entries_max = true\n", "reqtable.toml:1: entries_max must be a whole number above 0, not True"),
+        (
+            "[limits]\n\nidle_timeout_s = 'never'\n",
+            "toml:3: idle_timeout_s must be a number of seconds above 0, not 'never' (or leave it out)",
+        ),
+        (
+            "[tls]\ncert = 'c'\nalpn = 'h2'\n",
+            """toml:3: tls.alpn must be a list, such as ["h2", "http/1.1"], not 'h2'""",
+        ),
+        (
+            "[tls]\ncert = 'c'\nclient_ca = 'd'\nclient_cert_required = 1\n",
+            "toml:4: tls.client_cert_required must be true or false, not 1",
+        ),
+        ("[tls]\ncert = 'c'\n[tls.names.b]\ncert = 3\n", 'toml:4: cert must be a string, such as "server.pem", not 3'),
         (
             "[limits]\nlinger_timeout_s = 0\n",
             "toml:2: linger_timeout_s must be a number of seconds above 0, not 0",
@@ -155,6 +181,51 @@ def test_what_is_wrong_is_said_in_one_line(text: str, said: str) -> None:
         Config.load(write(text))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Config(limits={"entries_max": 3}), "limits must be Limits, such as Limits(entries_max=1000), not {'"),  # type: ignore[arg-type]
+        (lambda: Config(tls={}), 'tls must be TLSOptions, such as TLSOptions(cert="server.pem"), not {}'),  # type: ignore[arg-type]
+        (lambda: Config(dispatch=3), 'dispatch must be a string, such as "pool", not 3'),  # type: ignore[arg-type]
+        (lambda: Config(workers="4"), "workers must be a whole number above 0, not '4' (or leave it out)"),  # type: ignore[arg-type]
+        (lambda: Config(call_on=None), 'call_on must be a string, such as "thread", not None'),  # type: ignore[arg-type]
+        (lambda: Config(executors={"a": 3}), 'executors must be a mapping, such as {"cluster": Executor'),  # type: ignore[dict-item]
+        (lambda: TLSOptions(alpn="h2"), """tls.alpn must be a list, such as ["h2", "http/1.1"], not 'h2'"""),  # type: ignore[arg-type]
+        (lambda: TLSOptions(alpn=("h2", 2)), 'tls.alpn must be a list, such as ["h2", "http/1.1"], not ('),  # type: ignore[arg-type]
+        (lambda: ProxyOptions("::1"), """proxy.trusted must be a list, such as ["10.0.0.0/8", "unix"], not '::1'"""),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_with_what_the_field_takes(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        make()
+    assert str(raised.value).startswith(said)
+
+
+def test_every_key_but_numbers_and_truths_has_an_example_of_its_type() -> None:
+    for kind in (
+        Config,
+        ThreadOptions,
+        PoolOptions,
+        ForkOptions,
+        ExecutorOptions,
+        Certificate,
+        TLSOptions,
+        ProxyOptions,
+    ):
+        for name, hint in get_type_hints(kind).items():
+            if hint not in (int, bool, int | None):
+                example = eval(_EXAMPLES[name], vars(reqtable) | vars(reqtable.config))
+                options = (
+                    {"cert": "c", name: example} if issubclass(kind, TLSOptions | Certificate) else {name: example}
+                )
+                assert getattr(kind(**options), name) == example
+
+
+def test_a_list_is_as_good_as_a_tuple() -> None:
+    assert list(TLSOptions(alpn=["h2"]).alpn) == ["h2"]  # type: ignore[arg-type]
+    assert Config.load(write("[proxy]\ntrusted = ['::1']\n")).proxy.trusted == ("::1",)
 
 
 def test_a_file_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +264,7 @@ def test_config_shows_values_and_origins() -> None:
     assert ["pool.size", "3", "reqtable.toml:2"] in shown
     assert ["thread.threads_max", "-", "default"] in shown
     assert ["executors.mine.factory", '"m:f"', "reqtable.toml:4"] in shown
+    assert ["tls.client_cert_required", "false", "without tls.client_ca"] in shown
     assert ["dispatch", '"fork"', "argument"] in [
         line.split(maxsplit=2)
         for line in run("config", "--dispatch", "fork", REQTABLE_DISPATCH="pool").stdout.splitlines()

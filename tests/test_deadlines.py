@@ -159,6 +159,7 @@ def test_closed_entries_do_not_stay_in_the_heap(forgotten):
     assert len(deadlines) <= 64
 
 
+@pytest.mark.slow
 def test_a_day_of_100_000_entries():
     deadlines, entries, pause = Deadlines(), timed(100_000), 7200
     busy, quick = entries[:95_000], entries[95_000:]

@@ -23,7 +23,7 @@ from examples.notes import Notes
 from reqtable.binds import _OPTIONS, parse_bind
 from reqtable.testing.faults import KINDS
 from reqtable.workers import _HANDLED
-from tests.conftest import WAIT_S, Client, served
+from tests.conftest import WAIT_S, Client, served, wait_until
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -107,12 +107,21 @@ def test_the_readme_names_every_want_and_policy() -> None:
 
 
 def test_what_make_run_says_to_type_works() -> None:
-    shown = subprocess.run(["make", "-n", "run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    [typed] = re.findall(r"printf '(put [^']*)' \| nc", shown)
-    with served(Notes) as server, Client(server.server_address) as client:
-        given = typed.replace("\\\\", "\\").encode().decode("unicode_escape").encode()
-        assert client.send(given).end().rest() == b"3\nrank 9\n"
-    assert "it answers 3, then rank 9" in shown
+    """With Python alone: there is no nc on many machines, and not the same one on all of them."""
+    with served(Notes) as server:
+        command = ["make", "-n", "run", f"PYTHON={sys.executable}", f"PORT={server.server_address[1]}"]
+        recipe = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        prints = [line for line in recipe.partition("exec")[0].splitlines() if line.startswith(("echo", "printf"))]
+        hint = subprocess.run(["sh"], input="\n".join(prints), capture_output=True, text=True).stdout
+        [talk] = re.findall(rf"^    ({sys.executable} -c .*)$", hint, re.MULTILINE)
+        done = subprocess.run(talk, shell=True, capture_output=True, text=True, timeout=WAIT_S)
+        assert (done.stdout, done.stderr) == ("3\nrank 9\n", "")
+        [connect] = re.findall(rf"^    ({sys.executable} -i -c .*)$", hint, re.MULTILINE)
+        with subprocess.Popen(connect, shell=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            wait_until(server, lambda: len(server.table) == 1)
+            process.communicate(timeout=WAIT_S)
+    assert "it answers 3, then rank 9" in hint
+    assert re.search(r"^    kill -USR1 \d+$", hint, re.MULTILINE)
 
 
 def test_serve_needs_a_bind() -> None:
@@ -224,6 +233,19 @@ def test_the_page_on_operating_names_every_limit_and_no_other() -> None:
     assert names - of_the_loop == {name for name in re.findall(r"`(\w+)`", page) if name in names}
     for name, default in re.findall(r"^\| `(\w+)` \| ([\d,.]+)(?: s)? \|", page, flags=re.MULTILINE):
         assert getattr(reqtable.Limits(), name) == float(default.replace(",", ""))
+
+
+def test_the_page_on_operating_explains_every_letter_of_a_state() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    shown = re.findall(r"^\| ([A-Z]) \| ([A-Z]+) \|", page, flags=re.MULTILINE)
+    assert shown == [(state.value, state.name) for state in reqtable.State if state is not reqtable.State.CLOSED]
+
+
+def test_the_page_on_operating_names_every_figure() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text().partition("**Figures.**")[2].partition("**The log.**")[0]
+    with reqtable.TCPServer(("127.0.0.1", 0), Notes) as server:
+        assert [name for name in server.stats() if f"`{name}`" not in page] == []
+        assert " ".join(server.stats()["finished"]) in page
 
 
 def test_the_page_on_deploying_names_every_bind_option_and_signal_and_no_other() -> None:

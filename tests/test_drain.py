@@ -211,7 +211,8 @@ def command(*arguments: str, stderr: int = subprocess.PIPE) -> Iterator[tuple[su
     process = subprocess.Popen([*words, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr)
     try:
         assert process.stdout is not None
-        yield process, ("127.0.0.1", int(process.stdout.readline().rpartition(b":")[2]))
+        [port] = re.findall(rb"127\.0\.0\.1:(\d+)", process.stdout.readline())
+        yield process, ("127.0.0.1", int(port))
     finally:
         process.kill()
         process.communicate()
@@ -222,7 +223,7 @@ def test_sigterm_lets_what_has_begun_finish() -> None:
         client.send(b"count\nput 9\na b").line()
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        assert b"ending when 1 requests are done, or in 30 s" in process.stderr.readline()
+        assert b"ending when 1 request is done, or in 30 s" in process.stderr.readline()
         assert client.send(b" c d e").ask(b"count\n") == b"5\n"
         client.end()
         assert process.wait(WAIT_S) == 0
@@ -241,6 +242,7 @@ def test_finished_requests_are_logged_as_json_where_that_is_asked_for() -> None:
         "done",
     )
     assert (line["peer"], line["bytes_in"], line["bytes_out"]) == (f"127.0.0.1:{peer[1]}", 6, 2)
+    assert (line["id"], line["local"]) == (1, f"127.0.0.1:{address[1]}")
 
 
 def test_a_second_sigterm_ends_at_once() -> None:

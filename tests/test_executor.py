@@ -269,7 +269,11 @@ def test_a_handler_that_can_not_be_shipped_is_refused(handler: Any, why: str) ->
             {},
             "tests.shipped:nothing' returned None, not a concurrent.futures.Executor",
         ),
-        ("tests.shipped:broken", {}, "factory 'tests.shipped:broken': RuntimeError: no such cluster"),
+        (
+            "tests.shipped:broken",
+            {},
+            f"factory 'tests.shipped:broken': RuntimeError: no such cluster ({shipped.__file__}:",
+        ),
         ("tests.shipped:threads", {"max_workers": 0}, "max_workers must be greater than 0"),
         (None, {"max_workers": 0}, "the pool of processes: ValueError: max_workers must be greater than 0"),
     ],

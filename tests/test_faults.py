@@ -1,6 +1,7 @@
 """What a server meets that faces a network: slow clients, clients that do not read, no descriptors, a drain under load.
 
-`tests/faults.py` at sizes that take a second or so; `make faults` is all of it. The figures are printed (`pytest -s`).
+`tests/faults.py` at sizes that take a second or so, without what depends on the machine having nothing else to do: for
+how long others wait. `make faults` is all of it. The figures are printed (`pytest -s`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from tests.faults import (
 )
 
 STYLES = ["state", "async", "blocking"]
-AT_MOST = 100  # times as long as in quiet; two suites at once on one machine are no place to measure two times
+
+pytestmark = pytest.mark.slow
 
 
 def holds(found: Finding) -> None:
@@ -36,13 +38,13 @@ def holds(found: Finding) -> None:
 
 
 @pytest.mark.parametrize("style", ["state", "async"])
-def test_slow_loris_are_gone_by_their_deadline_and_hurt_nobody(style: str) -> None:
-    holds(slow_loris(style, 500, timeout_s=1.2, every_s=0.5, quiet_s=0.5, connect_s=0, most=AT_MOST))
+def test_slow_loris_are_gone_and_not_before_their_deadline(style: str) -> None:
+    holds(slow_loris(style, 500, timeout_s=1.2, every_s=0.5, quiet_s=0.5))
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_readers_that_never_read_cost_no_more_than_the_high_water_mark(style: str) -> None:
-    holds(unread_answers(style, 100, quiet_s=0.5, most=AT_MOST))
+    holds(unread_answers(style, 100, quiet_s=0.5))
 
 
 def test_with_no_descriptors_left_it_waits_without_spinning_and_serves_all_in_the_end() -> None:

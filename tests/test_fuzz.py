@@ -13,6 +13,7 @@ from tests.conftest import interpreted
 from tests.fuzz import TARGETS, fuzz
 
 
+@pytest.mark.slow
 def test_some_hundred_connections_that_mean_no_good() -> None:
     assert fuzz(range(500)) == []
 

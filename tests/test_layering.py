@@ -25,6 +25,7 @@ LAYERS = [
     "servers",
     "mixins",
     "binds",
+    "terminal",
     "signals",
     "notify",
     "workers",
@@ -37,7 +38,6 @@ LAYERS = [
 THIRD_PARTY = {
     "greenlet": {"dispatch/cooperative.py", "dispatch/greenlet.py"},
     "click": {"cli.py", "compat/__main__.py"},
-    "msgspec": {"config.py"},
     "pytest": {"testing/plugin.py"},
 }
 

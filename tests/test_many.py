@@ -41,6 +41,7 @@ def enough_descriptors() -> Any:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("enough_descriptors", "unchecked")
 def test_5000_clients_in_mid_request_are_all_answered_on_one_thread() -> None:
     seed = random.randrange(2**32)
@@ -82,6 +83,7 @@ def test_5000_clients_in_mid_request_are_all_answered_on_one_thread() -> None:
         wait_until(server, lambda: len(server.table) == 0)
 
 
+@pytest.mark.slow
 def test_2000_clients_trickle_their_requests_to_an_http_server_with_no_thread_more() -> None:
     """`SimpleHTTPRequestHandler`, unmodified; every answer is looked at where it comes."""
     figures = trickle.measure("TableHTTPServer", 2000, bytes_at_a_time=6, seed=5)

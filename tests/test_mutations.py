@@ -10,7 +10,7 @@ from tests.conftest import interpreted
 from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure
 from tests.simulation.workloads import run
 
-pytestmark = interpreted
+pytestmark = [interpreted, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

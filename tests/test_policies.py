@@ -1078,6 +1078,7 @@ def test_the_hook_of_threads_is_called_where_it_is_overridden() -> None:
 # -- many -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("dispatch", ["fork", "thread"])
 @pytest.mark.usefixtures("unchecked")

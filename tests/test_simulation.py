@@ -74,6 +74,35 @@ def test_what_is_first_imported_in_a_simulation_is_not_of_it() -> None:
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.parametrize(
+    "child",
+    [
+        "p = multiprocessing.get_context('fork').Process(target=folder); p.start(); p.join()",
+        "pid = os.fork(); pid or sys.exit(); os.waitpid(pid, 0)",
+    ],
+    ids=["multiprocessing", "os.fork"],
+)
+def test_the_folder_of_a_workload_lasts_as_long_as_the_process_that_made_it(child: str) -> None:
+    program = (
+        "import multiprocessing, os, sys; from tests.simulation.workloads import folder, tftp_files; tftp_files();"
+        f"{child}; print(folder(), len(os.listdir(folder())))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    path, _, count = done.stdout.partition(" ")
+    assert count == "7\n", done.stderr
+    assert not Path(path).exists()
+
+
+def test_a_worker_of_multiprocessing_removes_its_own_folder() -> None:
+    program = (
+        "import multiprocessing; from tests.simulation.workloads import folder;"
+        "p = multiprocessing.get_context('fork').Process(target=lambda: print(folder())); p.start(); p.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "reqtable-simulation-" in done.stdout
+    assert not Path(done.stdout.strip()).exists()
+
+
 def test_another_seed_gives_another_trace() -> None:
     traces = {simulate(notes, [COUNTING] * 3, seed=seed).trace for seed in range(10)}
     assert len(traces) == 10

@@ -436,6 +436,18 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     junk = str(tmp_path / "junk.pem")
     assert refusal_of(cert=junk).endswith(": give PEM files, the key without a passphrase")
     assert refusal_of(cert=own, key=encrypted).endswith(": give PEM files, the key without a passphrase")
+    alone = str(tmp_path / "alone.pem")
+    Path(alone).write_text(Path(own).read_text().partition("-----END EC PRIVATE KEY-----\n")[2])
+    no_key = "has no private key in it: name the file that has the key, as"
+    assert refusal_of(cert=alone) == f"tls.cert {alone} {no_key} tls.key"
+    named = refusal_of(cert=own, names={"b.example": Certificate(alone)})
+    assert named == f"tls.names.b.example.cert {alone} {no_key} tls.names.b.example.key"
+    only_key = str(tmp_path / "key.pem")
+    Path(only_key).write_text(Path(own).read_text().partition("-----BEGIN CERTIFICATE-----")[0])
+    assert refusal_of(cert=only_key).startswith(f"tls.cert {only_key} has no certificate in it: ")
+    for wrong in (alone, junk):
+        assert refusal_of(cert=alone, key=wrong) == f"tls.cert {alone} can't be used: its key {wrong} {no_key} PEM"
+    assert refusal_of(cert=own, key=str(tmp_path)) == f"tls.cert {own} can't be used: {tmp_path}: is a directory"
     assert refusal_of(cert=own, client_ca=junk).endswith(": give certificates as PEM")
     assert refusal_of(cert=own, client_ca=missing).endswith("no such file or directory: give certificates as PEM")
     assert "tls.names.x.example.cert" in refusal_of(cert=own, names={"x.example": Certificate(missing)})
@@ -464,7 +476,7 @@ def test_the_file_says_it_all(tmp_path: Path) -> None:
     assert config.tls == TLSOptions(cert=certificate, alpn=("h2",), names={"b.example": Certificate(certificate)})
     assert config.proxy.trusted == ("10.0.0.0/8", "unix")
     for before, after, message in [
-        ('"h2"', "7", ":4: tls.alpn = [7]: "),
+        ('"h2"', "7", ":4: tls.alpn must be a list, such as "),
         ("10.0.0.0/8", "10.0.0.1/8", ":8: proxy.trusted has '10.0.0.1/8': "),
         (f'"b.example"]\n        cert = "{certificate}"', '"b.example"]\n', ":5: cert: name the file"),
         (

@@ -67,7 +67,9 @@ class Limits:
             fits = isinstance(value, int | float if seconds else int) and not isinstance(value, bool)
             if not fits or not value > 0:  # NaN is not above 0 either
                 kind = "number of seconds" if seconds else "whole number"
-                raise ValueError(f"{field.name} must be a {kind} above 0, not {value!r}")
+                is_number = isinstance(value, int | float)
+                mend = " (or leave it out)" if "None" in str(field.type) and not is_number else ""
+                raise ValueError(f"{field.name} must be a {kind} above 0, not {value!r}{mend}")
         for narrow, wide in _WITHIN * 2:  # one that gives way may be another's bound
             self._hold_within(narrow, wide)
 

@@ -5,7 +5,8 @@ The rules:
 * A state says what a *suspended* request waits for. It is one field, `entry.state`.
 * Legality is one table: `TRANSITIONS[state][event]` is the next state; an absent pair is a bug in the engine.
 * `entry.advance(event)` is the only place that assigns `entry.state`.
-* What the loop polls a request's socket for is derived, never remembered: `INTEREST[state]`.
+* What the loop polls a request's socket for is derived from it: `INTEREST[state]`. A transport remembers only what it
+  last asked the selector for. Three poll for something else: a handshake (OPENING), TLS, a blocking handler's socket.
 
 A request whose bytes arrive, whose step runs and whose answer the kernel takes, all in one pass of the loop, ends the
 pass in the state in which it began it: nobody on this one thread could have observed the states in between, so they

@@ -19,7 +19,7 @@ from reqtable.core.states import READ
 from reqtable.dispatch.children import Child, become_child, fork, keep
 from reqtable.engine.process import leave_child
 from reqtable.engine.transports import Polled
-from reqtable.imports import thing_at
+from reqtable.imports import account_of, thing_at
 
 log = logging.getLogger("reqtable")
 
@@ -119,8 +119,7 @@ class Workers(Executor):
                 made = thing_at(factory)(**arguments)
         except (Exception, SystemExit) as error:
             what = f"factory {factory!r}" if factory else "the pool of processes"
-            why = " ".join(str(error).split())
-            raise ConfigurationError(f"{self._place}: {what}: {type(error).__name__}: {why}") from error
+            raise ConfigurationError(f"{self._place}: {what}: {account_of(error)}") from error
         if not isinstance(made, Executor):
             raise ConfigurationError(
                 f"{self._place}: factory {factory!r} returned {made!r}, not a concurrent.futures.Executor"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 from reqtable.core.addresses import address_text
 from reqtable.core.listing import handler_name
@@ -16,6 +17,8 @@ access.setLevel(logging.WARNING)  # who wants it says so: a handler may even be 
 def log_access(entry: Entry) -> None:
     """Write the line of a request that has ended. The record has the fields as `request`, for a formatter of JSON."""
     request = {
+        "id": entry.id,
+        "local": address_text(entry.local),
         "peer": address_text(entry.peer),
         "handler": handler_name(entry.handler),
         "ending": entry.ending or "done",
@@ -30,11 +33,11 @@ def log_access(entry: Entry) -> None:
 
 
 class JSONFormatter(logging.Formatter):
-    """A record as a line of JSON: `at`, `pid`, `level`, `logger`, `message`, `traceback`, a finished request."""
+    """Writes a record as a line of JSON: `at`, `pid`, `level`, `logger`, `message`, `traceback`, a finished request."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "at": self.formatTime(record),
             "pid": record.process,
             "level": record.levelname,
             "logger": record.name,
@@ -43,3 +46,9 @@ class JSONFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line | getattr(record, "request", {}), ensure_ascii=False)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """By RFC 3339, with milliseconds."""
+        at = time.localtime(record.created)
+        zone = time.strftime("%z", at)
+        return f"{time.strftime('%Y-%m-%dT%H:%M:%S', at)}.{int(record.msecs):03d}{zone[:3]}:{zone[3:]}"

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import ssl
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -22,6 +24,7 @@ from reqtable.engine.stream import Stream
 
 RECORD_BYTES = 16_384  # RFC 8446, 5.1: the most that a record holds
 _GOODBYE_S = 2.0  # how long a blocking socket waits for room for its close_notify
+_GIVE_PEM = "give PEM files, the key without a passphrase"
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -170,13 +173,33 @@ def _load(context: ssl.SSLContext, key: str, certificate: Certificate) -> None:
         if error.reason == "KEY_VALUES_MISMATCH":
             problem = f"is not the certificate of the key in {own or cert}: give the two that belong together"
         else:
-            problem = f"or its key {own or cert}: {_reason(error)}: give PEM files, the key without a passphrase"
+            problem = _lack(key, cert, own) or f"or its key {own or cert}: {_reason(error)}: {_GIVE_PEM}"
     except OSError as error:
-        missing = next((each for each in (cert, own) if each and not os.access(each, os.R_OK)), cert)
+        missing = next((each for each in (cert, own) if each and not _is_readable(each)), cert)
         problem = f"can't be used: {missing}: {_reason(error)}"
     else:
         return
     raise ConfigurationError(f"{key}.cert {cert} {problem}")
+
+
+def _lack(key: str, cert: str, own: str | None) -> str | None:
+    """Which part is not in the files, if one isn't: OpenSSL doesn't say."""
+    if not _has(cert, b"CERTIFICATE"):
+        return f"has no certificate in it: {_GIVE_PEM}"
+    if _has(own or cert, b"PRIVATE KEY"):
+        return None
+    if own is None:
+        return f"has no private key in it: name the file that has the key, as {key}.key"
+    return f"can't be used: its key {own} has no private key in it: name the file that has the key, as PEM"
+
+
+def _has(path: str, label: bytes) -> bool:
+    """Whether a PEM file has a part whose label ends so (RFC 7468, 2)."""
+    return re.search(rb"^-----BEGIN [A-Z ]*" + label + b"-----", Path(path).read_bytes(), re.MULTILINE) is not None
+
+
+def _is_readable(path: str) -> bool:
+    return os.access(path, os.R_OK) and not os.path.isdir(path)
 
 
 def _reason(error: OSError) -> str:

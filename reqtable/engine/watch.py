@@ -13,16 +13,15 @@ import linecache
 import logging
 import os
 import sys
-import sysconfig
 import threading
 import time
 from math import inf
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from reqtable.core.addresses import address_text
 from reqtable.core.listing import handler_name
+from reqtable.imports import is_of_program
 
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("reqtable")
 
 _ROOMS = (16_384, 4_096, 1_024)  # descriptors; eight bytes each
-_OWN = str(Path(__file__).parent.parent) + os.sep
 
 
 class Watch:
@@ -141,12 +139,10 @@ def _polls(frame: FrameType, engine: Engine) -> bool:
 
 def _place(frame: FrameType) -> str:
     """The line of the program's own code that a stack stands in, as `file:line in function: code`."""
-    libraries = (_OWN, *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")))
     own = frame
     outer: FrameType | None = frame
     while outer is not None:
-        file = outer.f_code.co_filename
-        if not file.startswith(("<", *libraries)) or "site-packages" in file:
+        if is_of_program(outer.f_code.co_filename):
             own = outer
             break
         outer = outer.f_back

@@ -264,10 +264,10 @@ QUICK_NOTE = """**These are the figures of a quick run (`make bench QUICK=1`): s
 orders of magnitude, not percents.**
 """
 
-GOALS_NOTE = """A ratio is of all processor time, the kernel's included, which is the same for whoever makes the same
-system calls. So beside it stand the ratio of user time alone (sampled: a hundredth of a second at a time), what a loop
-in C, which does little but its system calls, comes to on the same scale, and how many microseconds of a request the
-goal leaves for whatever is not the floor's, and how many are taken: where less than nothing is left, nobody meets it.
+GOALS_NOTE = """A ratio compares all processor time, the kernel's included, which is the same for servers that make the
+same system calls. The next column compares user time alone, which the kernel samples every hundredth of a second. The
+floor is a loop in C that does little but its system calls, on the same scale. The last columns compare the time left
+after that floor with the time used, for each request; if the time left is negative, the goal cannot be met.
 """
 
 COMPILED_NOTE = """These are of the package as it is installed: interpreted. The same goals with the hot path

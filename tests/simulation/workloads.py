@@ -6,12 +6,13 @@ depends on the others, looked at afterwards by the workload's `check`.
 
 from __future__ import annotations
 
-import atexit
 import functools
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -401,10 +402,14 @@ def _redis_dialogue(rng: Random, own: bytes) -> Dialogue:
 
 @functools.cache
 def folder() -> Path:
-    """A folder that lasts as long as the process."""
-    made = tempfile.TemporaryDirectory(prefix="reqtable-simulation-")
-    atexit.register(made.cleanup)
-    return Path(made.name)
+    """A folder that lasts as long as the process that made it.
+
+    `Finalize` alone is right in forked processes: it removes nothing in a child of the one that made it, and does run
+    in a worker of `multiprocessing`, where `atexit` is cleared (3.13) or not called (before).
+    """
+    made = Path(tempfile.mkdtemp(prefix="reqtable-simulation-"))
+    Finalize(None, shutil.rmtree, [made], exitpriority=0)
+    return made
 
 
 @functools.cache

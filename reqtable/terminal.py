@@ -1,0 +1,51 @@
+"""The log on standard error and, where that is a terminal, the line below it that says how the server is."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+
+_CLEAR = "\x1b[2K\r"  # erase the line, and go back to its beginning (ECMA-48)
+
+
+class Terminal(logging.Handler):
+    """Writes log records to standard error. On a terminal, a status line stays below them and is rewritten in place.
+
+    A line of progress, while there is one, takes the place of the status.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._status = self._progress = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._write(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+    def show(self, status: str | None = None, progress: str | None = None) -> None:
+        """Change either of them; an empty one goes. Nothing where standard error is no terminal."""
+        self.acquire()  # logging makes the lock of a handler anew in a forked child
+        try:
+            before = self._line
+            self._status = self._status if status is None else status
+            self._progress = self._progress if progress is None else progress
+            if self._line != before and sys.stderr.isatty():
+                with contextlib.suppress(OSError):
+                    self._write("")
+        finally:
+            self.release()
+
+    @property
+    def _line(self) -> str:
+        return self._progress or self._status
+
+    def _write(self, text: str) -> None:
+        # Erase the line even if this process shows none: another process on the same terminal may show one.
+        sys.stderr.write(_CLEAR + text + self._line if sys.stderr.isatty() else text)
+        sys.stderr.flush()
+
+
+TERMINAL = Terminal()
