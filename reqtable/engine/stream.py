@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("reqtable")
 
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
+INTERNET = (socket.AF_INET, socket.AF_INET6)
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 # As in the loop: names, because looking a member up takes 100 ns.
 _READING: Final = State.READING
@@ -34,7 +34,7 @@ def send_at_once(connection: socket.socket) -> None:
 
     That would only add the peer's delayed acknowledgement, 40 ms, to an answer that leaves in two.
     """
-    if connection.family in _INTERNET:
+    if connection.family in INTERNET:
         with contextlib.suppress(OSError):  # the peer may be gone already
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
