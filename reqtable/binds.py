@@ -27,7 +27,7 @@ from urllib.parse import unquote, urlsplit
 from reqtable.config import Config, ProxyOptions, TLSOptions
 from reqtable.core.addresses import address_text
 from reqtable.core.errors import ConfigurationError
-from reqtable.servers import TCPServer, UDPServer
+from reqtable.servers import TCPServer, UDPServer, remove_dead
 
 _PERMISSIONS = ("mode", "owner", "group")
 _TLS = ("cert", "key", "client_ca")
@@ -412,7 +412,7 @@ def open_server(server: TCPServer) -> Callable[[], None]:
     place: Place = server.place  # type: ignore[attr-defined]
     try:
         server.server_bind()
-        remove = _remover(place)
+        remove = _remover(server)
         try:
             server.server_activate()
         except BaseException:
@@ -446,18 +446,29 @@ def socket_at(descriptor: int) -> socket.socket:
         raise
 
 
-def _remover(place: Place) -> Callable[[], None]:
+def _remover(server: TCPServer) -> Callable[[], None]:
     """What removes a Unix socket's file, unless someone else has put theirs in its place."""
+    place: Place = server.place  # type: ignore[attr-defined]
     if not place.has_file:
         return lambda: None
-    inode = os.stat(place.address).st_ino
+    own = _file_at(place.address)
 
     def remove() -> None:
         with contextlib.suppress(OSError):
-            if os.stat(place.address).st_ino == inode:
-                os.unlink(place.address)
+            if _file_at(place.address) != own:
+                return
+            if server.fileno() >= 0:
+                os.unlink(place.address)  # no server replaces it while it is bound
+            else:
+                remove_dead(place.address)  # closed by a drain: a file of the same number may be another server's
 
     return remove
+
+
+def _file_at(path: str) -> tuple[int, int]:
+    """What tells one file from another, as long as both are there."""
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
 
 
 def _reason(error: Exception) -> str:
