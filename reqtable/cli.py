@@ -20,7 +20,7 @@ from reqtable.config import Config, chosen_dispatch, effective
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.listing import handler_name, unwrapped
 from reqtable.dispatch import check_policy, is_resumable, policy_names
-from reqtable.engine.access import JSONFormatter
+from reqtable.engine.access import JSONFormatter, TextFormatter
 from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
 from reqtable.imports import module_at
@@ -116,7 +116,7 @@ def serve_command(
     loaded = Config.load(config, workers=workers)
     output = logging.StreamHandler(sys.stderr)
     process = "" if loaded.workers is None else "%(process)d "
-    plain = logging.Formatter(f"%(asctime)s {process}%(levelname)s %(message)s")
+    plain = TextFormatter(f"%(asctime)s {process}%(levelname)s %(message)s")
     output.setFormatter(JSONFormatter() if log_format == "json" else plain)
     logging.basicConfig(level=log_level.upper(), handlers=[output])
     if access_log:

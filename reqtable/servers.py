@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from reqtable.config import Config
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.engine.stream import INTERNET
 from reqtable.engine.system import SYSTEM
 from reqtable.engine.transports import is_peers_doing
@@ -96,7 +96,7 @@ class BaseServer(Hosted):
         error = sys.exc_info()[1]
         peer = address_text(client_address)
         if is_peers_doing(error):
-            log.info("%s: %s", peer, error)
+            log.info("%s: %s", peer, printable(error))
         else:
             log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)
 

@@ -20,7 +20,7 @@ from reqtable.core.addresses import address_text, network_of
 from reqtable.core.buffers import MISSING, Input, Output
 from reqtable.core.errors import ReqtableError
 from reqtable.core.limits import Limits
-from reqtable.core.listing import Listing, Row
+from reqtable.core.listing import Listing, Row, want_text
 from reqtable.core.states import TRANSITIONS, Event, State
 from reqtable.core.wants import NOTHING, Sleep, Want
 
@@ -238,7 +238,7 @@ class Entry:
         return self.calls
 
     def __repr__(self) -> str:
-        return f"<Entry {self.id} {self.state.name} {address_text(self.peer)} {self.want!r}>"
+        return f"<Entry {self.id} {self.state.name} {address_text(self.peer)} {want_text(self.want)}>"
 
 
 class RequestTable:

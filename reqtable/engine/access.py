@@ -1,11 +1,12 @@
-"""The log of finished requests, one line each, logger `reqtable.access`, level INFO; and logs as JSON."""
+"""The log of finished requests, one line each, logger `reqtable.access`, level INFO; logs as text and as JSON."""
 
 from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.core.listing import handler_name
 from reqtable.core.table import Entry
 
@@ -29,6 +30,16 @@ def log_access(entry: Entry) -> None:
     access.info(text, request, extra={"request": request})
 
 
+class TextFormatter(logging.Formatter):
+    """A record as text for a terminal. A traceback may quote what a peer sent: no line of it looks like a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+    def formatException(self, *error: Any) -> str:  # noqa: N802
+        return "    " + super().formatException(*error).replace("\n", "\n    ")
+
+
 class JSONFormatter(logging.Formatter):
     """A record as a line of JSON: `at`, `pid`, `level`, `logger`, `message`, `traceback`, a finished request."""
 
@@ -42,4 +53,4 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line | getattr(record, "request", {}), ensure_ascii=False)
+        return json.dumps(line | getattr(record, "request", {}))  # ASCII: any terminal and any encoding takes it

@@ -11,7 +11,7 @@ import sys
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.core.states import READ
 from reqtable.engine.transports import Polled
 
@@ -110,7 +110,7 @@ class Listener(Polled):
         self.poll(0)
         if not self._said_exhausted:
             self._said_exhausted = True
-            log.warning("%s: can't accept: %s; waiting", address_text(self.server.server_address), error)
+            log.warning("%s: can't accept: %s; waiting", address_text(self.server.server_address), printable(error))
 
     def consider(self, now: float, freed: bool) -> None:
         """After a pass: take requests again where there is room for them; `freed`: something has closed in it."""

@@ -7,7 +7,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.core.buffers import SMALL_BYTES, FileSlice
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.states import Event, State
@@ -193,5 +193,5 @@ class Stream(Watched):
         self._lost(error)
 
     def _lost(self, error: OSError) -> None:
-        log.debug("%s: gone: %s", address_text(self.entry.peer), error)
+        log.debug("%s: gone: %s", address_text(self.entry.peer), printable(error))
         self.engine.end(self.entry, Event.LOST)
