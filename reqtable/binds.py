@@ -418,6 +418,7 @@ def open_server(server: TCPServer) -> Callable[[], None]:
     place: Place = server.place  # type: ignore[attr-defined]
     try:
         server.server_bind()
+        server._keep_alive()  # also where workers serve: a supervisor that reads the configuration again must know it
         _warn_without_host(place.bind)
         remove = _remover(server)
         try:
