@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from reqtable.config import Config
 from reqtable.core.addresses import address_text, printable
+from reqtable.engine.pktinfo import receive, watch_destinations
 from reqtable.engine.stream import INTERNET
 from reqtable.engine.system import SYSTEM
 from reqtable.engine.transports import is_peers_doing
@@ -177,10 +178,14 @@ class TCPServer(BaseServer):
 
 
 class UDPServer(TCPServer):
-    """A server of UDP datagrams: a request is the pair `(data, socket)`. What is over `max_packet_size` is cut off."""
+    """A server of UDP datagrams: a request is the pair `(data, socket)`. What is over `max_packet_size` is cut off.
+
+    On a wildcard address, state and async handlers answer from the address that was asked (Linux).
+    """
 
     socket_type: int = socket.SOCK_DGRAM
     max_packet_size: int = 8192
+    _watches_destinations = False
 
     @property
     def receives_without_waiting(self) -> bool:
@@ -188,15 +193,18 @@ class UDPServer(TCPServer):
         return not self.socket.gettimeout()
 
     def get_request(self) -> tuple[Any, Any]:
+        if self._watches_destinations:
+            return receive(self.socket, self.max_packet_size, self.server_address[1])
         # Not by making the socket non-blocking: it is also what the handlers send by.
         data, client_address = self.socket.recvfrom(self.max_packet_size, socket.MSG_DONTWAIT)
         return (data, self.socket), client_address
 
     def server_activate(self) -> None:
-        """There is nothing to listen on."""
+        """There is nothing to listen on. On a socket for every address, learn which one each datagram was sent to."""
+        self._watches_destinations = watch_destinations(self.socket)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        session = self._host.session_of(self, client_address)
+        session = self._host.session_of(self, request, client_address)
         if session is not None:
             session.deliver(request[0])
         else:
