@@ -1,6 +1,7 @@
 """Binds: where a server listens, each as one string.
 
     tcp://127.0.0.1:7000    tcp://[::1]:7000    tcp://localhost:7000    udp://0.0.0.0:69
+    tcp://:7000             every IPv4 address of this machine, with a warning; tcp://0.0.0.0:7000 says the same
     tcp://[::]:7000         IPv4 too; ?v6only=1: IPv6 alone
     tls://0.0.0.0:443       with TLS, as [tls] says; ?cert=FILE&key=FILE&client_ca=FILE in place of what that says
     unix:///run/x.sock      unixgram:///run/x.sock, both with ?mode=660&owner=NAME&group=NAME (or numbers)
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import socket
@@ -27,7 +29,9 @@ from urllib.parse import unquote, urlsplit
 from reqtable.config import Config, ProxyOptions, TLSOptions
 from reqtable.core.addresses import address_text
 from reqtable.core.errors import ConfigurationError
-from reqtable.servers import TCPServer, UDPServer
+from reqtable.servers import TCPServer, UDPServer, remove_dead
+
+log = logging.getLogger("reqtable")
 
 _PERMISSIONS = ("mode", "owner", "group")
 _TLS = ("cert", "key", "client_ca")
@@ -87,6 +91,8 @@ class Bind:
 
 def parse_bind(text: str) -> Bind:
     """Read a bind. Raises ConfigurationError, naming it and the mend."""
+    if not isinstance(text, str):
+        raise ConfigurationError(f'bind {text!r}: a bind is a string, such as "tcp://127.0.0.1:7000"')
     scheme, separator, rest = text.partition("://")
     place, _, query = rest.partition("?")
     bind = Bind(text, scheme, _addresses.get(scheme, str)(place), dict(_pairs(query)))
@@ -412,7 +418,9 @@ def open_server(server: TCPServer) -> Callable[[], None]:
     place: Place = server.place  # type: ignore[attr-defined]
     try:
         server.server_bind()
-        remove = _remover(place)
+        server._keep_alive()  # also where workers serve: a supervisor that reads the configuration again must know it
+        _warn_without_host(place.bind)
+        remove = _remover(server)
         try:
             server.server_activate()
         except BaseException:
@@ -424,6 +432,18 @@ def open_server(server: TCPServer) -> Callable[[], None]:
             raise place.bind.error(f"{_reason(error)}: choose a place that this user may have") from error
         mend = "stop what is there, or choose another one" if error.errno == errno.EADDRINUSE else "choose another one"
         raise OSError(error.errno, f"bind {place.bind.text!r}: {_reason(error)}: {mend}") from error
+
+
+def _warn_without_host(bind: Bind) -> None:
+    """Say how far a bind without a host reaches: its author may have meant programs on this machine only."""
+    host, port = bind.address if isinstance(bind.address, tuple) else (None, None)
+    if host == "":
+        log.warning(
+            "bind %r: no host is given, so it listens on every IPv4 address of this machine: write %s for programs on "
+            "this machine only, %s for every IPv4 address, %s for IPv6, too",
+            bind.text,
+            *(f"{bind.scheme}://{each}:{port}" for each in ("127.0.0.1", "0.0.0.0", "[::]")),
+        )
 
 
 def name_of(server: TCPServer) -> str:
@@ -446,18 +466,29 @@ def socket_at(descriptor: int) -> socket.socket:
         raise
 
 
-def _remover(place: Place) -> Callable[[], None]:
+def _remover(server: TCPServer) -> Callable[[], None]:
     """What removes a Unix socket's file, unless someone else has put theirs in its place."""
+    place: Place = server.place  # type: ignore[attr-defined]
     if not place.has_file:
         return lambda: None
-    inode = os.stat(place.address).st_ino
+    own = _file_at(place.address)
 
     def remove() -> None:
         with contextlib.suppress(OSError):
-            if os.stat(place.address).st_ino == inode:
-                os.unlink(place.address)
+            if _file_at(place.address) != own:
+                return
+            if server.fileno() >= 0:
+                os.unlink(place.address)  # no server replaces it while it is bound
+            else:
+                remove_dead(place.address)  # closed by a drain: a file of the same number may be another server's
 
     return remove
+
+
+def _file_at(path: str) -> tuple[int, int]:
+    """What tells one file from another, as long as both are there."""
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
 
 
 def _reason(error: Exception) -> str:

@@ -20,7 +20,7 @@ from reqtable.config import Config, chosen_dispatch, effective
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.listing import handler_name, unwrapped
 from reqtable.dispatch import check_policy, is_resumable, policy_names
-from reqtable.engine.access import JSONFormatter
+from reqtable.engine.access import JSONFormatter, TextFormatter
 from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
 from reqtable.imports import account_of, module_at
@@ -139,7 +139,7 @@ def serve_command(
 def _log_to_the_streams(as_json: bool, level: str, has_workers: bool) -> None:
     """Send the log to standard error, and the addresses, from which a script reads the port, to standard output."""
     process = "%(process)d " if has_workers else ""
-    plain = logging.Formatter(f"%(asctime)s {process}%(levelname)s %(message)s")
+    plain = TextFormatter(f"%(asctime)s {process}%(levelname)s %(message)s")
     TERMINAL.setFormatter(JSONFormatter() if as_json else plain)
     logging.basicConfig(level=level.upper(), handlers=[TERMINAL])
     output = logging.StreamHandler(sys.stdout)

@@ -28,8 +28,10 @@ from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.dispatcher import Dispatcher
 from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
+from reqtable.engine.listener import set_keepalive
 from reqtable.engine.opening import Preface
 from reqtable.engine.stats import Counts
+from reqtable.engine.stream import INTERNET
 from reqtable.engine.transports import end_request
 
 _LOOK_S = 0.05
@@ -67,6 +69,10 @@ class Hosted:
     _engine: Engine | None = None
     _dispatch_argument: str | None = None
     _in_serve_forever = False
+    _kept_alive: tuple[Any, float | None] = (
+        None,
+        None,
+    )  # the socket that was last told of keep-alive, and of what time
     _owns_queue = False  # nobody else listens on its socket, in another process or by another descriptor
     _served_ahead = 0  # requests for which a later `handle_request` has nothing left to do
 
@@ -126,6 +132,7 @@ class Hosted:
                 self._former.append(former)
             former.retire()
             self._host.set_limits(config.limits)
+            self._keep_alive()
 
         return apply
 
@@ -188,12 +195,24 @@ class Hosted:
 
     def _prepare(self) -> None:
         """Its requests are about to be taken: see that no TLS handshake of theirs is part of that."""
+        self._keep_alive()
         waits_elsewhere = self._dispatcher.chosen.name != "inline" and not is_resumable(self.RequestHandlerClass)
         if waits_elsewhere and "ssl" in sys.modules:
             with contextlib.suppress(ImportError):  # without greenlet it is as in `socketserver`
                 from reqtable.dispatch.cooperative_tls import install
 
                 install()
+
+    def _keep_alive(self) -> None:
+        """Have silent clients probed as the limits say. Without `keepalive_s` the socket is left as it is."""
+        told, before = self._kept_alive
+        own, seconds = getattr(self, "socket", None), self._host.limits.keepalive_s
+        if not isinstance(own, socket.socket) or own.family not in INTERNET or own.type != socket.SOCK_STREAM:
+            return
+        # Told once: workers share the socket, and one of an earlier configuration may begin late.
+        if own.fileno() >= 0 and (seconds != before or (own is not told and seconds is not None)):
+            set_keepalive(own, seconds)
+            self._kept_alive = own, seconds
 
     def stats(self) -> dict[str, Any]:
         """What has been counted since this server was made, as plain data: numbers, and dicts of numbers.
@@ -403,6 +422,8 @@ class Hosted:
             self._BaseServer__shutdown_request = True
         if self._engine is None:
             return
+        if self._engine.is_copy:
+            self._engine.start_over()  # the requests are the parent's
         self._engine.unlisten(self)
         if getattr(self, "socket_type", None) == socket.SOCK_STREAM and hasattr(self, "socket"):
             self.socket.close()  # its port is free while we wait

@@ -10,10 +10,13 @@ import socket
 import stat
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any, Self
 
 from reqtable.config import Config
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
+from reqtable.engine.pktinfo import receive, watch_destinations
+from reqtable.engine.stream import INTERNET
 from reqtable.engine.system import SYSTEM
 from reqtable.engine.transports import is_peers_doing
 from reqtable.hosting import Hosted
@@ -94,7 +97,7 @@ class BaseServer(Hosted):
         error = sys.exc_info()[1]
         peer = address_text(client_address)
         if is_peers_doing(error):
-            log.info("%s: %s", peer, error)
+            log.info("%s: %s", peer, printable(error))
         else:
             log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)
 
@@ -132,17 +135,20 @@ class TCPServer(BaseServer):
                 raise
 
     def server_bind(self) -> None:
-        """Bind the socket; `server_address` becomes the real one. A dead server's Unix socket file is replaced."""
-        if self.allow_reuse_address:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        """Bind the socket; `server_address` becomes the real one. A dead server's Unix socket file is replaced.
+
+        `allow_reuse_address` and `allow_reuse_port` are for internet sockets: Linux refuses SO_REUSEPORT of others.
+        """
+        if self.socket.family in INTERNET:
+            if self.allow_reuse_address:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self.allow_reuse_port and hasattr(socket, "SO_REUSEPORT"):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             self.socket.bind(self.server_address)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _remove_dead(self.socket, self.server_address):
+            if error.errno != errno.EADDRINUSE or not _bind_over_dead(self.socket, self.server_address):
                 raise
-            self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
 
     def server_activate(self) -> None:
@@ -172,10 +178,14 @@ class TCPServer(BaseServer):
 
 
 class UDPServer(TCPServer):
-    """A server of UDP datagrams: a request is the pair `(data, socket)`. What is over `max_packet_size` is cut off."""
+    """A server of UDP datagrams: a request is the pair `(data, socket)`. What is over `max_packet_size` is cut off.
+
+    On a wildcard address, state and async handlers answer from the address that was asked (Linux).
+    """
 
     socket_type: int = socket.SOCK_DGRAM
     max_packet_size: int = 8192
+    _watches_destinations = False
 
     @property
     def receives_without_waiting(self) -> bool:
@@ -183,15 +193,18 @@ class UDPServer(TCPServer):
         return not self.socket.gettimeout()
 
     def get_request(self) -> tuple[Any, Any]:
+        if self._watches_destinations:
+            return receive(self.socket, self.max_packet_size, self.server_address[1])
         # Not by making the socket non-blocking: it is also what the handlers send by.
         data, client_address = self.socket.recvfrom(self.max_packet_size, socket.MSG_DONTWAIT)
         return (data, self.socket), client_address
 
     def server_activate(self) -> None:
-        """There is nothing to listen on."""
+        """There is nothing to listen on. On a socket for every address, learn which one each datagram was sent to."""
+        self._watches_destinations = watch_destinations(self.socket)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        session = self._host.session_of(self, client_address)
+        session = self._host.session_of(self, request, client_address)
         if session is not None:
             session.deliver(request[0])
         else:
@@ -217,19 +230,65 @@ if hasattr(socket, "AF_UNIX"):
         address_family: int = socket.AF_UNIX
 
 
-def _remove_dead(own: socket.socket, path: Any) -> bool:
-    """Remove the Unix socket file at `path` where no server answers at it; True where that was so."""
-    if own.family != getattr(socket, "AF_UNIX", None) or not path or path[0] in ("\0", 0):
+def remove_dead(path: str | bytes) -> None:
+    """Remove the Unix socket file at `path` if no socket is bound to it. Raises OSError, BlockingIOError for one."""
+    with _lock_beside(path):
+        if _is_dead(path):
+            os.unlink(path)
+
+
+def _bind_over_dead(own: socket.socket, address: Any) -> bool:
+    """Bind `own` in place of a Unix socket file that a dead server left. False: the address is in use."""
+    if own.family != getattr(socket, "AF_UNIX", None) or not address or address[0] in ("\0", 0):
         return False
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return False
-        with socket.socket(own.family, own.type) as probe:
-            probe.setblocking(False)  # a live server whose queue is full must not hold us up
-            probe.connect(path)
-    except ConnectionRefusedError:
-        os.unlink(path)
-        return True
+        with _lock_beside(address):
+            if not _is_dead(address):
+                return False
+            os.unlink(address)
+            own.bind(address)
     except OSError:
-        pass
+        return False  # another server was faster, or this user may not write here
+    return True
+
+
+def _is_dead(path: str | bytes) -> bool:
+    """Whether a Unix socket file is at `path`, and no socket is bound to it.
+
+    Connecting a datagram socket tells, whatever type of socket is bound: ECONNREFUSED means none is. A stream socket is
+    of the wrong type (EPROTOTYPE), whether it listens already or not, and its queue does not see the attempt.
+    """
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
     return False
+
+
+@contextlib.contextmanager
+def _lock_beside(path: str | bytes) -> Iterator[None]:
+    """Hold the right to remove the socket file at `path` (flock(2)). Raises BlockingIOError if another server has it.
+
+    The file of the lock exists only while the lock is held. Its holder alone removes it, so a lock on a file without a
+    name is worth nothing: another server has held the right in the meantime.
+    """
+    import fcntl  # POSIX alone has it, and Unix sockets
+
+    folder, name = os.path.split(os.fsencode(path))
+    lock = os.path.join(folder, b".%b.lock" % name)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.fstat(descriptor).st_nlink:
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+        try:
+            yield
+        finally:
+            os.unlink(lock)
+    finally:
+        os.close(descriptor)

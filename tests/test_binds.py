@@ -111,6 +111,13 @@ def test_what_can_not_be_is_refused_with_its_name_and_the_mend(text: str, words:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("bind", [("127.0.0.1", 1), None, b"tcp://127.0.0.1:0", Path("/tmp/x"), 7000, ["unix://@x"]])
+def test_what_is_no_string_is_no_bind(bind: Any) -> None:
+    message = f'bind {bind!r}: a bind is a string, such as "tcp://127.0.0.1:7000"'
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        reqtable.serve(Echo, "tcp://127.0.0.1:0", bind)
+
+
 def test_the_same_bind_twice_is_refused() -> None:
     for binds in (
         ["tcp://127.0.0.1:7000", "tcp://127.0.0.1:7000/"],
@@ -158,6 +165,21 @@ def test_an_address_of_ipv6_is_for_both_unless_it_says_otherwise(v6only: int) ->
             assert udp_answer(("::1", port), socket.AF_INET6) == b"datagram\n"
             if not v6only:
                 assert udp_answer(("127.0.0.1", port), socket.AF_INET) == b"datagram\n"
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_a_bind_without_a_host_says_how_far_it_reaches(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(f"{scheme}://0.0.0.0:0", f"{scheme}://127.0.0.1:0", f"unix://@reqtable-{os.getpid()}"):
+        assert not caplog.records
+    with opened(f"{scheme}://:0") as [server]:
+        assert server.server_address[0] == "0.0.0.0"
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"bind '{scheme}://:0': no host is given, so it listens on every IPv4 address of this machine: write "
+        f"{scheme}://127.0.0.1:0 for programs on this machine only, {scheme}://0.0.0.0:0 for every IPv4 address, "
+        f"{scheme}://[::]:0 for IPv6, too"
+    )
 
 
 def test_both_families_side_by_side() -> None:

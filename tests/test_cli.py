@@ -56,6 +56,35 @@ def port_of(line: str) -> int:
     return int(line.rpartition(":")[2])
 
 
+FAILING = """
+import reqtable
+
+class Failing(reqtable.StateRequestHandler):
+    @reqtable.state(reqtable.line())
+    def one(self, text):
+        raise ValueError(text.decode("utf-8", "surrogateescape"))
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_client_writes_no_lines_of_its_own_into_the_log(form: str, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    command = (f"{tmp_path}/failing.py:Failing", "--bind", "tcp://127.0.0.1:0", "--log-format", form)
+    with reqtable_serve(*command) as (process, [line]):
+        with Client(("127.0.0.1", port_of(line))) as client:
+            client.send(b"\r\x1b[2J\xff\xc2\x9b\xe2\x80\xae forged\n").rest()
+        process.terminate()
+        _, log = process.communicate(timeout=WAIT_S)
+    failure, *others = [each for each in log.splitlines() if not each.startswith(" ")]
+    assert log.replace("\n", "").isprintable()
+    if form == "text":
+        assert failure.endswith("ValueError in its handler")
+        assert "    ValueError: \\r\\x1b[2J\\udcff\\x9b\\u202e forged\n" in log
+    else:
+        assert json.loads(failure)["traceback"].endswith("ValueError: \r\x1b[2J\udcff\x9b\u202e forged\n")
+    assert not any("forged" in each for each in others)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serves_until_a_signal(number: int) -> None:
     with reqtable_serve(NOTES, "--bind", "tcp://127.0.0.1:0") as (process, [line]):

@@ -16,7 +16,7 @@ from reqtable.core.limits import Limits
 from reqtable.core.listing import Listing, format_rows, handler_name
 from reqtable.core.states import Event, State
 from reqtable.core.table import SLICE_ROWS, Entry, RequestTable
-from reqtable.core.wants import line, sleep, until
+from reqtable.core.wants import Want, line, sleep, until
 from tests.conftest import FakeClock
 
 
@@ -303,13 +303,38 @@ def test_addresses_read_as_people_write_them(address, text, host):
     assert (address_text(address), host_text(address)) == (text, host)
 
 
-def test_a_peer_can_not_write_a_line_of_its_own(table):
-    """A Unix peer chooses its name; it is shown on one line of a listing or a log."""
-    an_entry(table, "/tmp/x\n9   R   forged")
-    an_entry(table, b"\0y\r\n\x1b[2J")
-    text = format_rows(table.snapshot())
-    assert len(text.splitlines()) == 3
-    assert "\x1b" not in text
+FORGED = [
+    ("/tmp/x\n9   R   forged", r"/tmp/x\n9   R   forged"),
+    (b"\0y\r\n\x1b[2J", r"@y\r\n\x1b[2J"),
+    ("/tmp/\udcff", r"/tmp/\udcff"),
+    (("fe80::1%\n\x1b[31m", 80, 0, 2), r"[fe80::1%\n\x1b[31m]:80"),
+    (("10.0.0.1", "80\u202e\u2028"), r"10.0.0.1:80\u202e\u2028"),
+    (("\x9b31m", 80), r"\x9b31m:80"),
+]
+
+
+@pytest.mark.parametrize(("address", "text"), FORGED)
+def test_a_peer_can_not_write_a_line_of_its_own(table, address, text):
+    """A Unix peer chooses its name, and `get_request` may return any address: each is on one line."""
+    entry = an_entry(table, address)
+    entry.local = address
+    entry.want = Forged(text="\n\x1b[2J")
+    [row] = table.snapshot(peer=text)
+    assert (row["peer"], row["local"], row["waits_for"]) == (text, text, r"'\n\x1b[2J\r'".strip("'"))
+    listing = format_rows([row])
+    assert len(listing.splitlines()) == 2
+    assert (listing + repr(entry)).replace("\n", "").isprintable()
+    assert host_text(address).isprintable()
+
+
+class Forged(Want[bytes]):
+    """A program's own want, which shows what its peer has sent."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text + "\r"
 
 
 class WithFunc:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+_KEEPALIVE_MAX_S = 32_767  # the kernel's own bound (MAX_TCP_KEEPIDLE in linux/tcp.h)
 WHEN_FULL = ("wait", "reject", "evict")
 # What the first one bounds is part of what the second one does: were it above, it could never be reached.
 _WITHIN = (
@@ -45,6 +46,9 @@ class Limits:
     idle_timeout_s: float | None = None  # a peer of which nothing is waiting may be silent for so long; None: no bound
     read_timeout_s: float = 60.0  # what has begun to come has so long, and as long again if it comes at this rate:
     read_bytes_per_s_min: int = 100  # (both where a wait names no timeout of its own)
+    keepalive_s: float | None = (
+        None  # a silent TCP client is probed after so long, and lost after twice that; None: never
+    )
     write_timeout_s: float = 60.0  # a peer that takes none of its output for so long is closed
     linger_timeout_s: float = 2.0  # how long to wait for the peer's end of file after our last byte
     session_timeout_s: float = 60.0  # a datagram session that names no timeout of its own
@@ -70,6 +74,8 @@ class Limits:
                 is_number = isinstance(value, int | float)
                 mend = " (or leave it out)" if "None" in str(field.type) and not is_number else ""
                 raise ValueError(f"{field.name} must be a {kind} above 0, not {value!r}{mend}")
+        if self.keepalive_s is not None and self.keepalive_s > _KEEPALIVE_MAX_S:
+            raise ValueError(f"keepalive_s must be at most {_KEEPALIVE_MAX_S}, not {self.keepalive_s!r}")
         for narrow, wide in _WITHIN * 2:  # one that gives way may be another's bound
             self._hold_within(narrow, wide)
 

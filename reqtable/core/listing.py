@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from reqtable.core.addresses import address_text, host_text
+from reqtable.core.addresses import address_text, host_text, printable
 from reqtable.core.errors import shown
 from reqtable.core.states import State
 
@@ -84,7 +84,7 @@ class Listing:
             "policy": entry.policy.name,
             "state": name,
             "letter": letter,
-            "waits_for": self._text(entry.want, shown),
+            "waits_for": self._text(entry.want, want_text),
             "age_s": now - entry.created_at,
             "idle_s": max(0.0, now - entry.active_at),
             "deadline_s": None if deadline is None else deadline - now,
@@ -128,6 +128,11 @@ def format_rows(rows: list[Row]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in [heading, *cells]
     )
+
+
+def want_text(want: object) -> str:
+    """A want on one line. A want of a program's own, or the function of a call, may show what a peer sent."""
+    return printable(shown(want))
 
 
 def handler_name(handler: Any) -> str:

@@ -72,6 +72,8 @@ def _parse_line(header: bytes) -> ProxyHeader:
     if kind is None or len(words) != 5:
         raise ProxyHeaderError(f"not a PROXY line: {header!r}")
     source, destination, *ports = words[1:]
+    if "%" in source + destination:
+        raise ProxyHeaderError(f"a PROXY line with the zone of an address, which means nothing here: {header!r}")
     try:
         return ProxyHeader(_address(kind(source), _port(ports[0])), _address(kind(destination), _port(ports[1])))
     except ValueError as error:

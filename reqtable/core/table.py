@@ -20,7 +20,7 @@ from reqtable.core.addresses import address_text, network_of
 from reqtable.core.buffers import MISSING, Input, Output
 from reqtable.core.errors import HandlerError, ReqtableError, shown
 from reqtable.core.limits import Limits
-from reqtable.core.listing import Listing, Row, handler_name
+from reqtable.core.listing import Listing, Row, handler_name, want_text
 from reqtable.core.states import TRANSITIONS, Event, State
 from reqtable.core.wants import NOTHING, Sleep, Want
 
@@ -244,7 +244,7 @@ class Entry:
         return self.calls
 
     def __repr__(self) -> str:
-        return f"<Entry {self.id} {self.state.name} {address_text(self.peer)} {shown(self.want)}>"
+        return f"<Entry {self.id} {self.state.name} {address_text(self.peer)} {want_text(self.want)}>"
 
 
 class RequestTable:
@@ -349,7 +349,10 @@ class RequestTable:
         entry.held = count
 
     def cancel(self, id: int) -> bool:
-        """End the request with that id; False when there is none. Callable from any thread."""
+        """End the request with that id; False when there is none. Callable from any thread.
+
+        In a forked child the request is the parent's, and stays.
+        """
         entry = self._entries.get(id)
         if entry is None or entry.state is State.CLOSED or self.owner is None:
             return False

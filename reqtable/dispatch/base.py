@@ -22,6 +22,7 @@ from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import NOTHING, Call, HandOff, Want
 from reqtable.engine.datagram import Session
 from reqtable.engine.opening import Opening, Preface, stream_over
+from reqtable.engine.pktinfo import Datagram
 from reqtable.engine.transports import Lent
 from reqtable.handlers.resumable import ResumableHandler
 
@@ -173,8 +174,11 @@ class Policy(ABC):
             entry.want = NOTHING
             return entry
         local = server.server_address
-        if isinstance(local, tuple) and local[0] in _WILDCARDS and not isinstance(transport.request, tuple):
-            local = _same(transport.request.getsockname())  # which of the machine's addresses it came to
+        if isinstance(local, tuple) and local[0] in _WILDCARDS:  # which of the machine's addresses did it come to?
+            if type(request) is Datagram:
+                local = request.local
+            elif not isinstance(request, tuple):
+                local = _same(transport.request.getsockname())
         if isinstance(client_address, tuple) and client_address and isinstance(client_address[0], str):
             client_address = (_same(client_address[0]), *client_address[1:])
         return Entry(engine.table, server, self, client_address, local, transport)

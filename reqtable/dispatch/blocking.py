@@ -18,7 +18,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.core.errors import ending_of
 from reqtable.core.table import Entry
 from reqtable.dispatch.children import Forked, become_child
@@ -147,7 +147,7 @@ def _is_open(request: Any, client_address: Any) -> bool:
         try:
             request.do_handshake()
         except OSError as error:
-            log.info("%s: its TLS handshake failed: %s", address_text(client_address), error)
+            log.info("%s: its TLS handshake failed: %s", address_text(client_address), printable(error))
             return False
     return True
 

@@ -1,12 +1,13 @@
-"""The log of finished requests, one line each, logger `reqtable.access`, level INFO; and logs as JSON."""
+"""The log of finished requests, one line each, logger `reqtable.access`, level INFO; logs as text and as JSON."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
+from typing import Any
 
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.core.listing import handler_name
 from reqtable.core.table import Entry
 
@@ -32,6 +33,16 @@ def log_access(entry: Entry) -> None:
     access.info(text, request, extra={"request": request})
 
 
+class TextFormatter(logging.Formatter):
+    """A record as text for a terminal. A traceback may quote what a peer sent: no line of it looks like a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+    def formatException(self, *error: Any) -> str:  # noqa: N802
+        return "    " + super().formatException(*error).replace("\n", "\n    ")
+
+
 class JSONFormatter(logging.Formatter):
     """Writes a record as a line of JSON: `at`, `pid`, `level`, `logger`, `message`, `traceback`, a finished request."""
 
@@ -45,7 +56,7 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line | getattr(record, "request", {}), ensure_ascii=False)
+        return json.dumps(line | getattr(record, "request", {}))  # ASCII: any terminal and any encoding takes it
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         """By RFC 3339, with milliseconds."""

@@ -1,29 +1,34 @@
 """Datagram transports (UDP, Unix datagram): sessions over the one socket of a server.
 
 A datagram makes an entry, and is its whole input, as if of a stream that ends with it. Once a handler has taken a
-`datagram()`, its entry is the *session* of that peer's address: later datagrams of the peer go to it, a bounded number
-of them waiting, until it ends. Those that come before the handler has read anything wait too: if it is no session, they
-begin requests of their own when it has ended. Each `send` is one datagram. A peer without an address can be neither
-answered nor told from others, and has no session.
+`datagram()`, its entry is the *session* of that peer's address with the address that it asked: later datagrams from the
+one to the other go to it, a bounded number of them waiting, until it ends. Those that come before the handler has read
+anything wait too: if it is no session, they begin requests of their own when it has ended. Each `send` is one datagram.
+A peer without an address can be neither answered nor told from others, and has no session.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.core.buffers import FileSlice, Inbox
 from reqtable.core.states import WRITE, Event, State
-from reqtable.core.table import Entry
+from reqtable.core.table import Entry, Server
+from reqtable.engine.pktinfo import Datagram, later, send
 from reqtable.engine.transports import is_peers_error
 
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
 
 log = logging.getLogger("reqtable")
+
+
+def session_key(server: Server, request: Any, peer: Any) -> tuple[Server, Any, Any]:
+    """What tells one session from another: a peer may ask several addresses of this machine from one socket."""
+    return server, peer, request.local if type(request) is Datagram else None
 
 
 class Session:
@@ -48,7 +53,7 @@ class Session:
         entry.bytes_in = len(data)
         self.inbox.deliver(data, self.engine.limits.inbox_max)
         if entry.peer:
-            self.engine.sessions[entry.server, entry.peer] = self
+            self.engine.sessions[session_key(entry.server, self.request, entry.peer)] = self
 
     def deliver(self, data: bytes) -> None:
         """A later datagram of this peer."""
@@ -95,13 +100,13 @@ class Session:
             data = piece.read() if type(piece) is FileSlice else piece
             try:
                 if entry.peer:
-                    self.request[1].sendto(data, socket.MSG_DONTWAIT, entry.peer)
+                    send(self.request, data, entry.peer)
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
                 if not is_peers_error(error):
                     raise
-                log.info("%s: a datagram was not sent: %s", address_text(entry.peer), error)
+                log.info("%s: a datagram was not sent: %s", address_text(entry.peer), printable(error))
                 self.engine.end(entry, Event.LOST)
                 return False
             entry.bytes_out += len(data)
@@ -116,8 +121,9 @@ class Session:
 
     def release(self) -> None:
         entry = self.entry
-        if self.engine.sessions.get((entry.server, entry.peer)) is self:
-            del self.engine.sessions[entry.server, entry.peer]
+        key = session_key(entry.server, self.request, entry.peer)
+        if self.engine.sessions.get(key) is self:
+            del self.engine.sessions[key]
         if self.inbox.dropped:
             log.info(
                 "%s: %d datagrams dropped: %d waited",
@@ -137,7 +143,7 @@ class Session:
         server = self.entry.server
         for data in datagrams:
             if server.fileno() >= 0:
-                self.engine.post(server.process_request, (data, self.request[1]), self.entry.peer)
+                self.engine.post(server.process_request, later(self.request, data), self.entry.peer)
 
     def abandon(self) -> None:
         """The socket is the server's."""

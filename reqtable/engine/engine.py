@@ -14,7 +14,7 @@ from reqtable.core.states import READ, Event, State
 from reqtable.core.table import Entry, Server
 from reqtable.engine.access import access, log_access
 from reqtable.engine.admission import Admission
-from reqtable.engine.datagram import Session
+from reqtable.engine.datagram import Session, session_key
 from reqtable.engine.listener import EXHAUSTED, Listener
 from reqtable.engine.loop import Loop
 from reqtable.engine.opening import Opening
@@ -30,7 +30,7 @@ class Engine(Loop):
 
     def __init__(self, *, limits: Limits | None = None, system: System | None = None) -> None:
         super().__init__(limits, SYSTEM.get() if system is None else system)
-        self.sessions: dict[tuple[Server, Any], Session] = {}
+        self.sessions: dict[tuple[Server, Any, Any], Session] = {}
         self.admission = Admission(self)
         self._opened: Opening | None = None  # whose hooks are being called
         self.accepting: Server | None = None  # whose `get_request` may be running
@@ -88,9 +88,9 @@ class Engine(Loop):
         """Whether any request of `server` is unfinished."""
         return any(entry.server is server for entry in self.table)
 
-    def session_of(self, server: Server, peer: Any) -> Session | None:
-        """The datagram session of that peer's address, or what may yet become it, or None."""
-        session = self.sessions.get((server, peer)) if peer else None
+    def session_of(self, server: Server, request: Any, peer: Any) -> Session | None:
+        """The session that a datagram is for, or what may yet become it, or None."""
+        session = self.sessions.get(session_key(server, request, peer)) if peer else None
         if session is None or session.entry.state is State.CLOSED:
             return None
         return session if session.inbox.is_session or not session.inbox.asked else None

@@ -8,10 +8,10 @@ import logging
 import socket
 import struct
 import sys
-from math import inf
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.core.states import READ
 from reqtable.engine.transports import Polled
 
@@ -29,6 +29,8 @@ EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINV
 _QUEUE_MAX = 4096  # net.core.somaxconn of today's kernels: no queue is longer, however fast others come
 _SO_ATTACH_FILTER = 26  # linux/socket.h; the same on every architecture but PA-RISC and SPARC
 _BPF_RETURN = 0x06
+_PROBES_MAX = 4
+_TCP_KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", 0))  # macOS has the other name
 
 
 class Listener(Polled):
@@ -113,7 +115,7 @@ class Listener(Polled):
         self._rest()
         if not self._said_exhausted:
             self._said_exhausted = True
-            log.warning("%s: can't accept: %s; waiting", address_text(self.server.server_address), error)
+            log.warning("%s: can't accept: %s; waiting", address_text(self.server.server_address), printable(error))
 
     def _rest(self) -> None:
         self.resting_until = self.engine.table.clock() + self.engine.limits.accept_pause_s
@@ -144,6 +146,21 @@ class Listener(Polled):
         self.poll(0)
         if self._set_timeout and self.server.fileno() == self.fd:
             self.server.socket.settimeout(self._timeout)
+
+
+def set_keepalive(listening: socket.socket, seconds: float | None) -> None:
+    """Have the kernel probe each client that is accepted from here on and silent for so many seconds; None: no client.
+
+    Accepted sockets inherit these options. The unanswered probes take about as long again; then the connection is lost
+    with ETIMEDOUT (tcp(7), TCP_KEEPIDLE).
+    """
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, seconds is not None)
+    if seconds is not None:
+        idle_s = ceil(seconds)
+        probes = min(idle_s, _PROBES_MAX)
+        for option, value in ((_TCP_KEEPIDLE, idle_s), (socket.TCP_KEEPINTVL, round(idle_s / probes))):
+            listening.setsockopt(socket.IPPROTO_TCP, option, value)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
 
 
 def _drop_newcomers(listening: socket.socket) -> None:

@@ -435,7 +435,9 @@ class Loop:
             entry.advance(event)
 
     def cancel(self, entry: Entry) -> None:
-        """End a request, from any thread: what it had not sent is dropped."""
+        """End a request, from any thread: what it had not sent is dropped. In a forked child it is the parent's."""
+        if self.is_copy:
+            return
         if self.table.thread is None:
             self.end(entry, Event.CANCELLED)
             self._reap()
@@ -637,6 +639,7 @@ class Loop:
         self._turns.clear()
         self._closed.clear()
         self.table.running = None
+        self._forks = -1
 
     def abandon(self, own: Entry | None) -> None:
         """In a forked child: close this process's copies of all descriptors, but for the socket of `own`."""

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from reqtable.config import Config
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.core.errors import ConfigurationError, PeerError, ending_of
 from reqtable.core.proxy import HEADER_BYTES_MAX, header_end, parse
 from reqtable.core.states import READ, WRITE, Event, State
@@ -154,7 +154,7 @@ class Opening(Polled):
     def _give_up(self, error: Exception) -> None:
         """No request comes of it. An alert that says so (RFC 8446, 6.2) is not to be cut off."""
         what = "TLS handshake" if self.entry.want is HANDSHAKE else "PROXY header"
-        log.info("%s: its %s failed: %s", address_text(self.entry.peer), what, error)
+        log.info("%s: its %s failed: %s", address_text(self.entry.peer), what, printable(error))
         self.entry.ending = ending_of(error)
         try:
             self.request.shutdown(socket.SHUT_WR)

@@ -7,7 +7,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.core.buffers import SMALL_BYTES, FileSlice
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.states import Event, State
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("reqtable")
 
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
+INTERNET = (socket.AF_INET, socket.AF_INET6)
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 # As in the loop: names, because looking a member up takes 100 ns.
 _READING: Final = State.READING
@@ -34,7 +34,7 @@ def send_at_once(connection: socket.socket) -> None:
 
     That would only add the peer's delayed acknowledgement, 40 ms, to an answer that leaves in two.
     """
-    if connection.family in _INTERNET:
+    if connection.family in INTERNET:
         with contextlib.suppress(OSError):  # the peer may be gone already
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -206,5 +206,5 @@ class Stream(Watched):
         """The connection is gone. Raises `error` where that is not the peer's doing."""
         if not is_peers_error(error):
             raise error
-        log.debug("%s: gone: %s", address_text(self.entry.peer), error)
+        log.debug("%s: gone: %s", address_text(self.entry.peer), printable(error))
         self.engine.end(self.entry, Event.LOST)

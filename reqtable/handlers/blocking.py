@@ -13,6 +13,7 @@ import socket
 from typing import Any, BinaryIO, cast
 
 from reqtable.core.errors import HandlerError
+from reqtable.engine.stream import send_at_once
 
 
 class HandedOff(BaseException):
@@ -75,7 +76,8 @@ class StreamRequestHandler(BaseRequestHandler):
     """A handler of a stream server, with `rfile` to read from and `wfile` to write to.
 
     `rbufsize` and `wbufsize` are as for `socket.makefile`; with `wbufsize = 0` a write sends all of its data at once.
-    `timeout`, in seconds, is set on the socket; `disable_nagle_algorithm` sets TCP_NODELAY (tcp(7)).
+    `timeout`, in seconds, is set on the socket; `disable_nagle_algorithm` sets TCP_NODELAY (tcp(7)), on
+    internet sockets alone.
     """
 
     rbufsize: int = -1
@@ -91,7 +93,7 @@ class StreamRequestHandler(BaseRequestHandler):
         if self.timeout is not None:
             self.connection.settimeout(self.timeout)
         if self.disable_nagle_algorithm:
-            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+            send_at_once(self.connection)
         self.rfile = cast(BinaryIO, self.connection.makefile("rb", self.rbufsize))
         if self.wbufsize == 0:
             self.wfile = cast(BinaryIO, _SocketWriter(self.connection))

@@ -170,6 +170,9 @@ class SimSocket(socket.socket):
         return len(data), address
 
     def recvmsg(self, count: int, ancillary: int = 0, flags: int = 0) -> Any:
+        if self._type == socket.SOCK_DGRAM:
+            data, address = SimSocket.recvfrom(self, count, flags)
+            return data, [], 0, address
         return SimSocket.recv(self, count, flags), [], 0, None
 
     def recvmsg_into(self, buffers: Any, ancillary: int = 0, flags: int = 0) -> Any:

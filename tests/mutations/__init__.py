@@ -135,7 +135,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a session outlives its entry",
-        *(Session, "release", "del self.engine.sessions[entry.server, entry.peer]", "pass"),
+        *(Session, "release", "del self.engine.sessions[key]", "pass"),
     ),
     Mutation(
         "a closed entry stays in the table",
