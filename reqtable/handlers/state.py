@@ -13,16 +13,17 @@ The whole request is data: the name of its state, its declared fields, unread in
 from __future__ import annotations
 
 import dis
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
+from reqtable.core.places import functions_in, place_of
 from reqtable.core.table import Entry
-from reqtable.core.wants import NOTHING, Want
-from reqtable.handlers.resumable import ResumableHandler, declared_fields
+from reqtable.core.wants import NOTHING, Want, check_timeout
+from reqtable.handlers.resumable import ResumableHandler, owner_of, refuse_suspending
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,14 +56,22 @@ class StateInfo(NamedTuple):
 def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: str | None = None) -> Callable[[F], F]:
     """Declare a method to be a state that waits for `want`, at most `timeout` seconds (None: as the server allows).
 
-    `dispatch` pins the policy under which it runs. Raises TypeError for a want that isn't one.
+    `dispatch` pins the policy under which it runs. Raises TypeError or ValueError for an argument that isn't one, and
+    HandlerError where it is put before anything but a plain method.
     """
     if not isinstance(want, Want):
         raise TypeError(f"@state takes a want, as in @state(line()), not {want!r}")
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout must be seconds above 0, not {timeout!r}")
+    if timeout is not None:
+        check_timeout(timeout)
+    if dispatch is not None and not isinstance(dispatch, str):
+        raise TypeError(f"dispatch must be the name of a policy, such as 'pool', not {dispatch!r}")
 
     def declare(function: F) -> F:
+        if not isinstance(function, FunctionType):
+            raise HandlerError(
+                f"@state stands before a {type(function).__name__}: a state is a plain method ({place_of(function)})"
+            )
+        refuse_suspending(function)
         function.declaration = Declaration(function.__name__, want, timeout, dispatch, function)  # type: ignore[attr-defined]
         return function
 
@@ -73,19 +82,18 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
 class StateRequestHandler(ResumableHandler):
     """A resumable handler whose states are methods. Class annotations declare its fields, which are plain data."""
 
+    _hooks: ClassVar[tuple[str, ...]] = ("start", "on_timeout", "on_eof", "on_limit", "on_error", "on_close")
+
     _initial: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Raises HandlerError for a state that has the name of something which every handler has."""
+        """Raises HandlerError for a state whose name every handler uses, or that something else overrides."""
         super(StateRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # of a class method mypyc has it wrong
-        names = [name for name, _ in cls._declared()]
-        for name in names:
-            if hasattr(StateRequestHandler, name):
-                raise HandlerError(
-                    f"{cls.__name__}.{name}: StateRequestHandler has a {name} of its own: rename the state"
-                )
-        cls._initial = names[0] if names else ""
-        cls._pinned = {name: each.dispatch for name, each in cls._declared() if each.dispatch}
+        for name in sorted(_meant_as_states(cls)):
+            _check_state(cls, name)
+        declared = cls._declared()
+        cls._initial = next(iter(declared), "")
+        cls._pinned = {name: each.dispatch for name, each in declared.items() if each.dispatch}
 
     def __init__(self, entry: Entry) -> None:
         super().__init__(entry)
@@ -125,25 +133,24 @@ class StateRequestHandler(ResumableHandler):
     @classmethod
     def states(cls) -> list[StateInfo]:
         """The machine as a table, in the order of declaration. Successors are read from the methods' code."""
-        names = {name for name, _ in cls._declared()}
+        declared = cls._declared()
         return [
             StateInfo(
                 name,
                 repr(declaration.want),
                 declaration.timeout,
                 declaration.dispatch,
-                _successors(cls, name, names),
+                _successors(cls, name, set(declared)),
                 name == cls._initial,
                 (getattr(cls, name).__doc__ or "").partition("\n")[0].strip(),
             )
-            for name, declaration in cls._declared()
+            for name, declaration in declared.items()
         ]
 
     @classmethod
     def field_names(cls) -> list[str]:
-        """The declared fields: every annotation that is neither a ClassVar nor underscored."""
-        bases = [base for base in reversed(cls.__mro__) if issubclass(base, StateRequestHandler)]
-        return list(dict.fromkeys(name for base in bases for name in declared_fields(base)))
+        """The declared fields: every annotation that is neither a ClassVar nor underscored, mix-ins' included."""
+        return list(cls._fields)
 
     def fields(self) -> dict[str, Any]:
         """The values of the declared fields that have one."""
@@ -172,15 +179,10 @@ class StateRequestHandler(ResumableHandler):
         self.entry.timeout = self._state.timeout  # as long as it stays in that state
 
     @classmethod
-    def _declared(cls) -> Iterator[tuple[str, Declaration]]:
-        seen = set()
-        for base in reversed(cls.__mro__):
-            for name, value in vars(base).items():
-                if isinstance(value, FunctionType) and hasattr(value, "declaration") and name not in seen:
-                    seen.add(name)
-                    current = getattr(cls, name)
-                    if hasattr(current, "declaration"):
-                        yield name, current.declaration
+    def _declared(cls) -> dict[str, Declaration]:
+        """The states, in the order of their first declaration, those of the bases first."""
+        names = [name for base in reversed(cls.__mro__) for name, value in vars(base).items() if _is_state(value)]
+        return {name: getattr(cls, name).declaration for name in names}
 
     def _first(self, item: None) -> Transition:
         return self.start()
@@ -252,6 +254,50 @@ def _declaration_of(function: Any) -> Declaration:
     """Of a state. Another decorator's function has the attributes of the one that it wraps, and is what is called."""
     declaration: Declaration = function.declaration
     return declaration if declaration.function is function else replace(declaration, function=function)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, FunctionType) and hasattr(value, "declaration")
+
+
+def _meant_as_states(cls: type) -> set[str]:
+    """The names that `@state` stands before somewhere in `cls` or its bases, whatever has become of these methods."""
+    return {
+        name
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        for function in functions_in(value)
+        if hasattr(function, "declaration") and (function is value or function.declaration.name == name)
+    }
+
+
+def _check_state(cls: type, name: str) -> None:
+    """Raise HandlerError where what `cls` has under the name of a state is none, or is what every handler has."""
+    if hasattr(StateRequestHandler, name):
+        raise HandlerError(
+            f"{cls.__name__}.{name}: StateRequestHandler has a {name} of its own: rename the state "
+            f"({place_of(getattr(cls, name))})"
+        )
+    owner = owner_of(cls, name)
+    assert owner is not None
+    value = vars(owner)[name]
+    if _is_state(value):
+        return
+    full_name = f"{owner.__name__}.{name}"
+    overridden = next((base for base in cls.__mro__ if _is_state(vars(base).get(name))), None)
+    if overridden is None:
+        raise HandlerError(
+            f"{full_name} has lost its @state to another decorator: put @state(…) above the others, or use "
+            f"functools.wraps in that one, and make it a function ({place_of(value)})"
+        )
+    want = vars(overridden)[name].declaration.want
+    if isinstance(value, FunctionType):
+        mend, place = f"put @state({want!r}) before it", place_of(value)
+    else:
+        mend, place = "override it by a method that has @state, or rename the one that is none", place_of(owner)
+    raise HandlerError(
+        f"{full_name} is no state, but overrides the state {overridden.__name__}.{name}: {mend} ({place})"
+    )
 
 
 def _successors(cls: type, name: str, names: set[str]) -> tuple[str | None, ...]:

@@ -1,0 +1,86 @@
+"""Where the user's code stands: `file:line` for messages, and tracebacks that begin with the user's own lines."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial, partialmethod
+from types import FrameType, FunctionType, MethodType
+from typing import Any
+
+_PACKAGE = __name__.partition(".")[0]
+# The packages that run a handler: their frames above the handler's say nothing to its author.
+_RUNNERS = {_PACKAGE, "concurrent", "socketserver", "threading"}
+_WRAPPERS = (FunctionType, MethodType, classmethod, staticmethod, property, partial, partialmethod)
+
+
+def place_of(thing: Any) -> str:
+    """`file:line` where a function or a class is defined, or its module where no source can be found."""
+    for function in functions_in(inspect.unwrap(thing)):
+        return f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
+    try:
+        return f"{inspect.getsourcefile(thing)}:{inspect.getsourcelines(thing)[1]}"
+    except (OSError, TypeError):  # it was not read from a file, or is no class
+        return f"module {getattr(thing, '__module__', None) or type(thing).__module__}"
+
+
+def caller() -> str:
+    """`Notes.command (file:line)`: the function of the user's that has called into this package, and where."""
+    frame: FrameType = sys._getframe(1)
+    while _package_of(frame) == _PACKAGE and frame.f_back is not None:
+        frame = frame.f_back
+    return f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})"
+
+
+def trim(error: BaseException) -> bool:
+    """Let the traceback of `error`, and of the errors that led to it, begin with the user's frames.
+
+    Returns whether there are any. A traceback without one stays whole.
+    """
+    found = False
+    waiting: list[BaseException | None] = [error]
+    seen = set()
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        waiting += [each.__cause__, each.__context__]
+        trace = each.__traceback__
+        while trace is not None and _package_of(trace.tb_frame) in _RUNNERS:
+            trace = trace.tb_next
+        if trace is not None:
+            each.__traceback__ = trace
+            found = True
+    return found
+
+
+def functions_in(thing: Any) -> Iterator[FunctionType]:
+    """The functions in what decorators have made of one: `thing`, and what it wraps, binds or closes over."""
+    waiting = [thing]
+    if not isinstance(thing, (*_WRAPPERS, type)):
+        waiting += getattr(thing, "__dict__", {}).values()  # of a decorator that is a class
+    seen = set()
+    while waiting:
+        each = waiting.pop(0)
+        if not isinstance(each, _WRAPPERS) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, FunctionType):
+            yield each
+            waiting += _closed_over(each)
+        else:
+            waiting += [getattr(each, name, None) for name in ("__func__", "fget", "func")]
+
+
+def _package_of(frame: FrameType) -> str:
+    name: str = frame.f_globals.get("__name__") or ""
+    return name.partition(".")[0]
+
+
+def _closed_over(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is still empty
+            yield cell.cell_contents
