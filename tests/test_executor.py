@@ -249,7 +249,7 @@ def local_class() -> type:
         (Elsewhere, "Elsewhere can't run under policy 'executor', which ships steps as data: only a StateRequestH"),
         (reqtable.StreamRequestHandler, "only a StateRequestHandler is data"),
         (local_class(), "Local can't be shipped to another process, which finds it by its name: define it at the top"),
-        (shipped.WithLock, "WithLock can't run under policy 'executor': its field 'lock' can't be pickled"),
+        (shipped.WithFunction, "WithFunction can't run under policy 'executor': its field 'key' can't be pickled"),
     ],
 )
 def test_a_handler_that_can_not_be_shipped_is_refused(handler: Any, why: str) -> None:

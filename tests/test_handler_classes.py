@@ -6,11 +6,21 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import pytest
 
-from reqtable import AsyncRequestHandler, HandlerError, StateRequestHandler, line, state
+import reqtable
+from reqtable import (
+    AsyncRequestHandler,
+    ConfigurationError,
+    HandlerError,
+    StateRequestHandler,
+    call,
+    line,
+    sleep,
+    state,
+)
 from reqtable.testing import exercise
 
 
@@ -293,3 +303,216 @@ def test_a_hook_is_a_plain_method_too(hook: str) -> None:
             type("Hooked", (AsyncRequestHandler,), {hook: coroutine})
     else:
         assert type("Named", (GreetsAwaiting,), {hook: coroutine}), "an async handler may call its own what it likes"
+
+
+# -- what can be served -----------------------------------------------------------------------------------------------
+
+ANY = ("127.0.0.1", 0)
+T = TypeVar("T")
+
+
+class Stateless(StateRequestHandler):  # abstract
+    def helps(self) -> None:
+        """Not a state."""
+
+
+class Handless(AsyncRequestHandler):  # the same
+    pass
+
+
+class Typed(Login, Generic[T]):
+    pass
+
+
+class TypedBlocking(reqtable.BaseRequestHandler, Generic[T]):
+    pass
+
+
+class OwnInit(Login):
+    def __init__(self) -> None:  # of its own
+        self.words = 0
+
+
+class OwnInitAwaiting(GreetsAwaiting):
+    def __init__(self, entry: Any, words: int) -> None:
+        super().__init__(entry)
+
+
+def no_handler(request: Any) -> None:
+    pass
+
+
+def a_handler(request: Any, client_address: Any, server: Any) -> None:
+    pass
+
+
+class OwnInitBlocking(reqtable.StreamRequestHandler):
+    def __init__(self, request: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        (
+            Stateless,
+            f"Stateless declares no state: put @state(line()) before a method ({line_of('# abstract')})",
+        ),
+        (Handless, f"Handless must define async def handle(self) ({line_of('# the same')})"),
+        (Typed[int], "Typed[int] is no handler class, but a hint for type checkers: give Typed"),
+        (functools.partial(Typed[int]), "give Typed"),
+        (None, "None is no handler class: give a class that is derived from reqtable.StateRequestHandler, Async"),
+        (exercise(Login).handler, "is no handler class: give a class"),
+        (b"Login", "b'Login' is no handler class"),
+        (
+            OwnInit,
+            "OwnInit can't be called with (entry): too many positional arguments: a handler has no parameters of its "
+            "own: declare fields in the class, as in words: int = 0, and prepare them in start() "
+            f"({line_of('# of its own')})",
+        ),
+        (OwnInitAwaiting, "missing a required argument: 'words'"),
+        (OwnInitBlocking, "OwnInitBlocking can't be called with (request, client_address, server): too many"),
+        (no_handler, "no_handler can't be called with (request, client_address, server): too many"),
+    ],
+    ids=lambda each: each.partition(":")[0][:40] if isinstance(each, str) else type(each).__name__,
+)
+@pytest.mark.parametrize("server_class", [reqtable.TCPServer, reqtable.TableTCPServer, reqtable.ThreadingUDPServer])
+def test_what_can_not_be_served_is_refused_before_anything_is_bound(handler: Any, said: str, server_class: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        server_class(ANY, handler, bind_and_activate=False)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if isinstance(handler, type) and hasattr(handler, "_unfit"):
+        with pytest.raises(ConfigurationError, match=re.escape(said)):
+            exercise(handler)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        functools.partial(OwnInitAwaiting, words=5),
+        TypedBlocking[int],
+        lambda *args: reqtable.BaseRequestHandler(*args),
+        a_handler,
+        type("Started", (StateRequestHandler,), {"start": Stateless.helps}),
+    ],
+)
+def test_what_makes_a_handler_is_taken(handler: Any) -> None:
+    with reqtable.TCPServer(ANY, handler, bind_and_activate=False) as server:
+        assert server.RequestHandlerClass is handler
+
+
+@pytest.mark.parametrize("hook", ["finish_request", "process_request"])
+def test_a_server_that_makes_its_handlers_itself_needs_no_class(hook: str) -> None:
+    made = type("Own", (reqtable.TableTCPServer,), {hook: a_handler})
+    with made(ANY, None, bind_and_activate=False) as server:
+        assert server.RequestHandlerClass is None
+    with pytest.raises(ConfigurationError, match="declares no state"):
+        made(ANY, Stateless, bind_and_activate=False)
+
+
+def test_a_partial_is_not_shipped() -> None:
+    with pytest.raises(ConfigurationError, match=r"Login can't run under policy 'executor' as a functools\.partial"):
+        reqtable.TCPServer(ANY, functools.partial(Login), bind_and_activate=False, dispatch="executor")
+
+
+def test_a_filter_of_rows_takes_what_the_server_was_given() -> None:
+    one = exercise(Login)
+    for handler in (Login, functools.partial(Login), "Login"):
+        assert [row["handler"] for row in one.entry.table.snapshot(handler=handler)] == ["Login"]
+    assert one.entry.table.snapshot(handler=Greets) == []
+
+
+# -- coroutines, and wants that nobody awaits -------------------------------------------------------------------------
+
+
+def passed_on(function: Any) -> Any:
+    def wrapper(self: Any) -> Any:
+        return function(self)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("function", [plain, generator, stream], ids=lambda each: each.__name__)
+def test_handle_must_be_a_coroutine(function: Any) -> None:
+    with pytest.raises(HandlerError, match=r"Made\.handle is no coroutine: .*\(.*test_handler_classes\.py:\d+\)"):
+        type("Made", (AsyncRequestHandler,), {"handle": function})
+    assert type("Made", (AsyncRequestHandler,), {"handle": passed_on(GreetsAwaiting.handle)})
+
+
+async def reads(self: Any) -> None:
+    self.read(line())
+
+
+async def sleeps(handler: Any) -> None:
+    handler.sleep(
+        1,
+    )
+
+
+async def calls(self: Any) -> None:
+    text = await self.read(line())
+    if text:
+        self.call(print, *text, on="thread")
+
+
+async def hands_off(self: Any) -> None:
+    self.hand_off("fork")
+
+
+async def sleeps_bare(self: Any) -> None:
+    sleep(1)
+
+
+async def awaits(self: Any) -> None:
+    line()
+    await self.read(line())
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (reads, "self.read"),
+        (sleeps, "handler.sleep"),
+        (calls, "self.call"),
+        (hands_off, "self.hand_off"),
+        (sleeps_bare, "sleep"),
+        (awaits, "line"),
+    ],
+)
+@pytest.mark.parametrize("where", ["handle", "of a mix-in"])
+def test_a_statement_that_is_only_a_want_is_refused(function: Any, name: str, where: str) -> None:
+    mixed = (type("MixIn", (), {"helper": function}),) if where == "of a mix-in" else ()
+    namespace = {"handle": function} if where == "handle" else {}
+    with pytest.raises(HandlerError) as caught:
+        type("Made", (*mixed, GreetsAwaiting), namespace)
+    said = f"{function.__name__}: the statement {name}(…) alone waits for nothing: write await {name}(…) ({__file__}:"
+    assert str(caught.value).startswith(said)
+
+
+def test_a_state_that_drops_a_want_is_refused() -> None:
+    with pytest.raises(HandlerError) as caught:
+
+        class Dropping(StateRequestHandler):
+            @state(line())
+            def command(self, text: bytes) -> Any:
+                call(print, text)  # dropped
+                return self.command
+
+    assert "the statement call(…) alone waits for nothing: write return self.name, call(…)" in str(caught.value)
+    assert line_of("# dropped") in str(caught.value)
+
+
+def test_what_is_used_is_not_taken_for_dropped() -> None:
+    class Used(AsyncRequestHandler):
+        def read(self, want: Any) -> None:  # type: ignore[override]  # its own
+            """Not the one that returns a want."""
+
+        async def handle(self) -> None:
+            self.read(line())
+            self.send(repr(line()).encode())
+            waits = self.sleep(0)
+            str(sleep(0)).upper()
+            await waits
+
+    exercise(Used).expect(b"line(limit=65536)").expect_end()

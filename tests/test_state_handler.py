@@ -235,15 +235,6 @@ def test_a_state_may_be_called_by_another() -> None:
         assert client.ask(b"up\n") == b"up\n"
 
 
-def test_a_handler_without_a_state_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    class Empty(StateRequestHandler):
-        pass
-
-    with served(Empty) as server, Client(server.server_address) as client:
-        assert client.rest() == b""
-    assert "declares no state" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("want", "timeout", "error"), [(5, None, TypeError), (line, None, TypeError), (line(), 0, ValueError)]
 )

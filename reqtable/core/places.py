@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial, partialmethod
@@ -26,12 +27,34 @@ def place_of(thing: Any) -> str:
         return f"module {getattr(thing, '__module__', None) or type(thing).__module__}"
 
 
+def owner_of(cls: type, name: str) -> type | None:
+    """The class of the MRO of `cls` that has the attribute `name`; None where there is none."""
+    return next((base for base in cls.__mro__ if name in vars(base)), None)
+
+
 def caller() -> str:
-    """`Notes.command (file:line)`: the function of the user's that has called into this package, and where."""
-    frame: FrameType = sys._getframe(1)
+    """`Notes.command (file:line)`: the user's function that has called into this package, and where."""
+    frame = _users_frame()
+    return f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})"
+
+
+def warn_at_caller(message: str) -> None:
+    """A RuntimeWarning of the user's line that has called into this package: by default shown once for each line."""
+    frame = _users_frame()
+    warnings.warn_explicit(
+        message,
+        RuntimeWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _users_frame() -> FrameType:
+    frame = sys._getframe(1)
     while _package_of(frame) == _PACKAGE and frame.f_back is not None:
         frame = frame.f_back
-    return f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})"
+    return frame
 
 
 def trim(error: BaseException) -> bool:

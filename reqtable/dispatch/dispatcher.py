@@ -12,7 +12,7 @@ from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.listing import unwrapped
 from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import Call, Failure
-from reqtable.dispatch.base import Policy, policy_named
+from reqtable.dispatch.base import Policy, check_servable, policy_named
 from reqtable.dispatch.children import keep
 from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.executors import ForkExecutor, Workers, guarded
@@ -49,6 +49,7 @@ class Dispatcher:
 
     def check(self, handler_class: Any) -> None:
         """Raise ConfigurationError where handlers of that class can't run so, with the reason."""
+        check_servable(handler_class, self.server)
         self.chosen.check(handler_class)
         for name, pinned in _pins(handler_class).items():
             place = f"{unwrapped(handler_class).__name__}.{name}: @state(dispatch={pinned!r})"

@@ -19,7 +19,7 @@ from reqtable.core.addresses import address_text
 from reqtable.core.buffers import FileSlice, Output
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.errors import HandlerError, LimitExceeded
-from reqtable.core.places import place_of
+from reqtable.core.places import owner_of, place_of
 from reqtable.core.states import State
 from reqtable.core.table import Entry
 from reqtable.core.wants import ENDED
@@ -75,11 +75,6 @@ def refuse_suspending(function: Any) -> None:
         )
 
 
-def owner_of(cls: type, name: str) -> type | None:
-    """The class of the MRO whose attribute `name` is; None where there is none."""
-    return next((base for base in cls.__mro__ if name in vars(base)), None)
-
-
 def _needs_copying(cls: type, name: str) -> bool:
     """Whether requests would share the default of that field, or find it bound to them."""
     owner = owner_of(cls, name)
@@ -105,6 +100,8 @@ class ResumableHandler:
 
     _hooks: ClassVar[tuple[str, ...]] = ("on_close",)  # what the engine calls, and nobody awaits
 
+    _begins_in: ClassVar[str] = "handle()"  # where its author prepares what a request begins with
+
     _fields: ClassVar[tuple[str, ...]] = ()
 
     _copied: ClassVar[tuple[str, ...]] = ()  # fields whose default is mutable: each request gets its own
@@ -124,6 +121,11 @@ class ResumableHandler:
         self.entry = entry
         for name in self._copied:
             setattr(self, name, deepcopy(getattr(type(self), name)))
+
+    @classmethod
+    def _unfit(cls) -> str | None:
+        """Why no request can be served by this class; None where it can."""
+        return None
 
     @property
     def client_address(self) -> Any:

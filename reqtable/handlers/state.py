@@ -20,10 +20,11 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
-from reqtable.core.places import functions_in, place_of
+from reqtable.core.places import functions_in, owner_of, place_of
 from reqtable.core.table import Entry
 from reqtable.core.wants import NOTHING, Want, check_timeout
-from reqtable.handlers.resumable import ResumableHandler, owner_of, refuse_suspending
+from reqtable.handlers.discarded import refuse_discarded
+from reqtable.handlers.resumable import ResumableHandler, refuse_suspending
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -84,6 +85,8 @@ class StateRequestHandler(ResumableHandler):
 
     _hooks: ClassVar[tuple[str, ...]] = ("start", "on_timeout", "on_eof", "on_limit", "on_error", "on_close")
 
+    _begins_in: ClassVar[str] = "start()"
+
     _initial: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -91,6 +94,7 @@ class StateRequestHandler(ResumableHandler):
         super(StateRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # of a class method mypyc has it wrong
         for name in sorted(_meant_as_states(cls)):
             _check_state(cls, name)
+        refuse_discarded(cls, StateRequestHandler)
         declared = cls._declared()
         cls._initial = next(iter(declared), "")
         cls._pinned = {name: each.dispatch for name, each in declared.items() if each.dispatch}
@@ -104,8 +108,8 @@ class StateRequestHandler(ResumableHandler):
 
     def start(self) -> Transition:
         """Run on accept; the default goes to the first state declared."""
-        if not self._initial:
-            raise HandlerError(f"{type(self).__name__} declares no state: put @state(line()) before a method")
+        if (unfit := self._unfit()) is not None:
+            raise HandlerError(unfit)
         return getattr(self, self._initial)
 
     send: ClassVar = ResumableHandler._send
@@ -160,6 +164,12 @@ class StateRequestHandler(ResumableHandler):
     def state_name(self) -> str:
         """The name of the state that the request is in; "start" before its first."""
         return self._state.name
+
+    @classmethod
+    def _unfit(cls) -> str | None:
+        if cls._initial or cls.start is not StateRequestHandler.start:
+            return None
+        return f"{cls.__name__} declares no state: put @state(line()) before a method ({place_of(cls)})"
 
     # -- for the engine -----------------------------------------------------------------------------------------------
 
