@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from reqtable.config import Config
 from reqtable.core.addresses import address_text
+from reqtable.core.errors import HandlerError
+from reqtable.core.places import trim
 from reqtable.engine.system import SYSTEM
 from reqtable.engine.transports import is_peers_doing
 from reqtable.hosting import Hosted
@@ -90,11 +92,16 @@ class BaseServer(Hosted):
         """Called once every pass of the loop; may be overridden."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A request failed: log it. A peer's doing, such as a disconnect, is one line, without a traceback."""
+        """A request failed: log it, with a traceback that begins with the user's code.
+
+        The doing of a peer, such as a disconnect, is one line. So is a broken rule that names the place itself.
+        """
         error = sys.exc_info()[1]
         peer = address_text(client_address)
         if is_peers_doing(error):
             log.info("%s: %s", peer, error)
+        elif error is not None and not trim(error) and isinstance(error, HandlerError):
+            log.error("%s: %s", peer, "; ".join([str(error), *getattr(error, "__notes__", ())]))
         else:
             log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)
 

@@ -174,7 +174,7 @@ def test_asyncio_is_told_why_it_has_no_loop_here(misses_its_loop: Any) -> None:
                 await misses_its_loop()
 
     for end in (Exercise.end, lambda each: each.send(b"x" * 100_000)):
-        with pytest.raises((RuntimeError, AttributeError), match="event loop|create_future") as caught:
+        with pytest.raises((RuntimeError, AttributeError), match=r"event loop|create_future") as caught:
             end(exercise(Foreign))
         [note] = caught.value.__notes__
         assert "there is no asyncio inside" in note

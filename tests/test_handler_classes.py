@@ -24,11 +24,11 @@ from reqtable import (
 from reqtable.testing import exercise
 
 
-def line_of(text: str) -> str:
-    """`file:line` of the one line of this file that has that text at its end."""
-    lines = Path(__file__).read_text().splitlines()
+def line_of(text: str, file: str = __file__) -> str:
+    """`file:line` of the one line of a file that has that text at its end."""
+    lines = Path(file).read_text().splitlines()
     [number] = [number for number, each in enumerate(lines, 1) if each.endswith(text)]
-    return f"{__file__}:{number}"
+    return f"{file}:{number}"
 
 
 # -- fields -----------------------------------------------------------------------------------------------------------

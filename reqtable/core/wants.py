@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, dataclass_tra
 
 from reqtable.core.buffers import MISSING, Missing
 from reqtable.core.errors import LimitExceeded
+from reqtable.core.places import caller
 from reqtable.core.states import Event
 
 if TYPE_CHECKING:
@@ -190,7 +191,17 @@ class Call(_Posted[T_co]):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     on: str | None
+    place: str  # of the user's that asks for it
     awaits: ClassVar[Event] = Event.AWAITS_RESULT
+
+    def take(self, entry: Entry) -> T_co | Missing:
+        try:
+            return _Posted.take(self, entry)
+        except Exception as error:
+            note = f"raised by {self!r}, which {self.place} asked for"
+            if note not in getattr(error, "__notes__", ()):  # one that is raised again and again gathers none
+                error.add_note(note)
+            raise
 
     def __repr__(self) -> str:
         return f"call({getattr(self.fn, '__qualname__', self.fn)!s})"
@@ -343,7 +354,7 @@ def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any)
         raise TypeError(f"call() takes a function and its arguments, not {fn!r}")
     if on is not None and not isinstance(on, str):
         raise TypeError(f"on must be the name of an executor, such as 'process', not {on!r}")
-    return Call(fn, args, kwargs, on)
+    return Call(fn, args, kwargs, on, caller())
 
 
 def hand_off(policy: str) -> Want[None]:

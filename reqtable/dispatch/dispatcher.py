@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
@@ -213,9 +214,26 @@ def _outcome(want: Call[Any], done: Future[Any]) -> Any:
     error = done.exception()
     if error is None:
         return done.result()
+    if "pickle" in str(error):
+        error = _unfit(want) or error
     if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
         error = HandlerError(f"{want!r} raised {error!r}")
     return Failure(error)
+
+
+def _unfit(want: Call[Any]) -> HandlerError | None:
+    """What of a call can't be sent to another process; None where all of it can."""
+    named = {"it": want.fn, **{f"its argument {each!r}": each for each in (*want.args, *want.kwargs.values())}}
+    for name, each in named.items():
+        try:
+            pickle.dumps(each)
+        except Exception as problem:
+            mend = "define it at the top of a module" if each is want.fn else "pass plain data"
+            return HandlerError(
+                f"{want!r} can't be sent to another process: {name} can't be pickled ({problem}): {mend}, or say "
+                "on='thread'"
+            )
+    return None
 
 
 def _pins(handler_class: Any) -> Mapping[str, str]:

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.limits import Limits
 from reqtable.core.listing import handler_name
+from reqtable.core.places import trim
 from reqtable.core.table import Entry, RequestTable
 from reqtable.core.wants import Want
 from reqtable.dispatch.executors import portable
@@ -206,6 +207,7 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
         error = HandlerError(f"a step raised {problem!r}")
     if error is not None:
         error = portable(error)
+        trim(error)
         error.add_note("In the worker:\n" + "".join(traceback.format_exception(error)).rstrip())
     output = [bytes(piece) for piece in entry.output.pieces if isinstance(piece, bytes)]
     if len(output) < len(entry.output.pieces):

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from copy import deepcopy
 from threading import get_ident
-from types import MemberDescriptorType
+from types import FunctionType, MemberDescriptorType
 from typing import Any, BinaryIO, ClassVar, get_origin
 
 from reqtable.core.addresses import address_text
@@ -22,7 +22,7 @@ from reqtable.core.errors import HandlerError, LimitExceeded
 from reqtable.core.places import owner_of, place_of
 from reqtable.core.states import State
 from reqtable.core.table import Entry
-from reqtable.core.wants import ENDED
+from reqtable.core.wants import ENDED, Want
 from reqtable.engine.transports import is_tls
 
 log = logging.getLogger("reqtable")
@@ -61,8 +61,17 @@ def _is_bound_by(cls: type, name: str, annotated_in: type) -> bool:
     return isinstance(value, property) or (owner is not annotated_in and hasattr(value, "__get__"))
 
 
-def refuse_suspending(function: Any) -> None:
-    """Raise HandlerError for a method that the engine calls, and that would only make a coroutine or a generator."""
+def _not_bytes(data: Any) -> str:
+    said = f"send() takes bytes, not {type(data).__name__}"
+    if isinstance(data, Want):
+        return f"send() takes bytes, not {data!r}, which nobody has awaited: write data = await self.read({data!r})"
+    if inspect.iscoroutine(data):
+        return f"{said}: await it"
+    return f"{said}: write send(text.encode())" if isinstance(data, str) else said
+
+
+def check_called(function: Any, given: tuple[str, ...]) -> None:
+    """Raise HandlerError for a method that the engine can't call as a plain function with the arguments `given`."""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise HandlerError(
             f"{function.__qualname__} is async def, and nobody awaits it: make it a plain def; a handler in the style "
@@ -73,6 +82,14 @@ def refuse_suspending(function: Any) -> None:
             f"{function.__qualname__} has a yield, and nobody iterates over it: return in place of it "
             f"({place_of(function)})"
         )
+    if isinstance(function, FunctionType):
+        try:
+            inspect.signature(function).bind(*given)
+        except TypeError as error:
+            raise HandlerError(
+                f"{function.__qualname__} is called with ({', '.join(given)}), and takes something else ({error}): "
+                f"write def {function.__name__}({', '.join(given)}) ({place_of(function)})"
+            ) from None
 
 
 def _needs_copying(cls: type, name: str) -> bool:
@@ -98,7 +115,7 @@ class ResumableHandler:
 
     bound_to_thread: ClassVar[bool] = False
 
-    _hooks: ClassVar[tuple[str, ...]] = ("on_close",)  # what the engine calls, and nobody awaits
+    _hooks: ClassVar[dict[str, tuple[str, ...]]] = {"on_close": ("self",)}  # what the engine calls, and with what
 
     _begins_in: ClassVar[str] = "handle()"  # where its author prepares what a request begins with
 
@@ -112,8 +129,8 @@ class ResumableHandler:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in cls._hooks:
-            refuse_suspending(getattr(cls, name))
+        for name, given in cls._hooks.items():
+            check_called(getattr(cls, name), given)
         cls._fields = declared_fields(cls)
         cls._copied = tuple(name for name in cls._fields if _needs_copying(cls, name))
 
@@ -150,7 +167,7 @@ class ResumableHandler:
         """
         if type(data) is not bytes:
             if not isinstance(data, bytes | bytearray | memoryview):
-                raise TypeError(f"send() takes bytes, not {type(data).__name__}")
+                raise TypeError(_not_bytes(data))
             data = bytes(data)  # it may change before it has left
         entry = self.entry
         table = entry.table

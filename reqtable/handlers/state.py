@@ -13,18 +13,22 @@ The whole request is data: the name of its state, its declared fields, unread in
 from __future__ import annotations
 
 import dis
+import inspect
+import logging
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from reqtable.core.addresses import address_text
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
 from reqtable.core.places import functions_in, owner_of, place_of
 from reqtable.core.table import Entry
 from reqtable.core.wants import NOTHING, Want, check_timeout
 from reqtable.handlers.discarded import refuse_discarded
-from reqtable.handlers.resumable import ResumableHandler, refuse_suspending
+from reqtable.handlers.resumable import ResumableHandler, check_called, log
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,7 +76,7 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
             raise HandlerError(
                 f"@state stands before a {type(function).__name__}: a state is a plain method ({place_of(function)})"
             )
-        refuse_suspending(function)
+        check_called(function, ("self", "item"))
         function.declaration = Declaration(function.__name__, want, timeout, dispatch, function)  # type: ignore[attr-defined]
         return function
 
@@ -83,7 +87,14 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
 class StateRequestHandler(ResumableHandler):
     """A resumable handler whose states are methods. Class annotations declare its fields, which are plain data."""
 
-    _hooks: ClassVar[tuple[str, ...]] = ("start", "on_timeout", "on_eof", "on_limit", "on_error", "on_close")
+    _hooks: ClassVar[dict[str, tuple[str, ...]]] = {
+        "start": ("self",),
+        "on_timeout": ("self",),
+        "on_eof": ("self", "partial"),
+        "on_limit": ("self", "error"),
+        "on_error": ("self", "error"),
+        "on_close": ("self",),
+    }
 
     _begins_in: ClassVar[str] = "start()"
 
@@ -91,9 +102,9 @@ class StateRequestHandler(ResumableHandler):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raises HandlerError for a state whose name every handler uses, or that something else overrides."""
-        super(StateRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # of a class method mypyc has it wrong
         for name in sorted(_meant_as_states(cls)):
             _check_state(cls, name)
+        super(StateRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # of a class method mypyc has it wrong
         refuse_discarded(cls, StateRequestHandler)
         declared = cls._declared()
         cls._initial = next(iter(declared), "")
@@ -202,6 +213,8 @@ class StateRequestHandler(ResumableHandler):
         try:
             transition = current.function(self, item)
         except Exception as error:
+            if type(error) is TypeError:
+                self._explain(error)
             return self._throw(error)
         if type(transition) is MethodType and transition.__self__ is self:  # `_follow`, sooner, in most cases
             function = transition.__func__
@@ -212,28 +225,31 @@ class StateRequestHandler(ResumableHandler):
                 self._state = declaration
                 self.entry.timeout = declaration.timeout
                 return declaration.want
-        return self._follow(transition)
+        return self._follow(transition, self.start if current is _START else current.function)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
         if isinstance(error, TimedOut):
-            return self._follow(self.on_timeout())
+            return self._follow(self.on_timeout(), self.on_timeout)
         if isinstance(error, IncompleteRead):
             if self._ended:
                 return None  # it was told, and waits for input that can't come
             self._ended = True
-            return self._follow(self.on_eof(error.partial))
+            return self._follow(self.on_eof(error.partial), self.on_eof)
         if isinstance(error, LimitExceeded):
-            return self._follow(self.on_limit(error))
+            return self._follow(self.on_limit(error), self.on_limit)
         if isinstance(error, Exception):
-            return self._follow(self.on_error(error))
+            return self._follow(self.on_error(error), self.on_error)
         raise error
 
     def _close(self) -> None:
         self.on_close()
 
-    def _follow(self, transition: Transition) -> Want[Any] | None:
-        """Take a transition; say what it waits for. Raises InvalidTransition for anything that isn't one."""
+    def _follow(self, transition: Transition, by: Callable[..., Any]) -> Want[Any] | None:
+        """Take the transition that `by` returned; say what it waits for. Raises InvalidTransition if it isn't one."""
         if transition is None:
+            if log.isEnabledFor(logging.DEBUG) and getattr(by, "__module__", None) != __name__:
+                peer = address_text(self.entry.peer)
+                log.debug("%s: %s returned None: done (%s)", peer, self._full(by), place_of(by))
             return None
         target = transition
         want = None
@@ -241,20 +257,51 @@ class StateRequestHandler(ResumableHandler):
             target, want = transition
         declaration = getattr(target, "declaration", None)  # a bound method answers for its function
         if type(target) is not MethodType or target.__self__ is not self or type(declaration) is not Declaration:
-            raise InvalidTransition(
-                f"{type(self).__name__}.{self.state_name} returned {transition!r}: return a state of this handler "
-                f"(self.{self._initial or 'name'}), a pair of a state and a want, or None"
-            )
+            raise InvalidTransition(f"{self._full(by)} returned {self._cure(transition, target)} ({place_of(by)})")
         if want is None:
             want = declaration.want
         elif not isinstance(want, Want):
             raise InvalidTransition(
-                f"{type(self).__name__}.{self.state_name} returned {want!r} as what {declaration.name} waits for: "
-                "return a want, such as line() or exactly(n)"
+                f"{self._full(by)} returned {reprlib.repr(want)} as what {declaration.name} waits for: "
+                f"return a want, such as line() or exactly(n) ({place_of(by)})"
             )
         self._state = _declaration_of(target.__func__)
         self.entry.timeout = declaration.timeout
         return want
+
+    def _full(self, method: Any) -> str:
+        return f"{type(self).__name__}.{method.__name__}"
+
+    def _cure(self, transition: Any, target: Any) -> str:
+        """What is wrong with a transition to `target`, and what to return in its place."""
+        own = isinstance(target, MethodType) and target.__self__ is self
+        if own:
+            return f"self.{target.__name__}, which has no @state: put @state(…) before it at {place_of(target)}"
+        if isinstance(target, MethodType | FunctionType) and hasattr(target, "declaration"):
+            return f"{target.__qualname__}, which is not this request's: return self.{target.__name__}"
+        if isinstance(target, Want):
+            state = transition[1] if target is not transition else None
+            name = getattr(state, "__name__", self._initial or "name")
+            return f"{target!r} in the place of a state: return self.{name}, {target!r}"
+        if isinstance(target, str) and target in self._declared():
+            return f"the string {target!r}: return self.{target}"
+        if inspect.iscoroutine(target):
+            target.close()
+            return "a coroutine: a state calls plain functions; what awaits is a reqtable.AsyncRequestHandler"
+        return (
+            f"{reprlib.repr(transition)}: return a state of this handler (self.{self._initial or 'name'}), a pair of a "
+            "state and a want, or None"
+        )
+
+    def _explain(self, error: TypeError) -> None:
+        """Where a state was called in place of returned, say so."""
+        callee, missing, _ = str(error).partition("() missing ")
+        name = callee.rpartition(".")[2]
+        if missing and name in self._declared():
+            error.add_note(
+                f"self.{name}() runs that state at once, and needs its item: return self.{name} to have it run when "
+                "what it waits for has come"
+            )
 
 
 _START = Declaration("start", NOTHING, None, None, StateRequestHandler._first)
