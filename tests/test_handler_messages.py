@@ -174,7 +174,8 @@ WRONG: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
 def test_an_argument_of_a_wrong_type_is_refused_by_name(
     make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(TypeError, match=re.escape(said)):
+    in_words_of_mypyc = COMPILED and make is state
+    with pytest.raises(TypeError, match="None object expected" if in_words_of_mypyc else re.escape(said)):
         make(*args, **kwargs)
 
 

@@ -85,6 +85,8 @@ def test_notes_of_the_design() -> None:
         client.send(b"put 11\none two two")
         assert client.ask(b"count\n") == b"3\n"
         assert client.ask(b"rank\n") == b"rank 9\n"
+        for wrong in (b"put abc\n", b"put -1\n", b"put\n", b"what?\n", b"\n"):
+            assert client.ask(wrong) == b"put N, count, rank or bye?\n"
         assert client.send(b"bye\n").rest() == b""
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial, partialmethod
 from types import FrameType, FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 _PACKAGE = __name__.partition(".")[0]
+_OWN = f"{_PACKAGE}."
 # The packages that run a handler: their frames above the handler's say nothing to its author.
 _RUNNERS = {_PACKAGE, "concurrent", "socketserver", "threading"}
 _WRAPPERS = (FunctionType, MethodType, classmethod, staticmethod, property, partial, partialmethod)
@@ -32,10 +33,21 @@ def owner_of(cls: type, name: str) -> type | None:
     return next((base for base in cls.__mro__ if name in vars(base)), None)
 
 
-def caller() -> str:
-    """`Notes.command (file:line)`: the user's function that has called into this package, and where."""
+class Place(NamedTuple):
+    """A line of the user's: `Notes.command (file:line)`."""
+
+    function: str
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.function} ({self.file}:{self.line})"
+
+
+def caller() -> Place:
+    """Where the user's code has called into this package."""
     frame = _users_frame()
-    return f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})"
+    return Place(frame.f_code.co_qualname, frame.f_code.co_filename, frame.f_lineno)
 
 
 def warn_at_caller(message: str) -> None:
@@ -51,8 +63,8 @@ def warn_at_caller(message: str) -> None:
 
 
 def _users_frame() -> FrameType:
-    frame = sys._getframe(1)
-    while _package_of(frame) == _PACKAGE and frame.f_back is not None:
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__", "").startswith(_OWN) and frame.f_back is not None:
         frame = frame.f_back
     return frame
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, dataclass_tra
 
 from reqtable.core.buffers import MISSING, Missing
 from reqtable.core.errors import LimitExceeded
-from reqtable.core.places import caller
+from reqtable.core.places import Place, caller
 from reqtable.core.states import Event
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class Call(_Posted[T_co]):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     on: str | None
-    place: str  # of the user's that asks for it
+    place: Place  # where the user's code asks for it
     awaits: ClassVar[Event] = Event.AWAITS_RESULT
 
     def take(self, entry: Entry) -> T_co | Missing:
@@ -285,10 +285,12 @@ class Failure:
 
 def check_timeout(timeout: Any) -> None:
     """Raise TypeError or ValueError for a timeout that is no number of seconds above 0."""
-    if not isinstance(timeout, int | float):
-        raise TypeError(f"timeout must be a number of seconds, not {timeout!r}")
-    if not timeout > 0:
-        raise ValueError(f"timeout must be seconds above 0, not {timeout!r}")
+    try:
+        if timeout > 0:
+            return
+    except TypeError:
+        raise TypeError(f"timeout must be a number of seconds, not {timeout!r}") from None
+    raise ValueError(f"timeout must be seconds above 0, not {timeout!r}")
 
 
 def _whole(name: str, value: Any, least: int) -> int:

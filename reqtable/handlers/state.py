@@ -225,7 +225,7 @@ class StateRequestHandler(ResumableHandler):
                 self._state = declaration
                 self.entry.timeout = declaration.timeout
                 return declaration.want
-        return self._follow(transition, self.start if current is _START else current.function)
+        return self._follow(transition, current.function)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
         if isinstance(error, TimedOut):
@@ -247,9 +247,8 @@ class StateRequestHandler(ResumableHandler):
     def _follow(self, transition: Transition, by: Callable[..., Any]) -> Want[Any] | None:
         """Take the transition that `by` returned; say what it waits for. Raises InvalidTransition if it isn't one."""
         if transition is None:
-            if log.isEnabledFor(logging.DEBUG) and getattr(by, "__module__", None) != __name__:
-                peer = address_text(self.entry.peer)
-                log.debug("%s: %s returned None: done (%s)", peer, self._full(by), place_of(by))
+            if log.isEnabledFor(logging.DEBUG):
+                self._log_end(by)
             return None
         target = transition
         want = None
@@ -257,20 +256,34 @@ class StateRequestHandler(ResumableHandler):
             target, want = transition
         declaration = getattr(target, "declaration", None)  # a bound method answers for its function
         if type(target) is not MethodType or target.__self__ is not self or type(declaration) is not Declaration:
-            raise InvalidTransition(f"{self._full(by)} returned {self._cure(transition, target)} ({place_of(by)})")
+            who, place = self._who(by)
+            raise InvalidTransition(f"{who} returned {self._cure(transition, target)} ({place})")
         if want is None:
             want = declaration.want
         elif not isinstance(want, Want):
+            who, place = self._who(by)
             raise InvalidTransition(
-                f"{self._full(by)} returned {reprlib.repr(want)} as what {declaration.name} waits for: "
-                f"return a want, such as line() or exactly(n) ({place_of(by)})"
+                f"{who} returned {reprlib.repr(want)} as what {declaration.name} waits for: "
+                f"return a want, such as line() or exactly(n) ({place})"
             )
         self._state = _declaration_of(target.__func__)
         self.entry.timeout = declaration.timeout
         return want
 
-    def _full(self, method: Any) -> str:
-        return f"{type(self).__name__}.{method.__name__}"
+    def _log_end(self, by: Callable[..., Any]) -> None:
+        """For a `return` that was forgotten; the default of a hook has none."""
+        name = self._name_of(by)
+        default = getattr(StateRequestHandler, name, None)
+        if default is None or getattr(type(self), name) is not default:
+            log.debug("%s: %s returned None: done (%s)", address_text(self.entry.peer), *self._who(by))
+
+    def _name_of(self, by: Callable[..., Any]) -> str:
+        return "start" if by is _START.function else by.__name__
+
+    def _who(self, by: Callable[..., Any]) -> tuple[str, str]:
+        """The name of the method that returned a transition, and where it is defined."""
+        name = self._name_of(by)
+        return f"{type(self).__name__}.{name}", place_of(getattr(type(self), name, by))
 
     def _cure(self, transition: Any, target: Any) -> str:
         """What is wrong with a transition to `target`, and what to return in its place."""
