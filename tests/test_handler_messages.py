@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 import traceback
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from reqtable import (
     state,
     until,
 )
+from reqtable.dispatch.shipping import Parcel, run_step
 from reqtable.testing import exercise
 from tests.conftest import COMPILED, Client, served
 from tests.test_handler_classes import line_of as line_of_file
@@ -349,6 +351,14 @@ def test_the_traceback_of_an_error_begins_with_the_users_code(
     while error is not None:
         assert traceback.extract_tb(error.__traceback__)[0].filename == __file__
         error = error.__context__
+
+
+def test_the_traceback_of_a_shipped_step_begins_with_the_users_code() -> None:
+    parcel = Parcel(("command", {}, False), "_resume", b"\n", None, None, reqtable.Limits())
+    back = pickle.loads(run_step(Raises, pickle.dumps(parcel)))
+    [note] = back.error.__notes__
+    heading, _, first, *_ = note.splitlines()
+    assert (heading, first.strip().split(", line")[0]) == ("In the worker:", f'File "{__file__}"')
 
 
 def test_a_broken_rule_that_names_its_place_is_one_line(caplog: pytest.LogCaptureFixture) -> None:

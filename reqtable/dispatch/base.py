@@ -198,8 +198,8 @@ def is_resumable(handler_class: Any) -> bool:
 def check_servable(handler_class: Any, server: Any = None) -> None:
     """Raise ConfigurationError where no request can be served by that handler class, with the reason.
 
-    As in `socketserver`, what makes a blocking handler may be a function, and is the server's own matter where that
-    has a `finish_request` or a `process_request` of its own.
+    As in `socketserver`, what makes a blocking handler may be any function, which nobody looks into, and is the
+    server's own matter where that has a `finish_request` or a `process_request` of its own.
     """
     own = unwrapped(handler_class)
     generic = get_origin(own)
@@ -215,7 +215,8 @@ def check_servable(handler_class: Any, server: Any = None) -> None:
                 f"{own!r} is no handler class: give a class that is derived from reqtable.StateRequestHandler, "
                 "AsyncRequestHandler or BaseRequestHandler"
             )
-        _check_call(handler_class, ("request", "client_address", "server"), "setup()")
+        if isinstance(own, type):
+            _check_call(handler_class, ("request", "client_address", "server"), "setup()")
 
 
 def _check_call(handler_class: Any, given: tuple[str, ...], begins_in: str) -> None:
@@ -228,7 +229,7 @@ def _check_call(handler_class: Any, given: tuple[str, ...], begins_in: str) -> N
         signature.bind(*given)
     except TypeError as error:
         own = unwrapped(handler_class)
-        place = place_of(vars(owner_of(own, "__init__"))["__init__"] if isinstance(own, type) else own)
+        place = place_of(vars(owner_of(own, "__init__"))["__init__"])
         raise ConfigurationError(
             f"{handler_name(own)} can't be called with ({', '.join(given)}): {error}: a handler has no parameters of "
             f"its own: declare fields in the class, as in words: int = 0, and prepare them in {begins_in} ({place})"
@@ -237,7 +238,7 @@ def _check_call(handler_class: Any, given: tuple[str, ...], begins_in: str) -> N
 
 def _makes_handlers_itself(server: Any) -> bool:
     hooks = [getattr(type(server), name, None) for name in ("finish_request", "process_request")]
-    return any(hook is not None and hook.__module__ not in _DEFAULT_HOOKS for hook in hooks)
+    return any(hook is not None and getattr(hook, "__module__", None) not in _DEFAULT_HOOKS for hook in hooks)
 
 
 def policy_names() -> list[str]:

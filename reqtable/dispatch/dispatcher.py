@@ -149,7 +149,8 @@ class Dispatcher:
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
         """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
         executor = self.executor(want.on or self.config.call_on)
-        if isinstance(executor, Workers):
+        is_sent = isinstance(executor, Workers)  # to another process, perhaps
+        if is_sent:
             future = executor.submit(guarded, want.fn, want.args, want.kwargs)
         else:
             future = executor.submit(want.fn, *want.args, **want.kwargs)
@@ -159,7 +160,7 @@ class Dispatcher:
 
         def post(done: Future[Any]) -> None:
             if not done.cancelled():
-                owner.post_result(entry, number, _outcome(want, done))
+                owner.post_result(entry, number, _outcome(want, done, is_sent))
 
         future.add_done_callback(post)
         return future.cancel
@@ -210,11 +211,11 @@ class Dispatcher:
             policy.abandon()
 
 
-def _outcome(want: Call[Any], done: Future[Any]) -> Any:
+def _outcome(want: Call[Any], done: Future[Any], is_sent: bool) -> Any:
     error = done.exception()
     if error is None:
         return done.result()
-    if "pickle" in str(error):
+    if is_sent and "pickle" in str(error):
         error = _unfit(want) or error
     if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
         error = HandlerError(f"{want!r} raised {error!r}")

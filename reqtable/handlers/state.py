@@ -256,14 +256,14 @@ class StateRequestHandler(ResumableHandler):
             target, want = transition
         declaration = getattr(target, "declaration", None)  # a bound method answers for its function
         if type(target) is not MethodType or target.__self__ is not self or type(declaration) is not Declaration:
-            who, place = self._who(by)
-            raise InvalidTransition(f"{who} returned {self._cure(transition, target)} ({place})")
+            name, place = self._source_of(by)
+            raise InvalidTransition(f"{name} returned {self._cure(transition, target)} ({place})")
         if want is None:
             want = declaration.want
         elif not isinstance(want, Want):
-            who, place = self._who(by)
+            name, place = self._source_of(by)
             raise InvalidTransition(
-                f"{who} returned {reprlib.repr(want)} as what {declaration.name} waits for: "
+                f"{name} returned {reprlib.repr(want)} as what {declaration.name} waits for: "
                 f"return a want, such as line() or exactly(n) ({place})"
             )
         self._state = _declaration_of(target.__func__)
@@ -275,12 +275,12 @@ class StateRequestHandler(ResumableHandler):
         name = self._name_of(by)
         default = getattr(StateRequestHandler, name, None)
         if default is None or getattr(type(self), name) is not default:
-            log.debug("%s: %s returned None: done (%s)", address_text(self.entry.peer), *self._who(by))
+            log.debug("%s: %s returned None: done (%s)", address_text(self.entry.peer), *self._source_of(by))
 
     def _name_of(self, by: Callable[..., Any]) -> str:
         return "start" if by is _START.function else by.__name__
 
-    def _who(self, by: Callable[..., Any]) -> tuple[str, str]:
+    def _source_of(self, by: Callable[..., Any]) -> tuple[str, str]:
         """The name of the method that returned a transition, and where it is defined."""
         name = self._name_of(by)
         return f"{type(self).__name__}.{name}", place_of(getattr(type(self), name, by))
