@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from reqtable.config import Config
 from reqtable.core.addresses import address_text
-from reqtable.core.errors import HandlerError
+from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.places import trim
 from reqtable.engine.system import SYSTEM
 from reqtable.engine.transports import is_peers_doing
@@ -94,14 +94,18 @@ class BaseServer(Hosted):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A request failed: log it, with a traceback that begins with the user's code.
 
-        The doing of a peer, such as a disconnect, is one line. So is a broken rule that names the place itself.
+        The doing of a peer, such as a disconnect, is one line. So is an error whose text names the place: a broken rule
+        of this package, or what a call has raised in code that is not the user's.
         """
         error = sys.exc_info()[1]
         peer = address_text(client_address)
+        is_rule = isinstance(error, HandlerError | ConfigurationError)
+        notes = getattr(error, "__notes__", [])
         if is_peers_doing(error):
             log.info("%s: %s", peer, error)
-        elif error is not None and not trim(error) and isinstance(error, HandlerError):
-            log.error("%s: %s", peer, "; ".join([str(error), *getattr(error, "__notes__", ())]))
+        elif error is not None and not trim(error) and (is_rule or notes):
+            said = str(error) if is_rule else f"{type(error).__name__}: {error}"
+            log.error("%s: %s", peer, "; ".join([said, *notes]))
         else:
             log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)
 

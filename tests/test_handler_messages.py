@@ -268,6 +268,23 @@ def test_what_a_call_raises_says_where_it_was_asked_for(handler: type, asked: st
     assert caught.value.__notes__ == [f"raised by call(int), which {asked} asked for"]
 
 
+@pytest.mark.parametrize(
+    ("handler", "asked"),
+    [
+        (Calling, f"Calling.command ({line_of('# of a call')})"),
+        (CallingAwaiting, f"CallingAwaiting.handle ({line_of('# of an awaited call')})"),
+    ],
+)
+def test_what_a_call_raises_in_code_that_is_not_the_users(handler: type, asked: str, caplog: Any) -> None:
+    """A state has no frame any more: it is one line. A coroutine has: its traceback begins there."""
+    with served(handler) as server, Client(server.server_address) as client:
+        assert client.send(b"x\n").rest() == b""
+    [record] = [each for each in caplog.records if each.name == "reqtable"]
+    assert f"raised by call(int), which {asked} asked for" in caplog.text
+    assert (record.exc_info is None) == (handler is Calling)
+    assert "ValueError" in record.getMessage()
+
+
 def test_an_error_that_is_raised_again_and_again_gathers_no_notes() -> None:
     error = ValueError("always the same")
 
