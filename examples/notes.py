@@ -1,7 +1,7 @@
 """A resumable state machine with data of its own.
 
 `put N`, then N bytes, stores a note; `count` answers how many words the notes of this connection have; `rank` does slow
-work elsewhere.
+work elsewhere; `bye` ends. Anything else is answered with what there is.
 
     reqtable serve examples/notes.py:Notes
     reqtable states examples/notes.py:Notes
@@ -26,12 +26,12 @@ class Notes(StateRequestHandler):
         verb, _, rest = text.strip().partition(b" ")
         if verb == b"put" and rest.isdigit():
             return self.body, exactly(int(rest))  # next state, and what it waits for
-        if verb == b"count":
-            self.send(b"%d\n" % self.words)
-            return self.command  # next state, with the want it declares
         if verb == b"rank":
             return self.ranked, call(slow_rank, self.words)
-        return None  # done: what was sent is flushed, then closed
+        if verb == b"bye":
+            return None  # done: what was sent is flushed, then closed
+        self.send(b"%d\n" % self.words if verb == b"count" else b"put N, count, rank or bye?\n")
+        return self.command  # next state, with the want it declares
 
     @state(timeout=60)  # the transition said what it waits for
     def body(self, note: bytes) -> Transition:

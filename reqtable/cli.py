@@ -167,7 +167,8 @@ class _StatusLine:
 @click.option("--format", "form", type=click.Choice(["table", "mermaid", "json"]), default="table", show_default=True)
 def states_command(handler: Any, form: str) -> None:
     """Print the states of HANDLER: what each waits for, for how long, and what may follow."""
-    if not (isinstance(handler, type) and issubclass(handler, StateRequestHandler)):
+    handler = unwrapped(handler)
+    if not issubclass(handler, StateRequestHandler):
         raise click.UsageError(f"{handler_name(handler)} is not a state machine: derive it from StateRequestHandler")
     states = handler.states()
     if not states:

@@ -15,6 +15,8 @@ from typing import Any, Self
 
 from reqtable.config import Config
 from reqtable.core.addresses import address_text, printable
+from reqtable.core.errors import ConfigurationError, HandlerError
+from reqtable.core.places import trim
 from reqtable.engine.pktinfo import receive, watch_destinations
 from reqtable.engine.stream import INTERNET
 from reqtable.engine.system import SYSTEM
@@ -93,11 +95,20 @@ class BaseServer(Hosted):
         """Called once every pass of the loop; may be overridden."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A request failed: log it. A peer's doing, such as a disconnect, is one line, without a traceback."""
+        """A request failed: log it, with a traceback that begins with the user's code.
+
+        The doing of a peer, such as a disconnect, is one line. So is an error whose text names the place: a broken rule
+        of this package, or what a call has raised in code that is not the user's.
+        """
         error = sys.exc_info()[1]
         peer = address_text(client_address)
+        is_rule = isinstance(error, HandlerError | ConfigurationError)
+        notes = getattr(error, "__notes__", [])
         if is_peers_doing(error):
             log.info("%s: %s", peer, printable(error))
+        elif error is not None and not trim(error) and (is_rule or notes):
+            said = str(error) if is_rule else f"{type(error).__name__}: {error}"
+            log.error("%s: %s", peer, printable("; ".join([said, *notes])))
         else:
             log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)
 

@@ -104,8 +104,8 @@ class Shipped(StateRequestHandler):
         return self.command
 
 
-class WithLock(StateRequestHandler):
-    lock: Any = threading.Lock()
+class WithFunction(StateRequestHandler):
+    key: Any = lambda text: text.lower()
 
     @state(line())
     def command(self, text: bytes) -> Transition:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import linecache
 import logging
-from typing import Any
+import warnings
+from typing import Any, ClassVar
 
 import pytest
 
 import reqtable
 from reqtable import AsyncRequestHandler, chunk, exactly, line, rest, until
+from reqtable.testing import Exercise, exercise
 from tests.conftest import Client, FakeClock, served
 from tests.test_loop import World, small_buffers
 
@@ -161,6 +164,62 @@ def test_awaiting_anything_else_says_what_to_await(caplog: pytest.LogCaptureFixt
     gc.collect()
 
 
+@pytest.mark.parametrize("misses_its_loop", [lambda: asyncio.sleep(1), lambda: asyncio.Event().wait()])
+def test_asyncio_is_told_why_it_has_no_loop_here(misses_its_loop: Any) -> None:
+    class Foreign(AsyncRequestHandler):
+        async def handle(self) -> None:
+            try:
+                await self.read(line())
+            finally:
+                await misses_its_loop()
+
+    for end in (Exercise.end, lambda each: each.send(b"x" * 100_000)):
+        with pytest.raises((RuntimeError, AttributeError), match=r"event loop|create_future") as caught:
+            end(exercise(Foreign))
+        [note] = caught.value.__notes__
+        assert "there is no asyncio inside" in note
+        assert "self.sleep(…)" in note
+
+
+class Hurried(AsyncRequestHandler):
+    waits: ClassVar[bool] = False
+
+    async def handle(self) -> None:
+        for _ in range(3):
+            self.send(b"x" * 60)  # in a hurry
+        if self.waits:
+            await self.send(b"x" * 60)
+            kept = self.send(b"y" * 60)
+            await kept
+        await self.read(line())
+
+
+def test_a_send_that_should_have_been_awaited_is_warned_of_once_for_each_line() -> None:
+    limits = reqtable.Limits(high_water_bytes=100)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        exercise(Hurried, limits=limits).expect(b"x" * 180)
+    [each] = warned
+    assert (each.category, each.filename) == (RuntimeWarning, __file__)
+    assert 'self.send(b"x" * 60)  # in a hurry' in linecache.getline(__file__, each.lineno)
+    assert "write await self.send(…)" in str(each.message)
+
+
+def test_a_send_that_is_awaited_or_small_or_anothers_is_not() -> None:
+    class Waits(Hurried):
+        waits = True
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        exercise(Hurried, limits=reqtable.Limits(high_water_bytes=180)).expect(b"x" * 180)
+        other = exercise(Hurried, limits=reqtable.Limits(high_water_bytes=200)).read_nothing()
+        for _ in range(5):
+            other.handler.send(b"x" * 100)
+        assert not warned
+        exercise(Waits, limits=reqtable.Limits(high_water_bytes=180)).expect(b"x" * 240 + b"y" * 60)
+    assert not warned
+
+
 def test_an_uncaught_error_is_logged_with_its_traceback_and_a_peers_fault_without(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -249,12 +308,3 @@ def test_a_timeout_is_that_of_its_own_read(clock: FakeClock) -> None:
     world.passes()
     assert peer.recv(100) == b"patient"
     world.close()
-
-
-def test_handle_must_be_defined(caplog: pytest.LogCaptureFixture) -> None:
-    class Empty(AsyncRequestHandler):
-        other: Any = None
-
-    with served(Empty) as server, Client(server.server_address) as client:
-        assert client.rest() == b""
-    assert "must define async def handle" in caplog.text

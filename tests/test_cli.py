@@ -71,7 +71,8 @@ def test_a_client_writes_no_lines_of_its_own_into_the_log(form: str, tmp_path: P
     (tmp_path / "failing.py").write_text(FAILING)
     command = (f"{tmp_path}/failing.py:Failing", "--bind", "tcp://127.0.0.1:0", "--log-format", form)
     with reqtable_serve(*command) as (process, [line]):
-        with Client(("127.0.0.1", port_of(line))) as client:
+        said = json.loads(line)["message"] if form == "json" else line
+        with Client(("127.0.0.1", port_of(said))) as client:
             client.send(b"\r\x1b[2J\xff\xc2\x9b\xe2\x80\xae forged\n").rest()
         process.terminate()
         _, log = process.communicate(timeout=WAIT_S)

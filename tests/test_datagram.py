@@ -336,6 +336,10 @@ def test_a_constructor_that_raises_leaves_nothing(clock: FakeClock, caplog: pyte
         def __init__(self, entry: Any) -> None:
             raise ZeroDivisionError
 
+        @state(datagram())
+        def never(self, data: bytes) -> Any:
+            return None
+
     with Stepwise(clock, Broken) as world, peer_of(world.server) as peer:
         peer.send(b"x")
         world.passes()

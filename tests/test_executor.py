@@ -95,7 +95,7 @@ def test_a_worker_that_dies_fails_its_request_and_the_pool_is_rebuilt(caplog: py
             with Client(server.server_address) as client:
                 assert client.send(b"die\n").rest() == b""
             assert other.ask(b"where\n").split()[0] != first
-        assert "HandlerError: the worker that ran Shipped.command failed: BrokenProcessPool" in caplog.text
+        assert ": the worker that ran Shipped.command failed: BrokenProcessPool" in caplog.text
         assert caplog.text.count("it is made anew") == 3
 
 
@@ -249,7 +249,7 @@ def local_class() -> type:
         (Elsewhere, "Elsewhere can't run under policy 'executor', which ships steps as data: only a StateRequestH"),
         (reqtable.StreamRequestHandler, "only a StateRequestHandler is data"),
         (local_class(), "Local can't be shipped to another process, which finds it by its name: define it at the top"),
-        (shipped.WithLock, "WithLock can't run under policy 'executor': its field 'lock' can't be pickled"),
+        (shipped.WithFunction, "WithFunction can't run under policy 'executor': its field 'key' can't be pickled"),
     ],
 )
 def test_a_handler_that_can_not_be_shipped_is_refused(handler: Any, why: str) -> None:

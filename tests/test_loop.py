@@ -750,9 +750,8 @@ def test_a_mistake_closes_its_own_request_only(mistake: bytes, caplog: pytest.Lo
         assert first.exc_info is not None
         assert first.exc_info[0] is KeyError
     else:
-        assert first.exc_info is not None
-        assert first.exc_info[0] is reqtable.InvalidTransition
-        assert "Mistaken.command returned" in str(first.exc_info[1])
+        assert first.exc_info is None
+        assert "Mistaken.command returned" in first.getMessage()
 
 
 def test_input_over_a_limit_closes_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -873,7 +872,7 @@ def test_a_request_that_can_not_be_suspended_ends_alone(
         async def handle(self) -> None:
             await self.read(line())
             if way == "timeout":
-                await self.read(line(), timeout="30")  # type: ignore[arg-type]
+                await self.read(line(), timeout=10**400)
             if way == "sleep":
                 await self.sleep(10**400)
             with (tmp_path / "file").open("rb") as file:

@@ -85,6 +85,8 @@ def test_notes_of_the_design() -> None:
         client.send(b"put 11\none two two")
         assert client.ask(b"count\n") == b"3\n"
         assert client.ask(b"rank\n") == b"rank 9\n"
+        for wrong in (b"put abc\n", b"put -1\n", b"put\n", b"what?\n", b"\n"):
+            assert client.ask(wrong) == b"put N, count, rank or bye?\n"
         assert client.send(b"bye\n").rest() == b""
 
 
@@ -233,15 +235,6 @@ def test_a_state_may_be_called_by_another() -> None:
     with served(Direct) as server, Client(server.server_address) as client:
         assert client.ask(b"up\n") == b"UP\n"
         assert client.ask(b"up\n") == b"up\n"
-
-
-def test_a_handler_without_a_state_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    class Empty(StateRequestHandler):
-        pass
-
-    with served(Empty) as server, Client(server.server_address) as client:
-        assert client.rest() == b""
-    assert "declares no state" in caplog.text
 
 
 @pytest.mark.parametrize(

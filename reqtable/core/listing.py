@@ -45,12 +45,12 @@ class Listing:
         self,
         state: State | str | None = None,
         peer: str | None = None,
-        handler: type | str | None = None,
+        handler: Any = None,
         older_than: float | None = None,
     ) -> None:
         self._state = None if state is None else _state_named(state)
         self._peer = peer
-        self._handler = handler.__name__ if isinstance(handler, type) else handler
+        self._handler = handler if handler is None or isinstance(handler, str) else handler_name(handler)
         self._older_than = older_than
         self._shows_all = all(each is None for each in (state, peer, handler, older_than))
         self._texts: dict[int, tuple[Any, str]] = {}  # what many rows share, written once
@@ -136,7 +136,7 @@ def want_text(want: object) -> str:
 
 
 def handler_name(handler: Any) -> str:
-    """The name of a handler: its class's, whether the handler itself, its class or a `partial` of it is given."""
+    """The name of a handler: its class's, whether the handler itself or what makes one is given."""
     handler = unwrapped(handler)
     return str(getattr(handler, "__name__", None) or type(handler).__name__)
 

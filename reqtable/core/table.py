@@ -364,7 +364,7 @@ class RequestTable:
         *,
         state: State | str | None = None,
         peer: str | None = None,
-        handler: type | str | None = None,
+        handler: Any = None,
         older_than: float | None = None,
     ) -> list[Row]:
         """The rows as plain data, those that match every filter given.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, dataclass_tra
 
 from reqtable.core.buffers import MISSING, Missing
 from reqtable.core.errors import LimitExceeded
+from reqtable.core.places import Place, caller
 from reqtable.core.states import Event
 
 if TYPE_CHECKING:
@@ -201,7 +202,17 @@ class Call(_Posted[T_co]):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     on: str | None
+    place: Place  # where the user's code asks for it
     awaits: ClassVar[Event] = Event.AWAITS_RESULT
+
+    def take(self, entry: Entry) -> T_co | Missing:
+        try:
+            return _Posted.take(self, entry)
+        except Exception as error:
+            note = f"raised by {self!r}, which {self.place} asked for"
+            if note not in getattr(error, "__notes__", ()):  # one that is raised again and again gathers none
+                error.add_note(note)
+            raise
 
     def __repr__(self) -> str:
         return f"call({getattr(self.fn, '__qualname__', self.fn)!s})"
@@ -283,9 +294,21 @@ class Failure:
     error: BaseException
 
 
-def _positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of bytes above 0, not {value!r}")
+def check_timeout(timeout: Any) -> None:
+    """Raise TypeError or ValueError for a timeout that is no number of seconds above 0."""
+    try:
+        if timeout > 0:
+            return
+    except TypeError:
+        raise TypeError(f"timeout must be a number of seconds, not {timeout!r}") from None
+    raise ValueError(f"timeout must be seconds above 0, not {timeout!r}")
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number of bytes, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more bytes, not {value!r}")
     return value
 
 
@@ -350,7 +373,9 @@ def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any)
     """
     if not callable(fn):
         raise TypeError(f"call() takes a function and its arguments, not {fn!r}")
-    return Call(fn, args, kwargs, on)
+    if on is not None and not isinstance(on, str):
+        raise TypeError(f"on must be the name of an executor, such as 'process', not {on!r}")
+    return Call(fn, args, kwargs, on, caller())
 
 
 def hand_off(policy: str) -> Want[None]:
@@ -360,35 +385,37 @@ def hand_off(policy: str) -> Want[None]:
 
 @lru_cache(maxsize=512, typed=True)
 def _line(limit: int) -> Want[bytes]:
-    return Line(_positive("limit", limit))
+    return Line(_whole("limit", limit, 1))
 
 
 @lru_cache(maxsize=512, typed=True)
 def _until(separator: bytes, limit: int) -> Want[bytes]:
-    if not isinstance(separator, bytes) or not separator:
-        raise ValueError(f"separator must be some bytes, not {separator!r}")
-    return Until(separator, _positive("limit", limit))
+    if not isinstance(separator, bytes):
+        raise TypeError(f"separator must be bytes, such as b';', not {separator!r}")
+    if not separator:
+        raise ValueError("separator must be 1 or more bytes, not b''")
+    return Until(separator, _whole("limit", limit, 1))
 
 
 @lru_cache(maxsize=4096, typed=True)
 def _exactly(n: int) -> Want[bytes]:
-    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
-        raise ValueError(f"exactly() takes a number of bytes, 0 or more, not {n!r}")
-    return Exactly(n)
+    return Exactly(_whole("n of exactly(n)", n, 0))
 
 
 @lru_cache(maxsize=512, typed=True)
 def _chunk(limit: int) -> Want[bytes]:
-    return Chunk(_positive("limit", limit))
+    return Chunk(_whole("limit", limit, 1))
 
 
 @lru_cache(maxsize=512, typed=True)
 def _rest(limit: int) -> Want[bytes]:
-    return Rest(_positive("limit", limit))
+    return Rest(_whole("limit", limit, 1))
 
 
 @lru_cache(maxsize=512, typed=True)
 def _sleep(seconds: float) -> Want[None]:
+    if not isinstance(seconds, int | float):
+        raise TypeError(f"sleep() takes a number of seconds, not {seconds!r}")
     if not seconds >= 0:
         raise ValueError(f"sleep() takes seconds, 0 or more, not {seconds!r}")
     return Sleep(seconds)
@@ -396,8 +423,8 @@ def _sleep(seconds: float) -> Want[None]:
 
 @lru_cache(maxsize=64, typed=True)
 def _hand_off(policy: str) -> Want[None]:
-    if not isinstance(policy, str) or not policy:
-        raise ValueError(f"hand_off() takes the name of a policy, not {policy!r}")
+    if not isinstance(policy, str):
+        raise TypeError(f"hand_off() takes the name of a policy, not {policy!r}")
     return HandOff(policy)
 
 

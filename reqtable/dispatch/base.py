@@ -9,15 +9,17 @@ An outside package registers one under the entry point group `reqtable.dispatch`
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_origin
 
 from reqtable.config import ARGUMENT, DEFAULT
 from reqtable.core.errors import ConfigurationError
-from reqtable.core.listing import unwrapped
+from reqtable.core.listing import handler_name, unwrapped
+from reqtable.core.places import owner_of, place_of
 from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import NOTHING, Call, HandOff, Want
 from reqtable.engine.datagram import Session
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
 
 _WILDCARDS = ("", "0.0.0.0", "::")
+# Where those hooks of a server are defined that make a handler by calling its class.
+_DEFAULT_HOOKS = {"socketserver", "reqtable.hosting", "reqtable.servers"}
 
 # Imported when first asked for: a policy's dependencies are its own.
 _BUILT_IN = {
@@ -194,6 +198,52 @@ def is_resumable(handler_class: Any) -> bool:
     """Whether a handler class, or a `functools.partial` of one, is a state or an async handler."""
     handler_class = unwrapped(handler_class)
     return isinstance(handler_class, type) and issubclass(handler_class, ResumableHandler)
+
+
+def check_servable(handler_class: Any, server: Any = None) -> None:
+    """Raise ConfigurationError where no request can be served by that handler class, with the reason.
+
+    As in `socketserver`, what makes a blocking handler may be any function, which nobody looks into, and is the
+    server's own matter where that has a `finish_request` or a `process_request` of its own.
+    """
+    own = unwrapped(handler_class)
+    generic = get_origin(own)
+    if is_resumable(generic):
+        raise ConfigurationError(f"{own!r} is no handler class, but a hint for type checkers: give {generic.__name__}")
+    if is_resumable(own):
+        if (unfit := own._unfit()) is not None:
+            raise ConfigurationError(unfit)
+        _check_call(handler_class, ("entry",), own._begins_in)
+    elif not _makes_handlers_itself(server):
+        if not callable(own):
+            raise ConfigurationError(
+                f"{own!r} is no handler class: give a class that is derived from reqtable.StateRequestHandler, "
+                "AsyncRequestHandler or BaseRequestHandler"
+            )
+        if isinstance(own, type):
+            _check_call(handler_class, ("request", "client_address", "server"), "setup()")
+
+
+def _check_call(handler_class: Any, given: tuple[str, ...], begins_in: str) -> None:
+    """Raise ConfigurationError where a handler can't be made by a call with what it is given."""
+    try:
+        signature = inspect.signature(handler_class)
+    except (TypeError, ValueError):  # of a class written in C, perhaps
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        own = unwrapped(handler_class)
+        place = place_of(vars(owner_of(own, "__init__"))["__init__"])
+        raise ConfigurationError(
+            f"{handler_name(own)} can't be called with ({', '.join(given)}): {error}: a handler has no parameters of "
+            f"its own: declare fields in the class, as in words: int = 0, and prepare them in {begins_in} ({place})"
+        ) from None
+
+
+def _makes_handlers_itself(server: Any) -> bool:
+    hooks = [getattr(type(server), name, None) for name in ("finish_request", "process_request")]
+    return any(hook is not None and getattr(hook, "__module__", None) not in _DEFAULT_HOOKS for hook in hooks)
 
 
 def policy_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
@@ -12,7 +13,7 @@ from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.listing import unwrapped
 from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import Call, Failure
-from reqtable.dispatch.base import Policy, policy_named
+from reqtable.dispatch.base import Policy, check_servable, policy_named
 from reqtable.dispatch.children import keep
 from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.executors import ForkExecutor, Workers, guarded
@@ -49,6 +50,7 @@ class Dispatcher:
 
     def check(self, handler_class: Any) -> None:
         """Raise ConfigurationError where handlers of that class can't run so, with the reason."""
+        check_servable(handler_class, self.server)
         self.chosen.check(handler_class)
         for name, pinned in _pins(handler_class).items():
             place = f"{unwrapped(handler_class).__name__}.{name}: @state(dispatch={pinned!r})"
@@ -147,7 +149,8 @@ class Dispatcher:
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
         """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
         executor = self.executor(want.on or self.config.call_on)
-        if isinstance(executor, Workers):
+        is_sent = isinstance(executor, Workers)  # to another process, perhaps
+        if is_sent:
             future = executor.submit(guarded, want.fn, want.args, want.kwargs)
         else:
             future = executor.submit(want.fn, *want.args, **want.kwargs)
@@ -157,7 +160,7 @@ class Dispatcher:
 
         def post(done: Future[Any]) -> None:
             if not done.cancelled():
-                owner.post_result(entry, number, _outcome(want, done))
+                owner.post_result(entry, number, _outcome(want, done, is_sent))
 
         future.add_done_callback(post)
         return future.cancel
@@ -208,13 +211,30 @@ class Dispatcher:
             policy.abandon()
 
 
-def _outcome(want: Call[Any], done: Future[Any]) -> Any:
+def _outcome(want: Call[Any], done: Future[Any], is_sent: bool) -> Any:
     error = done.exception()
     if error is None:
         return done.result()
+    if is_sent and "pickle" in str(error):
+        error = _unfit(want) or error
     if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
         error = HandlerError(f"{want!r} raised {error!r}")
     return Failure(error)
+
+
+def _unfit(want: Call[Any]) -> HandlerError | None:
+    """What of a call can't be sent to another process; None where all of it can."""
+    named = {"it": want.fn, **{f"its argument {each!r}": each for each in (*want.args, *want.kwargs.values())}}
+    for name, each in named.items():
+        try:
+            pickle.dumps(each)
+        except Exception as problem:
+            mend = "define it at the top of a module" if each is want.fn else "pass plain data"
+            return HandlerError(
+                f"{want!r} can't be sent to another process: {name} can't be pickled ({problem}): {mend}, or say "
+                "on='thread'"
+            )
+    return None
 
 
 def _pins(handler_class: Any) -> Mapping[str, str]:

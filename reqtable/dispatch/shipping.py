@@ -15,13 +15,15 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from reqtable.core.buffers import Inbox
 from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.limits import Limits
+from reqtable.core.listing import handler_name
+from reqtable.core.places import trim
 from reqtable.core.table import Entry, RequestTable
 from reqtable.core.wants import Want
 from reqtable.dispatch.executors import portable
@@ -69,21 +71,25 @@ def check_shippable(handler_class: Any, policy: str, by_import: bool = True) -> 
 
     With `by_import`, another process must be able to find the class; a forked child has it.
     """
+    name = handler_name(handler_class)
+    if isinstance(handler_class, partial):
+        raise ConfigurationError(
+            f"{name} can't run under policy {policy!r} as a functools.partial, whose arguments are not shipped: "
+            "give the class, and declare them as fields with a default"
+        )
     if not (isinstance(handler_class, type) and issubclass(handler_class, StateRequestHandler)):
-        name = getattr(handler_class, "__name__", repr(handler_class))
         raise ConfigurationError(
             f"{name} can't run under policy {policy!r}, which ships steps as data: only a StateRequestHandler is data"
         )
     if by_import:
         reference_to(handler_class)
-    for name in handler_class.field_names():
-        if hasattr(handler_class, name):
+    for field in handler_class.field_names():
+        if hasattr(handler_class, field):
             try:
-                pickle.dumps(getattr(handler_class, name))
+                pickle.dumps(getattr(handler_class, field))
             except Exception as error:
                 raise ConfigurationError(
-                    f"{handler_class.__name__} can't run under policy {policy!r}: its field {name!r} can't be pickled: "
-                    f"{error}"
+                    f"{name} can't run under policy {policy!r}: its field {field!r} can't be pickled: {error}"
                 ) from error
 
 
@@ -207,6 +213,7 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
         error = HandlerError(f"a step raised {problem!r}")
     if error is not None:
         error = portable(error)
+        trim(error)
         error.add_note("In the worker:\n" + "".join(traceback.format_exception(error)).rstrip())
     output = [bytes(piece) for piece in entry.output.pieces if isinstance(piece, bytes)]
     if len(output) < len(entry.output.pieces):

@@ -7,16 +7,27 @@ handler's own that awaits wants.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine
+from threading import get_ident
 from typing import Any, TypeVar
 
 from reqtable.core.compiled import mypyc_attr
-from reqtable.core.errors import IncompleteRead, InvalidTransition
+from reqtable.core.errors import HandlerError, IncompleteRead, InvalidTransition
+from reqtable.core.places import functions_in, place_of
 from reqtable.core.table import Entry
-from reqtable.core.wants import NOTHING, Want, call, flushed, hand_off, sleep
+from reqtable.core.wants import NOTHING, Want, call, check_timeout, hand_off, sleep
+from reqtable.handlers.discarded import Room, refuse_discarded
 from reqtable.handlers.resumable import ResumableHandler
 
 T = TypeVar("T")
+
+_AWAITED = ("read", "sleep", "call", "hand_off")  # what does nothing where nobody awaits it
+_NO_LOOP = ("event loop", "async context", "create_future")  # what asyncio, trio and anyio say where they are not
+_NO_ASYNCIO = (
+    "there is no asyncio inside: an AsyncRequestHandler awaits self.read(…), self.send(…), self.sleep(…) or "
+    "self.call(…), and what uses an event loop of its own runs in self.call(…)"
+)
 
 
 class _Done:
@@ -35,6 +46,17 @@ _DONE = _Done()
 class AsyncRequestHandler(ResumableHandler):
     """A resumable handler written as a coroutine: redefine `handle`."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises HandlerError for a `handle` that is no coroutine, and for a want that nobody awaits."""
+        super(AsyncRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # of a class method mypyc has it wrong
+        functions = list(functions_in(cls.handle))
+        if functions and not any(inspect.iscoroutinefunction(each) for each in functions):
+            raise HandlerError(
+                f"{cls.__name__}.handle is no coroutine: write async def handle(self), without a yield "
+                f"({place_of(cls.handle)})"
+            )
+        refuse_discarded(cls, AsyncRequestHandler, _AWAITED)
+
     def __init__(self, entry: Entry) -> None:
         super().__init__(entry)
         self._coroutine: Coroutine[Want[Any], Any, None] = self.handle()
@@ -42,7 +64,13 @@ class AsyncRequestHandler(ResumableHandler):
 
     async def handle(self) -> None:
         """Serve the request; when it returns, what was sent is flushed, then the connection is closed."""
-        raise NotImplementedError(f"{type(self).__name__} must define async def handle(self)")
+        raise HandlerError(str(self._unfit()))
+
+    @classmethod
+    def _unfit(cls) -> str | None:
+        if cls.handle is not AsyncRequestHandler.handle:
+            return None
+        return f"{cls.__name__} must define async def handle(self) ({place_of(cls)})"
 
     def read(self, want: Want[T], timeout: float | None = None) -> Awaitable[T]:
         """What `want` asks for. `timeout` is in seconds; None: as the server allows.
@@ -50,17 +78,26 @@ class AsyncRequestHandler(ResumableHandler):
         At the peer's end of file `line`, `chunk` and `rest` give what is left, b"" in the end; `exactly` and `until`
         raise IncompleteRead, which carries it. Raises TimeoutError and LimitExceeded.
         """
+        if timeout is not None:
+            check_timeout(timeout)
         self.entry.timeout = timeout
         return want
 
     def send(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
-        """Queue output. Awaiting suspends only while more than the high-water mark waits for the peer to take it."""
+        """Queue output. Awaiting suspends only while more than the high-water mark waits for the peer to take it.
+
+        Without `await` it is sent all the same, but nothing holds up a handler that is faster than its peer: above the
+        mark that is a RuntimeWarning, once for each line, and above `output_bytes_max` LimitExceeded.
+        """
         self._send(data)
         entry = self.entry
         table = entry.table
         step = table.elsewhere.get(entry) if table.elsewhere else None
         held = entry.output.held if step is None else step.output.held
-        return _DONE if held <= table.limits.high_water_bytes else flushed()
+        if held <= table.limits.high_water_bytes:
+            return _DONE
+        is_own = entry is table.running if step is None else step.thread == get_ident()
+        return Room() if is_own else _DONE  # who sends to another request can't wait for that one's peer
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Let `seconds` pass; the others go on."""
@@ -82,6 +119,9 @@ class AsyncRequestHandler(ResumableHandler):
             want = self._waits = self._coroutine.send(item)
         except StopIteration:
             return None
+        except (RuntimeError, AttributeError) as error:
+            _explain(error)
+            raise
         return want if isinstance(want, Want) else self._refuse(want)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
@@ -92,6 +132,9 @@ class AsyncRequestHandler(ResumableHandler):
             want = self._waits = self._coroutine.throw(error)
         except StopIteration:
             return None
+        except (RuntimeError, AttributeError) as raised:
+            _explain(raised)
+            raise
         return want if isinstance(want, Want) else self._refuse(want)
 
     def _close(self) -> None:
@@ -108,8 +151,11 @@ class AsyncRequestHandler(ResumableHandler):
         """Whatever was awaited, the handler is told where it did it."""
         self._waits = NOTHING
         return self._throw(
-            InvalidTransition(
-                f"{type(self).__name__}.handle awaited {awaited!r}, which is not a want: await self.read(…), "
-                "self.send(…), self.sleep(…) or self.call(…); there is no asyncio inside"
-            )
+            InvalidTransition(f"{type(self).__name__}.handle awaited {awaited!r}, which is not a want: {_NO_ASYNCIO}")
         )
+
+
+def _explain(error: Exception) -> None:
+    """Where another library misses its own loop, say why there is none."""
+    if any(words in str(error) for words in _NO_LOOP):
+        error.add_note(_NO_ASYNCIO)

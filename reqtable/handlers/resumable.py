@@ -12,27 +12,38 @@ import os
 from collections.abc import Callable
 from copy import deepcopy
 from threading import get_ident
+from types import FunctionType, MemberDescriptorType
 from typing import Any, BinaryIO, ClassVar, get_origin
 
 from reqtable.core.addresses import address_text
 from reqtable.core.buffers import FileSlice, Output
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.errors import HandlerError, LimitExceeded
+from reqtable.core.places import owner_of, place_of
 from reqtable.core.states import State
 from reqtable.core.table import Entry
-from reqtable.core.wants import ENDED
+from reqtable.core.wants import ENDED, Want
 from reqtable.engine.transports import is_tls
 
 log = logging.getLogger("reqtable")
 
-_IMMUTABLE = (int, float, complex, str, bytes, bool, tuple, frozenset, type(None))
 _OVER = {State.LINGERING, State.CLOSED}
 
 
-def declared_fields(cls: type) -> list[str]:
-    """The names that `cls` itself annotates, but for ClassVars and underscored ones."""
-    hints = inspect.get_annotations(cls)
-    return [name for name, hint in hints.items() if name[0] != "_" and not _is_class_var(hint)]
+def declared_fields(cls: type) -> tuple[str, ...]:
+    """The names of the fields of `cls`: all that it, its bases and its mix-ins annotate.
+
+    The nearest annotation decides, as for an attribute. No field is a ClassVar, an underscored name, or a name that
+    another class of these has given to a method or a property.
+    """
+    nearest: dict[str, tuple[type, Any]] = {}
+    for base in reversed(cls.__mro__):
+        nearest |= {name: (base, hint) for name, hint in inspect.get_annotations(base).items()}
+    return tuple(
+        name
+        for name, (base, hint) in nearest.items()
+        if name[0] != "_" and name != "entry" and not _is_class_var(hint) and not _is_bound_by(cls, name, base)
+    )
 
 
 def _is_class_var(hint: Any) -> bool:
@@ -41,13 +52,76 @@ def _is_class_var(hint: Any) -> bool:
     return hint is ClassVar or get_origin(hint) is ClassVar
 
 
+def _is_bound_by(cls: type, name: str, annotated_in: type) -> bool:
+    """Whether `name` is a property, or another class than the one that annotates it makes it a method."""
+    owner = owner_of(cls, name)
+    if owner is None:
+        return False
+    value = vars(owner)[name]
+    return isinstance(value, property) or (owner is not annotated_in and hasattr(value, "__get__"))
+
+
+def _not_bytes(data: Any) -> str:
+    said = f"send() takes bytes, not {type(data).__name__}"
+    if isinstance(data, Want):
+        return f"send() takes bytes, not {data!r}, which nobody has awaited: write data = await self.read({data!r})"
+    if inspect.iscoroutine(data):
+        return f"{said}: await it"
+    return f"{said}: write send(text.encode())" if isinstance(data, str) else said
+
+
+def check_called(function: Any, given: tuple[str, ...]) -> None:
+    """Raise HandlerError for a method that the engine can't call as a plain function with the arguments `given`."""
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise HandlerError(
+            f"{function.__qualname__} is async def, and nobody awaits it: make it a plain def; a handler in the style "
+            f"of coroutines is a reqtable.AsyncRequestHandler ({place_of(function)})"
+        )
+    if inspect.isgeneratorfunction(function):
+        raise HandlerError(
+            f"{function.__qualname__} has a yield, and nobody iterates over it: return in place of it "
+            f"({place_of(function)})"
+        )
+    if isinstance(function, FunctionType):
+        try:
+            inspect.signature(function).bind(*given)
+        except TypeError as error:
+            raise HandlerError(
+                f"{function.__qualname__} is called with ({', '.join(given)}), and takes something else ({error}): "
+                f"write def {function.__name__}({', '.join(given)}) ({place_of(function)})"
+            ) from None
+
+
+def _needs_copying(cls: type, name: str) -> bool:
+    """Whether requests would share the default of that field, or find it bound to them."""
+    owner = owner_of(cls, name)
+    if owner is None:
+        return False
+    default = vars(owner)[name]
+    if isinstance(default, MemberDescriptorType):  # a slot: there is no default
+        return False
+    try:
+        return deepcopy(default) is not default or hasattr(default, "__get__")
+    except Exception as error:
+        raise HandlerError(
+            f"{cls.__name__}.{name} ({place_of(cls)}): each request has its own copy of a default, and {default!r} "
+            f"can't be copied ({error}): annotate it as ClassVar to share it, or set it when the request begins"
+        ) from None
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class ResumableHandler:
     """The base of `StateRequestHandler` and `AsyncRequestHandler`; `entry` is the request's row in the table."""
 
     bound_to_thread: ClassVar[bool] = False
 
-    _copied: ClassVar[dict[str, Any]] = {}  # declared fields whose default is mutable: each request gets its own
+    _hooks: ClassVar[dict[str, tuple[str, ...]]] = {"on_close": ("self",)}  # what the engine calls, and with what
+
+    _begins_in: ClassVar[str] = "handle()"  # where its author prepares what a request begins with
+
+    _fields: ClassVar[tuple[str, ...]] = ()
+
+    _copied: ClassVar[tuple[str, ...]] = ()  # fields whose default is mutable: each request gets its own
 
     _pinned: ClassVar[dict[str, str]] = {}  # where the steps of a state run that says so itself
 
@@ -55,13 +129,20 @@ class ResumableHandler:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        defaults = {name: vars(cls)[name] for name in declared_fields(cls) if name in vars(cls)}
-        cls._copied = cls._copied | {k: v for k, v in defaults.items() if not isinstance(v, _IMMUTABLE)}
+        for name, given in cls._hooks.items():
+            check_called(getattr(cls, name), given)
+        cls._fields = declared_fields(cls)
+        cls._copied = tuple(name for name in cls._fields if _needs_copying(cls, name))
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
-        for name, value in self._copied.items():
-            setattr(self, name, deepcopy(value))
+        for name in self._copied:
+            setattr(self, name, deepcopy(getattr(type(self), name)))
+
+    @classmethod
+    def _unfit(cls) -> str | None:
+        """Why no request can be served by this class; None where it can."""
+        return None
 
     @property
     def client_address(self) -> Any:
@@ -86,7 +167,7 @@ class ResumableHandler:
         """
         if type(data) is not bytes:
             if not isinstance(data, bytes | bytearray | memoryview):
-                raise TypeError(f"send() takes bytes, not {type(data).__name__}")
+                raise TypeError(_not_bytes(data))
             data = bytes(data)  # it may change before it has left
         entry = self.entry
         table = entry.table

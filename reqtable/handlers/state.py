@@ -13,16 +13,22 @@ The whole request is data: the name of its state, its declared fields, unread in
 from __future__ import annotations
 
 import dis
-from collections.abc import Callable, Iterator
+import inspect
+import logging
+import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from reqtable.core.addresses import address_text
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
+from reqtable.core.places import functions_in, owner_of, place_of
 from reqtable.core.table import Entry
-from reqtable.core.wants import NOTHING, Want
-from reqtable.handlers.resumable import ResumableHandler, declared_fields
+from reqtable.core.wants import NOTHING, Want, check_timeout
+from reqtable.handlers.discarded import refuse_discarded
+from reqtable.handlers.resumable import ResumableHandler, check_called, log
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,14 +61,22 @@ class StateInfo(NamedTuple):
 def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: str | None = None) -> Callable[[F], F]:
     """Declare a method to be a state that waits for `want`, at most `timeout` seconds (None: as the server allows).
 
-    `dispatch` pins the policy under which it runs. Raises TypeError for a want that isn't one.
+    `dispatch` pins the policy under which it runs. Raises TypeError or ValueError for an argument that isn't one, and
+    HandlerError where it is put before anything but a plain method.
     """
     if not isinstance(want, Want):
         raise TypeError(f"@state takes a want, as in @state(line()), not {want!r}")
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout must be seconds above 0, not {timeout!r}")
+    if timeout is not None:
+        check_timeout(timeout)
+    if dispatch is not None and not isinstance(dispatch, str):
+        raise TypeError(f"dispatch must be the name of a policy, such as 'pool', not {dispatch!r}")
 
     def declare(function: F) -> F:
+        if not isinstance(function, FunctionType):
+            raise HandlerError(
+                f"@state stands before a {type(function).__name__}: a state is a plain method ({place_of(function)})"
+            )
+        check_called(function, ("self", "item"))
         function.declaration = Declaration(function.__name__, want, timeout, dispatch, function)  # type: ignore[attr-defined]
         return function
 
@@ -73,19 +87,28 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
 class StateRequestHandler(ResumableHandler):
     """A resumable handler whose states are methods. Class annotations declare its fields, which are plain data."""
 
+    _hooks: ClassVar[dict[str, tuple[str, ...]]] = {
+        "start": ("self",),
+        "on_timeout": ("self",),
+        "on_eof": ("self", "partial"),
+        "on_limit": ("self", "error"),
+        "on_error": ("self", "error"),
+        "on_close": ("self",),
+    }
+
+    _begins_in: ClassVar[str] = "start()"
+
     _initial: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Raises HandlerError for a state that has the name of something which every handler has."""
+        """Raises HandlerError for a state whose name every handler uses, or that something else overrides."""
+        for name in sorted(_meant_as_states(cls)):
+            _check_state(cls, name)
         super(StateRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # of a class method mypyc has it wrong
-        names = [name for name, _ in cls._declared()]
-        for name in names:
-            if hasattr(StateRequestHandler, name):
-                raise HandlerError(
-                    f"{cls.__name__}.{name}: StateRequestHandler has a {name} of its own: rename the state"
-                )
-        cls._initial = names[0] if names else ""
-        cls._pinned = {name: each.dispatch for name, each in cls._declared() if each.dispatch}
+        refuse_discarded(cls, StateRequestHandler)
+        declared = cls._declared()
+        cls._initial = next(iter(declared), "")
+        cls._pinned = {name: each.dispatch for name, each in declared.items() if each.dispatch}
 
     def __init__(self, entry: Entry) -> None:
         super().__init__(entry)
@@ -96,8 +119,8 @@ class StateRequestHandler(ResumableHandler):
 
     def start(self) -> Transition:
         """Run on accept; the default goes to the first state declared."""
-        if not self._initial:
-            raise HandlerError(f"{type(self).__name__} declares no state: put @state(line()) before a method")
+        if (unfit := self._unfit()) is not None:
+            raise HandlerError(unfit)
         return getattr(self, self._initial)
 
     send: ClassVar = ResumableHandler._send
@@ -125,25 +148,24 @@ class StateRequestHandler(ResumableHandler):
     @classmethod
     def states(cls) -> list[StateInfo]:
         """The machine as a table, in the order of declaration. Successors are read from the methods' code."""
-        names = {name for name, _ in cls._declared()}
+        declared = cls._declared()
         return [
             StateInfo(
                 name,
                 repr(declaration.want),
                 declaration.timeout,
                 declaration.dispatch,
-                _successors(cls, name, names),
+                _successors(cls, name, set(declared)),
                 name == cls._initial,
                 (getattr(cls, name).__doc__ or "").partition("\n")[0].strip(),
             )
-            for name, declaration in cls._declared()
+            for name, declaration in declared.items()
         ]
 
     @classmethod
     def field_names(cls) -> list[str]:
-        """The declared fields: every annotation that is neither a ClassVar nor underscored."""
-        bases = [base for base in reversed(cls.__mro__) if issubclass(base, StateRequestHandler)]
-        return list(dict.fromkeys(name for base in bases for name in declared_fields(base)))
+        """The declared fields: every annotation that is neither a ClassVar nor underscored, mix-ins' included."""
+        return list(cls._fields)
 
     def fields(self) -> dict[str, Any]:
         """The values of the declared fields that have one."""
@@ -153,6 +175,12 @@ class StateRequestHandler(ResumableHandler):
     def state_name(self) -> str:
         """The name of the state that the request is in; "start" before its first."""
         return self._state.name
+
+    @classmethod
+    def _unfit(cls) -> str | None:
+        if cls._initial or cls.start is not StateRequestHandler.start:
+            return None
+        return f"{cls.__name__} declares no state: put @state(line()) before a method ({place_of(cls)})"
 
     # -- for the engine -----------------------------------------------------------------------------------------------
 
@@ -172,15 +200,10 @@ class StateRequestHandler(ResumableHandler):
         self.entry.timeout = self._state.timeout  # as long as it stays in that state
 
     @classmethod
-    def _declared(cls) -> Iterator[tuple[str, Declaration]]:
-        seen = set()
-        for base in reversed(cls.__mro__):
-            for name, value in vars(base).items():
-                if isinstance(value, FunctionType) and hasattr(value, "declaration") and name not in seen:
-                    seen.add(name)
-                    current = getattr(cls, name)
-                    if hasattr(current, "declaration"):
-                        yield name, current.declaration
+    def _declared(cls) -> dict[str, Declaration]:
+        """The states, in the order of their first declaration, those of the bases first."""
+        names = [name for base in reversed(cls.__mro__) for name, value in vars(base).items() if _is_state(value)]
+        return {name: getattr(cls, name).declaration for name in names}
 
     def _first(self, item: None) -> Transition:
         return self.start()
@@ -190,6 +213,8 @@ class StateRequestHandler(ResumableHandler):
         try:
             transition = current.function(self, item)
         except Exception as error:
+            if type(error) is TypeError:
+                self._explain(error)
             return self._throw(error)
         if type(transition) is MethodType and transition.__self__ is self:  # `_follow`, sooner, in most cases
             function = transition.__func__
@@ -200,28 +225,30 @@ class StateRequestHandler(ResumableHandler):
                 self._state = declaration
                 self.entry.timeout = declaration.timeout
                 return declaration.want
-        return self._follow(transition)
+        return self._follow(transition, current.function)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
         if isinstance(error, TimedOut):
-            return self._follow(self.on_timeout())
+            return self._follow(self.on_timeout(), self.on_timeout)
         if isinstance(error, IncompleteRead):
             if self._ended:
                 return None  # it was told, and waits for input that can't come
             self._ended = True
-            return self._follow(self.on_eof(error.partial))
+            return self._follow(self.on_eof(error.partial), self.on_eof)
         if isinstance(error, LimitExceeded):
-            return self._follow(self.on_limit(error))
+            return self._follow(self.on_limit(error), self.on_limit)
         if isinstance(error, Exception):
-            return self._follow(self.on_error(error))
+            return self._follow(self.on_error(error), self.on_error)
         raise error
 
     def _close(self) -> None:
         self.on_close()
 
-    def _follow(self, transition: Transition) -> Want[Any] | None:
-        """Take a transition; say what it waits for. Raises InvalidTransition for anything that isn't one."""
+    def _follow(self, transition: Transition, by: Callable[..., Any]) -> Want[Any] | None:
+        """Take the transition that `by` returned; say what it waits for. Raises InvalidTransition if it isn't one."""
         if transition is None:
+            if log.isEnabledFor(logging.DEBUG):
+                self._log_end(by)
             return None
         target = transition
         want = None
@@ -229,20 +256,65 @@ class StateRequestHandler(ResumableHandler):
             target, want = transition
         declaration = getattr(target, "declaration", None)  # a bound method answers for its function
         if type(target) is not MethodType or target.__self__ is not self or type(declaration) is not Declaration:
-            raise InvalidTransition(
-                f"{type(self).__name__}.{self.state_name} returned {transition!r}: return a state of this handler "
-                f"(self.{self._initial or 'name'}), a pair of a state and a want, or None"
-            )
+            name, place = self._source_of(by)
+            raise InvalidTransition(f"{name} returned {self._cure(transition, target)} ({place})")
         if want is None:
             want = declaration.want
         elif not isinstance(want, Want):
+            name, place = self._source_of(by)
             raise InvalidTransition(
-                f"{type(self).__name__}.{self.state_name} returned {want!r} as what {declaration.name} waits for: "
-                "return a want, such as line() or exactly(n)"
+                f"{name} returned {reprlib.repr(want)} as what {declaration.name} waits for: "
+                f"return a want, such as line() or exactly(n) ({place})"
             )
         self._state = _declaration_of(target.__func__)
         self.entry.timeout = declaration.timeout
         return want
+
+    def _log_end(self, by: Callable[..., Any]) -> None:
+        """For a `return` that was forgotten; the default of a hook has none."""
+        name = self._name_of(by)
+        default = getattr(StateRequestHandler, name, None)
+        if default is None or getattr(type(self), name) is not default:
+            log.debug("%s: %s returned None: done (%s)", address_text(self.entry.peer), *self._source_of(by))
+
+    def _name_of(self, by: Callable[..., Any]) -> str:
+        return "start" if by is _START.function else by.__name__
+
+    def _source_of(self, by: Callable[..., Any]) -> tuple[str, str]:
+        """The name of the method that returned a transition, and where it is defined."""
+        name = self._name_of(by)
+        return f"{type(self).__name__}.{name}", place_of(getattr(type(self), name, by))
+
+    def _cure(self, transition: Any, target: Any) -> str:
+        """What is wrong with a transition to `target`, and what to return in its place."""
+        own = isinstance(target, MethodType) and target.__self__ is self
+        if own:
+            return f"self.{target.__name__}, which has no @state: put @state(…) before it at {place_of(target)}"
+        if isinstance(target, MethodType | FunctionType) and hasattr(target, "declaration"):
+            return f"{target.__qualname__}, which is not this request's: return self.{target.__name__}"
+        if isinstance(target, Want):
+            state = transition[1] if target is not transition else None
+            name = getattr(state, "__name__", self._initial or "name")
+            return f"{target!r} in the place of a state: return self.{name}, {target!r}"
+        if isinstance(target, str) and target in self._declared():
+            return f"the string {target!r}: return self.{target}"
+        if inspect.iscoroutine(target):
+            target.close()
+            return "a coroutine: a state calls plain functions; what awaits is a reqtable.AsyncRequestHandler"
+        return (
+            f"{reprlib.repr(transition)}: return a state of this handler (self.{self._initial or 'name'}), a pair of a "
+            "state and a want, or None"
+        )
+
+    def _explain(self, error: TypeError) -> None:
+        """Where a state was called in place of returned, say so."""
+        callee, missing, _ = str(error).partition("() missing ")
+        name = callee.rpartition(".")[2]
+        if missing and name in self._declared():
+            error.add_note(
+                f"self.{name}() runs that state at once, and needs its item: return self.{name} to have it run when "
+                "what it waits for has come"
+            )
 
 
 _START = Declaration("start", NOTHING, None, None, StateRequestHandler._first)
@@ -252,6 +324,50 @@ def _declaration_of(function: Any) -> Declaration:
     """Of a state. Another decorator's function has the attributes of the one that it wraps, and is what is called."""
     declaration: Declaration = function.declaration
     return declaration if declaration.function is function else replace(declaration, function=function)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, FunctionType) and hasattr(value, "declaration")
+
+
+def _meant_as_states(cls: type) -> set[str]:
+    """The names that `@state` stands before somewhere in `cls` or its bases, whatever has become of these methods."""
+    return {
+        name
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        for function in functions_in(value)
+        if hasattr(function, "declaration") and (function is value or function.declaration.name == name)
+    }
+
+
+def _check_state(cls: type, name: str) -> None:
+    """Raise HandlerError where what `cls` has under the name of a state is none, or is what every handler has."""
+    if hasattr(StateRequestHandler, name):
+        raise HandlerError(
+            f"{cls.__name__}.{name}: StateRequestHandler has a {name} of its own: rename the state "
+            f"({place_of(getattr(cls, name))})"
+        )
+    owner = owner_of(cls, name)
+    assert owner is not None
+    value = vars(owner)[name]
+    if _is_state(value):
+        return
+    full_name = f"{owner.__name__}.{name}"
+    overridden = next((base for base in cls.__mro__ if _is_state(vars(base).get(name))), None)
+    if overridden is None:
+        raise HandlerError(
+            f"{full_name} has lost its @state to another decorator: put @state(…) above the others, or use "
+            f"functools.wraps in that one, and make it a function ({place_of(value)})"
+        )
+    want = vars(overridden)[name].declaration.want
+    if isinstance(value, FunctionType):
+        mend, place = f"put @state({want!r}) before it", place_of(value)
+    else:
+        mend, place = "override it by a method that has @state, or rename the one that is none", place_of(owner)
+    raise HandlerError(
+        f"{full_name} is no state, but overrides the state {overridden.__name__}.{name}: {mend} ({place})"
+    )
 
 
 def _successors(cls: type, name: str, names: set[str]) -> tuple[str | None, ...]:

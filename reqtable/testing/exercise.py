@@ -17,7 +17,7 @@ from reqtable.core.limits import Limits
 from reqtable.core.states import READ, Event, State
 from reqtable.core.table import Entry
 from reqtable.core.wants import Failure, Want
-from reqtable.dispatch import is_resumable
+from reqtable.dispatch import check_servable, is_resumable
 from reqtable.engine.loop import Loop
 from reqtable.engine.system import System
 from reqtable.engine.wakeup import Wakeup
@@ -40,13 +40,15 @@ def exercise(
     """Begin a request of a state or async handler, and be its peer; with a `dialogue`, as `Exercise.play` does.
 
     With `datagrams`, each `send` is one datagram, and each `expect` takes one. `server` is what the handler finds as
-    `self.server`. Raises TypeError for a blocking handler, which needs a socket.
+    `self.server`. Raises TypeError for a blocking handler, which needs a socket, and
+    ConfigurationError for a class that no server would take.
     """
     if not is_resumable(handler_class):
         raise TypeError(
             f"exercise() takes a StateRequestHandler or an AsyncRequestHandler, not {handler_class!r}: a blocking "
             "handler needs a socket, such as one end of socket.socketpair()"
         )
+    check_servable(handler_class)
     begun = Exercise(handler_class, datagrams, peer, limits, server)
     return begun if dialogue is None else begun.play(dialogue)
 

@@ -42,8 +42,10 @@ class AsyncNotes(AsyncRequestHandler):
                     await self.send(b"%d\n" % words)
                 elif verb == b"rank":
                     await self.send(b"rank %d\n" % await self.call(slow_rank, words))
-                else:
+                elif verb == b"bye":
                     return
+                else:
+                    await self.send(b"put N, count, rank or bye?\n")
         except (IncompleteRead, TimeoutError):
             return
 
@@ -63,8 +65,10 @@ class BlockingNotes(StreamRequestHandler):
                 self.wfile.write(b"%d\n" % words)
             elif verb == b"rank":
                 self.wfile.write(b"rank %d\n" % slow_rank(words))
-            else:
+            elif verb == b"bye":
                 return
+            else:
+                self.wfile.write(b"put N, count, rank or bye?\n")
 
 
 class AsyncRedis(AsyncRequestHandler):

@@ -1,0 +1,121 @@
+"""Where the user's code stands: `file:line` for messages, and tracebacks that begin with the user's own lines."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial, partialmethod
+from types import FrameType, FunctionType, MethodType
+from typing import Any, NamedTuple
+
+_PACKAGE = __name__.partition(".")[0]
+_OWN = f"{_PACKAGE}."
+# The packages that run a handler: their frames above the handler's say nothing to its author.
+_RUNNERS = {_PACKAGE, "concurrent", "socketserver", "threading"}
+_WRAPPERS = (FunctionType, MethodType, classmethod, staticmethod, property, partial, partialmethod)
+
+
+def place_of(thing: Any) -> str:
+    """`file:line` where a function or a class is defined, or its module where no source can be found."""
+    for function in functions_in(inspect.unwrap(thing)):
+        return f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
+    try:
+        return f"{inspect.getsourcefile(thing)}:{inspect.getsourcelines(thing)[1]}"
+    except (OSError, TypeError):  # it was not read from a file, or is no class
+        return f"module {getattr(thing, '__module__', None) or type(thing).__module__}"
+
+
+def owner_of(cls: type, name: str) -> type | None:
+    """The class of the MRO of `cls` that has the attribute `name`; None where there is none."""
+    return next((base for base in cls.__mro__ if name in vars(base)), None)
+
+
+class Place(NamedTuple):
+    """A line of the user's: `Notes.command (file:line)`."""
+
+    function: str
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.function} ({self.file}:{self.line})"
+
+
+def caller() -> Place:
+    """Where the user's code has called into this package."""
+    frame = _users_frame()
+    return Place(frame.f_code.co_qualname, frame.f_code.co_filename, frame.f_lineno)
+
+
+def warn_at_caller(message: str) -> None:
+    """A RuntimeWarning of the user's line that has called into this package: by default shown once for each line."""
+    frame = _users_frame()
+    warnings.warn_explicit(
+        message,
+        RuntimeWarning,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _users_frame() -> FrameType:
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__", "").startswith(_OWN) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
+def trim(error: BaseException) -> bool:
+    """Let the traceback of `error`, and of the errors that led to it, begin with the user's frames.
+
+    Returns whether there are any. A traceback without one stays whole.
+    """
+    found = False
+    waiting: list[BaseException | None] = [error]
+    seen = set()
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        waiting += [each.__cause__, each.__context__]
+        trace = each.__traceback__
+        while trace is not None and _package_of(trace.tb_frame) in _RUNNERS:
+            trace = trace.tb_next
+        if trace is not None:
+            each.__traceback__ = trace
+            found = True
+    return found
+
+
+def functions_in(thing: Any) -> Iterator[FunctionType]:
+    """The functions in what decorators have made of one: `thing`, and what it wraps, binds or closes over."""
+    waiting = [thing]
+    if not isinstance(thing, (*_WRAPPERS, type)):
+        waiting += getattr(thing, "__dict__", {}).values()  # of a decorator that is a class
+    seen = set()
+    while waiting:
+        each = waiting.pop(0)
+        if not isinstance(each, _WRAPPERS) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, FunctionType):
+            yield each
+            waiting += _closed_over(each)
+        else:
+            waiting += [getattr(each, name, None) for name in ("__func__", "fget", "func")]
+
+
+def _package_of(frame: FrameType) -> str:
+    name: str = frame.f_globals.get("__name__") or ""
+    return name.partition(".")[0]
+
+
+def _closed_over(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is still empty
+            yield cell.cell_contents
