@@ -77,7 +77,7 @@ class Hosted:
         super().__init_subclass__(**kwargs)
         owner = next(each for each in cls.__mro__ if "_handle_request_noblock" in vars(each))
         if not issubclass(owner, Hosted):  # a whole server: it would be served by that one's loop, silently
-            mixed = next(each for each in cls.__mro__ if issubclass(each, Hosted) and each is not cls)
+            mixed = next(each for each in cls.__bases__ if hasattr(each, "dispatch") and not issubclass(each, owner))
             raise TypeError(
                 f"{cls.__name__}: {mixed.__name__} comes after {owner.__name__}, whose loop it is to replace: put it "
                 f"first, as in class {cls.__name__}({mixed.__name__}, …)"

@@ -800,7 +800,84 @@ def test_a_closed_server_serves_again_with_another_socket(lib: ModuleType, optio
         server.server_close()
 
 
-@pytest.mark.parametrize("mixin", [reqtable.TableMixIn, reqtable.ThreadingMixIn, reqtable.ForkingMixIn])
+MIX_INS = [reqtable.TableMixIn, reqtable.ThreadingMixIn, reqtable.ForkingMixIn]
+
+
+def public(thing: type) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", ["ThreadingMixIn", "ForkingMixIn"])
+def test_a_mix_in_brings_what_socketservers_brings(name: str) -> None:
+    ours, theirs = getattr(reqtable, name), getattr(socketserver, name)
+    assert public(ours) == public(theirs) | {"dispatch"}
+    stub = type("Stub", (ours,), {})()
+    assert hasattr(stub, "_threads") == hasattr(theirs(), "_threads")
+    if name == "ForkingMixIn":
+        assert stub.collect_children(blocking=True) is theirs().collect_children(blocking=True) is None
+
+
+@pytest.mark.parametrize("mixin", MIX_INS)
+def test_what_is_derived_from_a_mix_in_alone_is_no_server(mixin: type) -> None:
+    class Stub(mixin):  # type: ignore[misc]
+        def __init__(self, **attributes: Any) -> None:
+            vars(self).update(attributes)
+
+    stub = type("Deeper", (Stub,), {})(makefile=7)
+    assert stub.makefile == 7
+    assert not [name for name in ("shutdown", "table", "serve_forever", "fileno", "stats") if hasattr(stub, name)]
+
+
+@pytest.mark.parametrize("mixin", MIX_INS)
+@pytest.mark.parametrize("base", [HTTPServer, socketserver.ThreadingTCPServer, socketserver.ForkingTCPServer])
+@pytest.mark.parametrize("how", ["at once", "step by step", "over theirs", "with a hook of its own"])
+def test_a_mix_in_brings_the_loop_to_any_server_behind_it(mixin: type, base: type, how: str) -> None:
+    taken: list[Any] = []
+
+    class Hook:
+        def process_request(self, request: Any, client_address: Any) -> None:
+            taken.append(client_address)
+            super().process_request(request, client_address)  # type: ignore[misc]
+
+    bases: tuple[type, ...] = (mixin, base)
+    if how == "step by step":
+        bases = (type("Own", (mixin,), {}), base)
+    elif how == "over theirs":
+        theirs = socketserver.ForkingMixIn if base is socketserver.ForkingTCPServer else socketserver.ThreadingMixIn
+        bases = (type("Own", (mixin, theirs), {}), base)
+    elif how == "with a hook of its own":
+        bases = (type("Own", (Hook, mixin), {}), base)
+    made = type("Server", bases, {"dispatch": "greenlet"})
+    with serving(type("Derived", (made,), {})(ANY, OneLine)) as server:
+        assert isinstance(server, (mixin, base))
+        with Client(server.server_address) as silent, Client(server.server_address) as client:
+            assert client.ask(b"hello\n") == b"HELLO\n"
+            wait_until(server, lambda: len(server.table) == 1)
+            assert next(iter(server.table)).policy.name == "greenlet"
+            assert len(taken) == (2 if how == "with a hook of its own" else 0)
+            silent.end()
+
+
+@pytest.mark.parametrize("mixin", [reqtable.ThreadingMixIn, reqtable.ForkingMixIn])
+@pytest.mark.parametrize("base", [HTTPServer, reqtable.TCPServer])
+def test_a_hook_may_be_called_by_the_name_of_the_mix_in(mixin: Any, base: Any) -> None:
+    calls: list[str] = []
+
+    class Server(mixin, base):  # type: ignore[misc]
+        def process_request(self, request: Any, client_address: Any) -> None:
+            calls.append("process_request")
+            mixin.process_request(self, request, client_address)
+
+        def server_close(self) -> None:
+            calls.append("server_close")
+            mixin.server_close(self)
+
+    with serving(Server(ANY, OneLine)) as server, Client(server.server_address) as client:
+        assert client.ask(b"hello\n") == b"HELLO\n"
+    assert calls == ["process_request", "server_close"]
+
+
+@pytest.mark.parametrize("mixin", MIX_INS)
 def test_a_mix_in_that_comes_too_late_is_refused(mixin: type) -> None:
     says = f"Late: {mixin.__name__} comes after BaseServer, whose loop it is to replace: put it first"
     with pytest.raises(TypeError, match=says):
