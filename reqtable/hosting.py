@@ -9,9 +9,7 @@ followed by `close_request`, once its connection has ended. What differs is the 
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -26,6 +24,7 @@ from reqtable.dispatch import check_policy, is_resumable
 from reqtable.dispatch.blocking import runs_concurrently
 from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.dispatcher import Dispatcher
+from reqtable.dispatch.greenlet import defer_handshakes
 from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
 from reqtable.engine.opening import Preface
@@ -188,11 +187,8 @@ class Hosted:
     def _prepare(self) -> None:
         """Its requests are about to be taken: see that no TLS handshake of theirs is part of that."""
         waits_elsewhere = self._dispatcher.chosen.name != "inline" and not is_resumable(self.RequestHandlerClass)
-        if waits_elsewhere and "ssl" in sys.modules:
-            with contextlib.suppress(ImportError):  # without greenlet it is as in `socketserver`
-                from reqtable.dispatch.cooperative_tls import install
-
-                install()
+        if waits_elsewhere:
+            defer_handshakes()
 
     def stats(self) -> dict[str, Any]:
         """What has been counted since this server was made, as plain data: numbers, and dicts of numbers.

@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import socketserver
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ import pytest
 import reqtable
 from reqtable import ConfigurationError, Engine, System
 from reqtable.engine.system import SYSTEM
+from tests.certificates import write_certificate
 from tests.conftest import WAIT_S, Client, serving, wait_until
 
 AT_ONCE_S = 1.0
@@ -906,6 +908,23 @@ def test_a_server_whose_constructor_was_not_called_says_so() -> None:
 
     with pytest.raises(reqtable.ReqtableError, match=r"Forgetful: .* call super\(\)\.__init__\(…\)"):
         Forgetful().table  # noqa: B018
+
+
+FIRST_USES = [
+    *((policy, "Blocking") for policy in ("inline", "greenlet", "thread", "pool", "fork")),
+    *((policy, "State") for policy in ("inline", "greenlet", "thread", "pool", "fork", "executor")),
+]
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize(("policy", "handler"), FIRST_USES)
+def test_nothing_is_built_on_what_was_patched_when_it_was_first_used(
+    policy: str, handler: str, tls: bool, tmp_path: Path
+) -> None:
+    certificate = [write_certificate(tmp_path), str(tmp_path / "ca.pem")] if tls else []
+    program = [sys.executable, str(Path(__file__).with_name("first_use.py")), policy, handler, *certificate]
+    ran = subprocess.run(program, capture_output=True, text=True, timeout=WAIT_S)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[]\n[]\n", "")
 
 
 # -- over the standard library's classes ------------------------------------------------------------------------------

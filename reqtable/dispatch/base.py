@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _WILDCARDS = ("", "0.0.0.0", "::")
 
-# Imported when first asked for: a policy's dependencies are its own.
+# By their places, because each of them imports this module.
 _BUILT_IN = {
     "inline": "reqtable.dispatch.inline:Inline",
     "greenlet": "reqtable.dispatch.greenlet:Greenlet",

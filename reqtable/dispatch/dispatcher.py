@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any
 
+# With the package, and not when a server first needs the policy: the module `greenlet` says why.
+import reqtable.dispatch.executor
+import reqtable.dispatch.inline
+import reqtable.dispatch.pool  # noqa: F401
 from reqtable.config import Config, ExecutorOptions
 from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.listing import unwrapped

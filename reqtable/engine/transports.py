@@ -243,7 +243,7 @@ def close_copy(fd: int) -> None:
 
 
 def is_tls(request: socket.socket) -> bool:
-    """Whether it is a TLS socket: only where something has imported the module, which is large."""
+    """Whether it is a TLS socket. There may be no ssl here."""
     ssl = sys.modules.get("ssl")
     return ssl is not None and isinstance(request, ssl.SSLSocket)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import sys
@@ -25,9 +24,6 @@ from reqtable.testing.client import Client, Peer
 from reqtable.testing.faults import Faults
 from reqtable.testing.kernel import StreamEnd
 from reqtable.testing.network import SimNetwork
-
-with contextlib.suppress(ImportError):  # there is no ssl here, or no greenlet
-    import reqtable.dispatch.cooperative_tls  # noqa: F401  # imported in `_make`, its sockets would be simulated for good
 
 log = logging.getLogger("reqtable")
 
