@@ -1534,3 +1534,42 @@ def test_a_parent_that_fails_after_its_fork_leaves_the_child_at_work(caplog: pyt
         empty(server)
         with pytest.raises(ChildProcessError):
             os.waitpid(child, os.WNOHANG)
+
+
+# -- a group of disconnects -------------------------------------------------------------------------------------------
+
+
+def disconnects(inner: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("two tasks", [ConnectionResetError("gone"), ExceptionGroup("of one", [inner])])
+
+
+class GroupStream(reqtable.StreamRequestHandler):
+    def handle(self) -> None:
+        raise disconnects(self.server.inner)  # type: ignore[attr-defined]
+
+
+class GroupState(reqtable.StateRequestHandler):
+    @state(nothing())
+    def only(self, _: None) -> Transition:
+        raise disconnects(self.server.inner)
+
+
+class GroupAsync(reqtable.AsyncRequestHandler):
+    async def handle(self) -> None:
+        raise disconnects(self.server.inner)
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+@pytest.mark.parametrize("handler", [GroupStream, GroupState, GroupAsync])
+@pytest.mark.parametrize(("inner", "ending"), [(BrokenPipeError("gone"), "reset"), (ValueError("ours"), "error")])
+def test_a_group_of_disconnects_is_a_disconnect(
+    dispatch: str, handler: Any, inner: Exception, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "reqtable")
+    with served(handler, dispatch, inner=inner) as server:
+        with Client(server.server_address) as client:
+            assert client.rest() == b""
+        empty(server)
+        assert {name: count for name, count in server.stats()["finished"].items() if count} == {ending: 1}
+    (record,) = [each for each in caplog.records if "two tasks" in caplog.handler.format(each)]
+    assert ("\n" in caplog.handler.format(record)) == (ending == "error")

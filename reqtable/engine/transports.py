@@ -249,7 +249,12 @@ def is_tls(request: socket.socket) -> bool:
 
 
 def is_peers_doing(error: BaseException | None) -> bool:
-    """Whether the other end has brought it about: worth a line, and no traceback."""
+    """Whether the other end has brought it about: worth a line, and no traceback.
+
+    A group is the other end's doing if all of its exceptions are.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_peers_doing(each) for each in error.exceptions)
     if isinstance(error, PeerError | ConnectionError | TimeoutError):
         return True
     ssl = sys.modules.get("ssl")
