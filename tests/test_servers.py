@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import http.client
 import inspect
+import logging
 import os
 import select
 import signal
@@ -246,8 +247,12 @@ def test_what_propagates_ends_serve_forever_and_no_request_but_its_own(dispatch:
         second.close()
 
 
-@both
-def test_an_oserror_of_get_request_does_not_end_serving(dispatch: str) -> None:
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread"])
+def test_an_oserror_of_get_request_is_a_line_and_does_not_end_serving(
+    dispatch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "reqtable")
+
     class Refusing(reqtable.TCPServer):
         refusals = 3
 
@@ -265,6 +270,8 @@ def test_an_oserror_of_get_request_does_not_end_serving(dispatch: str) -> None:
                 assert refused.rest() == b""
         with Client(server.server_address) as client:
             assert client.ask(b"hello\n") == b"HELLO\n"
+    line = f"127.0.0.1:{server.server_address[1]}: get_request raised OSError: not this one"
+    assert [record.getMessage() for record in caplog.records] == [line] * Refusing.refusals
 
 
 # -- the surface ------------------------------------------------------------------------------------------------------

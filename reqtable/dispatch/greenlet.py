@@ -49,6 +49,7 @@ class Greenlet(Policy):
 
     def lend(self, request: Any) -> Lent:
         if isinstance(request, cooperative.CooperativeSocket):  # a TLS socket that `get_request` made
+            request.lent.request = request
             return request.lent
         if type(request) is not self.engine.system.socket:
             return super().lend(request)
