@@ -351,6 +351,9 @@ class _Placed:
     """In front of a server class: it binds to its `place`."""
 
     place: Place
+    daemon_threads = (
+        True  # requests have had `drain_timeout_s` to end: a thread that never does must not hold up the exit
+    )
 
     if TYPE_CHECKING:  # what the class behind it has
         socket: socket.socket

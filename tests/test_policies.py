@@ -522,25 +522,102 @@ def test_server_close_waits_for_children_and_for_threads() -> None:
         assert len(server.table) == 0
 
 
-def test_server_close_does_not_wait_where_it_is_told_not_to() -> None:
-    class Hurried(reqtable.ThreadingTCPServer):
-        block_on_close = False
-        daemon_threads = True
-
-    server = Hurried(ANY, Where)
+@pytest.mark.parametrize("dispatch", ["thread", "pool"])
+@pytest.mark.parametrize("handler", [Where, StateWhere])
+@pytest.mark.parametrize("attributes", [{"daemon_threads": True}, {"block_on_close": False}], ids=str)
+def test_server_close_does_not_wait_where_it_is_told_not_to(
+    dispatch: str, handler: Any, attributes: dict[str, bool]
+) -> None:
+    server = type("Hurried", (reqtable.TCPServer,), attributes)(ANY, handler, dispatch=dispatch)
     loop = threading.Thread(target=server.serve_forever)
     loop.start()
     client = Client(server.server_address)
-    where(client)
-    [thread] = server._threads
-    assert thread.daemon
+    ident = where(client)[1]
+    (thread,) = [each for each in threading.enumerate() if each.ident == ident]
+    assert thread.daemon or "daemon_threads" not in attributes
     server.shutdown()
     loop.join(WAIT_S)
     server.server_close()
-    where(client)  # it goes on
+    if dispatch == "thread" or handler is Where:  # a state machine of a pool is the loop's
+        assert where(client)[1] == ident, "it goes on"
     client.hang_up()
     thread.join(WAIT_S)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("dispatch", ["thread", "pool"])
+def test_a_handler_that_closes_its_server_does_not_wait_for_itself(dispatch: str) -> None:
+    class Closing(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            self.server.shutdown()
+            self.server.server_close()
+            self.wfile.write(b"closed\n")
+
+    with served(Closing, dispatch) as server, Client(server.server_address) as client:
+        assert client.line() == b"closed\n"
+
+
+STAYING = """
+import sys, threading, time
+import reqtable
+
+class Line(reqtable.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(self.rfile.readline())
+        self.rfile.readline()
+        print("done", flush=True)
+
+def hold(text):
+    print("begun", flush=True)
+    release.wait()
+    print("done", flush=True)
+
+class Calling(reqtable.StateRequestHandler):
+    @reqtable.state(reqtable.line())
+    def first(self, text):
+        self.send(text)
+        return self.last, reqtable.call(hold, text)
+
+    @reqtable.state()
+    def last(self, _):
+        return None
+
+release = threading.Event()
+handler, dispatch, daemon = sys.argv[1:]
+class Server(reqtable.TCPServer):
+    daemon_threads = daemon == "daemon"
+server = Server(("127.0.0.1", 0), globals()[handler], dispatch=dispatch)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.server_address[1], flush=True)
+sys.stdin.readline()
+threading.Thread(target=lambda: (sys.stdin.readline(), release.set()), daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("daemon", ["daemon", "waited for"])
+@pytest.mark.parametrize(("handler", "dispatch"), [("Line", "thread"), ("Line", "pool"), ("Calling", "inline")])
+def test_the_interpreters_exit_waits_for_threads_that_are_no_daemons(handler: str, dispatch: str, daemon: str) -> None:
+    command = [sys.executable, "-c", STAYING, handler, dispatch, daemon]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with Client(("127.0.0.1", int(process.stdout.readline()))) as client:
+            assert client.ask(b"hello\n") == b"hello\n"
+            if handler == "Calling":
+                assert process.stdout.readline() == "begun\n"
+            process.stdin.write("exit\n")
+            process.stdin.flush()
+            if daemon == "daemon":
+                assert process.wait(WAIT_S) == 0
+                assert process.stdout.read() == ""
+            else:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(0.5)
+                process.stdin.write("release\n")
+                process.stdin.flush()
+                client.send(b"bye\n")
+                assert process.wait(WAIT_S) == 0
+                assert process.stdout.read() == "done\n"
 
 
 def test_children_that_are_not_waited_for_leave_no_zombie() -> None:

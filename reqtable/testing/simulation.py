@@ -28,6 +28,7 @@ from reqtable.testing.network import SimNetwork
 log = logging.getLogger("reqtable")
 
 _LATENCY_S = 0.0001
+_THREADS = 8  # for the calls of a server
 
 
 @dataclass
@@ -140,7 +141,7 @@ class _Simulation:
         except BaseException:
             server.server_close()
             raise
-        server._dispatcher.run_calls_by(lambda name: self.network.system.executor(None, name))
+        server._dispatcher.run_calls_by(lambda name: self.network.system.executor(_THREADS, name, bool))
         return server
 
     def _check(self, server: Any) -> None:
