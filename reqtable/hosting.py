@@ -65,6 +65,7 @@ class Hosted:
     _engine: Engine | None = None
     _dispatch_argument: str | None = None
     _in_serve_forever = False
+    _in_handle_request = False
     _owns_queue = False  # nobody else listens on its socket, in another process or by another descriptor
     _served_ahead = 0  # requests for which a later `handle_request` has nothing left to do
 
@@ -180,6 +181,11 @@ class Hosted:
         return self._dispatcher.chosen.steps_on_loop
 
     @property
+    def _loop_goes_on(self) -> bool:
+        """Whether a loop will see the end of a request that has just been taken over."""
+        return self._host.running and not self._in_handle_request
+
+    @property
     def _begins_with_tls(self) -> bool:
         """Whether nothing may be said to a client in the clear."""
         return self._preface is not None and self._preface.context is not None
@@ -282,6 +288,7 @@ class Hosted:
         until = engine.table.clock() + min(timeouts) if timeouts else None
         known = engine.table.last_id
         listener = engine.listen(self, most=1)
+        self._in_handle_request = True
         try:
             engine.run(lambda: listener.taken > 0, until=until)
             if not listener.taken:
@@ -292,6 +299,7 @@ class Hosted:
             engine.run(lambda: all(_is_over(each) for each in engine.table if each.id > known and each.server is self))
             self._served_ahead = listener.taken - 1
         finally:
+            self._in_handle_request = False
             engine.unlisten(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:

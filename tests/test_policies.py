@@ -640,6 +640,59 @@ def test_children_that_are_not_waited_for_leave_no_zombie() -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
+class Leaving(reqtable.StreamRequestHandler):
+    """Leaves as its client says."""
+
+    def handle(self) -> None:
+        text = self.rfile.readline()
+        if text == b"crash\n":
+            os._exit(3)
+        if text == b"kill\n":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.wfile.write(text)
+
+
+@pytest.mark.parametrize("by", ["handle_request", "_handle_request_noblock"])
+@pytest.mark.parametrize("plain_close", [False, True], ids=["shutdown_request", "close_request alone"])
+@pytest.mark.parametrize(
+    ("base", "text", "answer"),
+    [
+        (reqtable.ForkingTCPServer, b"crash\n", b""),
+        (reqtable.ForkingTCPServer, b"kill\n", b""),
+        (reqtable.ForkingTCPServer, b"well\n", b"well\n"),
+        (reqtable.ThreadingTCPServer, b"well\n", b"well\n"),
+    ],
+)
+def test_a_client_sees_the_end_though_no_loop_runs(
+    by: str, plain_close: bool, base: Any, text: bytes, answer: bytes
+) -> None:
+    """A program with a loop of its own calls for each request, and then may not call for long."""
+
+    class Server(base):  # type: ignore[misc]
+        def shutdown_request(self, request: Any) -> None:
+            if plain_close:
+                self.close_request(request)
+            else:
+                super().shutdown_request(request)
+
+    with Server(ANY, Leaving) as server, Client(server.server_address) as client:
+        assert select.select([server], [], [], WAIT_S)[0] == [server]
+        getattr(server, by)()
+        assert client.send(text).rest() == answer
+
+
+@pytest.mark.parametrize("base", [reqtable.ForkingTCPServer, reqtable.ThreadingTCPServer])
+def test_a_request_that_handle_request_took_can_be_cancelled(base: Any) -> None:
+    with base(ANY, Where) as server, Client(server.server_address) as client, Client(server.server_address) as next_one:
+        server.handle_request()
+        where(client)
+        (entry,) = server.table
+        assert server.table.cancel(entry.id)
+        server.handle_request()
+        assert client.rest() == b""
+        next_one.end()
+
+
 def test_handle_request_returns_when_a_thread_or_a_child_has_the_request() -> None:
     for made in (reqtable.ThreadingTCPServer, reqtable.ForkingTCPServer):
         with made(ANY, Where) as server:

@@ -72,7 +72,7 @@ class Delegation:
     def hand_over(self) -> None:
         """There is someone who has it now."""
         if isinstance(self.transport, Lent):
-            self.transport.hand_over()
+            self.transport.hand_over(hold=self.entry.server._loop_goes_on)
 
     def undo(self) -> None:
         """It could not be taken over after all."""

@@ -113,14 +113,15 @@ class Lent(Polled):
     def flush(self) -> bool:
         return True
 
-    def hand_over(self) -> None:
+    def hand_over(self, hold: bool = True) -> None:
         """A thread or a child has the request from here on, and ends it with the server's hooks.
 
-        Our hold on the connection is what a cancellation shuts, and what lingers.
+        Our hold on the connection is what a cancellation shuts, and what lingers. Without `hold` there is none: the
+        kernel sends no end of file while a duplicate is open, and only the loop would close it.
         """
         self.poll(0)
         self._ended = True
-        self._hold = self._duplicate()
+        self._hold = self._duplicate() if hold else None
 
     def take_back(self) -> None:
         """It could not be handed over after all."""
@@ -153,9 +154,10 @@ class Lent(Polled):
 
     def shut(self) -> None:
         """End the connection for whoever has the request now: what they wait for comes to an end."""
-        if self._hold is not None:
+        connection = self._hold if self._hold is not None else self.request
+        if isinstance(connection, socket.socket):
             with contextlib.suppress(OSError):  # it has ended already
-                self._hold.shutdown(socket.SHUT_RDWR)
+                self.engine.system.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def end_input(self) -> None:
         """Have the handler meet the end of its input: shut the reading side, and it reads what there is, then that."""
