@@ -1703,3 +1703,33 @@ def test_a_group_of_disconnects_is_a_disconnect(
         assert {name: count for name, count in server.stats()["finished"].items() if count} == {ending: 1}
     (record,) = [each for each in caplog.records if "two tasks" in caplog.handler.format(each)]
     assert ("\n" in caplog.handler.format(record)) == (ending == "error")
+
+
+# -- Nagle's algorithm ------------------------------------------------------------------------------------------------
+
+
+class Nagle(reqtable.StreamRequestHandler):
+    """Answers whether a second small segment leaves at once (tcp(7), TCP_NODELAY)."""
+
+    def handle(self) -> None:
+        if self.connection.family == socket.AF_INET:
+            self.wfile.write(b"%d\n" % self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        else:
+            self.wfile.write(b"no TCP\n")
+
+
+class NagleOfItsOwn(Nagle):
+    def setup(self) -> None:
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        super().setup()
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool", "fork"])
+def test_no_second_segment_of_a_blocking_handler_waits_for_the_first(dispatch: str, tmp_path: Path) -> None:
+    for handler, answer in ((Nagle, b"1\n"), (NagleOfItsOwn, b"0\n")):
+        with served(handler, dispatch) as server, Client(server.server_address) as client:
+            assert client.line() == answer
+    path = str(tmp_path / "sock")
+    with serving(reqtable.UnixStreamServer(path, Nagle, dispatch=dispatch)):
+        with Client(path, socket.AF_UNIX) as client:
+            assert client.line() == b"no TCP\n"

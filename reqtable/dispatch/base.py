@@ -9,6 +9,7 @@ An outside package registers one under the entry point group `reqtable.dispatch`
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -22,6 +23,7 @@ from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import NOTHING, Call, HandOff, Want
 from reqtable.engine.datagram import Session
 from reqtable.engine.opening import Opening, Preface, stream_over
+from reqtable.engine.stream import send_at_once
 from reqtable.engine.transports import Lent
 from reqtable.handlers.resumable import ResumableHandler
 
@@ -158,6 +160,8 @@ class Policy(ABC):
         return entry
 
     def _admit_blocking(self, server: Any, request: Any, client_address: Any) -> Entry:
+        if isinstance(request, socket.socket):
+            send_at_once(request)  # http.server writes the headers and the body of an answer one after the other
         lent = self.lend(request)
         entry = lent.entry = self._entry(server, request, client_address, lent)
         entry.resumable = self.blocking(entry, lent)
