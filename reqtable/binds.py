@@ -27,6 +27,8 @@ from urllib.parse import unquote, urlsplit
 from reqtable.config import Config, ProxyOptions, TLSOptions
 from reqtable.core.addresses import address_text
 from reqtable.core.errors import ConfigurationError
+from reqtable.dispatch import is_resumable
+from reqtable.dispatch.greenlet import policy_for_blocking
 from reqtable.servers import TCPServer, UDPServer
 
 _PERMISSIONS = ("mode", "owner", "group")
@@ -402,9 +404,11 @@ class _Datagram(_Placed, UDPServer):
 def make_server(place: Place, handler: Any, dispatch: str | None, config: Config) -> TCPServer:
     """The server of a place, not bound. Raises ConfigurationError where the handler can't be served so."""
     base: type[TCPServer] = _Stream if place.kind == socket.SOCK_STREAM else _Datagram
-    made: type[TCPServer] = type(base.__name__, (base,), {"address_family": place.family, "place": place})
-    own = place.bind.configured(config)
-    return made(place.address, handler, bind_and_activate=False, dispatch=dispatch, config=own)
+    default = "inline" if is_resumable(handler) else policy_for_blocking()
+    own = {"address_family": place.family, "place": place, "dispatch": default}
+    made: type[TCPServer] = type(base.__name__, (base,), own)
+    configured = place.bind.configured(config)
+    return made(place.address, handler, bind_and_activate=False, dispatch=dispatch, config=configured)
 
 
 def open_server(server: TCPServer) -> Callable[[], None]:

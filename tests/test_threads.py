@@ -21,12 +21,12 @@ def made() -> Callable[..., Threads]:
 
 def test_it_begins_a_thread_only_where_none_is_idle(made: Callable[..., Threads]) -> None:
     with made() as threads:
-        first = threads.submit(threading.get_ident).result(WAIT_S)
-        while threads._spare < 1:  # the result is there a moment before its thread is idle
-            threads.submit(threading.get_ident).result(WAIT_S)
-        begun = len(threads._threads)
-        assert threads.submit(threading.get_ident).result(WAIT_S) in {first, *(each.ident for each in threads._threads)}
-        assert len(threads._threads) == begun
+        threads.submit(int).result(WAIT_S)
+        while threads._idle < 1:  # the result is there a moment before its thread is idle
+            threads.submit(int).result(WAIT_S)
+        begun = [each.ident for each in threads._threads]
+        assert threads.submit(threading.get_ident).result(WAIT_S) in begun
+        assert len(threads._threads) == len(begun)
 
 
 def test_more_tasks_than_threads_wait_their_turn(made: Callable[..., Threads]) -> None:

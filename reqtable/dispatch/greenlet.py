@@ -28,6 +28,11 @@ except ImportError:  # there is no greenlet, or no ssl
     cooperative_tls = None  # type: ignore[assignment]
 
 
+def policy_for_blocking() -> str:
+    """The policy under which a blocking handler that waits for its client holds up no other."""
+    return "greenlet" if cooperative is not None else "thread"
+
+
 def defer_handshakes() -> None:
     """Make the TLS handshake of a connection part of its request. Without greenlet it stays part of accepting."""
     if cooperative_tls is not None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakSet
 
@@ -30,33 +29,36 @@ class Threads(Executor):
         self._most = most
         self._name = name
         self._may_leave = may_leave
-        self._lock = threading.Lock()
-        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()  # None: a thread ends
+        self._changed = threading.Condition(threading.Lock())  # there is a task, or no more to come
+        self._tasks: deque[_Task] = deque()  # that wait for a thread
         self._threads: list[threading.Thread] = []
-        self._spare = 0  # threads that wait for a task, less the tasks that wait for a thread
+        self._idle = 0  # threads that wait for a task
         self._is_shut = False
         _open.add(self)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run `fn` in a thread. Raises RuntimeError after `shutdown()`, and where not even one thread can be begun."""
         future: Future[Any] = Future()
-        with self._lock:
+        with self._changed:
             if self._is_shut:
                 raise RuntimeError(f"the threads {self._name} are shut down: nothing can be run in them")
-            if self._spare < 1 and len(self._threads) < self._most:
+            if self._idle <= len(self._tasks) and len(self._threads) < self._most:
                 self._begin_thread()
-            self._spare -= 1
-            self._tasks.put((future, partial(fn, *args, **kwargs)))
+            self._tasks.append((future, partial(fn, *args, **kwargs)))
+            self._changed.notify()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take nothing more; with `wait`, return when every thread has ended, but for the one that calls this."""
-        with self._lock:
+        cancelled: list[_Task] = []
+        with self._changed:
             self._is_shut = True
-        if cancel_futures:
-            self._cancel_waiting()
-        for _ in self._threads:
-            self._tasks.put(None)
+            if cancel_futures:
+                cancelled += self._tasks
+                self._tasks.clear()
+            self._changed.notify_all()
+        for future, _ in cancelled:
+            future.cancel()
         _open.discard(self)
         for thread in self._threads if wait else ():
             if thread is not threading.current_thread():
@@ -76,21 +78,24 @@ class Threads(Executor):
                 raise
         else:
             self._threads.append(thread)
-            self._spare += 1
+            self._idle += 1
 
     def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
+        while (task := self._next()) is not None:
             _perform(*task)
             del task  # an idle thread holds on to nothing
-            with self._lock:
-                self._spare += 1
+            with self._changed:
+                self._idle += 1
 
-    def _cancel_waiting(self) -> None:
-        with suppress(Empty):
-            while True:
-                task = self._tasks.get_nowait()
-                if task is not None:
-                    task[0].cancel()
+    def _next(self) -> _Task | None:
+        """The next task; None when there are no more to come."""
+        with self._changed:
+            while not self._tasks:
+                if self._is_shut:
+                    return None
+                self._changed.wait()
+            self._idle -= 1
+            return self._tasks.popleft()
 
 
 def _perform(future: Future[Any], run: Callable[[], Any]) -> None:
