@@ -654,6 +654,22 @@ def test_a_subprocess_may_have_the_descriptor(dispatch: str) -> None:
     assert echoed == BIG
 
 
+@pytest.mark.filterwarnings("ignore:unclosed")
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread"])
+def test_a_connection_that_no_hook_closes_is_closed_with_its_last_reference(dispatch: str) -> None:
+    class Dropping(Server):
+        def shutdown_request(self, request: Any) -> None:
+            pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        with serving(Dropping(ANY, Echo, dispatch=dispatch)) as server, Client(server.server_address) as client:
+            assert client.send(b"hello\n").rest() == b"hello\n"
+    finally:
+        gc.enable()
+
+
 def unblock_by_number(own: Any) -> None:
     os.set_blocking(own.fileno(), False)
 

@@ -171,6 +171,7 @@ class Lent(Polled):
         if not self._ended:
             self._ended = True
             self.entry.server.shutdown_request(self.request)
+        self.request = None  # a cooperative socket knows its transport: a cycle would keep open what no hook closes
 
     def stay_in_child(self) -> None:
         """This is a forked child, and the request is its own."""
