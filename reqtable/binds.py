@@ -29,6 +29,8 @@ from urllib.parse import unquote, urlsplit
 from reqtable.config import Config, ProxyOptions, TLSOptions
 from reqtable.core.addresses import address_text
 from reqtable.core.errors import ConfigurationError
+from reqtable.dispatch import is_resumable
+from reqtable.dispatch.greenlet import policy_for_blocking
 from reqtable.servers import TCPServer, UDPServer, remove_dead
 
 log = logging.getLogger("reqtable")
@@ -357,6 +359,9 @@ class _Placed:
     """In front of a server class: it binds to its `place`."""
 
     place: Place
+    daemon_threads = (
+        True  # requests have had `drain_timeout_s` to end: a thread that never does must not hold up the exit
+    )
 
     if TYPE_CHECKING:  # what the class behind it has
         socket: socket.socket
@@ -405,9 +410,11 @@ class _Datagram(_Placed, UDPServer):
 def make_server(place: Place, handler: Any, dispatch: str | None, config: Config) -> TCPServer:
     """The server of a place, not bound. Raises ConfigurationError where the handler can't be served so."""
     base: type[TCPServer] = _Stream if place.kind == socket.SOCK_STREAM else _Datagram
-    made: type[TCPServer] = type(base.__name__, (base,), {"address_family": place.family, "place": place})
-    own = place.bind.configured(config)
-    return made(place.address, handler, bind_and_activate=False, dispatch=dispatch, config=own)
+    default = "inline" if is_resumable(handler) else policy_for_blocking()
+    own = {"address_family": place.family, "place": place, "dispatch": default}
+    made: type[TCPServer] = type(base.__name__, (base,), own)
+    configured = place.bind.configured(config)
+    return made(place.address, handler, bind_and_activate=False, dispatch=dispatch, config=configured)
 
 
 def open_server(server: TCPServer) -> Callable[[], None]:

@@ -16,10 +16,11 @@ from typing import Any
 import click
 
 from reqtable.binds import is_activated
-from reqtable.config import Config, chosen_dispatch, effective
+from reqtable.config import DEFAULT, Config, chosen_dispatch, effective
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.listing import handler_name, unwrapped
 from reqtable.dispatch import check_policy, is_resumable, policy_names
+from reqtable.dispatch.greenlet import policy_for_blocking
 from reqtable.engine.access import JSONFormatter, TextFormatter
 from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
@@ -223,6 +224,8 @@ def config_command(dispatch: str | None, workers: int | None, config: str | None
     loaded = Config.load(config, dispatch=dispatch, workers=workers)
     check_policy(*chosen_dispatch(None, loaded, "inline"))
     rows = [(key, "-" if value is None else json.dumps(value), origin) for key, value, origin in effective(loaded)]
+    if rows[0][2] == DEFAULT:
+        rows[0] = (*rows[0][:2], f'{DEFAULT}; of a blocking handler "{policy_for_blocking()}"')
     click.echo(_aligned(rows))
 
 

@@ -9,9 +9,7 @@ followed by `close_request`, once its connection has ended. What differs is the 
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -26,6 +24,7 @@ from reqtable.dispatch import check_policy, is_resumable
 from reqtable.dispatch.blocking import runs_concurrently
 from reqtable.dispatch.delegating import Delegation
 from reqtable.dispatch.dispatcher import Dispatcher
+from reqtable.dispatch.greenlet import defer_handshakes
 from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
 from reqtable.engine.listener import set_keepalive
@@ -69,10 +68,8 @@ class Hosted:
     _engine: Engine | None = None
     _dispatch_argument: str | None = None
     _in_serve_forever = False
-    _kept_alive: tuple[Any, float | None] = (
-        None,
-        None,
-    )  # the socket that was last told of keep-alive, and of what time
+    _kept_alive: tuple[Any, float | None] = (None, None)  # the socket that was told of keep-alive, and of what time
+    _in_handle_request = False
     _owns_queue = False  # nobody else listens on its socket, in another process or by another descriptor
     _served_ahead = 0  # requests for which a later `handle_request` has nothing left to do
 
@@ -84,7 +81,7 @@ class Hosted:
         super().__init_subclass__(**kwargs)
         owner = next(each for each in cls.__mro__ if "_handle_request_noblock" in vars(each))
         if not issubclass(owner, Hosted):  # a whole server: it would be served by that one's loop, silently
-            mixed = next(each for each in cls.__mro__ if issubclass(each, Hosted) and each is not cls)
+            mixed = next(each for each in cls.__bases__ if hasattr(each, "dispatch") and not issubclass(each, owner))
             raise TypeError(
                 f"{cls.__name__}: {mixed.__name__} comes after {owner.__name__}, whose loop it is to replace: put it "
                 f"first, as in class {cls.__name__}({mixed.__name__}, …)"
@@ -189,6 +186,11 @@ class Hosted:
         return self._dispatcher.chosen.steps_on_loop
 
     @property
+    def _loop_goes_on(self) -> bool:
+        """Whether a loop will see the end of a request that has just been taken over."""
+        return self._host.running and not self._in_handle_request
+
+    @property
     def _begins_with_tls(self) -> bool:
         """Whether nothing may be said to a client in the clear."""
         return self._preface is not None and self._preface.context is not None
@@ -197,11 +199,8 @@ class Hosted:
         """Its requests are about to be taken: see that no TLS handshake of theirs is part of that."""
         self._keep_alive()
         waits_elsewhere = self._dispatcher.chosen.name != "inline" and not is_resumable(self.RequestHandlerClass)
-        if waits_elsewhere and "ssl" in sys.modules:
-            with contextlib.suppress(ImportError):  # without greenlet it is as in `socketserver`
-                from reqtable.dispatch.cooperative_tls import install
-
-                install()
+        if waits_elsewhere:
+            defer_handshakes()
 
     def _keep_alive(self) -> None:
         """Have silent clients probed as the limits say. Without `keepalive_s` the socket is left as it is."""
@@ -307,6 +306,7 @@ class Hosted:
         known = engine.table.last_id
         listener = engine.listen(self, most=1)
         engine.failures.hooks_raise = True
+        self._in_handle_request = True
         try:
             engine.run(lambda: listener.taken > 0, until=until)
             if not listener.taken:
@@ -318,6 +318,7 @@ class Hosted:
             self._served_ahead = listener.taken - 1
         finally:
             engine.failures.hooks_raise = False
+            self._in_handle_request = False
             engine.unlisten(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:

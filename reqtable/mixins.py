@@ -6,7 +6,7 @@ A mix-in goes in front of any server class, ours or one derived from `socketserv
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reqtable.config import Config
 from reqtable.core.errors import ConfigurationError
@@ -16,8 +16,8 @@ from reqtable.hosting import Hosted
 from reqtable.servers import TCPServer, UDPServer
 
 
-class _MixIn(Hosted):
-    """What puts the loop in front of a server class."""
+class _LoopSide(Hosted):
+    """Puts the loop in front of a server class."""
 
     def __init__(self, *args: Any, dispatch: str | None = None, config: Config | None = None, **kwargs: Any) -> None:
         self._configure(dispatch, config)
@@ -37,6 +37,27 @@ class _MixIn(Hosted):
             self._end_requests()
         finally:
             super().server_close()
+
+
+if TYPE_CHECKING:
+    _Base = _LoopSide  # a type checker can't see the base that is put in below
+else:
+    _Base = object
+
+
+class _MixIn(_Base):
+    """Brings the loop's side to each class that has a server, or a mix-in of `socketserver`'s, behind it.
+
+    A class without a server has none of the loop's names: a program may derive a stub of a socket from a mix-in.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        bases = cls.__bases__
+        others = [base for base in bases if not issubclass(base, _MixIn)]
+        if not issubclass(cls, _LoopSide) and any(hasattr(base, "process_request") for base in others):
+            behind = 1 + next(place for place, base in enumerate(bases) if issubclass(base, _MixIn))
+            cls.__bases__ = (*bases[:behind], _LoopSide, *bases[behind:])
+        super().__init_subclass__(**kwargs)
 
 
 class _Threads(list[Any]):
@@ -67,10 +88,20 @@ class ThreadingMixIn(_MixIn):
 
     @property
     def _threads(self) -> _Threads:
-        """The threads that have not finished."""
+        """The threads that have not finished; none where this is no server."""
+        if not isinstance(self, Hosted):
+            return _Threads()
         policy = self._dispatcher.policy("thread")
         assert isinstance(policy, Thread)
         return _Threads(policy.threads)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Enter the request into the table. It is here because programs call it by the name of this class."""
+        super().process_request(request, client_address)
+
+    def server_close(self) -> None:
+        """Close the server; wait for its threads. It is here because programs call it by the name of this class."""
+        super().server_close()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """What a thread does with a request."""
@@ -108,7 +139,20 @@ class ForkingMixIn(_MixIn):
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Wait for the children that have exited, or, with `blocking`, for all. The loop does it by itself."""
-        self._dispatcher.forking.collect(blocking)
+        if self.active_children is not None:
+            self._dispatcher.forking.collect(blocking)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Enter the request into the table. It is here because programs call it by the name of this class."""
+        super().process_request(request, client_address)
+
+    def server_close(self) -> None:
+        """Close the server; wait for its children. It is here because programs call it by the name of this class."""
+        super().server_close()
+
+    def service_actions(self) -> None:
+        """Called once every pass of the loop; may be overridden."""
+        super().service_actions()
 
     def handle_timeout(self) -> None:
         """`handle_request()` saw no request in time."""

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from reqtable.binds import find_places, make_server, name_of, open_server
-from reqtable.config import CONFIG_VARIABLE, Config, from_environment
+from reqtable.config import CONFIG_VARIABLE, DEFAULT, Config, chosen_dispatch, from_environment
 from reqtable.core.errors import ConfigurationError
-from reqtable.core.listing import handler_name
+from reqtable.core.listing import handler_name, unwrapped
+from reqtable.dispatch import is_resumable
 from reqtable.engine.engine import Engine
 from reqtable.hosting import reconfigure
 from reqtable.notify import Notifier
@@ -36,8 +37,10 @@ def serve(
 ) -> None:
     """Bind each of `binds`, and serve `handler` on all of them, over one table, until SIGINT, SIGTERM or an error.
 
-    Without binds, those that systemd has passed. `config` is what `REQTABLE_CONFIG` names where it isn't given.
-    `workers`, or else the configuration's, is how many processes serve, each with its own table; None: this one does.
+    Without binds, those that systemd has passed. Where nothing names a dispatch policy, a blocking handler runs under
+    `greenlet`, or under `thread` without the package greenlet; the log says which. `config` is what `REQTABLE_CONFIG`
+    names where it isn't given. `workers`, or else the configuration's, is how many processes serve, each with its own
+    table; None: this one does.
     SIGHUP has `reload` read the configuration again, and certificates: new requests are served as they say, those in
     the table end as they began. SIGUSR1 logs the table. Logger `reqtable.serving` says what is served where, at level
     INFO; `on_listening` is called once with the same addresses (port 0 resolved), `on_pass` once a pass of the loop.
@@ -62,6 +65,9 @@ def serve(
             stack.callback(open_server(each))  # type: ignore[arg-type]
         if on_pass is not None:
             engine.servers[0].service_actions = lambda: on_pass(engine)  # type: ignore[method-assign]
+        if not is_resumable(handler) and chosen_dispatch(dispatch, config, "")[1] == DEFAULT:
+            policy = engine.servers[0]._dispatcher.chosen.name  # type: ignore[attr-defined]
+            log.info("%s is a blocking handler: dispatch policy %r", unwrapped(handler).__name__, policy)
         names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
         for name in names:
             serving_log.info("serving %s on %s", handler_name(handler), name)
@@ -99,6 +105,8 @@ def _serve_alone(engine: Engine, reload: Callable[[], Config]) -> None:
     with handled_by(engine, handlers if in_main_thread() else {}):
         engine.serve_forever()
     notifier.stopping("ending")
+    for server in engine.servers:
+        engine.end_requests(server)  # else closing it waits for its children, as long as their clients stay
 
 
 def _reload(engine: Engine, reload: Callable[[], Config], notifier: Notifier) -> None:

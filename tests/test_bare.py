@@ -29,3 +29,31 @@ def test_serves_without_threads_fork_or_packages(handler: str) -> None:
         foreign, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
     assert foreign == "[]\n"
+
+
+WITHOUT = """
+import sys
+sys.modules[sys.argv[1]] = None  # importing it raises ImportError
+import reqtable
+reqtable.TableTCPServer(("127.0.0.1", 0), reqtable.AsyncRequestHandler).server_close()
+options = {"config": reqtable.Config(tls=reqtable.config.TLSOptions(cert="any.pem"))} if sys.argv[1] == "ssl" else {}
+try:
+    reqtable.TableTCPServer(("127.0.0.1", 0), reqtable.StreamRequestHandler, **options)
+except reqtable.ConfigurationError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        ("ssl", "tls.cert: this Python has no module ssl: install one that has, or leave tls.cert out\n"),
+        (
+            "greenlet",
+            "dispatch policy 'greenlet' needs the package greenlet for a blocking handler: pip install greenlet\n",
+        ),
+    ],
+)
+def test_a_missing_module_is_missed_only_where_it_is_needed(module: str, says: str) -> None:
+    ran = subprocess.run([sys.executable, "-c", WITHOUT, module], capture_output=True, text=True, timeout=WAIT_S)
+    assert (ran.stdout, ran.stderr) == (says, "")

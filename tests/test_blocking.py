@@ -201,7 +201,7 @@ def test_attributes_set_the_socket(lib: ModuleType, options: dict[str, str]) -> 
             assert silent.rest() == b""
             failures = [(type(failure), str(failure)) for failure in server.failures]
             assert failures == ([] if handler is Plain else [(TimeoutError, "timed out")])
-    assert seen == [(None, False), (0.05, True)]
+    assert seen == [(None, lib is reqtable), (0.05, True)]
 
 
 @everywhere

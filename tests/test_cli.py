@@ -100,6 +100,85 @@ def test_serves_until_a_signal(number: int) -> None:
     assert (process.returncode, out, err) == (0, "", "")
 
 
+STAYING = """
+import reqtable, time
+
+class Lines(reqtable.StreamRequestHandler):
+    def handle(self):
+        for text in self.rfile:
+            self.wfile.write(text)
+
+class Calling(reqtable.StateRequestHandler):
+    @reqtable.state(reqtable.line())
+    def first(self, text):
+        self.send(text)
+        return self.last, reqtable.call(time.sleep, 10_000)
+
+    @reqtable.state()
+    def last(self, _):
+        return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("handler", "dispatch"),
+    [
+        *(("Lines", dispatch) for dispatch in ("greenlet", "thread", "pool", "fork")),
+        *(("Calling", dispatch) for dispatch in ("inline", "thread", "pool", "fork")),
+    ],
+)
+def test_sigint_ends_at_once_whoever_stays(handler: str, dispatch: str, tmp_path: Path) -> None:
+    file = tmp_path / "staying.py"
+    file.write_text(STAYING)
+    arguments = [f"{file}:{handler}", "--bind", "tcp://127.0.0.1:0", "--dispatch", dispatch]
+    with reqtable_serve(*arguments) as (process, [line]), Client(("127.0.0.1", port_of(line))) as client:
+        assert client.ask(b"hello\n") == b"hello\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == 0
+        assert client.rest() == b""
+
+
+WITHOUT_GREENLET = """
+import sys
+sys.modules["greenlet"] = None
+from reqtable.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_blocking_handler_for_which_nothing_is_named_stops_nobody(is_there: bool, tmp_path: Path) -> None:
+    (tmp_path / "staying.py").write_text(STAYING)
+    command = COMMAND if is_there else [sys.executable, "-c", WITHOUT_GREENLET]
+    policy = "greenlet" if is_there else "thread"
+    serve = [*command, "serve", f"{tmp_path}/staying.py:Lines", "--bind", "tcp://127.0.0.1:0"]
+    with subprocess.Popen(serve, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = "127.0.0.1", port_of(process.stdout.readline())
+        with Client(address), Client(address) as client:
+            assert client.ask(b"hello\n") == b"hello\n"
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=WAIT_S)
+    assert re.fullmatch(rf".* INFO Lines is a blocking handler: dispatch policy '{policy}'\n", err)
+    shown = subprocess.run([*command, "config"], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S)
+    first = shown.stdout.splitlines()[0]
+    assert re.fullmatch(rf'dispatch +"inline" +default; of a blocking handler "{policy}"', first)
+    shown = subprocess.run(
+        [*command, "config", "--dispatch", "pool"], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert re.fullmatch(r'dispatch +"pool" +argument', shown.stdout.splitlines()[0])
+
+
+def test_a_blocking_handler_runs_where_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "staying.py").write_text(STAYING)
+    arguments = [f"{tmp_path}/staying.py:Lines", "--bind", "tcp://127.0.0.1:0", "--dispatch", "thread"]
+    with reqtable_serve(*arguments) as (process, [line]):
+        with Client(("127.0.0.1", port_of(line))) as client:
+            assert client.ask(b"hello\n") == b"hello\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=WAIT_S) == ("", "")
+
+
 def test_several_binds_over_one_table_and_the_table_on_sigusr1(tmp_path: Path) -> None:
     binds = ["tcp://127.0.0.1:0", f"unix://{tmp_path}/notes.sock", "tcp://[::1]:0"]
     arguments = [word for bind in binds for word in ("--bind", bind)]

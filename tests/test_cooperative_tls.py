@@ -6,6 +6,7 @@ With real sockets, and `ssl` on both sides.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import queue
 import socket
@@ -33,6 +34,10 @@ class Lines(reqtable.StreamRequestHandler):
     def handle(self) -> None:
         for text in self.rfile:
             self.wfile.write(text.upper())
+
+
+class PatientLines(Lines):
+    timeout = WAIT_S
 
 
 class WrappingLines(Lines):
@@ -207,6 +212,41 @@ def test_a_timeout_is_that_of_the_handshake_and_of_a_read() -> None:
         with TLSClient(server.server_address) as client:
             assert client.rest() == b""
         assert [repr(failure) for failure in server.failures] == ["TimeoutError('timed out')"]
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+@pytest.mark.filterwarnings("ignore:unclosed")  # socketserver leaves it to the garbage, too
+@pytest.mark.parametrize("in_get_request", [False, True], ids=["on connect", "by get_request"])
+def test_a_handshake_that_times_out_is_a_line_and_closes_the_connection(
+    dispatch: str, in_get_request: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "reqtable")
+
+    class Wrapping(Failures):
+        def get_request(self) -> tuple[Any, Any]:
+            request, address = super().get_request()
+            request.settimeout(0.3)
+            at_once = not in_get_request
+            request = server_context().wrap_socket(request, server_side=True, do_handshake_on_connect=at_once)
+            if in_get_request:
+                request.do_handshake()
+            return request, address
+
+    gc.collect()
+    gc.disable()  # nobody else closes what nobody holds
+    try:
+        with serving(Wrapping(ANY, PatientLines, dispatch=dispatch)) as server:
+            with Client(server.server_address) as silent:
+                assert silent.rest() == b""
+            with TLSClient(server.server_address) as client:
+                assert client.ask(b"hello\n") == b"HELLO\n"
+            wait_until(server, lambda: not server.table)
+    finally:
+        gc.enable()
+    assert server.failures == []
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert "timed out" in line
+    assert "\n" not in line
 
 
 def perform(operation: Any, dispatch: str = "greenlet") -> Any:

@@ -22,8 +22,10 @@ from reqtable.core.errors import (
     ReqtableError,
     SendFileError,
     TimedOut,
+    ending_of,
 )
 from reqtable.core.limits import Limits
+from reqtable.engine.transports import is_peers_doing
 
 ERRORS = [
     ReqtableError("broken"),
@@ -145,3 +147,31 @@ def test_limits_are_values():
     with pytest.raises(TypeError, match="no_such_max"):
         Limits(no_such_max=1)
     assert pickle.loads(pickle.dumps(Limits(recv_bytes=9))) == Limits(recv_bytes=9)
+
+
+RESET, BROKEN, LATE, OURS = ConnectionResetError("gone"), BrokenPipeError("gone"), TimedOut("late"), ValueError("ours")
+
+
+@pytest.mark.parametrize(
+    ("problem", "ending", "peers"),
+    [
+        (ExceptionGroup("all", [RESET, BROKEN]), "reset", True),
+        (ExceptionGroup("all", [ExceptionGroup("nested", [RESET]), BROKEN]), "reset", True),
+        (ExceptionGroup("all", [LATE, ExceptionGroup("nested", [LATE])]), "timeout", True),
+        (ExceptionGroup("all", [LATE, RESET]), "reset", True),
+        (ExceptionGroup("mixed", [RESET, OURS]), "error", False),
+        (ExceptionGroup("mixed", [RESET, ExceptionGroup("nested", [BROKEN, OURS])]), "error", False),
+        (BaseExceptionGroup("mixed", [RESET, SystemExit(1)]), "error", False),
+        (ExceptionGroup("ours", [OURS]), "error", False),
+    ],
+)
+def test_a_group_is_the_peers_doing_if_all_of_it_is(problem: BaseException, ending: str, peers: bool) -> None:
+    assert ending_of(problem) == ending
+    assert is_peers_doing(problem) == peers
+
+
+def test_a_cause_does_not_make_an_error_the_peers_doing() -> None:
+    error = OURS.with_traceback(None)
+    error.__cause__ = RESET
+    assert ending_of(error) == "error"
+    assert not is_peers_doing(error)

@@ -654,6 +654,71 @@ def test_a_subprocess_may_have_the_descriptor(dispatch: str) -> None:
     assert echoed == BIG
 
 
+@pytest.mark.filterwarnings("ignore:unclosed")
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread"])
+def test_a_connection_that_no_hook_closes_is_closed_with_its_last_reference(dispatch: str) -> None:
+    class Dropping(Server):
+        def shutdown_request(self, request: Any) -> None:
+            pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        with serving(Dropping(ANY, Echo, dispatch=dispatch)) as server, Client(server.server_address) as client:
+            assert client.send(b"hello\n").rest() == b"hello\n"
+    finally:
+        gc.enable()
+
+
+def unblock_by_number(own: Any) -> None:
+    os.set_blocking(own.fileno(), False)
+
+
+def unblock_by_duplicate(own: Any) -> None:
+    with socket.socket(fileno=os.dup(own.fileno())) as duplicate:
+        duplicate.setblocking(False)
+
+
+def unblock_by_subprocess(own: Any) -> None:
+    subprocess.run([sys.executable, "-c", "import os; os.set_blocking(0, False)"], stdin=own.fileno(), check=True)
+
+
+@pytest.mark.parametrize("unblock", [unblock_by_number, unblock_by_duplicate, unblock_by_subprocess])
+def test_who_makes_the_descriptor_non_blocking_changes_no_call(unblock: Callable[[Any], None]) -> None:
+    """Whether it is blocking is said of the connection (open(2), O_NONBLOCK), which others may share."""
+
+    def operation(own: Any) -> Any:
+        unblock(own)
+        steps = next(iter(server_of(own).table)).steps
+        got = [own.recv(10)]
+        unblock(own)
+        got.append(own.makefile("rb").readline())
+        own.settimeout(0.01)
+        with pytest.raises(TimeoutError, match="timed out"):
+            own.recv(10)
+        own.settimeout(None)
+        own.sendall(BIG)
+        own.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            own.recv(10)
+        return got, os.get_blocking(own.fileno()), next(iter(server_of(own).table)).steps - steps < 1000
+
+    def server_of(own: Any) -> Any:
+        return own.lent.entry.server
+
+    def script(client: Client, suspended: Callable[..., None]) -> bytes:
+        suspended(READING)
+        client.send(b"one")
+        suspended(READING)
+        client.send(b"a line\n")
+        suspended(WRITING)
+        return client.receive(len(BIG))
+
+    result, received, _ = perform(operation, script)
+    assert result == ([b"one", b"a line\n"], False, True)
+    assert received == BIG
+
+
 @pytest.mark.parametrize("call", ["send", "sendmsg", "raw file"])
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
 def test_a_blocking_stream_takes_all_that_one_call_sends(call: str, dispatch: str) -> None:

@@ -24,7 +24,7 @@ from reqtable import Limits, State, System, chunk, exactly, flushed, line, rest,
 from reqtable.core.buffers import MISSING
 from reqtable.core.states import READ, WRITE
 from reqtable.core.table import SLICE_ROWS, Entry
-from reqtable.engine.system import threads
+from reqtable.engine.threads import Threads
 from reqtable.signals import log_table
 from reqtable.testing import Client as Script
 from reqtable.testing import Faults, SimNetwork, simulate
@@ -48,7 +48,7 @@ class World:
         self.clock = clock
         self.network = SimNetwork(faults=Faults.none(), clock=clock)
         if real_threads:
-            self.network.system = replace(self.network.system, executor=threads)
+            self.network.system = replace(self.network.system, executor=Threads)
         with self.network.installed():
             self.server = reqtable.TCPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
             self.engine = reqtable.Engine(limits=Limits(**limits)).add(self.server)

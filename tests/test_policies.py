@@ -522,25 +522,102 @@ def test_server_close_waits_for_children_and_for_threads() -> None:
         assert len(server.table) == 0
 
 
-def test_server_close_does_not_wait_where_it_is_told_not_to() -> None:
-    class Hurried(reqtable.ThreadingTCPServer):
-        block_on_close = False
-        daemon_threads = True
-
-    server = Hurried(ANY, Where)
+@pytest.mark.parametrize("dispatch", ["thread", "pool"])
+@pytest.mark.parametrize("handler", [Where, StateWhere])
+@pytest.mark.parametrize("attributes", [{"daemon_threads": True}, {"block_on_close": False}], ids=str)
+def test_server_close_does_not_wait_where_it_is_told_not_to(
+    dispatch: str, handler: Any, attributes: dict[str, bool]
+) -> None:
+    server = type("Hurried", (reqtable.TCPServer,), attributes)(ANY, handler, dispatch=dispatch)
     loop = threading.Thread(target=server.serve_forever)
     loop.start()
     client = Client(server.server_address)
-    where(client)
-    [thread] = server._threads
-    assert thread.daemon
+    ident = where(client)[1]
+    (thread,) = [each for each in threading.enumerate() if each.ident == ident]
+    assert thread.daemon or "daemon_threads" not in attributes
     server.shutdown()
     loop.join(WAIT_S)
     server.server_close()
-    where(client)  # it goes on
+    if dispatch == "thread" or handler is Where:  # a state machine of a pool is the loop's
+        assert where(client)[1] == ident, "it goes on"
     client.hang_up()
     thread.join(WAIT_S)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("dispatch", ["thread", "pool"])
+def test_a_handler_that_closes_its_server_does_not_wait_for_itself(dispatch: str) -> None:
+    class Closing(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            self.server.shutdown()
+            self.server.server_close()
+            self.wfile.write(b"closed\n")
+
+    with served(Closing, dispatch) as server, Client(server.server_address) as client:
+        assert client.line() == b"closed\n"
+
+
+STAYING = """
+import sys, threading, time
+import reqtable
+
+class Line(reqtable.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(self.rfile.readline())
+        self.rfile.readline()
+        print("done", flush=True)
+
+def hold(text):
+    print("begun", flush=True)
+    release.wait()
+    print("done", flush=True)
+
+class Calling(reqtable.StateRequestHandler):
+    @reqtable.state(reqtable.line())
+    def first(self, text):
+        self.send(text)
+        return self.last, reqtable.call(hold, text)
+
+    @reqtable.state()
+    def last(self, _):
+        return None
+
+release = threading.Event()
+handler, dispatch, daemon = sys.argv[1:]
+class Server(reqtable.TCPServer):
+    daemon_threads = daemon == "daemon"
+server = Server(("127.0.0.1", 0), globals()[handler], dispatch=dispatch)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.server_address[1], flush=True)
+sys.stdin.readline()
+threading.Thread(target=lambda: (sys.stdin.readline(), release.set()), daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("daemon", ["daemon", "waited for"])
+@pytest.mark.parametrize(("handler", "dispatch"), [("Line", "thread"), ("Line", "pool"), ("Calling", "inline")])
+def test_the_interpreters_exit_waits_for_threads_that_are_no_daemons(handler: str, dispatch: str, daemon: str) -> None:
+    command = [sys.executable, "-c", STAYING, handler, dispatch, daemon]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with Client(("127.0.0.1", int(process.stdout.readline()))) as client:
+            assert client.ask(b"hello\n") == b"hello\n"
+            if handler == "Calling":
+                assert process.stdout.readline() == "begun\n"
+            process.stdin.write("exit\n")
+            process.stdin.flush()
+            if daemon == "daemon":
+                assert process.wait(WAIT_S) == 0
+                assert process.stdout.read() == ""
+            else:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(0.5)
+                process.stdin.write("release\n")
+                process.stdin.flush()
+                client.send(b"bye\n")
+                assert process.wait(WAIT_S) == 0
+                assert process.stdout.read() == "done\n"
 
 
 def test_children_that_are_not_waited_for_leave_no_zombie() -> None:
@@ -561,6 +638,59 @@ def test_children_that_are_not_waited_for_leave_no_zombie() -> None:
     waiter.join(WAIT_S)
     with pytest.raises(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
+
+
+class Leaving(reqtable.StreamRequestHandler):
+    """Leaves as its client says."""
+
+    def handle(self) -> None:
+        text = self.rfile.readline()
+        if text == b"crash\n":
+            os._exit(3)
+        if text == b"kill\n":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.wfile.write(text)
+
+
+@pytest.mark.parametrize("by", ["handle_request", "_handle_request_noblock"])
+@pytest.mark.parametrize("plain_close", [False, True], ids=["shutdown_request", "close_request alone"])
+@pytest.mark.parametrize(
+    ("base", "text", "answer"),
+    [
+        (reqtable.ForkingTCPServer, b"crash\n", b""),
+        (reqtable.ForkingTCPServer, b"kill\n", b""),
+        (reqtable.ForkingTCPServer, b"well\n", b"well\n"),
+        (reqtable.ThreadingTCPServer, b"well\n", b"well\n"),
+    ],
+)
+def test_a_client_sees_the_end_though_no_loop_runs(
+    by: str, plain_close: bool, base: Any, text: bytes, answer: bytes
+) -> None:
+    """A program with a loop of its own calls for each request, and then may not call for long."""
+
+    class Server(base):  # type: ignore[misc]
+        def shutdown_request(self, request: Any) -> None:
+            if plain_close:
+                self.close_request(request)
+            else:
+                super().shutdown_request(request)
+
+    with Server(ANY, Leaving) as server, Client(server.server_address) as client:
+        assert select.select([server], [], [], WAIT_S)[0] == [server]
+        getattr(server, by)()
+        assert client.send(text).rest() == answer
+
+
+@pytest.mark.parametrize("base", [reqtable.ForkingTCPServer, reqtable.ThreadingTCPServer])
+def test_a_request_that_handle_request_took_can_be_cancelled(base: Any) -> None:
+    with base(ANY, Where) as server, Client(server.server_address) as client, Client(server.server_address) as next_one:
+        server.handle_request()
+        where(client)
+        (entry,) = server.table
+        assert server.table.cancel(entry.id)
+        server.handle_request()
+        assert client.rest() == b""
+        next_one.end()
 
 
 def test_handle_request_returns_when_a_thread_or_a_child_has_the_request() -> None:
@@ -1535,3 +1665,72 @@ def test_a_parent_that_fails_after_its_fork_leaves_the_child_at_work(caplog: pyt
         empty(server)
         with pytest.raises(ChildProcessError):
             os.waitpid(child, os.WNOHANG)
+
+
+# -- a group of disconnects -------------------------------------------------------------------------------------------
+
+
+def disconnects(inner: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("two tasks", [ConnectionResetError("gone"), ExceptionGroup("of one", [inner])])
+
+
+class GroupStream(reqtable.StreamRequestHandler):
+    def handle(self) -> None:
+        raise disconnects(self.server.inner)  # type: ignore[attr-defined]
+
+
+class GroupState(reqtable.StateRequestHandler):
+    @state(nothing())
+    def only(self, _: None) -> Transition:
+        raise disconnects(self.server.inner)
+
+
+class GroupAsync(reqtable.AsyncRequestHandler):
+    async def handle(self) -> None:
+        raise disconnects(self.server.inner)
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+@pytest.mark.parametrize("handler", [GroupStream, GroupState, GroupAsync])
+@pytest.mark.parametrize(("inner", "ending"), [(BrokenPipeError("gone"), "reset"), (ValueError("ours"), "error")])
+def test_a_group_of_disconnects_is_a_disconnect(
+    dispatch: str, handler: Any, inner: Exception, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "reqtable")
+    with served(handler, dispatch, inner=inner) as server:
+        with Client(server.server_address) as client:
+            assert client.rest() == b""
+        empty(server)
+        assert {name: count for name, count in server.stats()["finished"].items() if count} == {ending: 1}
+    (record,) = [each for each in caplog.records if "two tasks" in caplog.handler.format(each)]
+    assert ("\n" in caplog.handler.format(record)) == (ending == "error")
+
+
+# -- Nagle's algorithm ------------------------------------------------------------------------------------------------
+
+
+class Nagle(reqtable.StreamRequestHandler):
+    """Answers whether a second small segment leaves at once (tcp(7), TCP_NODELAY)."""
+
+    def handle(self) -> None:
+        if self.connection.family == socket.AF_INET:
+            self.wfile.write(b"%d\n" % self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        else:
+            self.wfile.write(b"no TCP\n")
+
+
+class NagleOfItsOwn(Nagle):
+    def setup(self) -> None:
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        super().setup()
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool", "fork"])
+def test_no_second_segment_of_a_blocking_handler_waits_for_the_first(dispatch: str, tmp_path: Path) -> None:
+    for handler, answer in ((Nagle, b"1\n"), (NagleOfItsOwn, b"0\n")):
+        with served(handler, dispatch) as server, Client(server.server_address) as client:
+            assert client.line() == answer
+    path = str(tmp_path / "sock")
+    with serving(reqtable.UnixStreamServer(path, Nagle, dispatch=dispatch)):
+        with Client(path, socket.AF_UNIX) as client:
+            assert client.line() == b"no TCP\n"

@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import http.client
 import inspect
+import logging
 import os
 import select
 import signal
 import socket
 import socketserver
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +30,7 @@ import pytest
 import reqtable
 from reqtable import ConfigurationError, Engine, System
 from reqtable.engine.system import SYSTEM
+from tests.certificates import write_certificate
 from tests.conftest import WAIT_S, Client, serving, wait_until
 
 AT_ONCE_S = 1.0
@@ -244,8 +247,12 @@ def test_what_propagates_ends_serve_forever_and_no_request_but_its_own(dispatch:
         second.close()
 
 
-@both
-def test_an_oserror_of_get_request_does_not_end_serving(dispatch: str) -> None:
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread"])
+def test_an_oserror_of_get_request_is_a_line_and_does_not_end_serving(
+    dispatch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "reqtable")
+
     class Refusing(reqtable.TCPServer):
         refusals = 3
 
@@ -263,6 +270,8 @@ def test_an_oserror_of_get_request_does_not_end_serving(dispatch: str) -> None:
                 assert refused.rest() == b""
         with Client(server.server_address) as client:
             assert client.ask(b"hello\n") == b"HELLO\n"
+    line = f"127.0.0.1:{server.server_address[1]}: get_request raised OSError: not this one"
+    assert [record.getMessage() for record in caplog.records] == [line] * Refusing.refusals
 
 
 # -- the surface ------------------------------------------------------------------------------------------------------
@@ -800,7 +809,84 @@ def test_a_closed_server_serves_again_with_another_socket(lib: ModuleType, optio
         server.server_close()
 
 
-@pytest.mark.parametrize("mixin", [reqtable.TableMixIn, reqtable.ThreadingMixIn, reqtable.ForkingMixIn])
+MIX_INS = [reqtable.TableMixIn, reqtable.ThreadingMixIn, reqtable.ForkingMixIn]
+
+
+def public(thing: type) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", ["ThreadingMixIn", "ForkingMixIn"])
+def test_a_mix_in_brings_what_socketservers_brings(name: str) -> None:
+    ours, theirs = getattr(reqtable, name), getattr(socketserver, name)
+    assert public(ours) == public(theirs) | {"dispatch"}
+    stub = type("Stub", (ours,), {})()
+    assert hasattr(stub, "_threads") == hasattr(theirs(), "_threads")
+    if name == "ForkingMixIn":
+        assert stub.collect_children(blocking=True) is theirs().collect_children(blocking=True) is None
+
+
+@pytest.mark.parametrize("mixin", MIX_INS)
+def test_what_is_derived_from_a_mix_in_alone_is_no_server(mixin: type) -> None:
+    class Stub(mixin):  # type: ignore[misc]
+        def __init__(self, **attributes: Any) -> None:
+            vars(self).update(attributes)
+
+    stub = type("Deeper", (Stub,), {})(makefile=7)
+    assert stub.makefile == 7
+    assert not [name for name in ("shutdown", "table", "serve_forever", "fileno", "stats") if hasattr(stub, name)]
+
+
+@pytest.mark.parametrize("mixin", MIX_INS)
+@pytest.mark.parametrize("base", [HTTPServer, socketserver.ThreadingTCPServer, socketserver.ForkingTCPServer])
+@pytest.mark.parametrize("how", ["at once", "step by step", "over theirs", "with a hook of its own"])
+def test_a_mix_in_brings_the_loop_to_any_server_behind_it(mixin: type, base: type, how: str) -> None:
+    taken: list[Any] = []
+
+    class Hook:
+        def process_request(self, request: Any, client_address: Any) -> None:
+            taken.append(client_address)
+            super().process_request(request, client_address)  # type: ignore[misc]
+
+    bases: tuple[type, ...] = (mixin, base)
+    if how == "step by step":
+        bases = (type("Own", (mixin,), {}), base)
+    elif how == "over theirs":
+        theirs = socketserver.ForkingMixIn if base is socketserver.ForkingTCPServer else socketserver.ThreadingMixIn
+        bases = (type("Own", (mixin, theirs), {}), base)
+    elif how == "with a hook of its own":
+        bases = (type("Own", (Hook, mixin), {}), base)
+    made = type("Server", bases, {"dispatch": "greenlet"})
+    with serving(type("Derived", (made,), {})(ANY, OneLine)) as server:
+        assert isinstance(server, (mixin, base))
+        with Client(server.server_address) as silent, Client(server.server_address) as client:
+            assert client.ask(b"hello\n") == b"HELLO\n"
+            wait_until(server, lambda: len(server.table) == 1)
+            assert next(iter(server.table)).policy.name == "greenlet"
+            assert len(taken) == (2 if how == "with a hook of its own" else 0)
+            silent.end()
+
+
+@pytest.mark.parametrize("mixin", [reqtable.ThreadingMixIn, reqtable.ForkingMixIn])
+@pytest.mark.parametrize("base", [HTTPServer, reqtable.TCPServer])
+def test_a_hook_may_be_called_by_the_name_of_the_mix_in(mixin: Any, base: Any) -> None:
+    calls: list[str] = []
+
+    class Server(mixin, base):  # type: ignore[misc]
+        def process_request(self, request: Any, client_address: Any) -> None:
+            calls.append("process_request")
+            mixin.process_request(self, request, client_address)
+
+        def server_close(self) -> None:
+            calls.append("server_close")
+            mixin.server_close(self)
+
+    with serving(Server(ANY, OneLine)) as server, Client(server.server_address) as client:
+        assert client.ask(b"hello\n") == b"HELLO\n"
+    assert calls == ["process_request", "server_close"]
+
+
+@pytest.mark.parametrize("mixin", MIX_INS)
 def test_a_mix_in_that_comes_too_late_is_refused(mixin: type) -> None:
     says = f"Late: {mixin.__name__} comes after BaseServer, whose loop it is to replace: put it first"
     with pytest.raises(TypeError, match=says):
@@ -829,6 +915,23 @@ def test_a_server_whose_constructor_was_not_called_says_so() -> None:
 
     with pytest.raises(reqtable.ReqtableError, match=r"Forgetful: .* call super\(\)\.__init__\(…\)"):
         Forgetful().table  # noqa: B018
+
+
+FIRST_USES = [
+    *((policy, "Blocking") for policy in ("inline", "greenlet", "thread", "pool", "fork")),
+    *((policy, "State") for policy in ("inline", "greenlet", "thread", "pool", "fork", "executor")),
+]
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize(("policy", "handler"), FIRST_USES)
+def test_nothing_is_built_on_what_was_patched_when_it_was_first_used(
+    policy: str, handler: str, tls: bool, tmp_path: Path
+) -> None:
+    certificate = [write_certificate(tmp_path), str(tmp_path / "ca.pem")] if tls else []
+    program = [sys.executable, str(Path(__file__).with_name("first_use.py")), policy, handler, *certificate]
+    ran = subprocess.run(program, capture_output=True, text=True, timeout=WAIT_S)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[]\n[]\n", "")
 
 
 # -- over the standard library's classes ------------------------------------------------------------------------------

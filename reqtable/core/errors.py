@@ -77,8 +77,12 @@ def shown(thing: object) -> str:
 def ending_of(problem: BaseException) -> str:
     """How a request ended that ended by `problem`: `timeout`, `limit`, `reset` or `error`.
 
-    A peer that ends between two requests, with none begun, is `done`.
+    A peer that ends between two requests, with none begun, is `done`. A group (PEP 654) ends as all of its exceptions
+    do; where they differ, it is an `error` if one of them is, and else a `reset`.
     """
+    if isinstance(problem, BaseExceptionGroup):
+        endings = {ending_of(each) for each in problem.exceptions}
+        return endings.pop() if len(endings) == 1 else "error" if "error" in endings else "reset"
     if isinstance(problem, IncompleteRead) and not problem.partial:
         return "done"
     if isinstance(problem, TimeoutError):

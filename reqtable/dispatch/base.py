@@ -10,6 +10,7 @@ An outside package registers one under the entry point group `reqtable.dispatch`
 from __future__ import annotations
 
 import inspect
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -25,6 +26,7 @@ from reqtable.core.wants import NOTHING, Call, HandOff, Want
 from reqtable.engine.datagram import Session
 from reqtable.engine.opening import Opening, Preface, stream_over
 from reqtable.engine.pktinfo import Datagram
+from reqtable.engine.stream import send_at_once
 from reqtable.engine.transports import Lent
 from reqtable.handlers.resumable import ResumableHandler
 
@@ -39,7 +41,7 @@ _WILDCARDS = ("", "0.0.0.0", "::")
 # Where those hooks of a server are defined that make a handler by calling its class.
 _DEFAULT_HOOKS = {"socketserver", "reqtable.hosting", "reqtable.servers"}
 
-# Imported when first asked for: a policy's dependencies are its own.
+# By their places, because each of them imports this module.
 _BUILT_IN = {
     "inline": "reqtable.dispatch.inline:Inline",
     "greenlet": "reqtable.dispatch.greenlet:Greenlet",
@@ -164,6 +166,8 @@ class Policy(ABC):
         return entry
 
     def _admit_blocking(self, server: Any, request: Any, client_address: Any) -> Entry:
+        if isinstance(request, socket.socket):
+            send_at_once(request)  # http.server writes the headers and the body of an answer one after the other
         lent = self.lend(request)
         entry = lent.entry = self._entry(server, request, client_address, lent)
         entry.resumable = self.blocking(entry, lent)

@@ -57,6 +57,7 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
         """Wrap the socket of a request that is being taken."""
         made = cls._over(sock, do_handshake_on_connect, **options)
         made.lent = Lent(engine, made)
+        made.lent.request = None  # until it is lent: a cycle would keep a connection open that `get_request` drops
         return made
 
     @classmethod

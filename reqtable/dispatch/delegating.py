@@ -72,7 +72,7 @@ class Delegation:
     def hand_over(self) -> None:
         """There is someone who has it now."""
         if isinstance(self.transport, Lent):
-            self.transport.hand_over()
+            self.transport.hand_over(hold=self.entry.server._loop_goes_on)
 
     def undo(self) -> None:
         """It could not be taken over after all."""
@@ -132,6 +132,7 @@ class InThread(Delegation):
         self._lock = threading.Lock()
         self._served = self._given_up = False
         self._forwarded: deque[bytes] = deque()  # later datagrams, which the driver has still to take
+        self.thread: int | None = None  # the number of the thread that serves it
         self.driver: Driver | None = None
         if not isinstance(self.transport, Lent):
             self.driver = Driver(entry, policy, policy.dispatcher, self.request)
@@ -146,6 +147,7 @@ class InThread(Delegation):
 
     def serve(self) -> None:
         """In the thread: serve the request to its end."""
+        self.thread = threading.get_ident()
         try:
             if self.driver is not None:
                 self.driver.drive()

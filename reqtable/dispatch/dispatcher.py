@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any
 
+# With the package, and not when a server first needs the policy: the module `greenlet` says why.
+import reqtable.dispatch.executor
+import reqtable.dispatch.inline
+import reqtable.dispatch.pool  # noqa: F401
 from reqtable.config import Config, ExecutorOptions
 from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.listing import unwrapped
@@ -134,10 +138,20 @@ class Dispatcher:
             return Workers('executor "process"', ExecutorOptions())
         engine = self.server._host
         if name == "thread":
-            return engine.system.executor(engine.limits.calls_max, "reqtable-call")  # type: ignore[no-any-return]
+            return self.threads(engine.limits.calls_max, "reqtable-call")
         if name == "fork":
             return ForkExecutor(self, engine.limits.calls_max)
         raise ConfigurationError(self._no_executor(name))
+
+    def threads(self, most: int, name: str) -> Executor:
+        """An executor of that many threads, for which the interpreter's exit waits unless they are daemons."""
+        system = SYSTEM.get() if self.server._engine is None else self.server._host.system
+        return system.executor(most, name, lambda: self.daemon_threads)
+
+    @property
+    def daemon_threads(self) -> bool:
+        """Whether neither `server_close()` nor the interpreter's exit waits for threads of this server's."""
+        return bool(getattr(self.server, "daemon_threads", False))
 
     def _known_executors(self) -> list[str]:
         return ["thread", "process", "fork", *self.config.executors]

@@ -9,13 +9,34 @@ the handler opens, or a lock held across a read.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.table import Entry, Resumable
 from reqtable.dispatch.base import Policy, is_resumable
 from reqtable.engine.transports import Lent
+
+# Imported with the package, not when a server is first made: a program's tests may have patched `socket.socket` by
+# then, and the classes of these modules would be built on the patch.
+try:
+    from reqtable.dispatch import cooperative
+except ImportError:  # there is no greenlet
+    cooperative = None  # type: ignore[assignment]
+try:
+    from reqtable.dispatch import cooperative_tls
+except ImportError:  # there is no greenlet, or no ssl
+    cooperative_tls = None  # type: ignore[assignment]
+
+
+def policy_for_blocking() -> str:
+    """The policy under which a blocking handler that waits for its client holds up no other."""
+    return "greenlet" if cooperative is not None else "thread"
+
+
+def defer_handshakes() -> None:
+    """Make the TLS handshake of a connection part of its request. Without greenlet it stays part of accepting."""
+    if cooperative_tls is not None:
+        cooperative_tls.install()
 
 
 class Greenlet(Policy):
@@ -25,41 +46,26 @@ class Greenlet(Policy):
     def check(cls, handler_class: Any) -> None:
         if is_resumable(handler_class):
             return
-        try:
-            import greenlet  # noqa: F401  # is it there?
-        except ImportError as error:
+        if cooperative is None:
             raise ConfigurationError(
                 "dispatch policy 'greenlet' needs the package greenlet for a blocking handler: pip install greenlet"
-            ) from error
-        try:
-            from reqtable.dispatch.cooperative_tls import install
-        except ImportError:
-            return  # there is no ssl here
-        install()
+            )
+        defer_handshakes()
 
     def lend(self, request: Any) -> Lent:
-        sockets = self._cooperative
-        if isinstance(request, sockets.CooperativeSocket):  # a TLS socket that `get_request` made
-            return request.lent  # type: ignore[no-any-return]
+        if isinstance(request, cooperative.CooperativeSocket):  # a TLS socket that `get_request` made
+            request.lent.request = request
+            return request.lent
         if type(request) is not self.engine.system.socket:
             return super().lend(request)
-        own = sockets.cooperative(type(request)).over(request)
+        own = cooperative.cooperative(type(request)).over(request)  # type: ignore[arg-type]
         lent = own.lent = Lent(self.engine, own)
         return lent
 
     def secured(self, entry: Entry, request: Any, context: Any) -> Any:
         if is_resumable(entry.server.RequestHandlerClass):
             return super().secured(entry, request, context)
-        from reqtable.dispatch.cooperative_tls import secured
-
-        return secured(self.engine, request, context)
+        return cooperative_tls.secured(self.engine, request, context)
 
     def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        return self._cooperative.Suspendable(self, lent)  # type: ignore[no-any-return]
-
-    @cached_property
-    def _cooperative(self) -> Any:
-        """The module that needs the package: an import in a function costs a microsecond each time."""
-        from reqtable.dispatch import cooperative
-
-        return cooperative
+        return cooperative.Suspendable(self, lent)

@@ -2,19 +2,20 @@
 
 The loop does the I/O of a resumable handler; only a step whose input is complete goes to a thread, so any number of
 slow clients share a few. Steps of one request never overlap. A blocking handler has a thread of the pool to itself.
+The server's `daemon_threads` and `block_on_close` mean what they mean under policy `thread`.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
+from threading import get_ident
 from typing import Any
 
 from reqtable.core.table import Entry, Resumable
 from reqtable.dispatch.children import keep
 from reqtable.dispatch.delegating import Delegating, InThread
 from reqtable.dispatch.stepping import Pooled
-from reqtable.engine.system import SYSTEM
 
 
 class Pool(Delegating):
@@ -46,10 +47,12 @@ class Pool(Delegating):
         future.add_done_callback(lambda done: self._served(delegation, done))
 
     def wait(self) -> None:
-        concurrent.futures.wait(list(self._serving.values()))
+        if not self.dispatcher.daemon_threads:
+            own = get_ident()  # a handler that closes its server does not wait for itself
+            concurrent.futures.wait([done for each, done in self._serving.items() if each.thread != own])
 
     def close(self, wait: bool) -> None:
-        self._threads.shutdown(wait=wait, cancel_futures=True)
+        self._threads.shutdown(wait=wait and not self.dispatcher.daemon_threads, cancel_futures=True)
         self.engine.settle()
 
     def abandon(self) -> None:
@@ -62,7 +65,7 @@ class Pool(Delegating):
 
     def _make_threads(self) -> None:
         self._serving: dict[InThread, Future[None]] = {}
-        self._threads: Executor = SYSTEM.get().executor(self.dispatcher.config.pool.size, "reqtable-pool")
+        self._threads = self.dispatcher.threads(self.dispatcher.config.pool.size, "reqtable-pool")
 
     def _served(self, delegation: InThread, done: Future[None]) -> None:
         self._serving.pop(delegation, None)

@@ -62,9 +62,8 @@ class Thread(Delegating):
 
     def start(self, entry: Entry) -> None:
         delegation = InThread(entry, self)
-        daemon = bool(getattr(entry.server, "daemon_threads", False))
         name = f"reqtable-{entry.id}"
-        thread = RequestThread(partial(self._run, delegation), name, daemon)
+        thread = RequestThread(partial(self._run, delegation), name, self.dispatcher.daemon_threads)
         self.threads[thread] = delegation
         try:
             thread.start()

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any
 
+from reqtable.core.addresses import address_text
 from reqtable.core.limits import Limits
 from reqtable.core.states import READ, Event, State
 from reqtable.core.table import Entry, Server
@@ -20,6 +21,8 @@ from reqtable.engine.loop import Loop
 from reqtable.engine.opening import Opening
 from reqtable.engine.system import SYSTEM, System
 from reqtable.engine.transports import OVER, RELEASED
+
+log = logging.getLogger("reqtable")
 
 
 class Engine(Loop):
@@ -196,6 +199,9 @@ class Engine(Loop):
                 if listener.server is server:
                     listener.rest(error)
             return False
+        here = address_text(server.server_address)
+        # as text: a record that is kept would keep the connection open, by the error's traceback
+        log.info("%s: get_request raised %s: %s", here, type(error).__name__, str(error))
         return True
 
     # -- serving all of them ------------------------------------------------------------------------------------------

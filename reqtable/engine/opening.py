@@ -23,6 +23,13 @@ from reqtable.core.wants import HANDSHAKE, PROXY_HEADER
 from reqtable.engine.stream import Stream, send_at_once
 from reqtable.engine.transports import Polled, abandon, discarded_all, end_request, is_tls
 
+try:  # with the package: a program's tests may have patched `socket.socket` when the first server is made
+    import ssl
+
+    from reqtable.engine import tls
+except ImportError:  # there is no ssl
+    tls = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from reqtable.engine.engine import Engine
 
@@ -35,11 +42,15 @@ class Preface:
     def __init__(self, config: Config) -> None:
         self.context: Any = None
         if config.tls.cert is not None:
-            from reqtable.engine.tls import RECORD_BYTES, server_context
-
-            if config.limits.recv_bytes < RECORD_BYTES:  # what is left of a record in OpenSSL, no selector tells of
-                raise ConfigurationError(f"limits.recv_bytes is {config.limits.recv_bytes}: TLS needs {RECORD_BYTES}")
-            self.context = server_context(config.tls)
+            if tls is None:
+                raise ConfigurationError(
+                    "tls.cert: this Python has no module ssl: install one that has, or leave tls.cert out"
+                )
+            if config.limits.recv_bytes < tls.RECORD_BYTES:  # no selector tells of what is left of a record in OpenSSL
+                raise ConfigurationError(
+                    f"limits.recv_bytes is {config.limits.recv_bytes}: TLS needs {tls.RECORD_BYTES}"
+                )
+            self.context = tls.server_context(config.tls)
         self._networks = config.proxy.networks()
         self._trusts_unix = "unix" in config.proxy.trusted
 
@@ -63,9 +74,7 @@ class Preface:
 def stream_over(engine: Engine, request: Any) -> Stream:
     """The transport of a resumable handler's connection."""
     if is_tls(request):
-        from reqtable.engine.tls import TLSStream
-
-        return TLSStream(engine, request)
+        return tls.TLSStream(engine, request)
     return Stream(engine, request)
 
 
@@ -135,8 +144,6 @@ class Opening(Polled):
             self.entry.local = header.destination
 
     def _shake_hands(self) -> Iterator[int]:
-        import ssl
-
         send_at_once(self.request)  # a handler's first answer comes after OpenSSL's session tickets
         self.request = self.entry.policy.secured(self.entry, self.request, self._preface.context)
         while True:

@@ -14,15 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reqtable.engine.poll import DefaultSelector
+from reqtable.engine.threads import Threads
 from reqtable.engine.wakeup import Wakeup
 from reqtable.engine.watch import Watch
-
-
-def threads(most: int | None, name: str) -> Executor:
-    """The real executor."""
-    from concurrent.futures import ThreadPoolExecutor  # where there are no threads it can't be imported
-
-    return ThreadPoolExecutor(most, thread_name_prefix=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +29,7 @@ class System:
     socket: type[socket.socket] = socket.socket
     dup: Callable[[int], int] = os.dup
     sendfile: Callable[[int, int, int, int], int] = os.sendfile
-    executor: Callable[[int | None, str], Executor] = threads  # how many threads, and how they are named
+    executor: Callable[[int, str, Callable[[], bool]], Executor] = Threads  # how many threads, their name, may_leave
     watch: Callable[[Any], AbstractContextManager[Any]] = Watch  # of an engine, while it serves
     policies: frozenset[str] | None = None  # what can run on it; None: all
 

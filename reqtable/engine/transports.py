@@ -127,14 +127,15 @@ class Lent(Polled):
     def flush(self) -> bool:
         return True
 
-    def hand_over(self) -> None:
+    def hand_over(self, hold: bool = True) -> None:
         """A thread or a child has the request from here on, and ends it with the server's hooks.
 
-        Our hold on the connection is what a cancellation shuts, and what lingers.
+        Our hold on the connection is what a cancellation shuts, and what lingers. Without `hold` there is none: the
+        kernel sends no end of file while a duplicate is open, and only the loop would close it.
         """
         self.poll(0)
         self._ended = True
-        self._hold = self._duplicate()
+        self._hold = self._duplicate() if hold else None
 
     def take_back(self) -> None:
         """It could not be handed over after all."""
@@ -167,9 +168,10 @@ class Lent(Polled):
 
     def shut(self) -> None:
         """End the connection for whoever has the request now: what they wait for comes to an end."""
-        if self._hold is not None:
+        connection = self._hold if self._hold is not None else self.request
+        if isinstance(connection, socket.socket):
             with contextlib.suppress(OSError):  # it has ended already
-                self._hold.shutdown(socket.SHUT_RDWR)
+                self.engine.system.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def end_input(self) -> None:
         """Have the handler meet the end of its input: shut the reading side, and it reads what there is, then that."""
@@ -183,6 +185,7 @@ class Lent(Polled):
         if not self._ended:
             self._ended = True
             end_request(self.entry.server.shutdown_request, self.request)
+        self.request = None  # a cooperative socket knows its transport: a cycle would keep open what no hook closes
 
     def abandon(self) -> None:
         self.watched = 0
@@ -267,13 +270,18 @@ def close_copy(fd: int) -> None:
 
 
 def is_tls(request: socket.socket) -> bool:
-    """Whether it is a TLS socket: only where something has imported the module, which is large."""
+    """Whether it is a TLS socket. There may be no ssl here."""
     ssl = sys.modules.get("ssl")
     return ssl is not None and isinstance(request, ssl.SSLSocket)
 
 
 def is_peers_doing(error: BaseException | None) -> bool:
-    """Whether the other end has brought it about: worth a line, and no traceback."""
+    """Whether the other end has brought it about: worth a line, and no traceback.
+
+    A group is the other end's doing if all of its exceptions are.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_peers_doing(each) for each in error.exceptions)
     if isinstance(error, PeerError | ConnectionError | TimeoutError):
         return not isinstance(error, ConnectionRefusedError)  # it is that of a connection which the handler made
     ssl = sys.modules.get("ssl")

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 _LATE_MS = 50
 _STALL_S = 100
 _CALL_MS = 200
-_THREADS = 8
 
 
 class SimSelector(selectors.BaseSelector):
@@ -145,9 +144,9 @@ class _Signal(File):
 class SimExecutor(Executor):
     """Runs calls and pooled steps: so many at a time, each for a while of simulated time, in the order they came in."""
 
-    def __init__(self, network: SimNetwork, most: int | None = None, name: str = "") -> None:
+    def __init__(self, network: SimNetwork, most: int, name: str, may_leave: object) -> None:
         self._network = network
-        self._most = most or _THREADS
+        self._most = most
         self._name = name
         self._waiting: list[tuple[Future[Any], Callable[[], Any]]] = []  # first those that run, `most` of them
         self._is_over = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import sys
@@ -26,13 +25,11 @@ from reqtable.testing.faults import Faults
 from reqtable.testing.kernel import StreamEnd
 from reqtable.testing.network import SimNetwork
 
-with contextlib.suppress(ImportError):  # there is no ssl here, or no greenlet
-    import reqtable.dispatch.cooperative_tls  # noqa: F401  # imported in `_make`, its sockets would be simulated for good
-
 log = logging.getLogger("reqtable")
 
 _LATENCY_S = 0.0001
 _STILL_PASSES_MAX = 2000
+_THREADS = 8  # for the calls of a server
 
 
 @dataclass
@@ -145,7 +142,7 @@ class _Simulation:
         except BaseException:
             server.server_close()
             raise
-        server._dispatcher.run_calls_by(lambda name: self.network.system.executor(None, name))
+        server._dispatcher.run_calls_by(lambda name: self.network.system.executor(_THREADS, name, bool))
         return server
 
     def _check(self, server: Any) -> None:
