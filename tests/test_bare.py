@@ -35,7 +35,10 @@ WITHOUT = """
 import sys
 sys.modules[sys.argv[1]] = None  # importing it raises ImportError
 import reqtable
-reqtable.TableTCPServer(("127.0.0.1", 0), reqtable.AsyncRequestHandler).server_close()
+class Idle(reqtable.AsyncRequestHandler):
+    async def handle(self):
+        pass
+reqtable.TableTCPServer(("127.0.0.1", 0), Idle).server_close()
 options = {"config": reqtable.Config(tls=reqtable.config.TLSOptions(cert="any.pem"))} if sys.argv[1] == "ssl" else {}
 try:
     reqtable.TableTCPServer(("127.0.0.1", 0), reqtable.StreamRequestHandler, **options)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _WILDCARDS = ("", "0.0.0.0", "::")
 # Where those hooks of a server are defined that make a handler by calling its class.
-_DEFAULT_HOOKS = {"socketserver", "reqtable.hosting", "reqtable.servers"}
+_DEFAULT_HOOKS = {"socketserver", "reqtable.hosting", "reqtable.mixins", "reqtable.servers"}
 
 # By their places, because each of them imports this module.
 _BUILT_IN = {
