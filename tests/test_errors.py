@@ -135,7 +135,9 @@ def test_what_becomes_of_those_who_come_when_there_is_no_room_is_one_of_three():
 
 def test_seconds_may_be_fractions_and_counts_may_not():
     assert accepted((0.5, 2.5), SECONDS) == [(name, value) for name in SECONDS for value in (0.5, 2.5)]
-    assert accepted((inf,), SECONDS) == [(name, inf) for name in SECONDS if name != "keepalive_s"], "the kernel counts it"
+    assert accepted((inf,), SECONDS) == [(name, inf) for name in SECONDS if name != "keepalive_s"], (
+        "the kernel counts it"
+    )
     assert accepted((0.5, 2.5, inf), COUNTS) == []
 
 

@@ -19,6 +19,7 @@ from reqtable.core.table import RequestTable
 from reqtable.dispatch.cooperative import CooperativeSocket
 from reqtable.dispatch.stepping import Stepping
 from reqtable.engine.datagram import Session
+from reqtable.engine.failures import Failures
 from reqtable.engine.listener import Listener
 from reqtable.engine.loop import Loop
 from reqtable.engine.stream import Stream
@@ -160,6 +161,18 @@ MUTATIONS = [
     Mutation(
         "input that nobody will read is counted for as long as its connection lingers",
         *(Loop, "linger", "self.table.hold(entry, 0)", "pass"),
+    ),
+    Mutation(
+        "what handle_error raises ends the loop",
+        *(Failures, "report", "if self.hooks_raise or ends_program(raised):", "if True:"),
+    ),
+    Mutation(
+        "what a step raises is reported again when its output is flushed",
+        *(Loop, "_fail", "self.table.running = None", "entry.server.handle_error(None, entry.peer)"),
+    ),
+    Mutation(
+        "a hook that fails at the end of a request is not reported",
+        *(Loop, "_free", "return self.failures.report(entry.server, request, entry.peer, problem)", "return None"),
     ),
     Mutation(
         "a socket that is reported ready and is not gives a blocking read more time",

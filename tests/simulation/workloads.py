@@ -27,6 +27,7 @@ from reqtable.config import Config
 from reqtable.dispatch import is_resumable
 from reqtable.engine.system import SYSTEM
 from reqtable.testing import Client, Faults, Peer, Report, SimulationFailed, simulate
+from tests.simulation import failing
 from tests.simulation.handlers import (
     AsyncBlobs,
     AsyncChat,
@@ -652,4 +653,23 @@ def blobs(rng: Random) -> Workload:
     return Workload(f"blobs {handler.__name__}", _server(rng, make), clients, faults, _nothing_more)
 
 
-PROTOCOLS = [echo, notes, miniredis, tftp, chat, killing, cancelled, blobs, departing]
+def fails(rng: Random) -> Workload:
+    """Requests that fail in the midst of others, wherever code that is not the engine's is called."""
+    dispatch = rng.choice(["inline", "pool"])
+    config = _config(rng)
+    watched = type("Failing", (Watched, failing.Failing), {})
+    return Workload(
+        "failing",
+        lambda: failing.server(dispatch, config, watched),
+        failing.clients(rng),
+        _faults(rng),
+        failing.check,
+    )
+
+
+def spoiled(rng: Random) -> Workload:
+    """What does not go on to its end: by its client, or by itself."""
+    return rng.choice([departing, fails])(rng)
+
+
+PROTOCOLS = [echo, notes, miniredis, tftp, chat, killing, cancelled, blobs, spoiled]
