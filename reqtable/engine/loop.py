@@ -263,8 +263,12 @@ class Loop:
         if entry.state is not _CLOSED:
             try:
                 # The common case of what `_settle` does: it is answered, and waits for its peer as it did before.
-                answered = output.first is None
-                if idle and entry.state is _READING and not entry.held and (answered or entry.transport.flush()):
+                if (
+                    idle
+                    and entry.state is _READING
+                    and not entry.held
+                    and (output.first is None or entry.transport.flush())
+                ):
                     entry.want = want  # type: ignore[assignment]  # it waits for it
                     if self.unbounded and entry.timeout is None and unread.is_stream:
                         entry.deadline = None
