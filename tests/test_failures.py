@@ -294,8 +294,9 @@ def run(
     """Have one client meet the fault while another is served. Returns what was logged at ERROR."""
     caplog.set_level(logging.WARNING, "reqtable")
     with serving(server_class(ANY, handler, dispatch=dispatch, config=CONFIG)) as server:
-        with Client(server.server_address) as other, other.send(b"pi"):
-            wait_until(server, lambda: len(server.table) == 1)
+        with Client(server.server_address) as other:
+            assert other.ask(b"ping\n") == b"pong\n"  # it has begun before anything goes wrong
+            other.send(b"pi")
             Place.name, Place.error = place, error
             server.victim = "next"
             with Client(server.server_address) as victim:

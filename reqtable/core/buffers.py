@@ -229,11 +229,14 @@ class FileSlice:
     def read(self, most: int = CHUNK_BYTES) -> bytes:
         """The next bytes, at most `most`, for what the kernel can't send by itself. Raises SendFileError."""
         count = min(self.remaining, most)
+        file: Any = self.file  # it may return what no file should
         try:
-            self.file.seek(self.offset)
-            data: Any = self.file.read(count)
+            file.seek(self.offset)
+            data = file.read(count)
         except Exception as error:
-            raise SendFileError(f"{self._what()} can't be read: {type(error).__name__}: {error}") from error
+            failure = SendFileError(f"{self._what()} can't be read: {type(error).__name__}: {error}")
+            failure.__cause__ = error  # `raise … from` does not set it in compiled code
+            raise failure from error
         if not isinstance(data, bytes | bytearray | memoryview) or len(data) > count:
             raise SendFileError(
                 f"{self._what()}: read({count}) returned {type(data).__name__}, not {count} bytes or less"
