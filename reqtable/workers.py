@@ -29,7 +29,7 @@ from reqtable.core.errors import ConfigurationError
 from reqtable.core.states import READ
 from reqtable.dispatch.children import Child, fork
 from reqtable.engine.engine import Engine
-from reqtable.engine.process import leave_child
+from reqtable.engine.process import flush_streams, leave_child
 from reqtable.engine.transports import Polled
 from reqtable.hosting import reconfigure
 from reqtable.notify import Notifier
@@ -302,6 +302,7 @@ class Supervisor:
             # One that comes before the worker has its own handlers waits for them.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
             try:
+                flush_streams()
                 pid = fork()
                 if not pid:
                     ours.close()

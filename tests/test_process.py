@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -169,6 +171,26 @@ def test_a_server_that_has_served_is_forked_into_workers(dispatch: str) -> None:
         thread.join()
     stop.close()
     stop_one.close()
+
+
+INTERRUPTED = """
+import os, signal
+from reqtable.dispatch.children import fork
+
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    if not fork():
+        os._exit(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+except KeyboardInterrupt:
+    print("interrupted")
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_ctrl_c_in_the_midst_of_a_fork_is_not_lost() -> None:
+    command = [sys.executable, "-c", INTERRUPTED]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
+    assert (ran.stdout, ran.stderr) == ("interrupted\n0\n", "")
 
 
 class WaitsItself(reqtable.StreamRequestHandler):

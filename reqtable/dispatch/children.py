@@ -6,6 +6,7 @@ and leaves by `os._exit`: it runs none of the parent's `atexit` functions and ne
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import gc
 import logging
@@ -16,10 +17,11 @@ from typing import Any
 
 from reqtable.core.states import READ
 from reqtable.core.table import Entry
-from reqtable.engine.process import flush_streams
 from reqtable.engine.transports import Polled, close_copy
 
 log = logging.getLogger("reqtable")
+
+_HELD = (_signal.SIGINT, _signal.SIGTERM)
 
 
 class Child(Polled):
@@ -142,9 +144,17 @@ def _pidfd(pid: int) -> int:
 
 
 def fork() -> int:
-    """`os.fork()`, with what is buffered for the standard streams written by the parent, once."""
-    flush_streams()
-    return os.fork()
+    """`os.fork()`, with SIGINT and SIGTERM held back until it has returned.
+
+    Python drops what a signal handler raises within a hook of the fork (os.register_at_fork): Ctrl-C would be lost.
+    """
+    mask = _signal.pthread_sigmask(
+        _signal.SIG_BLOCK, _HELD
+    )  # that of `signal` makes enums, for which a child copies pages
+    try:
+        return os.fork()
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
 
 _kept: list[Any] = []

@@ -17,7 +17,7 @@ from reqtable.config import ExecutorOptions
 from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.states import READ
 from reqtable.dispatch.children import Child, become_child, fork, keep
-from reqtable.engine.process import leave_child
+from reqtable.engine.process import flush_streams, leave_child
 from reqtable.engine.transports import Polled
 from reqtable.imports import account_of, thing_at
 
@@ -188,6 +188,7 @@ class _ForkedCall(Future[Any]):
         ends: tuple[int, ...] = ()
         try:
             ends = reader, writer = os.pipe()
+            flush_streams()
             pid = fork()
         except Exception as error:  # no descriptor or process left; or 3.12's warning about threads, made an error
             for end in ends:

@@ -22,7 +22,7 @@ from reqtable.core.states import State
 from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import ELSEWHERE, Failure, Want
 from reqtable.dispatch.blocking import serve_in_child
-from reqtable.dispatch.children import Child, Forked, become_child, log, send_signal
+from reqtable.dispatch.children import Child, Forked, become_child, fork, log, send_signal
 from reqtable.dispatch.delegating import Delegating, Delegation, HandingOff
 from reqtable.dispatch.driver import DATAGRAM_BYTES, Driver
 from reqtable.dispatch.shipping import Shipped, check_shippable
@@ -213,7 +213,7 @@ class Fork(Delegating):
             if isinstance(transport, Session) and delegation.entry.peer:
                 pair = socket.socketpair(socket.AF_UNIX, _PACKETS)
                 _send_later_ones(transport.inbox, pair[0])
-            pid = os.fork()
+            pid = fork()
         except BaseException:
             for end in pair or ():
                 end.close()

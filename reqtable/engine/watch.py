@@ -12,6 +12,7 @@ import contextlib
 import linecache
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -63,6 +64,8 @@ class Watch:
 
     def _look_on(self) -> None:
         wait_s = 0.0
+        # Signals are the main thread's: one that it holds back (around a fork) shall wait for it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while not self._end.acquire(timeout=wait_s):
                 wait_s = self._look()
