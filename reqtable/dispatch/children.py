@@ -148,9 +148,8 @@ def fork() -> int:
 
     Python drops what a signal handler raises within a hook of the fork (os.register_at_fork): Ctrl-C would be lost.
     """
-    mask = _signal.pthread_sigmask(
-        _signal.SIG_BLOCK, _HELD
-    )  # that of `signal` makes enums, for which a child copies pages
+    # Not `signal.pthread_sigmask`: it makes enums, for which a child copies pages.
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _HELD)
     try:
         return os.fork()
     finally:
