@@ -229,7 +229,7 @@ def _outcome(want: Call[Any], done: Future[Any], is_sent: bool) -> Any:
     error = done.exception()
     if error is None:
         return done.result()
-    if is_sent and "pickle" in str(error):
+    if is_sent:
         error = _unfit(want) or error
     if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
         error = HandlerError(f"{want!r} raised {error!r}")
