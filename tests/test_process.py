@@ -177,6 +177,7 @@ INTERRUPTED = """
 import os, signal
 from reqtable.dispatch.children import fork
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have begun us with SIGINT ignored
 os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
 try:
     if not fork():
