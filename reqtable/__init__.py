@@ -4,7 +4,16 @@ The server and handler classes of `socketserver`, and handlers written as state 
 `docs/design.md` for how it is built.
 """
 
-from reqtable.config import Config
+from reqtable.config import (
+    Certificate,
+    Config,
+    ExecutorOptions,
+    ForkOptions,
+    PoolOptions,
+    ProxyOptions,
+    ThreadOptions,
+    TLSOptions,
+)
 from reqtable.core.errors import (
     ConfigurationError,
     HandlerError,
@@ -68,12 +77,15 @@ __all__ = [
     "AsyncRequestHandler",
     "BaseRequestHandler",
     "BaseServer",
+    "Certificate",
     "Config",
     "ConfigurationError",
     "DatagramRequestHandler",
     "Engine",
     "Entry",
     "Event",
+    "ExecutorOptions",
+    "ForkOptions",
     "ForkingMixIn",
     "ForkingTCPServer",
     "ForkingUDPServer",
@@ -85,6 +97,8 @@ __all__ = [
     "LimitExceeded",
     "Limits",
     "PeerError",
+    "PoolOptions",
+    "ProxyOptions",
     "ReqtableError",
     "RequestTable",
     "SendFileError",
@@ -94,11 +108,13 @@ __all__ = [
     "StreamRequestHandler",
     "System",
     "TCPServer",
+    "TLSOptions",
     "TableMixIn",
     "TableTCPServer",
     "TableUDPServer",
     "TableUnixDatagramServer",
     "TableUnixStreamServer",
+    "ThreadOptions",
     "ThreadingMixIn",
     "ThreadingTCPServer",
     "ThreadingUDPServer",

@@ -59,6 +59,7 @@ CONFIG_VARIABLE = "REQTABLE_CONFIG"
 _OWN_FILE = "reqtable.toml"
 _PROJECT_FILE = "pyproject.toml"
 TLS_VERSIONS = ("1.2", "1.3")
+_BUILT_IN_EXECUTORS = {"thread", "process", "fork"}
 ARGUMENT = "argument"
 DEFAULT = "default"
 
@@ -206,6 +207,10 @@ class Config:
 
     def __post_init__(self) -> None:
         _check(self, origins=self.origins)
+        for name in _BUILT_IN_EXECUTORS & self.executors.keys():
+            place = self.origins.get(f"executors.{name}.factory", ARGUMENT)
+            where = "" if place == ARGUMENT else f"{place}: "
+            raise ConfigurationError(f"{where}executors.{name}: {name!r} is built in: choose another name")
 
     @classmethod
     def load(
@@ -227,6 +232,15 @@ class Config:
 def from_environment() -> Config:
     """What a server that was given no configuration uses: the file that `REQTABLE_CONFIG` names, or the defaults."""
     return Config.load() if os.environ.get(CONFIG_VARIABLE) else Config()
+
+
+def given_or_found(config: Any) -> Config:
+    """`config`, or, if that is None, what the environment names. Raises ConfigurationError where it is no Config."""
+    if config is None:
+        return from_environment()
+    if not isinstance(config, Config):
+        raise ConfigurationError(f'config must be a Config, such as Config.load("reqtable.toml"), not {config!r}')
+    return config
 
 
 def chosen_dispatch(argument: str | None, config: Config, attribute: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from reqtable.config import Config, chosen_dispatch, from_environment
+from reqtable.config import Config, chosen_dispatch, given_or_found
 from reqtable.core.errors import ConfigurationError, ReqtableError
 from reqtable.core.states import State
 from reqtable.core.table import Entry, RequestTable
@@ -96,7 +96,7 @@ class Hosted:
         self._dispatch_argument = dispatch
         self._counts = Counts()
         self._former: list[Dispatcher] = []  # those that an earlier configuration chose: their requests end under them
-        config = from_environment() if config is None else config
+        config = given_or_found(config)
         self._preface = _preface(config)
         self._dispatcher = self._make_dispatcher(config)
         if self._engine is None:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from reqtable.core.errors import ConfigurationError
+
 _OWN = str(Path(__file__).parent) + os.sep
 _INSTALLED = ("site-packages", "dist-packages")
+
+
+_importing: list[str] = []  # the places that `module_at` is at
+
+
+def check_not_importing() -> None:
+    """Raise ConfigurationError in a module that `module_at` is importing: what serves must not be part of that."""
+    if _importing:
+        raise ConfigurationError('serve() is called by the import: put it under if __name__ == "__main__":')
 
 
 def module_at(place: str) -> Any:
@@ -21,6 +33,14 @@ def module_at(place: str) -> Any:
     A file's module is known by the file's name from then on, so that what it defines can be pickled. The file's folder
     is first on the path, as where Python runs the file, so it can import what lies beside it.
     """
+    _importing.append(place)
+    try:
+        return _module_at(place)
+    finally:
+        _importing.pop()
+
+
+def _module_at(place: str) -> Any:
     if not place.endswith(".py"):
         if "" not in sys.path:
             sys.path.insert(0, "")
@@ -63,6 +83,8 @@ def account_of(error: BaseException) -> str:
         place, message = f"{error.filename}:{error.lineno}", error.msg
     else:
         place, message = _place_of(error.__traceback__), " ".join(str(error).split())
+    if re.search(r"\(\S+:\d+\)$", message):
+        place = ""  # it is told already
     return f"{type(error).__name__}: {message}" + (f" ({place})" if place else "")
 
 

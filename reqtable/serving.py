@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from reqtable.binds import find_places, make_server, name_of, open_server
-from reqtable.config import CONFIG_VARIABLE, DEFAULT, Config, chosen_dispatch, from_environment
+from reqtable.config import CONFIG_VARIABLE, DEFAULT, Config, chosen_dispatch, from_environment, given_or_found
 from reqtable.core.errors import ConfigurationError
 from reqtable.core.listing import handler_name, unwrapped
 from reqtable.dispatch import is_resumable
 from reqtable.engine.engine import Engine
 from reqtable.hosting import reconfigure
+from reqtable.imports import check_not_importing
 from reqtable.notify import Notifier
 from reqtable.signals import Progress, begin_drain, handled_by, in_main_thread, log_table
 from reqtable.workers import Supervisor, check_workers
@@ -47,10 +48,10 @@ def serve(
     Raises ConfigurationError for what can't be, before anything is bound; OSError for a bind that can't be had, before
     anything is served.
     """
-    if config is None:
-        config = from_environment()
-        reload = reload or (from_environment if os.environ.get(CONFIG_VARIABLE) else None)
-    given = config
+    check_not_importing()
+    if config is None and os.environ.get(CONFIG_VARIABLE):
+        reload = reload or from_environment
+    given = config = given_or_found(config)
     config = config if workers is None else replace(config, workers=workers)
     check_workers(config)
     places = find_places(binds)
@@ -65,6 +66,8 @@ def serve(
             stack.callback(open_server(each))  # type: ignore[arg-type]
         if on_pass is not None:
             engine.servers[0].service_actions = lambda: on_pass(engine)  # type: ignore[method-assign]
+        if config.tls.cert is not None and not any(each._begins_with_tls for each in engine.servers):
+            log.warning("[tls] names a certificate, and no bind uses it: write tls:// in place of tcp://")
         if not is_resumable(handler) and chosen_dispatch(dispatch, config, "")[1] == DEFAULT:
             policy = engine.servers[0]._dispatcher.chosen.name  # type: ignore[attr-defined]
             log.info("%s is a blocking handler: dispatch policy %r", unwrapped(handler).__name__, policy)
@@ -82,20 +85,29 @@ def serve(
 def _serve_alone(engine: Engine, reload: Callable[[], Config]) -> None:
     """SIGINT stops, SIGTERM drains (a second one stops), SIGHUP re-reads, SIGUSR1 logs the table. Only in the main
     thread, where Python delivers signals.
+
+    A step can hold up the loop for ever. So a stop that is asked for again interrupts the step.
     """
     notifier = Notifier(engine)
     draining: list[bool] = []
+    stopping: list[bool] = []
+
+    def stop(*_: object) -> None:
+        if stopping:
+            raise KeyboardInterrupt
+        stopping.append(True)
+        engine.stop()
 
     def terminate(*_: object) -> None:
         if draining:
-            engine.stop()
+            stop()
         else:
             draining.append(True)
             engine.post(notifier.stopping, "draining")
             engine.post(begin_drain, engine, "; SIGTERM again ends at once", Progress())
 
     handlers: dict[int, Callable[..., Any]] = {
-        signal.SIGINT: lambda *_: engine.stop(),
+        signal.SIGINT: stop,
         signal.SIGTERM: terminate,
         signal.SIGUSR1: lambda *_: log_table(engine),
         signal.SIGHUP: lambda *_: engine.post(_reload, engine, reload, notifier),
@@ -103,7 +115,12 @@ def _serve_alone(engine: Engine, reload: Callable[[], Config]) -> None:
     engine.post(notifier.ready, "serving")
     engine.post(notifier.feed_watchdog)
     with handled_by(engine, handlers if in_main_thread() else {}):
-        engine.serve_forever()
+        try:
+            engine.serve_forever()
+        except KeyboardInterrupt:
+            if not stopping:
+                raise
+            log.warning("interrupted while the loop was held up")
     notifier.stopping("ending")
     for server in engine.servers:
         engine.end_requests(server)  # else closing it waits for its children, as long as their clients stay

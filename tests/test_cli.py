@@ -179,6 +179,57 @@ def test_a_blocking_handler_runs_where_it_is_named(tmp_path: Path) -> None:
         assert process.communicate(timeout=WAIT_S) == ("", "")
 
 
+STUCK = """
+import reqtable, signal, threading
+from reqtable import line, state
+
+held = threading.Lock()
+held.acquire()
+
+def told(number, frame):
+    print("told", flush=True)
+    before[number](number, frame)
+
+before = {}
+
+class Stuck(reqtable.StateRequestHandler):
+    @state(line())
+    def command(self, text):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, told)
+        print("stuck", flush=True)
+        while not held.acquire(timeout=0.01):
+            pass  # a signal that comes just before a wait without an end would not end it
+"""
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGINT] * 2, [signal.SIGTERM] * 3, [signal.SIGTERM, *[signal.SIGINT] * 2]])
+def test_told_again_it_interrupts_a_step_that_does_not_return(numbers: list[int], tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(STUCK)
+    with reqtable_serve(f"{tmp_path}/app.py:Stuck", "--bind", "tcp://127.0.0.1:0") as (process, [line]):
+        assert process.stdout is not None
+        with Client(("127.0.0.1", port_of(line))) as client:
+            client.send(b"x\n")
+            assert process.stdout.readline() == "stuck\n"
+            for number in numbers:
+                process.send_signal(number)
+                assert process.stdout.readline() == "told\n"
+            _, err = process.communicate(timeout=WAIT_S)
+            assert client.rest() == b""
+    assert process.returncode == 0
+    assert err.endswith("WARNING interrupted while the loop was held up\n")
+
+
+def test_certificates_that_no_bind_uses_are_said(tmp_path: Path) -> None:
+    (tmp_path / "reqtable.toml").write_text('[tls]\ncert = "any.pem"\n')
+    options = ("--config", f"{tmp_path}/reqtable.toml", "--bind", "tcp://127.0.0.1:0")
+    with reqtable_serve(NOTES, *options) as (process, [line]):
+        assert line.startswith("serving Notes on tcp://")
+        process.terminate()
+        _, err = process.communicate(timeout=WAIT_S)
+    assert "WARNING [tls] names a certificate, and no bind uses it: write tls:// in place of tcp://" in err
+
+
 def test_several_binds_over_one_table_and_the_table_on_sigusr1(tmp_path: Path) -> None:
     binds = ["tcp://127.0.0.1:0", f"unix://{tmp_path}/notes.sock", "tcp://[::1]:0"]
     arguments = [word for bind in binds for word in ("--bind", bind)]
@@ -369,6 +420,16 @@ def test_a_file_imports_what_lies_beside_it(dispatch: str, tmp_path: Path) -> No
         ("import os\n\nnope\n", "can't be imported: NameError: name 'nope' is not defined ({file}:3)"),
         ("def f(:\n", "can't be imported: SyntaxError: invalid syntax ({file}:1)"),
         ("import sys\nsys.exit(3)\n", "ends the program when it is imported: SystemExit: 3 ({file}:2): put what runs"),
+        (
+            "import reqtable\nreqtable.serve(reqtable.AsyncRequestHandler, 'tcp://127.0.0.1:0')\n",
+            "can't be imported: ConfigurationError: serve() is called by the import: put it under "
+            'if __name__ == "__main__": ({file}:2)',
+        ),
+        (
+            "from reqtable import *\nclass H(StateRequestHandler):\n    @state()\n    def send(self, _): ...\n",
+            "can't be imported: HandlerError: H.send: StateRequestHandler has a send of its own: rename the state "
+            "({file}:3)\n",
+        ),
     ],
 )
 def test_an_error_of_the_file_is_said_with_its_line(text: str, said: str, tmp_path: Path) -> None:

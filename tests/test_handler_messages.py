@@ -285,6 +285,34 @@ def test_what_a_call_raises_in_code_that_is_not_the_users(handler: type, asked: 
     assert "ValueError" in record.getMessage()
 
 
+def test_an_own_init_that_forgets_super_is_named(caplog: Any) -> None:
+    class Forgetful(StateRequestHandler):
+        def __init__(self, entry: Any) -> None:  # without super
+            self.words = 0
+
+        @state(line())
+        def command(self, text: bytes) -> Any:
+            return None
+
+    with served(Forgetful) as server, Client(server.server_address) as client:
+        assert client.rest() == b""
+    said = f"Forgetful.__init__ does not call super().__init__(entry) ({line_of('# without super')})"
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [said]
+
+
+def test_a_coroutine_in_a_blocking_handler_is_refused() -> None:
+    class Mixed(reqtable.StreamRequestHandler):
+        async def handle(self) -> None:  # type: ignore[override]  # of a blocking handler
+            pass
+
+    said = (
+        "Mixed.handle is a coroutine, and nothing awaits that of a blocking handler: derive Mixed from "
+        f"reqtable.AsyncRequestHandler ({line_of('# of a blocking handler')})"
+    )
+    with pytest.raises(reqtable.ConfigurationError, match=re.escape(said)):
+        reqtable.TCPServer(("127.0.0.1", 0), Mixed)
+
+
 def test_an_error_that_is_raised_again_and_again_gathers_no_notes() -> None:
     error = ValueError("always the same")
 

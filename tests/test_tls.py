@@ -431,8 +431,8 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     subprocess.run(command, check=True, timeout=WAIT_S)
     mismatch = f"tls.cert {own} is not the certificate of the key in {other}: give the two that belong together"
     assert refusal_of(cert=own, key=other) == mismatch
-    assert refusal_of(cert=missing) == f"tls.cert {missing} can't be used: {missing}: no such file or directory"
-    assert refusal_of(cert=own, key=missing) == f"tls.cert {own} can't be used: {missing}: no such file or directory"
+    assert refusal_of(cert=missing) == f"tls.cert {missing} can't be used: no such file or directory"
+    assert refusal_of(cert=own, key=missing) == f"tls.key {missing} can't be used: no such file or directory"
     junk = str(tmp_path / "junk.pem")
     assert refusal_of(cert=junk).endswith(": give PEM files, the key without a passphrase")
     assert refusal_of(cert=own, key=encrypted).endswith(": give PEM files, the key without a passphrase")
@@ -447,7 +447,7 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     assert refusal_of(cert=only_key).startswith(f"tls.cert {only_key} has no certificate in it: ")
     for wrong in (alone, junk):
         assert refusal_of(cert=alone, key=wrong) == f"tls.cert {alone} can't be used: its key {wrong} {no_key} PEM"
-    assert refusal_of(cert=own, key=str(tmp_path)) == f"tls.cert {own} can't be used: {tmp_path}: is a directory"
+    assert refusal_of(cert=own, key=str(tmp_path)) == f"tls.key {tmp_path} can't be used: is a directory"
     assert refusal_of(cert=own, client_ca=junk).endswith(": give certificates as PEM")
     assert refusal_of(cert=own, client_ca=missing).endswith("no such file or directory: give certificates as PEM")
     assert "tls.names.x.example.cert" in refusal_of(cert=own, names={"x.example": Certificate(missing)})

@@ -372,7 +372,7 @@ def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any)
     executor of the configuration. None: where the configuration says, a thread unless it does.
     """
     if not callable(fn):
-        raise TypeError(f"call() takes a function and its arguments, not {fn!r}")
+        raise TypeError(f"call() takes a function and its arguments, as in call(f, x), not {fn!r}")
     if on is not None and not isinstance(on, str):
         raise TypeError(f"on must be the name of an executor, such as 'process', not {on!r}")
     return Call(fn, args, kwargs, on, caller())

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, get_origin
 
 from reqtable.config import ARGUMENT, DEFAULT
-from reqtable.core.errors import ConfigurationError
+from reqtable.core.errors import ConfigurationError, HandlerError
 from reqtable.core.listing import handler_name, unwrapped
 from reqtable.core.places import owner_of, place_of
 from reqtable.core.table import Entry, Resumable
@@ -160,6 +160,9 @@ class Policy(ABC):
             stream = stream_over(self.engine, request)
             entry = stream.entry = self._entry(server, request, client_address, stream)
         entry.handler = handler = server.RequestHandlerClass(entry)
+        if getattr(handler, "entry", None) is None:
+            name, place = type(handler).__name__, place_of(type(handler).__init__)
+            raise HandlerError(f"{name}.__init__ does not call super().__init__(entry) ({place})")
         entry.resumable = self.dispatcher.resumable(entry, handler, self)
         if session is not None:
             session.attach(entry)
@@ -226,6 +229,12 @@ def check_servable(handler_class: Any, server: Any = None) -> None:
             )
         if isinstance(own, type):
             _check_call(handler_class, ("request", "client_address", "server"), "setup()")
+            handle = getattr(own, "handle", None)
+            if inspect.iscoroutinefunction(handle):
+                raise ConfigurationError(
+                    f"{handler_name(own)}.handle is a coroutine, and nothing awaits that of a blocking handler: derive "
+                    f"{handler_name(own)} from reqtable.AsyncRequestHandler ({place_of(handle)})"
+                )
 
 
 def _check_call(handler_class: Any, given: tuple[str, ...], begins_in: str) -> None:

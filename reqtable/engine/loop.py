@@ -433,8 +433,8 @@ class Loop:
     def end(self, entry: Entry, event: Event) -> None:
         """Mark `entry` closed by `event`; this pass's reaping frees it. Closed already: nothing."""
         if entry.state is not _CLOSED:
-            if entry.ending is None:
-                entry.ending = _ENDING.get(event)
+            if entry.ending is None and not (entry.state is State.LINGERING and event is Event.CANCELLED):
+                entry.ending = _ENDING.get(event)  # one that lingers is done, and only its connection ends
             self._closed.append(entry)
             entry.advance(event)
 

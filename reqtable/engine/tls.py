@@ -175,8 +175,9 @@ def _load(context: ssl.SSLContext, key: str, certificate: Certificate) -> None:
         else:
             problem = _lack(key, cert, own) or f"or its key {own or cert}: {_reason(error)}: {_GIVE_PEM}"
     except OSError as error:
-        missing = next((each for each in (cert, own) if each and not _is_readable(each)), cert)
-        problem = f"can't be used: {missing}: {_reason(error)}"
+        if own and _is_readable(cert) and not _is_readable(own):
+            raise ConfigurationError(f"{key}.key {own} can't be used: {_reason(error)}") from None
+        problem = f"can't be used: {_reason(error)}"
     else:
         return
     raise ConfigurationError(f"{key}.cert {cert} {problem}")
