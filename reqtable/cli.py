@@ -26,7 +26,7 @@ from reqtable.engine.engine import Engine
 from reqtable.handlers.state import StateInfo, StateRequestHandler
 from reqtable.imports import account_of, module_at
 from reqtable.serving import serve, serving_log
-from reqtable.terminal import TERMINAL
+from reqtable.terminal import TERMINAL, is_terminal
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
 
@@ -131,7 +131,7 @@ def serve_command(
             dispatch=dispatch,
             config=loaded,
             reload=lambda: Config.load(config, workers=workers),
-            on_pass=_StatusLine() if sys.stderr.isatty() and loaded.workers is None else None,
+            on_pass=_StatusLine() if is_terminal() and loaded.workers is None else None,
         )
     finally:
         TERMINAL.show(status="", progress="")

@@ -334,6 +334,8 @@ class Hosted:
     def _handle_request_noblock(self) -> bool:
         """Take a request that is there; True where there may be another."""
         engine = self._host
+        if engine.is_copy:
+            engine.start_over()  # a forked child that takes requests by itself
         engine.accepting = self
         try:
             request, client_address = self.get_request()
@@ -341,6 +343,7 @@ class Hosted:
             return engine.refused(self, error)
         finally:
             engine.accepting = None
+            engine.end_if_copy()
         take = self._take
         try:
             if self._preface is not None and self._preface.comes_first(request, client_address):
@@ -348,6 +351,7 @@ class Hosted:
             take(request, client_address)
         except BaseException as error:
             self._turn_away(request, client_address, error)
+        engine.end_if_copy()
         return True
 
     def _open(self, request: Any, client_address: Any) -> None:
@@ -366,6 +370,8 @@ class Hosted:
             if self._host.failures.hooks_raise:
                 self._host.failures.unwinding = error  # as in `socketserver`, nothing is called any more
             raise
+        finally:
+            self._host.end_if_copy()
         if is_welcome:
             self.process_request(request, client_address)
         else:

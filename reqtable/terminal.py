@@ -9,6 +9,11 @@ import sys
 _CLEAR = "\x1b[2K\r"  # erase the line, and go back to its beginning (ECMA-48)
 
 
+def is_terminal() -> bool:
+    """Whether standard error is a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 class Terminal(logging.Handler):
     """Writes log records to standard error. On a terminal, a status line stays below them and is rewritten in place.
 
@@ -32,7 +37,7 @@ class Terminal(logging.Handler):
             before = self._line
             self._status = self._status if status is None else status
             self._progress = self._progress if progress is None else progress
-            if self._line != before and sys.stderr.isatty():
+            if self._line != before and is_terminal():
                 with contextlib.suppress(OSError):
                     self._write("")
         finally:
@@ -44,8 +49,9 @@ class Terminal(logging.Handler):
 
     def _write(self, text: str) -> None:
         # Erase the line even if this process shows none: another process on the same terminal may show one.
-        sys.stderr.write(_CLEAR + text + self._line if sys.stderr.isatty() else text)
-        sys.stderr.flush()
+        if sys.stderr is not None:  # it is, where the descriptor was closed at the start
+            sys.stderr.write(_CLEAR + text + self._line if is_terminal() else text)
+            sys.stderr.flush()
 
 
 TERMINAL = Terminal()

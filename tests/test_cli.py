@@ -440,6 +440,16 @@ def test_an_error_of_the_file_is_said_with_its_line(text: str, said: str, tmp_pa
     assert f"'{file}:H' {said.format(file=file)}" in result.stderr
 
 
+def test_it_serves_without_a_standard_error() -> None:
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, "serve", NOTES, "--bind", "tcp://127.0.0.1:0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        with Client(("127.0.0.1", port_of(process.stdout.readline().strip()))) as client:
+            assert client.ask(b"count\n") == b"0\n"
+            process.terminate()
+        assert process.wait(WAIT_S) == 0
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import logging
+import os
 import socket
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from reqtable import Event, Limits, call, line, sleep, state
 from reqtable.config import Config, ExecutorOptions
 from reqtable.core.buffers import MISSING
 from reqtable.core.wants import Want
+from reqtable.testing import exercise
 from tests.conftest import Client, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
@@ -513,7 +515,7 @@ class Datagrams(reqtable.StateRequestHandler):
             self.send(bytes(70_000))
         else:
             self.send(data)
-        return self.command
+        return None if data == b"bye" else self.command
 
 
 @pytest.mark.parametrize("dispatch", ["inline", "pool", "thread"])
@@ -535,6 +537,8 @@ def test_a_datagram_that_can_not_be_sent_ends_its_session_alone(
         peers[1].send(b"hello again")
         assert peers[1].recv(100) == b"hello again"
         assert server.stats()["finished"]["error"] == 1
+        peers[1].send(b"bye")
+        assert peers[1].recv(100) == b"bye"
         for peer in peers:
             peer.close()
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -553,6 +557,61 @@ def test_a_connection_that_a_handler_was_refused_is_not_its_peers_doing(caplog: 
 
     run(Asking, "inline", "", caplog, command="ask", ending="reset")
     assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+@pytest.mark.parametrize("error", FAULTS)
+def test_a_get_request_that_always_fails_is_not_called_at_once_again_and_holds_up_no_drain(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Never(reqtable.TCPServer):
+        def get_request(self) -> tuple[Any, Any]:
+            raise error("never")
+
+    limits = Limits(accept_pause_s=3600)
+    with serving(Never(ANY, State, config=Config(limits=limits))) as server, Client(server.server_address):
+        wait_until(server, lambda: bool(caplog.records))
+        passes = server.stats()["loop"]["passes"]
+        wait_until(server, lambda: server.stats()["loop"]["passes"] >= passes + 3)
+        assert len(caplog.records) == 1
+        server.drain(0.1)
+    assert [record.getMessage() for record in caplog.records] == [f"{error.__name__}, outside of any request"] * 2
+
+
+@pytest.mark.parametrize("kind", ["proc", "pipe", "empty"])
+def test_a_file_without_a_size_takes_a_count(kind: str) -> None:
+    reader, writer = os.pipe()
+    path = {"proc": "/proc/self/status", "pipe": f"/dev/fd/{reader}", "empty": os.devnull}[kind]
+    sizes = []
+
+    class Sends(reqtable.StateRequestHandler):
+        def start(self) -> Any:
+            with open(path, "rb") if kind != "empty" else tempfile.TemporaryFile() as file:
+                self.send_file(file)
+                sizes.append(self.entry.output.size)
+            return None
+
+    if kind == "empty":
+        exercise(Sends).expect_end()
+        assert sizes == [0]
+    else:
+        with pytest.raises(ValueError, match=r"send_file\(\) can't tell the size of .*: give a count"):
+            exercise(Sends)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_file_that_says_not_now_of_its_descriptor_is_read() -> None:
+    class Busy(io.BytesIO):
+        def fileno(self) -> int:
+            raise BlockingIOError
+
+    class Sends(State):
+        def start(self) -> Any:
+            self.send_file(Busy(b"all of it"), 0, 9)
+            return None
+
+    with serving(Server(ANY, Sends)) as server, Client(server.server_address) as client:
+        assert client.rest() == b"all of it"
 
 
 def test_a_post_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:

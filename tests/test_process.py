@@ -99,6 +99,84 @@ def test_a_child_that_returns_from_a_step_ends_there(handler: Any, dispatch: str
         assert own.end().rest() == b""
 
 
+HOOKS = ["get_request", "verify_request", "process_request", "close_request", "handle_error", "on_close"]
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "pool"])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_child_that_returns_from_a_hook_ends_there(hook: str, dispatch: str) -> None:
+    """The others, which are ready in the same pass, are answered by the server, and once."""
+    children: list[int] = []
+
+    def fork() -> None:
+        if not children:
+            reader, writer = os.pipe()
+            child = os.fork()
+            children.append(child)
+            os.close(writer if child else reader)
+            if child:
+                assert os.read(reader, 1) == b""  # the child has left
+                os.close(reader)
+                os.waitpid(child, 0)
+
+    class Pid(reqtable.StateRequestHandler):
+        @state(line())
+        def command(self, text: bytes) -> Any:
+            self.send(b"%d\n" % os.getpid())
+            if text == b"fail\n":
+                raise ZeroDivisionError
+            return None
+
+        def on_close(self) -> None:
+            if hook == "on_close":
+                fork()
+
+    def forking(name: str) -> Any:
+        def forked(self: Any, *args: Any) -> Any:
+            result = getattr(reqtable.TCPServer, name)(self, *args)
+            fork()
+            return result
+
+        return forked
+
+    hooks = {hook: forking(hook)} if hook != "on_close" else {}
+    with served(Pid, dispatch, **hooks) as server:
+        clients = [Client(server.server_address) for _ in range(12)]
+        for number, client in enumerate(clients):
+            client.send(b"fail\n" if number == 3 else b"x\n")
+        assert [client.line() for client in clients] == [b"%d\n" % os.getpid()] * len(clients)
+        for client in clients:
+            assert client.rest() == b""
+            client.close()
+        wait_until(server, lambda: not server.table)
+    assert len(children) == 1
+
+
+class Exits(reqtable.StateRequestHandler):
+    """The child of a step, or of a call, ends with a status of its own."""
+
+    @state(line())
+    def command(self, text: bytes) -> Any:
+        if text == b"call\n":
+            return self.forked, reqtable.call(os.fork, on="thread")
+        return self.forked(os.fork())
+
+    @state()
+    def forked(self, child: int) -> Any:
+        if not child:
+            sys.exit(3)
+        self.send(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        return self.command
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+def test_a_child_ends_with_its_own_status(dispatch: str, caplog: pytest.LogCaptureFixture) -> None:
+    with served(Exits, dispatch) as server, Client(server.server_address) as client:
+        assert client.ask(b"step\n") == b"3\n"
+        assert client.ask(b"call\n") == b"0\n"  # it came back from the call, and ended there
+    assert not caplog.records
+
+
 def test_a_child_forked_beside_a_running_loop_has_no_part_in_it() -> None:
     """Its calls on the server end nothing and wait for nobody; signals there wake nobody here."""
 

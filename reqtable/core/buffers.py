@@ -226,6 +226,15 @@ class FileSlice:
         self.remaining = remaining
         self.kernel_refuses = False  # sendfile(2) can't send this file: the engine reads it instead
 
+    def descriptor(self) -> int:
+        """That of the file, for sendfile(2); -1 where there is none, or the kernel has refused it."""
+        if not self.kernel_refuses:
+            try:
+                return self.file.fileno()
+            except Exception:  # a file object of no descriptor, or a closed one: reading it tells which
+                self.kernel_refuses = True
+        return -1
+
     def read(self, most: int = CHUNK_BYTES) -> bytes:
         """The next bytes, at most `most`, for what the kernel can't send by itself. Raises SendFileError."""
         count = min(self.remaining, most)

@@ -17,7 +17,7 @@ from reqtable.core.buffers import Output
 from reqtable.core.errors import HandlerError, ending_of
 from reqtable.core.table import Entry, Resumable
 from reqtable.core.wants import STEP, Want
-from reqtable.engine.process import leave_child
+from reqtable.engine.process import end_child
 
 
 class Stepping:
@@ -128,16 +128,19 @@ class _ThreadStep:
     def run(self, method: Callable[[Any], Want[Any] | None], argument: Any) -> Want[Any] | None:
         self.thread = get_ident()
         process = os.getpid()
+        raised: BaseException | None = None
         try:
             return method(argument)
-        except Exception:
+        except Exception as error:
+            raised = error
             raise
         except BaseException as error:  # a SystemExit, say: it ended the step, and shall not end the server
+            raised = error
             raise HandlerError(f"a step raised {error!r}") from error
         finally:
             self.thread = None
             if os.getpid() != process:
-                leave_child()  # it forked: the thread that would go on is the parent's
+                end_child(raised)  # the thread that would go on is the parent's
 
 
 class ByState:

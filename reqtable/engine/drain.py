@@ -47,16 +47,27 @@ class Drain:
         engine = self._engine
         now = engine.table.now
         left = [each for each in engine.table if each.server in self._servers and each.state is not State.CLOSED]
+        if left and now < self._until:
+            engine.retry(self._look, _LOOK_S)  # whatever goes wrong now
+            for entry in left:
+                self._tell(entry)
         if self._progress is not None:
             self._progress(len(left), max(0.0, self._until - now))
-        if left and now < self._until:
-            for entry in left:
-                if entry.state is State.DELEGATED:
-                    entry.transport.end_input()  # whether it is idle, who has it knows
-                else:
-                    end_if_idle(engine, entry)
-            engine.retry(self._look, _LOOK_S)
-            return
+        if not left or now >= self._until:
+            self._end(left)
+
+    def _tell(self, entry: Entry) -> None:
+        """Tell a request that is idle that there will be no more."""
+        try:
+            if entry.state is State.DELEGATED:
+                entry.transport.end_input()  # whether it is idle, who has it knows
+            else:
+                end_if_idle(self._engine, entry)
+        except BaseException as problem:
+            self._engine.failures.outside_step(entry, problem)
+
+    def _end(self, left: list[Entry]) -> None:
+        engine = self._engine
         for entry in left:
             entry.ending = "drained"
         for server in self._servers:

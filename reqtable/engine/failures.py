@@ -54,6 +54,7 @@ class Failures:
                 self.unwinding = raised
                 return raised
             self._log(f"{address_text(peer)}: handle_error raised {type(raised).__name__}", raised)
+        self._loop.end_if_copy()
         return None
 
     def outside_step(self, entry: Entry | None, problem: BaseException) -> None:

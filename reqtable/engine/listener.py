@@ -86,7 +86,7 @@ class Listener(Polled):
             try:
                 if not self.server._handle_request_noblock():
                     return
-            except Exception:
+            except BaseException:
                 self._rest()  # a `get_request` that fails each time would be called again at once
                 raise
             self.taken += 1
@@ -136,9 +136,12 @@ class Listener(Polled):
         if self._set_timeout:
             if self.server._owns_queue:
                 _drop_newcomers(self.server.socket)
-            for _ in range(_QUEUE_MAX):
-                if not self.server._handle_request_noblock():
-                    break
+            try:
+                for _ in range(_QUEUE_MAX):
+                    if not self.server._handle_request_noblock():
+                        break
+            except BaseException as problem:
+                self.engine.failures.outside_step(None, problem)
             self.close()
             self.server.socket.close()
 

@@ -29,13 +29,11 @@ from math import inf
 from operator import length_hint
 from typing import Any, Final
 
-from reqtable.core.addresses import address_text
 from reqtable.core.buffers import MISSING
 from reqtable.core.compiled import mypyc_attr
 from reqtable.core.deadlines import Deadlines
 from reqtable.core.errors import IncompleteRead, LimitExceeded, ReqtableError, ending_of
 from reqtable.core.limits import Limits
-from reqtable.core.listing import handler_name
 from reqtable.core.states import INTEREST, READ, TRANSITIONS, Event, State
 from reqtable.core.table import Entry, RequestTable, Server
 from reqtable.core.wants import ENDED, TURN, Call, Failure, HandOff, Sleep, Want
@@ -43,7 +41,7 @@ from reqtable.engine.failures import Failures
 from reqtable.engine.invariants import Invariants
 from reqtable.engine.listener import Listener
 from reqtable.engine.poll import Ready, ready_of
-from reqtable.engine.process import TABLES, Process, leave_child
+from reqtable.engine.process import TABLES, Process, end_child
 from reqtable.engine.stats import LoopTimes
 from reqtable.engine.system import System
 from reqtable.engine.timeouts import Timeouts
@@ -126,8 +124,7 @@ class Loop:
             with self._wakeup.on_signals():
                 while not stop():
                     self.run_once(most_s if until is None else max(0.0, until - self.clock()))
-                    if self.is_copy:
-                        leave_child()  # a hook forked, and came back here in the child too
+                    self.end_if_copy()
                     if until is not None and self.clock() >= until:
                         break
         finally:
@@ -155,6 +152,7 @@ class Loop:
                 target.on_ready(mask)
             except BaseException as problem:
                 self.failures.outside_step(getattr(target, "entry", None), problem)
+        self.end_if_copy()
         for _ in range(len(self._turns)):
             if not self.send_share:
                 break
@@ -223,6 +221,7 @@ class Loop:
         high_water = limits.high_water_bytes
         share = full_share = limits.steps_per_pass
         waits = idle = False  # its want has not come; nor has anything else of its peer
+        raised: BaseException | None = None
         ends_loop: BaseException | None = None
         try:
             if error is not None:
@@ -256,7 +255,8 @@ class Loop:
                     break
         except BaseException as problem:
             want = None
-            ends_loop = self._fail(entry, problem)
+            raised = problem
+            ends_loop = None if self.is_copy else self._fail(entry, problem)
         finally:
             table.running = None
         entry.steps += full_share - share
@@ -279,20 +279,9 @@ class Loop:
             except BaseException as problem:
                 self.failures.outside_step(entry, problem)
         elif self.is_copy:
-            self._end_child(entry)
+            end_child(raised)
         if ends_loop is not None:
             raise ends_loop
-
-    @staticmethod
-    def _end_child(entry: Entry) -> None:
-        """A step has forked, and its child came back here: the loop is the parent's, so the child ends."""
-        log.error(
-            "%s: a step of %s forked, and its child returned: the child ends here. To go on in a child, "
-            "hand_off('fork'), or call(fn, on='fork')",
-            address_text(entry.peer),
-            handler_name(entry.handler),
-        )
-        leave_child()
 
     @staticmethod
     def _throw(entry: Entry, problem: BaseException) -> Want[Any] | None:
@@ -500,6 +489,7 @@ class Loop:
             function(*args)
         except BaseException as problem:
             self.failures.outside_step(None, problem)
+        self.end_if_copy()
 
     def _take_turn(self, entry: Entry) -> None:
         if entry.state is _READY:
@@ -569,8 +559,10 @@ class Loop:
         try:
             free(*args)
         except BaseException as problem:
+            self.end_if_copy(problem)
             entry.ending = "error"
             return self.failures.report(entry.server, request, entry.peer, problem)
+        self.end_if_copy()
         return None
 
     @staticmethod
@@ -615,12 +607,19 @@ class Loop:
         """This process was forked from the one that opened the loop."""
         return self._forks != Process.forks and self._forks >= 0
 
+    def end_if_copy(self, error: BaseException | None = None) -> None:
+        """After a hook, which may have forked: its child ends. `error` is what the hook raised there."""
+        if self.is_copy:
+            end_child(error)
+
     def forked(self) -> None:
         """In a child that was forked while the loop ran: the loop runs in the parent, and not here.
 
         The peers are told nothing, and the selector's descriptor is the parent's too: nothing may be unregistered.
         """
         self.table.thread = None
+        for _ in self._ready:
+            pass  # the child does not go on with the pass, should it come back to it
         if self._wakeup is not None:
             self._wakeup.forked()
         self.close_descriptors()

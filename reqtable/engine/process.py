@@ -10,12 +10,15 @@ A child may serve later, with a server that it has inherited: then the loop begi
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from reqtable.core.table import RequestTable
+
+log = logging.getLogger("reqtable")
 
 # The table that each thread's loop works on: what a fork looks up to learn whose request it happens in.
 TABLES: dict[int, RequestTable] = {}
@@ -33,6 +36,25 @@ def leave_child(status: int = 0) -> NoReturn:
         flush_streams()
     finally:
         os._exit(status)
+
+
+def end_child(error: BaseException | None = None) -> NoReturn:
+    """End a child that comes back from the step or the hook that forked it: the loop that called that is the parent's.
+
+    `error` is what it comes back with. A SystemExit says with which status the child ends (sys.exit).
+    """
+    if isinstance(error, SystemExit):
+        code = error.code
+        if code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+        leave_child(code or 0)
+    log.error(
+        "a handler or a hook forked, and its child came back: the child ends here. To go on in a child, "
+        "hand_off('fork'), or call(fn, on='fork')",
+        exc_info=error,
+    )
+    leave_child(0 if error is None else 1)
 
 
 def flush_streams() -> None:

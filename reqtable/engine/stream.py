@@ -148,9 +148,9 @@ class Stream(Watched):
 
         What sendfile(2) refuses may be the fault of either: reading and sending tells which.
         """
-        if not piece.kernel_refuses:
+        source = piece.descriptor()
+        if source >= 0:
             try:
-                source = piece.file.fileno()
                 sent = self.engine.system.sendfile(self.fd, source, piece.offset, min(piece.remaining, most))
             except _NOT_NOW:
                 raise

@@ -16,6 +16,8 @@ from functools import partial
 from typing import Any
 from weakref import WeakSet
 
+from reqtable.engine.process import end_child
+
 _Task = tuple[Future[Any], Callable[[], Any]]
 
 
@@ -101,9 +103,14 @@ class Threads(Executor):
 def _perform(future: Future[Any], run: Callable[[], Any]) -> None:
     if not future.set_running_or_notify_cancel():
         return
+    process = os.getpid()
     try:
         result = run()
+        if os.getpid() != process:
+            end_child()  # the threads that would go on are the parent's
     except BaseException as error:
+        if os.getpid() != process:
+            end_child(error)
         future.set_exception(error)
         del future  # else the error's traceback would hold on to the future, which holds the error
     else:

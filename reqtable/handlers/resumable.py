@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from copy import deepcopy
+from stat import S_ISREG
 from threading import get_ident
 from types import FunctionType, MemberDescriptorType
 from typing import Any, BinaryIO, ClassVar, get_origin
@@ -109,6 +110,17 @@ def _needs_copying(cls: type, name: str) -> bool:
         ) from None
 
 
+def _size_of(file: Any) -> int:
+    """How many bytes a file has. Raises ValueError where it does not know."""
+    try:
+        status = os.fstat(file.fileno())
+    except (AttributeError, OSError):
+        return int(file.seek(0, os.SEEK_END))
+    if not S_ISREG(status.st_mode) or (not status.st_size and os.pread(file.fileno(), 1, 0)):
+        raise ValueError(f"send_file() can't tell the size of {file!r}: give a count, or send(file.read())")
+    return status.st_size
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class ResumableHandler:
     """The base of `StateRequestHandler` and `AsyncRequestHandler`; `entry` is the request's row in the table."""
@@ -204,13 +216,11 @@ class ResumableHandler:
     def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
         """Queue `count` bytes of `file` from `offset` (None: up to its end). The kernel copies them where it can.
 
-        The file must stay open until they are sent (`flushed()`); closing it is the caller's.
+        The file must stay open until they are sent (`flushed()`); closing it is the caller's. Raises ValueError for a
+        negative count, and, without a count, for a file that does not know its size, such as a pipe or one of /proc.
         """
         if count is None:
-            try:
-                count = os.fstat(file.fileno()).st_size - offset
-            except (AttributeError, OSError):
-                count = file.seek(0, os.SEEK_END) - offset
+            count = _size_of(file) - offset
         if offset < 0 or count < 0:
             raise ValueError(f"send_file() can't send {count} bytes from offset {offset}")
         entry = self.entry
