@@ -128,19 +128,19 @@ class _ThreadStep:
     def run(self, method: Callable[[Any], Want[Any] | None], argument: Any) -> Want[Any] | None:
         self.thread = get_ident()
         process = os.getpid()
-        raised: BaseException | None = None
         try:
             return method(argument)
-        except Exception as error:
-            raised = error
-            raise
-        except BaseException as error:  # a SystemExit, say: it ended the step, and shall not end the server
-            raised = error
+        except BaseException as error:
+            if os.getpid() != process:
+                end_child(error)  # the thread that would go on is the parent's
+            if isinstance(error, Exception):
+                raise
+            # a SystemExit, say: it ended the step, and shall not end the server
             raise HandlerError(f"a step raised {error!r}") from error
         finally:
             self.thread = None
             if os.getpid() != process:
-                end_child(raised)  # the thread that would go on is the parent's
+                end_child()
 
 
 class ByState:

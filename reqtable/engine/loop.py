@@ -221,7 +221,6 @@ class Loop:
         high_water = limits.high_water_bytes
         share = full_share = limits.steps_per_pass
         waits = idle = False  # its want has not come; nor has anything else of its peer
-        raised: BaseException | None = None
         ends_loop: BaseException | None = None
         try:
             if error is not None:
@@ -254,9 +253,9 @@ class Loop:
                 if output.held > high_water:
                     break
         except BaseException as problem:
+            self.end_if_copy(problem)
             want = None
-            raised = problem
-            ends_loop = None if self.is_copy else self._fail(entry, problem)
+            ends_loop = self._fail(entry, problem)
         finally:
             table.running = None
         entry.steps += full_share - share
@@ -278,8 +277,8 @@ class Loop:
                 self._settle(entry, cause, want, share < full_share, waits)
             except BaseException as problem:
                 self.failures.outside_step(entry, problem)
-        elif self.is_copy:
-            end_child(raised)
+        else:
+            self.end_if_copy()
         if ends_loop is not None:
             raise ends_loop
 
