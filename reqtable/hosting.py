@@ -69,7 +69,6 @@ class Hosted:
     _dispatch_argument: str | None = None
     _in_serve_forever = False
     _kept_alive: tuple[Any, float | None] = (None, None)  # the socket that was told of keep-alive, and of what time
-    _in_handle_request = False
     _owns_queue = False  # nobody else listens on its socket, in another process or by another descriptor
     _served_ahead = 0  # requests for which a later `handle_request` has nothing left to do
 
@@ -188,7 +187,7 @@ class Hosted:
     @property
     def _loop_goes_on(self) -> bool:
         """Whether a loop will see the end of a request that has just been taken over."""
-        return self._host.running and not self._in_handle_request
+        return self._host.running and not self._host.failures.hooks_raise
 
     @property
     def _begins_with_tls(self) -> bool:
@@ -306,7 +305,6 @@ class Hosted:
         known = engine.table.last_id
         listener = engine.listen(self, most=1)
         engine.failures.hooks_raise = True
-        self._in_handle_request = True
         try:
             engine.run(lambda: listener.taken > 0, until=until)
             if not listener.taken:
@@ -318,7 +316,6 @@ class Hosted:
             self._served_ahead = listener.taken - 1
         finally:
             engine.failures.hooks_raise = False
-            self._in_handle_request = False
             engine.unlisten(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -345,12 +342,13 @@ class Hosted:
             engine.accepting = None
             engine.end_if_copy()
         take = self._take
+        known = engine.table.last_id
         try:
             if self._preface is not None and self._preface.comes_first(request, client_address):
                 take = self._open
             take(request, client_address)
         except BaseException as error:
-            self._turn_away(request, client_address, error)
+            self._turn_away(request, client_address, error, known)
         engine.end_if_copy()
         return True
 
@@ -377,13 +375,16 @@ class Hosted:
         else:
             self.shutdown_request(request)
 
-    def _turn_away(self, request: Any, client_address: Any, error: BaseException) -> None:
-        """A hook raised `error` while it took a request: report it, and end the request. Raises what ends the loop."""
+    def _turn_away(self, request: Any, client_address: Any, error: BaseException, known: int) -> None:
+        """A hook raised `error` while it took a request: report it, and end the request. Raises what ends the loop.
+
+        `known` is the id of the last entry before: the request may have entered the table by then.
+        """
         failures = self._host.failures
         if error is failures.unwinding:
             raise error
         for entry in self._host.table:
-            if entry.transport.request is request:  # it has entered the table already
+            if entry.id > known or entry.transport.request is request:
                 failures.outside_step(entry, error)
                 return
         ends_loop = failures.report(self, request, client_address, error)

@@ -23,6 +23,7 @@ from reqtable import (
     sleep,
     state,
 )
+from reqtable.core.buffers import Inbox
 from reqtable.engine.system import SYSTEM
 from reqtable.testing import Faults, SimNetwork
 from tests.conftest import WAIT_S, FakeClock, serving, wait_until
@@ -345,3 +346,60 @@ def test_a_constructor_that_raises_leaves_nothing(clock: FakeClock, caplog: pyte
         world.passes()
         assert (len(world.server.table), world.engine.sessions) == (0, {})
     assert "ZeroDivisionError" in caplog.text
+
+
+# -- a datagram of no bytes -------------------------------------------------------------------------------------------
+
+
+class StateMirror(StateRequestHandler):
+    """Sends each datagram back; two for a lone `2`."""
+
+    @state(datagram(), timeout=WAIT_S)
+    def mirror(self, data: bytes) -> Any:
+        self.send(data)
+        if data == b"2":
+            self.send(b"")
+        return None if data == b"bye" else self.mirror
+
+
+class AsyncMirror(AsyncRequestHandler):
+    async def handle(self) -> None:
+        data = b""
+        while data != b"bye":
+            data = await self.read(datagram(), timeout=WAIT_S)
+            await self.send(data)
+            if data == b"2":
+                await self.send(b"")
+
+
+@pytest.mark.parametrize("family", ["udp", "unixgram"])
+@pytest.mark.parametrize(
+    ("handler", "dispatch"),
+    [
+        *((each, policy) for each in (StateMirror, AsyncMirror) for policy in ("inline", "pool", "thread", "fork")),
+        (StateMirror, "executor"),
+    ],
+)
+def test_a_datagram_of_no_bytes_is_one_under_every_policy(
+    handler: Any, dispatch: str, family: str, tmp_path: Path
+) -> None:
+    kind = reqtable.UDPServer if family == "udp" else reqtable.UnixDatagramServer
+    address = ("127.0.0.1", 0) if family == "udp" else str(tmp_path / "server")
+    own = None if family == "udp" else tmp_path / "peer"
+    with serving(kind(address, handler, dispatch=dispatch)) as server, peer_of(server, own) as peer:
+        for sent in ([b"x"], [b""], [b"2", b""], [b""], [b"bye"]):
+            peer.send(sent[0])
+            assert [peer.recv(100) for _ in sent] == sent
+        wait_until(server, lambda: not server.table)
+        # what comes later to a child is the child's to count
+        assert server.stats()["bytes_in"] == len(b"x" if dispatch == "fork" else b"x2bye")
+
+
+def test_datagrams_of_no_bytes_that_wait_are_counted_as_unread() -> None:
+    inbox = Inbox()
+    assert not inbox
+    inbox.deliver(b"", 64)
+    assert inbox
+    assert len(inbox) == 0
+    assert inbox.datagram() == b""
+    assert not inbox

@@ -454,6 +454,14 @@ def test_what_a_hook_of_the_server_raises(
     assert len(run(State, dispatch, place, caplog, error, command="close", entries=entries)) == 1
 
 
+@pytest.mark.parametrize("dispatch", ["greenlet", "thread", "pool"])
+@pytest.mark.parametrize("error", [Bug, Abandoned])
+def test_what_a_hook_raises_once_a_blocking_handler_has_begun(
+    dispatch: str, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(run(Blocking, dispatch, "process_request at its end", caplog, error, command="ping")) == 1
+
+
 @pytest.mark.parametrize("dispatch", ["inline", "pool", "thread"])
 @pytest.mark.parametrize("error", [Bug, Abandoned])
 def test_what_handle_error_raises(dispatch: str, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ import reqtable
 from examples.notes import Notes
 from examples.tftp import Tftp
 from reqtable import Limits, Transition, call, chunk, datagram, exactly, hand_off, line, rest, sleep, state
-from reqtable.testing import Exercise, FakeClock, exercise
+from reqtable.testing import Client, Exercise, FakeClock, SimulationFailed, exercise, simulate
 
 
 class Echo(reqtable.StateRequestHandler):
@@ -196,3 +197,45 @@ def test_an_example_of_datagrams() -> None:
     tried: Exercise = exercise(Tftp, datagrams=True)
     tried.send(b"\0\1no-such-file\0octet\0")
     assert tried.output[:4] == b"\0\5\0\1", "the error of TFTP that says there is no such file"
+
+
+class Answering(reqtable.StateRequestHandler):
+    """Answers a line that is too long, and waits for the next one, which is the same."""
+
+    @state(line(limit=5), timeout=9)
+    def command(self, text: bytes) -> Any:
+        return self.command
+
+    def on_limit(self, error: reqtable.LimitExceeded) -> Any:
+        self.send(b"too long\n")
+        return self.command
+
+
+class AnsweringAwaiting(reqtable.AsyncRequestHandler):
+    async def handle(self) -> None:
+        while True:
+            try:
+                await self.read(line(limit=5))
+            except reqtable.LimitExceeded:
+                await self.send(b"too long\n")
+
+
+@pytest.mark.parametrize("handler", [Answering, AnsweringAwaiting])
+def test_an_answer_to_a_limit_that_would_never_end_is_refused(handler: Any) -> None:
+    said = r"waits for line\(limit=5\) again, whose limit the same input exceeds: take it away by skip_line\(\)"
+    with pytest.raises(reqtable.HandlerError, match=said):
+        exercise(handler).send(b"x" * 9)
+    client = Client().send(b"x" * 9).expect(b"too long\n")
+    for dispatch in ("inline", "pool"):
+        with pytest.raises(SimulationFailed, match=said):
+            simulate(lambda policy=dispatch: reqtable.TCPServer(("127.0.0.1", 0), handler, dispatch=policy), [client])
+
+
+def test_a_handler_that_waits_for_nothing_for_ever_ends_its_simulation() -> None:
+    class Restless(reqtable.StateRequestHandler):
+        @state()
+        def step(self, _: None) -> Any:
+            return self.step
+
+    with pytest.raises(SimulationFailed, match=r"goes on and on: .* and it waits for nothing"):
+        simulate(lambda: reqtable.TCPServer(("127.0.0.1", 0), Restless), [Client().pause(1)])

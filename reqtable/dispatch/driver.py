@@ -23,6 +23,7 @@ from reqtable.engine.system import System
 from reqtable.engine.transports import Polled, is_tls
 
 DATAGRAM_BYTES = 65_536
+_MARK = b"+"
 
 # The descriptor of an epoll would be one more for each request.
 _Selector: Callable[[], selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.DefaultSelector)
@@ -99,7 +100,25 @@ class _Feed(Polled):
 
     def on_ready(self, mask: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._session.deliver(self._end.recv(DATAGRAM_BYTES, socket.MSG_DONTWAIT))
+            data = take_message(self._end)
+            if data is None:
+                self.poll(0)  # the parent has gone: no more will come
+            else:
+                self._session.deliver(data)
+
+
+def send_message(end: socket.socket, data: bytes) -> None:
+    """Send a datagram by a pair of sockets. Raises OSError, BlockingIOError where the pair is full.
+
+    A byte before it tells a datagram of no bytes from the end of the pair.
+    """
+    end.send(_MARK + data, socket.MSG_DONTWAIT)
+
+
+def take_message(end: socket.socket) -> bytes | None:
+    """The next datagram of a pair; None at its end. Raises BlockingIOError where there is none."""
+    message = end.recv(len(_MARK) + DATAGRAM_BYTES, socket.MSG_DONTWAIT)
+    return message[len(_MARK) :] if message else None
 
 
 class Driver(Loop):

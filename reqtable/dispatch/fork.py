@@ -24,7 +24,7 @@ from reqtable.core.wants import ELSEWHERE, Failure, Want
 from reqtable.dispatch.blocking import serve_in_child
 from reqtable.dispatch.children import Child, Forked, become_child, fork, log, send_signal
 from reqtable.dispatch.delegating import Delegating, Delegation, HandingOff
-from reqtable.dispatch.driver import DATAGRAM_BYTES, Driver
+from reqtable.dispatch.driver import Driver, send_message, take_message
 from reqtable.dispatch.shipping import Shipped, check_shippable
 from reqtable.engine.datagram import Session
 from reqtable.engine.process import flush_streams, leave_child
@@ -108,7 +108,7 @@ class InChild(Delegation):
     def _forward(self, data: bytes) -> None:
         assert self._pair is not None
         try:
-            self._pair[0].send(data, socket.MSG_DONTWAIT)
+            send_message(self._pair[0], data)
         except OSError:
             self.transport.inbox.dropped += 1  # type: ignore[attr-defined]
 
@@ -118,8 +118,8 @@ class InChild(Delegation):
         session: Any = self.transport
         session.forward = None
         with contextlib.suppress(BlockingIOError):
-            while True:
-                session.deliver(self._pair[1].recv(DATAGRAM_BYTES, socket.MSG_DONTWAIT))
+            while (data := take_message(self._pair[1])) is not None:
+                session.deliver(data)
         for end in self._pair:
             end.close()
         self._pair = None
@@ -339,7 +339,7 @@ def _send_later_ones(inbox: Inbox, end: socket.socket) -> None:
         inbox.deliver(data, 1)
     for data in waiting[own:]:
         try:
-            end.send(data, socket.MSG_DONTWAIT)
+            send_message(end, data)
         except OSError:
             inbox.dropped += 1
 

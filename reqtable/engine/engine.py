@@ -117,9 +117,9 @@ class Engine(Loop):
             self._reap()
 
     def enter(self, entry: Entry) -> None:
+        super().enter(entry)
         entry.server._counts.policies[entry.policy.name].accepted += 1
         entry.policy.admitted()
-        super().enter(entry)
 
     def relieve(self) -> None:
         self.admission.relieve()
@@ -154,7 +154,7 @@ class Engine(Loop):
             entry.server._take(opening.request, entry.peer)
         except BaseException as error:
             entry.ending = "error"
-            entry.server._turn_away(opening.request, entry.peer, error)
+            entry.server._turn_away(opening.request, entry.peer, error, self.table.last_id)
         finally:
             self._opened = None
             if entry.state is State.OPENING:  # a hook has refused it, or has taken it elsewhere
