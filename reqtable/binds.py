@@ -368,7 +368,7 @@ class _Placed:
         server_address: Any
         _begins_with_tls: bool
 
-    def _prepared(self, config: Config) -> Callable[[], None]:
+    def _prepared(self, config: Config) -> tuple[Callable[[], None], Callable[[], None]]:
         return super()._prepared(self.place.bind.configured(config))  # type: ignore[misc,no-any-return]
 
     def server_bind(self) -> None:

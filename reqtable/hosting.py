@@ -27,7 +27,7 @@ from reqtable.dispatch.dispatcher import Dispatcher
 from reqtable.dispatch.greenlet import defer_handshakes
 from reqtable.engine.drain import Drain
 from reqtable.engine.engine import Engine
-from reqtable.engine.listener import set_keepalive
+from reqtable.engine.listener import listening_timeout, set_keepalive
 from reqtable.engine.opening import Preface
 from reqtable.engine.stats import Counts
 from reqtable.engine.stream import INTERNET
@@ -69,6 +69,7 @@ class Hosted:
     _dispatch_argument: str | None = None
     _in_serve_forever = False
     _kept_alive: tuple[Any, float | None] = (None, None)  # the socket that was told of keep-alive, and of what time
+    _is_left_non_blocking = False  # its listening socket, which blocked before it was listened on
     _owns_queue = False  # nobody else listens on its socket, in another process or by another descriptor
     _served_ahead = 0  # requests for which a later `handle_request` has nothing left to do
 
@@ -110,8 +111,8 @@ class Hosted:
         """
         reconfigure([self], config)
 
-    def _prepared(self, config: Config) -> Callable[[], None]:
-        """What has it served as `config` says. Raises ConfigurationError where it can't be."""
+    def _prepared(self, config: Config) -> tuple[Callable[[], None], Callable[[], None]]:
+        """What has it served as `config` says, and what drops that again. Raises ConfigurationError if it can't be."""
         preface = _preface(config)
         dispatcher = self._make_dispatcher(config)
         try:
@@ -130,7 +131,7 @@ class Hosted:
             self._host.set_limits(config.limits)
             self._keep_alive()
 
-        return apply
+        return apply, partial(dispatcher.close, wait=False)
 
     def _make_dispatcher(self, config: Config) -> Dispatcher:
         own: object = type(self).dispatch
@@ -299,8 +300,8 @@ class Hosted:
         if self._served_ahead:
             self._served_ahead -= 1
             return
-        own = getattr(self, "socket", None)
-        timeouts = [t for t in (own.gettimeout() if own is not None else None, self.timeout) if t is not None]
+        own = None if getattr(self, "socket", None) is None else listening_timeout(self)
+        timeouts = [t for t in (own, self.timeout) if t is not None]
         until = engine.table.clock() + min(timeouts) if timeouts else None
         known = engine.table.last_id
         listener = engine.listen(self, most=1)
@@ -337,10 +338,14 @@ class Hosted:
         try:
             request, client_address = self.get_request()
         except OSError as error:
+            engine.end_if_copy(error)
             return engine.refused(self, error)
+        except BaseException as error:
+            engine.end_if_copy(error)
+            raise
         finally:
             engine.accepting = None
-            engine.end_if_copy()
+        engine.end_if_copy()
         take = self._take
         known = engine.table.last_id
         try:
@@ -365,11 +370,11 @@ class Hosted:
         try:
             is_welcome = self.verify_request(request, client_address)
         except BaseException as error:
+            self._host.end_if_copy(error)
             if self._host.failures.hooks_raise:
                 self._host.failures.unwinding = error  # as in `socketserver`, nothing is called any more
             raise
-        finally:
-            self._host.end_if_copy()
+        self._host.end_if_copy()
         if is_welcome:
             self.process_request(request, client_address)
         else:
@@ -381,19 +386,31 @@ class Hosted:
         `known` is the id of the last entry before: the request may have entered the table by then.
         """
         failures = self._host.failures
-        if error is failures.unwinding:
-            raise error
-        for entry in self._host.table:
-            if entry.id > known or entry.transport.request is request:
-                failures.outside_step(entry, error)
-                return
-        ends_loop = failures.report(self, request, client_address, error)
+        ends_loop: BaseException | None = None
         try:
-            end_request(self.shutdown_request, request)
-        except BaseException as raised:
-            failures.outside_step(None, raised)
-        if ends_loop is not None:
-            raise ends_loop
+            if error is failures.unwinding:
+                raise error
+            for entry in self._host.table:
+                if entry.id > known or entry.transport.request is request:
+                    failures.outside_step(entry, error)
+                    return
+            ends_loop = failures.report(self, request, client_address, error)
+            try:
+                end_request(self.shutdown_request, request)
+            except BaseException as raised:
+                failures.outside_step(None, raised)
+            if ends_loop is not None:
+                raise ends_loop
+        finally:
+            del error, ends_loop  # its traceback holds this frame: a cycle would keep the request's socket open
+
+    def _take_again(self, request: Any, client_address: Any) -> None:
+        """Take a datagram that has waited for a session, and belongs to none."""
+        known = self._host.table.last_id
+        try:
+            self.process_request(request, client_address)
+        except BaseException as error:
+            self._turn_away(request, client_address, error, known)
 
     def _drained(self, drained: threading.Event) -> None:
         self._BaseServer__shutdown_request = self._in_serve_forever
@@ -465,7 +482,15 @@ class Hosted:
 
 def reconfigure(servers: Iterable[Any], config: Config) -> None:
     """Have all of them served as `config` says, or none. Raises ConfigurationError."""
-    for apply in [server._prepared(config) for server in servers]:
+    prepared: list[tuple[Callable[[], None], Callable[[], None]]] = []
+    try:
+        for server in servers:
+            prepared.append(server._prepared(config))
+    except ConfigurationError:
+        for _, drop in prepared:
+            drop()
+        raise
+    for apply, _ in prepared:
         apply()
 
 

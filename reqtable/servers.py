@@ -104,9 +104,14 @@ class BaseServer(Hosted):
         peer = address_text(client_address)
         is_rule = isinstance(error, HandlerError | ConfigurationError)
         notes = getattr(error, "__notes__", [])
+        has_traceback = any("\n" in note for note in notes)  # of the worker that the step was shipped to
         if is_peers_doing(error):
             log.info("%s: %s", peer, printable(error))
-        elif error is not None and not trim(error) and (is_rule or notes):
+        elif error is None or trim(error):
+            log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)
+        elif has_traceback:
+            log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=(type(error), error, None))
+        elif is_rule or notes:
             said = str(error) if is_rule else f"{type(error).__name__}: {error}"
             log.error("%s: %s", peer, printable("; ".join([said, *notes])))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import io
 import logging
 import os
@@ -22,6 +23,7 @@ from reqtable import Event, Limits, call, line, sleep, state
 from reqtable.config import Config, ExecutorOptions
 from reqtable.core.buffers import MISSING
 from reqtable.core.wants import Want
+from reqtable.dispatch.thread import RequestThread
 from reqtable.testing import exercise
 from tests.conftest import Client, serving, wait_until
 
@@ -620,6 +622,91 @@ def test_a_file_that_says_not_now_of_its_descriptor_is_read() -> None:
 
     with serving(Server(ANY, Sends)) as server, Client(server.server_address) as client:
         assert client.rest() == b"all of it"
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # as in `socketserver`, no hook closes it
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
+def test_what_handle_request_raises_keeps_no_connection_open(dispatch: str) -> None:
+    """Once its caller has dropped it, and without a garbage collection."""
+
+    class Refusing(reqtable.TCPServer):
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            raise Bug
+
+    gc.disable()
+    try:
+        with Refusing(ANY, Blocking, dispatch=dispatch) as server, Client(server.server_address) as client:
+            with contextlib.suppress(Bug):
+                server.handle_request()
+            assert client.rest() == b""
+    finally:
+        gc.enable()
+
+
+def test_a_request_for_which_there_is_no_thread_waits_and_the_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+    start = RequestThread.start
+
+    def start_one(self: RequestThread) -> None:
+        attempts.append(self)
+        if len(attempts) > 1:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(RequestThread, "start", start_one)
+    with serving(Server(ANY, Blocking, dispatch="thread")) as server:
+        clients = [Client(server.server_address) for _ in range(3)]
+        wait_until(server, lambda: len(attempts) == 3)
+        clients[0].close()  # the one thread that there was is over, and none can be begun in its place
+        wait_until(server, lambda: not server.table)
+        assert [client.rest() for client in clients[1:]] == [b"", b""]
+        assert len(attempts) == 5
+        for client in clients[1:]:
+            client.close()
+
+
+def test_a_hook_that_fails_after_a_proxys_header_ends_the_request(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(reqtable.TableTCPServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            super().process_request(request, client_address)
+            raise Bug
+
+    config = Config(proxy=reqtable.ProxyOptions(trusted=("127.0.0.1",)))
+    with serving(Failing(ANY, Blocking, config=config)) as server, Client(server.server_address) as client:
+        client.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        assert client.rest() == b""
+        wait_until(server, lambda: not server.table)
+        assert server.stats()["finished"]["error"] == 1
+    assert len(caplog.records) == 1
+
+
+def test_a_datagram_that_waited_for_a_session_and_can_not_be_served_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = []
+
+    class Once(reqtable.StateRequestHandler):
+        """Reads nothing: what has come meanwhile begins a request of its own."""
+
+        def __init__(self, entry: Any) -> None:
+            super().__init__(entry)
+            made.append(self)
+            if len(made) > 1:
+                raise Bug
+
+        @state(sleep(0.05))
+        def wait(self, _: None) -> Any:
+            return None
+
+    with serving(reqtable.UDPServer(ANY, Once)) as server:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.connect(server.server_address)
+            peer.send(b"1")
+            peer.send(b"2")
+            wait_until(server, lambda: bool(caplog.records))
+            address = peer.getsockname()
+    [record] = caplog.records
+    assert record.getMessage() == f"{address[0]}:{address[1]}: Bug in its handler"
 
 
 def test_a_post_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,6 +151,105 @@ def test_a_child_that_returns_from_a_hook_ends_there(hook: str, dispatch: str) -
             client.close()
         wait_until(server, lambda: not server.table)
     assert len(children) == 1
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "pool"])
+def test_a_child_runs_no_step_of_another_request(dispatch: str, tmp_path: Path) -> None:
+    """What was posted to the loop by the time of a fork is the parent's to take."""
+    steps = tmp_path / "steps"
+
+    class Busy(reqtable.StateRequestHandler):
+        @state(line())
+        def command(self, text: bytes) -> Any:
+            if text == b"fork\n":
+                return self.forked, reqtable.hand_off("fork")
+            return self.called, reqtable.call(int, on="thread")
+
+        @state()
+        def called(self, _: int) -> Any:
+            with steps.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            self.send(b"done\n")
+            return self.command
+
+        @state()
+        def forked(self, _: None) -> Any:
+            self.send(b"forked\n")
+            return None
+
+    with served(Busy, dispatch) as server:
+        for _ in range(20):
+            clients = [Client(server.server_address) for _ in range(6)]
+            for number, client in enumerate(clients):
+                client.send(b"fork\n" if number == 3 else b"x\n" * 3)
+            for number, client in enumerate(clients):
+                assert [client.line() for _ in range(1 if number == 3 else 3)][-1] in (b"done\n", b"forked\n")
+                client.close()
+    assert steps.read_text().split() == [str(os.getpid())] * (20 * 5 * 3)
+
+
+def test_a_child_that_exits_in_service_actions_leaves_the_listening_socket_as_it_is() -> None:
+    """Whether a socket blocks is said of the parent's, too."""
+    statuses: list[int] = []
+
+    class Server(reqtable.TCPServer):
+        def service_actions(self) -> None:
+            if not statuses:
+                child = os.fork()
+                if not child:
+                    sys.exit(3)
+                statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    with serving(Server(ANY, Starts)) as server:
+        for _ in range(3):
+            with Client(server.server_address) as client:
+                assert client.ask(b"here\n") == b"%d\n" % os.getpid()
+        assert not os.get_blocking(server.fileno())
+    assert statuses == [3]
+
+
+def test_a_listening_socket_that_others_may_have_stays_non_blocking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that are woken for one connection both accept it, and one of them would wait for ever."""
+
+    class Server(reqtable.TCPServer):
+        timeout = 0.01
+        waits = 0
+
+        def handle_timeout(self) -> None:
+            self.waits += 1
+
+    with Server(ANY, Starts) as server:
+        monkeypatch.setattr(Process, "has_forked", False)
+        server.handle_request()
+        assert os.get_blocking(server.fileno())
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        server.handle_request()
+        assert not os.get_blocking(server.fileno())
+        server.timeout = WAIT_S  # the socket's own timeout is still none
+        with Client(server.server_address) as client:
+            client.send(b"here\n")
+            server.handle_request()
+            assert client.rest() == b"%d\n" % os.getpid()
+        assert server.waits == 2
+
+
+def test_a_step_that_has_ended_its_own_request_may_fork(capfd: pytest.CaptureFixture[str]) -> None:
+    class Ends(reqtable.StateRequestHandler):
+        @state(line())
+        def command(self, text: bytes) -> Any:
+            self.server.table.cancel(self.entry.id)
+            child = os.fork()
+            if not child:
+                os._exit(0)
+            os.waitpid(child, 0)
+            return self.command
+
+    with served(Ends) as server, Client(server.server_address) as client:
+        assert client.send(b"x\n").rest() == b""
+    assert capfd.readouterr().err == ""
 
 
 class Exits(reqtable.StateRequestHandler):

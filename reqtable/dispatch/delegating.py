@@ -253,7 +253,9 @@ class Delegating(Policy):
 
     def vacate(self) -> None:
         """There may be a vacancy: let those go on that wait for one."""
-        while self._waiting and (self.most is None or self.busy < self.most):
+        for _ in range(len(self._waiting)):  # once each: one for which there is no thread waits again
+            if self.most is not None and self.busy >= self.most:
+                break
             entry, number = self._waiting.popleft()
             owner = entry.table.owner
             assert owner is not None

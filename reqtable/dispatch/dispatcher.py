@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any
+from weakref import ref
 
 # With the package, and not when a server first needs the policy: the module `greenlet` says why.
 import reqtable.dispatch.executor
@@ -146,7 +147,8 @@ class Dispatcher:
     def threads(self, most: int, name: str) -> Executor:
         """An executor of that many threads, for which the interpreter's exit waits unless they are daemons."""
         system = SYSTEM.get() if self.server._engine is None else self.server._host.system
-        return system.executor(most, name, lambda: self.daemon_threads)
+        kind, server = type(self.server), ref(self.server)  # idle threads shall not keep a server that is dropped
+        return system.executor(most, name, lambda: bool(getattr(server() or kind, "daemon_threads", False)))
 
     @property
     def daemon_threads(self) -> bool:

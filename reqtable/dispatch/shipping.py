@@ -207,14 +207,13 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
         method: Callable[..., Any] = getattr(handler, parcel.method)
         want = method() if parcel.method == "on_close" else method(parcel.argument)
         _check_declared(handler)
-    except Exception as problem:
-        error = problem
     except BaseException as problem:
-        error = HandlerError(f"a step raised {problem!r}")
+        error = problem
     if error is not None:
-        error = portable(error)
         trim(error)
-        error.add_note("In the worker:\n" + "".join(traceback.format_exception(error)).rstrip())
+        place = "".join(traceback.format_exception(error)).rstrip()
+        error = portable(error if isinstance(error, Exception) else HandlerError(f"a step raised {error!r}"))
+        error.add_note(f"In the worker:\n{place}")
     output = [bytes(piece) for piece in entry.output.pieces if isinstance(piece, bytes)]
     if len(output) < len(entry.output.pieces):
         error = error or HandlerError("send_file() can't be shipped: send the bytes, or pin the state to the loop")

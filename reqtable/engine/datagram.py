@@ -143,7 +143,7 @@ class Session:
         server = self.entry.server
         for data in datagrams:
             if server.fileno() >= 0:
-                self.engine.post(server.process_request, later(self.request, data), self.entry.peer)
+                self.engine.post(server._take_again, later(self.request, data), self.entry.peer)
 
     def abandon(self) -> None:
         """The socket is the server's."""

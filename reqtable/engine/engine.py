@@ -42,6 +42,8 @@ class Engine(Loop):
         self._ran_in: int | None = None  # the thread that last ran the loop
 
     def run(self, stop: Callable[[], Any], most_s: float | None = None, until: float | None = None) -> None:
+        if self.is_copy:
+            self.start_over()
         ident = threading.get_ident()
         if self._ran_in not in (None, ident):
             self._end_bound()  # in the thread that they were bound to, which has left them
@@ -81,6 +83,8 @@ class Engine(Loop):
 
     def end_requests(self, server: Server) -> None:
         """End every request of `server`. Only for the loop's own thread, or while no loop runs."""
+        if self.is_copy:
+            self.start_over()  # the requests are the parent's
         for entry in self.table:
             if entry.server is server:
                 self.end(entry, Event.CANCELLED)
@@ -100,6 +104,8 @@ class Engine(Loop):
 
     def close(self) -> None:
         """End every request and give the descriptors back. The servers' own sockets are theirs to close."""
+        if self.is_copy:
+            self.start_over()  # the requests are the parent's
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -110,7 +116,7 @@ class Engine(Loop):
 
     def settle(self) -> None:
         """Take what was posted, where no loop runs that would."""
-        if self.table.thread is None:
+        if self.table.thread is None and not self.is_copy:
             while self._posts:
                 post, args = self._posts.popleft()
                 post(*args)
@@ -134,7 +140,10 @@ class Engine(Loop):
         if access.isEnabledFor(logging.INFO):
             ends_loop = self._free(entry, None, log_access, entry) or ends_loop
         if ends_loop is not None:
-            raise ends_loop
+            try:
+                raise ends_loop
+            finally:
+                ends_loop = None  # see Failures.outside_step
 
     # -- opening them -------------------------------------------------------------------------------------------------
 
@@ -153,8 +162,11 @@ class Engine(Loop):
         try:
             entry.server._take(opening.request, entry.peer)
         except BaseException as error:
-            entry.ending = "error"
-            entry.server._turn_away(opening.request, entry.peer, error, self.table.last_id)
+            if entry.state is State.OPENING:
+                entry.ending = "error"
+                entry.server._turn_away(opening.request, entry.peer, error, self.table.last_id)
+            else:  # its handler has begun
+                self.failures.outside_step(entry, error)
         finally:
             self._opened = None
             if entry.state is State.OPENING:  # a hook has refused it, or has taken it elsewhere

@@ -44,12 +44,14 @@ class Failures:
 
     def report(self, server: Server, request: Any, peer: Any, problem: BaseException) -> BaseException | None:
         """Have the server's `handle_error` told of `problem`, which the caller handles. Returns what ends the loop."""
+        self._loop.end_if_copy(problem)
         if ends_program(problem) or (self.hooks_raise and isinstance(problem, KeyboardInterrupt | SystemExit)):
             self.unwinding = problem
             return problem
         try:
             server.handle_error(request, peer)
         except BaseException as raised:
+            self._loop.end_if_copy(raised)
             if self.hooks_raise or ends_program(raised):
                 self.unwinding = raised
                 return raised
@@ -62,19 +64,23 @@ class Failures:
 
         To be called where `problem` is handled. Raises what ends the loop.
         """
-        if problem is self.unwinding:
-            raise problem
-        if entry is not None:
-            entry.ending = "error"
-            self._loop.end(entry, Event.LOST)
-            ends_loop = self.report(entry.server, entry.transport.request, entry.peer, problem)
-        elif self.hooks_raise or ends_program(problem):
-            ends_loop = self.unwinding = problem
-        else:
-            ends_loop = None
-            self._log(f"{type(problem).__name__}, outside of any request", problem)
-        if ends_loop is not None:
-            raise ends_loop
+        ends_loop: BaseException | None = None
+        try:
+            if problem is self.unwinding:
+                raise problem
+            self._loop.end_if_copy(problem)
+            if entry is not None:
+                entry.ending = "error"
+                self._loop.end(entry, Event.LOST)
+                ends_loop = self.report(entry.server, entry.transport.request, entry.peer, problem)
+            elif self.hooks_raise or ends_program(problem):
+                ends_loop = self.unwinding = problem
+            else:
+                self._log(f"{type(problem).__name__}, outside of any request", problem)
+            if ends_loop is not None:
+                raise ends_loop
+        finally:
+            del problem, ends_loop  # its traceback holds this frame: a cycle would keep the request's socket open
 
     @staticmethod
     def _log(message: str, problem: BaseException) -> None:

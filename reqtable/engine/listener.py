@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from reqtable.core.addresses import address_text, printable
 from reqtable.core.states import READ
+from reqtable.engine.process import Process
 from reqtable.engine.transports import Polled
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Listener(Polled):
         stream = self._holds_back = getattr(server, "socket_type", None) == socket.SOCK_STREAM
         self._set_timeout = stream and isinstance(getattr(server, "socket", None), socket.socket)
         if self._set_timeout:
-            self._timeout = server.socket.gettimeout()
+            self._timeout = listening_timeout(server)
             server.socket.setblocking(False)
         elif not getattr(server, "receives_without_waiting", False):
             self._most = 1  # its get_request may block when nothing is there
@@ -147,8 +148,19 @@ class Listener(Polled):
 
     def close(self) -> None:
         self.poll(0)
-        if self._set_timeout and self.server.fileno() == self.fd:
+        if not self._set_timeout or self.server.fileno() != self.fd:
+            return
+        if self._timeout is None and Process.shares_descriptors():
+            # Blocking again, it would have the other processes wait in accept(2): two are woken for one connection.
+            self.server._is_left_non_blocking = True
+        else:
             self.server.socket.settimeout(self._timeout)
+
+
+def listening_timeout(server: Any) -> float | None:
+    """The timeout of a server's listening socket as the program has set it; None: it blocks."""
+    timeout: float | None = server.socket.gettimeout()
+    return None if timeout == 0 and server._is_left_non_blocking else timeout
 
 
 def set_keepalive(listening: socket.socket, seconds: float | None) -> None:

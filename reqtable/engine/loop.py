@@ -127,10 +127,14 @@ class Loop:
                     self.end_if_copy()
                     if until is not None and self.clock() >= until:
                         break
+        except BaseException as problem:
+            self.end_if_copy(problem)
+            raise
         finally:
             try:
                 self._reap()
             finally:
+                self.failures.unwinding = None
                 if outer is None:
                     TABLES.pop(threading.get_ident(), None)
                 else:
@@ -280,7 +284,10 @@ class Loop:
         else:
             self.end_if_copy()
         if ends_loop is not None:
-            raise ends_loop
+            try:
+                raise ends_loop
+            finally:
+                ends_loop = None  # see Failures.outside_step
 
     @staticmethod
     def _throw(entry: Entry, problem: BaseException) -> Want[Any] | None:
@@ -416,7 +423,10 @@ class Loop:
         self.deadlines.arm(entry, self.table.now + self.limits.linger_timeout_s)
         ends_loop = self._close_handler(entry, entry.transport.request)
         if ends_loop is not None:
-            raise ends_loop
+            try:
+                raise ends_loop
+            finally:
+                ends_loop = None  # see Failures.outside_step
 
     def end(self, entry: Entry, event: Event) -> None:
         """Mark `entry` closed by `event`; this pass's reaping frees it. Closed already: nothing."""
@@ -536,7 +546,10 @@ class Loop:
         ends_loop = self._free(entry, request, transport.release) or ends_loop
         self.released(entry)
         if ends_loop is not None:
-            raise ends_loop
+            try:
+                raise ends_loop
+            finally:
+                ends_loop = None  # see Failures.outside_step
 
     def released(self, entry: Entry) -> None:
         """`entry` has left the table, and holds nothing any more."""
@@ -619,13 +632,16 @@ class Loop:
         self.table.thread = None
         for _ in self._ready:
             pass  # the child does not go on with the pass, should it come back to it
+        for queue in (self._posts, self._turns, self._timers, self._closed, self.table.touched):
+            queue.clear()
         if self._wakeup is not None:
             self._wakeup.forked()
         self.close_descriptors()
         for leave in self.in_child:
             leave()
-        if self.table.running is not None:
-            self.table.running.advance(Event.LOST)  # to this process
+        running = self.table.running
+        if running is not None and running.state is not _CLOSED:
+            running.advance(Event.LOST)  # to this process
 
     def start_over(self) -> None:
         """In a forked child, which is to serve itself: the unfinished requests are the parent's."""

@@ -28,6 +28,12 @@ class Process:
     """This process. `forks` counts the forks between it and the one that imported this module."""
 
     forks = 0
+    has_forked = False  # there may be another process that has its descriptors
+
+    @classmethod
+    def shares_descriptors(cls) -> bool:
+        """Whether another process may have the same sockets open: whether one blocks is said of all of them."""
+        return cls.has_forked or cls.forks > 0
 
 
 def leave_child(status: int = 0) -> NoReturn:
@@ -64,14 +70,19 @@ def flush_streams() -> None:
             stream.flush()
 
 
+def _in_parent() -> None:
+    Process.has_forked = True
+
+
 def _in_child() -> None:
     Process.forks += 1
     tables = list(TABLES.values())
     TABLES.clear()
     for table in tables:
         if table.owner is not None:
-            table.owner.forked()
+            with contextlib.suppress(Exception):  # of one; the others are given up all the same
+                table.owner.forked()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(after_in_parent=_in_parent, after_in_child=_in_child)

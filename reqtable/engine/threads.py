@@ -61,10 +61,11 @@ class Threads(Executor):
             self._changed.notify_all()
         for future, _ in cancelled:
             future.cancel()
-        _open.discard(self)
-        for thread in self._threads if wait else ():
-            if thread is not threading.current_thread():
-                thread.join()
+        if wait:  # else the interpreter's exit may still have to
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join()
+            _open.discard(self)
 
     def leave(self) -> None:
         """At the interpreter's exit."""
