@@ -456,6 +456,36 @@ def test_what_a_hook_of_the_server_raises(
     assert len(run(State, dispatch, place, caplog, error, command="close", entries=entries)) == 1
 
 
+@pytest.mark.parametrize(
+    ("handler", "command", "ending"),
+    [
+        (State, "step", "error"),
+        (State, "truncated", "error"),
+        (State, "x" * 200, "limit"),
+        (State, "close", "done"),
+        (Coroutine, "step", "error"),
+        (Coroutine, "want", "timeout"),
+        (Blocking, "step", "error"),
+        (Blocking, "ping", "done"),
+    ],
+)
+def test_a_forked_request_counts_by_how_it_ended_in_its_child(
+    handler: Any, command: str, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The child logs it. Its parent has nothing to add."""
+    Place.name = command
+    with serving(Server(ANY, handler, dispatch="fork", config=CONFIG)) as server:
+        with Client(server.server_address) as client:
+            client.send(command.encode() + b"\n")
+            if ending != "timeout":
+                client.end()
+            client.rest()
+        wait_until(server, lambda: not server.table)
+        finished = {name: count for name, count in server.stats()["finished"].items() if count}
+        assert finished == {ending: 1}
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("dispatch", ["greenlet", "thread", "pool"])
 @pytest.mark.parametrize("error", [Bug, Abandoned])
 def test_what_a_hook_raises_once_a_blocking_handler_has_begun(

@@ -28,12 +28,17 @@ from reqtable.dispatch.driver import Driver, send_message, take_message
 from reqtable.dispatch.shipping import Shipped, check_shippable
 from reqtable.engine.datagram import Session
 from reqtable.engine.process import flush_streams, leave_child
+from reqtable.engine.stats import ENDINGS
 from reqtable.engine.transports import Lent
 
 # Keeps messages apart, and holds as many as its buffer does.
 _PACKETS = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 _LOOK_S = 0.05
 _MAX_CHILDREN = 40  # as in `socketserver`
+
+# The exit statuses by which a child says how its request ended; 0 says that it is done.
+_STATUSES = {ending: 200 + number for number, ending in enumerate(ENDINGS)} | {"done": 0}
+_ENDINGS = {status: ending for ending, status in _STATUSES.items() if status}
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -78,7 +83,9 @@ class InChild(Delegation):
         """In the loop that children are watched in: the child has been waited for."""
         entry = self.entry
         how = child.ending()
-        if how is not None and not self._is_killed:
+        if child.status in _ENDINGS:
+            entry.ending = entry.ending or _ENDINGS[child.status]
+        elif how is not None and not self._is_killed:
             entry.ending = entry.ending or "error"
             log.warning("%s: request %d: its child %s", address_text(entry.peer), entry.id, how)
         owner = entry.table.owner
@@ -314,6 +321,7 @@ class Fork(Delegating):
             become_child(entry, self.dispatcher)
             if isinstance(entry.transport, Lent):
                 serve_in_child(entry, entry.transport.request)
+                ended = entry
             else:
                 driver = Driver(entry, self, self.dispatcher, entry.transport.request)
                 self.dispatcher.loop = driver
@@ -321,7 +329,8 @@ class Fork(Delegating):
                     pair[0].close()
                     driver.feed(pair[1])
                 driver.drive()
-            status = 0
+                ended = driver.entry
+            status = _STATUSES[ended.ending or "done"]
         except Exception:
             entry.server.handle_error(entry.transport.request, entry.peer)
         finally:
