@@ -169,6 +169,7 @@ class TCPServer(BaseServer):
 
     def server_activate(self) -> None:
         """Listen. A `request_queue_size` that nobody has set does not hold those who connect during a pass."""
+        self._keep_alive()  # the first clients may connect before anything is served
         chosen = self.request_queue_size != TCPServer.request_queue_size
         self.socket.listen(self.request_queue_size if chosen else _QUEUE_SIZE)
 

@@ -138,3 +138,9 @@ def test_what_no_kernel_takes_is_refused(seconds: Any, tmp_path: Path) -> None:
     path.write_text("[limits]\nkeepalive_s = 40_000\n")
     with pytest.raises(ConfigurationError, match=":2: keepalive_s must be at most 32767, not 40000"):
         Config.load(path)
+
+
+def test_a_client_that_connects_before_anything_is_served_is_probed() -> None:
+    server = reqtable.TCPServer(ANY, Probing, dispatch="greenlet", config=configured(60))
+    with Client(server.server_address) as client, serving(server):
+        assert client.ask(b"\n") == b"(60, 15, 4)\n"
