@@ -107,15 +107,13 @@ class BaseServer(Hosted):
         has_traceback = any("\n" in note for note in notes)  # of the worker that the step was shipped to
         if is_peers_doing(error):
             log.info("%s: %s", peer, printable(error))
-        elif error is None or trim(error):
+        elif error is None or trim(error) or not (is_rule or notes):
             log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)
         elif has_traceback:
             log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=(type(error), error, None))
-        elif is_rule or notes:
+        else:
             said = str(error) if is_rule else f"{type(error).__name__}: {error}"
             log.error("%s: %s", peer, printable("; ".join([said, *notes])))
-        else:
-            log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)
 
 
 class TCPServer(BaseServer):

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any
 
-from reqtable.core.addresses import address_text
+from reqtable.core.addresses import address_text, printable
 from reqtable.core.limits import Limits
 from reqtable.core.states import READ, Event, State
 from reqtable.core.table import Entry, Server
@@ -213,7 +213,7 @@ class Engine(Loop):
             return False
         here = address_text(server.server_address)
         # as text: a record that is kept would keep the connection open, by the error's traceback
-        log.info("%s: get_request raised %s: %s", here, type(error).__name__, str(error))
+        log.info("%s: get_request raised %s: %s", here, type(error).__name__, printable(error))
         return True
 
     # -- serving all of them ------------------------------------------------------------------------------------------
