@@ -17,7 +17,7 @@ from itertools import islice
 from typing import ClassVar
 
 from reqtable import LimitExceeded, StateRequestHandler, Transition, exactly, line, state
-from reqtable.core.listing import Row
+from reqtable.table.snapshot import Row
 
 ARGUMENTS_MAX = 65_536
 BULK_BYTES_MAX = 16 * 2**20

@@ -12,10 +12,10 @@ import time
 from typing import Any, ClassVar
 
 from reqtable import Entry, Want
-from reqtable.core.addresses import address_text
-from reqtable.core.table import Resumable
-from reqtable.dispatch.inline import Inline
-from reqtable.engine.transports import Lent
+from reqtable.dispatch.policies.inline import Inline
+from reqtable.net.transports import Lent
+from reqtable.table.addresses import address_text
+from reqtable.table.table import Resumable
 
 SLOW_S = 0.1
 

@@ -14,42 +14,14 @@ from reqtable.config import (
     ThreadOptions,
     TLSOptions,
 )
-from reqtable.core.errors import (
-    ConfigurationError,
-    HandlerError,
-    IncompleteRead,
-    InvalidTransition,
-    LimitExceeded,
-    PeerError,
-    ReqtableError,
-    SendFileError,
-    TimedOut,
-)
-from reqtable.core.limits import Limits
-from reqtable.core.listing import format_rows
-from reqtable.core.states import INTEREST, TRANSITIONS, Event, State
-from reqtable.core.table import Entry, RequestTable
-from reqtable.core.wants import (
-    Want,
-    call,
-    chunk,
-    datagram,
-    exactly,
-    flushed,
-    hand_off,
-    line,
-    nothing,
-    rest,
-    skip_line,
-    sleep,
-    until,
-)
-from reqtable.engine.engine import Engine
-from reqtable.engine.system import System
 from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.state import StateInfo, StateRequestHandler, Transition, state
-from reqtable.mixins import (
+from reqtable.loop.platform import System
+from reqtable.run.serve import serve
+from reqtable.server.classes import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from reqtable.server.engine import Engine
+from reqtable.server.mixins import (
     ForkingMixIn,
     ForkingTCPServer,
     ForkingUDPServer,
@@ -66,8 +38,36 @@ from reqtable.mixins import (
     ThreadingUnixDatagramServer,
     ThreadingUnixStreamServer,
 )
-from reqtable.servers import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
-from reqtable.serving import serve
+from reqtable.table.errors import (
+    ConfigurationError,
+    HandlerError,
+    IncompleteRead,
+    InvalidTransition,
+    LimitExceeded,
+    PeerError,
+    ReqtableError,
+    SendFileError,
+    TimedOut,
+)
+from reqtable.table.limits import Limits
+from reqtable.table.snapshot import format_rows
+from reqtable.table.states import INTEREST, TRANSITIONS, Event, State
+from reqtable.table.table import Entry, RequestTable
+from reqtable.table.wants import (
+    Want,
+    call,
+    chunk,
+    datagram,
+    exactly,
+    flushed,
+    hand_off,
+    line,
+    nothing,
+    rest,
+    skip_line,
+    sleep,
+    until,
+)
 
 __version__ = "0.1.0"
 

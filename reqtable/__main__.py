@@ -1,5 +1,5 @@
 """`python -m reqtable` is the `reqtable` command."""
 
-from reqtable.cli import main
+from reqtable.run.cli import main
 
 main()

@@ -33,8 +33,8 @@ from typing import Any
 import reqtable
 from reqtable import Config, Limits, chunk, exactly, line, rest, state, until
 from reqtable.config import ProxyOptions, TLSOptions
-from reqtable.engine.system import System
-from reqtable.engine.transports import is_peers_doing
+from reqtable.loop.platform import System
+from reqtable.net.transports import is_peers_doing
 from reqtable.testing import FakeClock
 from tests.certificates import client_context, write_certificate
 

@@ -19,7 +19,7 @@ import pytest
 
 import reqtable
 from reqtable import ConfigurationError
-from reqtable.binds import find_places, make_server, name_of, open_server, parse_bind
+from reqtable.run.endpoints import find_places, make_server, name_of, open_server, parse_bind
 from tests.conftest import WAIT_S, Client, serving
 from tests.test_cli import COMMAND, ROOT, port_of, run
 
@@ -279,11 +279,12 @@ def test_nothing_is_bound_where_one_can_not_be(tmp_path: Path) -> None:
 
 def run_as_nobody(*arguments: str, first: str = "") -> subprocess.CompletedProcess[str]:
     """`reqtable serve` by a user without any right; what it imports may be in a folder that only root may read."""
-    code = f"import os, sys; sys.path[:] = {sys.path!r}; import encodings.idna, grp, pwd, reqtable.cli, examples.echo\n"
+    code = f"import os, sys; sys.path[:] = {sys.path!r}\n"
+    code += "import encodings.idna, grp, pwd, reqtable.run.cli, examples.echo\n"
     code += first + "\n"
     if os.geteuid() == 0:
         code += f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
-    code += "os.chdir('/'); reqtable.cli.main(sys.argv[1:])\n"
+    code += "os.chdir('/'); reqtable.run.cli.main(sys.argv[1:])\n"
     command = [sys.executable, "-c", code, "serve", "examples.echo:StateEcho", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)
 
@@ -294,7 +295,7 @@ def first_unprivileged_port() -> int:
 
 @pytest.mark.skipif(first_unprivileged_port() < 2, reason="on this machine any user may take any port")
 @pytest.mark.parametrize(
-    "first", ["", "reqtable.binds._may = lambda right: True"], ids=["checked", "refused by bind(2)"]
+    "first", ["", "reqtable.run.endpoints._may = lambda right: True"], ids=["checked", "refused by bind(2)"]
 )
 def test_a_low_port_without_the_right(first: str, tmp_path: Path) -> None:
     bind = f"tcp://127.0.0.1:{first_unprivileged_port() - 1}"

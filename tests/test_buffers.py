@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reqtable.core.buffers import CHUNK_BYTES, MISSING, FileSlice, Inbox, Input, Output
-from reqtable.core.errors import LimitExceeded
+from reqtable.table.buffers import CHUNK_BYTES, MISSING, FileSlice, Inbox, Input, Output
+from reqtable.table.errors import LimitExceeded
 
 SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 

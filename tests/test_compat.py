@@ -423,5 +423,5 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_no_import_of_ours_needs_the_module_that_is_replaced() -> None:
-    ran = compat("run", "-c", "import sys, reqtable, reqtable.cli; print('socketserver' in sys.modules)")
+    ran = compat("run", "-c", "import sys, reqtable, reqtable.run.cli; print('socketserver' in sys.modules)")
     assert ran.stdout == "False\n"

@@ -13,10 +13,9 @@ from typing import Any, get_type_hints
 import pytest
 
 import reqtable
-import reqtable.config
+import reqtable.config.options
 from reqtable import Config, ConfigurationError, Limits, Transition, line, state
 from reqtable.config import (
-    _EXAMPLES,
     Certificate,
     ExecutorOptions,
     ForkOptions,
@@ -26,6 +25,7 @@ from reqtable.config import (
     TLSOptions,
     effective,
 )
+from reqtable.config.options import EXAMPLES
 from tests.conftest import WAIT_S, Client
 
 ANY = ("127.0.0.1", 0)
@@ -216,7 +216,7 @@ def test_every_key_but_numbers_and_truths_has_an_example_of_its_type() -> None:
     ):
         for name, hint in get_type_hints(kind).items():
             if hint not in (int, bool, int | None):
-                example = eval(_EXAMPLES[name], vars(reqtable) | vars(reqtable.config))
+                example = eval(EXAMPLES[name], vars(reqtable))
                 options = (
                     {"cert": "c", name: example} if issubclass(kind, TLSOptions | Certificate) else {name: example}
                 )

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import reqtable
-from reqtable.dispatch.cooperative_tls import CooperativeTLSSocket
+from reqtable.dispatch.green.tls import CooperativeTLSSocket
 from tests.certificates import AUTHORITY, TLSClient, begin_tls, server_context
 from tests.conftest import WAIT_S, Client, open_descriptors, serving, wait_until
 

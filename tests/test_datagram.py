@@ -23,8 +23,8 @@ from reqtable import (
     sleep,
     state,
 )
-from reqtable.core.buffers import Inbox
-from reqtable.engine.system import SYSTEM
+from reqtable.loop.platform import SYSTEM
+from reqtable.table.buffers import Inbox
 from reqtable.testing import Faults, SimNetwork
 from tests.conftest import WAIT_S, FakeClock, serving, wait_until
 

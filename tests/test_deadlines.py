@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reqtable.core.deadlines import Deadlines
-from reqtable.core.states import State
-from reqtable.core.table import Entry, RequestTable
+from reqtable.table.deadlines import Deadlines
+from reqtable.table.states import State
+from reqtable.table.table import Entry, RequestTable
 
 DAY_S = 86_400.0
 

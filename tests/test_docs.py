@@ -20,9 +20,9 @@ import pytest
 
 import reqtable
 from examples.notes import Notes
-from reqtable.binds import _OPTIONS, parse_bind
+from reqtable.run.endpoints import _OPTIONS, parse_bind
+from reqtable.run.supervisor import _HANDLED
 from reqtable.testing.faults import KINDS
-from reqtable.workers import _HANDLED
 from tests.conftest import WAIT_S, Client, served, wait_until
 
 ROOT = Path(__file__).parent.parent

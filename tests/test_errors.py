@@ -11,8 +11,9 @@ from math import inf, nan
 
 import pytest
 
-from reqtable.core import errors
-from reqtable.core.errors import (
+from reqtable.net.transports import is_peers_doing
+from reqtable.table import errors
+from reqtable.table.errors import (
     ConfigurationError,
     HandlerError,
     IncompleteRead,
@@ -24,8 +25,7 @@ from reqtable.core.errors import (
     TimedOut,
     ending_of,
 )
-from reqtable.core.limits import Limits
-from reqtable.engine.transports import is_peers_doing
+from reqtable.table.limits import Limits
 
 ERRORS = [
     ReqtableError("broken"),

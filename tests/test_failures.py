@@ -21,9 +21,9 @@ import pytest
 import reqtable
 from reqtable import Event, Limits, call, line, sleep, state
 from reqtable.config import Config, ExecutorOptions
-from reqtable.core.buffers import MISSING
-from reqtable.core.wants import Want
-from reqtable.dispatch.thread import RequestThread
+from reqtable.dispatch.policies.thread import RequestThread
+from reqtable.table.buffers import MISSING
+from reqtable.table.wants import Want
 from reqtable.testing import exercise
 from tests.conftest import Client, serving, wait_until
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from reqtable.core.buffers import Input
-from reqtable.core.table import RequestTable
-from reqtable.engine.stream import Stream
+from reqtable.net.stream import Stream
+from reqtable.table.buffers import Input
+from reqtable.table.table import RequestTable
 from tests.conftest import interpreted
 from tests.fuzz import TARGETS, fuzz
 

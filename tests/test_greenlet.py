@@ -28,7 +28,7 @@ import pytest
 
 import reqtable
 from reqtable import Engine, State, System
-from reqtable.dispatch.cooperative import CooperativeSocket, _RequestGreenlet
+from reqtable.dispatch.green.socket import CooperativeSocket, _RequestGreenlet
 from tests.conftest import WAIT_S, Client, FakeClock, serving, wait_until
 
 ANY = ("127.0.0.1", 0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import reqtable
-from reqtable.imports import account_of, is_of_program, module_at, thing_at
+from reqtable.config.import_string import account_of, is_of_program, module_at, thing_at
 
 
 @pytest.fixture(autouse=True)
@@ -107,5 +107,5 @@ def test_whose_code_a_file_has(file: str, is_so: bool) -> None:
 
 def test_our_own_code_is_not_the_programs_where_it_is_installed_among_packages(monkeypatch: Any) -> None:
     own = f"{sysconfig.get_path('stdlib')}/site-packages/reqtable/"
-    monkeypatch.setattr("reqtable.imports._OWN", own)
-    assert not is_of_program(f"{own}engine/loop.py")
+    monkeypatch.setattr("reqtable.config.import_string._OWN", own)
+    assert not is_of_program(f"{own}loop/loop.py")

@@ -12,7 +12,7 @@ import pytest
 import reqtable
 from examples.echo import AsyncEcho, StateEcho
 from reqtable import Config, ConfigurationError, Limits
-from reqtable.binds import find_places, make_server, open_server
+from reqtable.run.endpoints import find_places, make_server, open_server
 from tests.conftest import Client, serving, wait_until
 from tests.service import Service
 

@@ -14,30 +14,11 @@ from tests.conftest import COMPILED
 ROOT = Path(reqtable.__file__).parent
 IMPURE = {"socket", "selectors", "time", "threading", "ssl", "os", "signal", "select"}
 # Each layer may import itself and those before it.
-LAYERS = [
-    "core",
-    "imports",
-    "config",
-    "engine",
-    "handlers",
-    "dispatch",
-    "hosting",
-    "servers",
-    "mixins",
-    "binds",
-    "terminal",
-    "signals",
-    "notify",
-    "workers",
-    "serving",
-    "cli",
-    "testing",
-    "compat",
-]
+LAYERS = ["table", "config", "loop", "net", "handlers", "dispatch", "server", "run", "testing", "compat"]
 # Who may import a package that is not the standard library's.
 THIRD_PARTY = {
-    "greenlet": {"dispatch/cooperative.py", "dispatch/greenlet.py"},
-    "click": {"cli.py", "compat/__main__.py"},
+    "greenlet": {"dispatch/green/socket.py", "dispatch/policies/greenlet.py"},
+    "click": {"run/cli.py", "compat/__main__.py"},
     "pytest": {"testing/plugin.py"},
 }
 
@@ -76,7 +57,7 @@ def test_imports_go_down(path: Path) -> None:
     own = layer_of("reqtable." + ".".join(relative.with_suffix("").parts))
     for module, at_run_time in imports_of(path):
         assert not module.startswith("reqtable.testing") or relative.parts[0] == "testing"
-        if relative.parts[0] == "core":
+        if relative.parts[0] == "table":
             assert module.split(".")[0] not in IMPURE, f"{relative} imports {module}"
         if own is not None and at_run_time:
             assert module != "reqtable", f"{relative} imports the package itself"

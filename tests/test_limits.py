@@ -17,9 +17,9 @@ import pytest
 
 import reqtable
 from reqtable import Limits, exactly, line, state
-from reqtable.core.addresses import network_of
-from reqtable.dispatch.shipping import reference_to, resolve
-from reqtable.engine.system import System
+from reqtable.dispatch.pickled_steps import reference_to, resolve
+from reqtable.loop.platform import System
+from reqtable.table.addresses import network_of
 from reqtable.testing import Client as Script
 from reqtable.testing import FakeClock, Faults, SimNetwork, exercise, simulate
 from tests.conftest import Client, serving, wait_until

@@ -21,11 +21,11 @@ import pytest
 
 import reqtable
 from reqtable import Limits, State, System, chunk, exactly, flushed, line, rest, sleep, state
-from reqtable.core.buffers import MISSING
-from reqtable.core.states import READ, WRITE
-from reqtable.core.table import SLICE_ROWS, Entry
-from reqtable.engine.threads import Threads
-from reqtable.signals import log_table
+from reqtable.loop.threads import Threads
+from reqtable.run.signals import log_table
+from reqtable.table.buffers import MISSING
+from reqtable.table.states import READ, WRITE
+from reqtable.table.table import SLICE_ROWS, Entry
 from reqtable.testing import Client as Script
 from reqtable.testing import Faults, SimNetwork, simulate
 from tests.conftest import COMPILED, Client, FakeClock, served, serving, wait_until

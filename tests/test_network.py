@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reqtable.engine.system import SYSTEM
+from reqtable.loop.platform import SYSTEM
 from reqtable.testing import FakeClock, Faults, SimNetwork, SimSelector
 from reqtable.testing.sockets import SimSocket
 

@@ -12,7 +12,7 @@ import pytest
 
 import reqtable
 from reqtable import AsyncRequestHandler, DatagramRequestHandler, StateRequestHandler, datagram, rest, state
-from reqtable.binds import find_places, make_server, open_server
+from reqtable.run.endpoints import find_places, make_server, open_server
 from reqtable.testing import SimNetwork
 from tests.conftest import WAIT_S, serving, wait_until
 

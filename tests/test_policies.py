@@ -25,8 +25,8 @@ import pytest
 import reqtable
 from reqtable import Config, ConfigurationError, Limits, Transition, call, hand_off, line, nothing, state, until
 from reqtable.config import ExecutorOptions, ForkOptions, PoolOptions, ThreadOptions
-from reqtable.dispatch.thread import RequestThread
-from reqtable.engine.loop import TABLES
+from reqtable.dispatch.policies.thread import RequestThread
+from reqtable.loop.loop import TABLES
 from tests.conftest import WAIT_S, Client, served, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
@@ -214,7 +214,7 @@ def test_who_waits_for_a_vacancy_can_be_cancelled() -> None:
         assert server.entered.acquire(timeout=WAIT_S)
         wait_until(server, lambda: len(server.table) == 3)
         rows = {row["id"]: row["peer"] for row in server.table.snapshot(state="OFFLOADED")}
-        by_peer = {reqtable.core.addresses.address_text(c.socket.getsockname()): c for c in clients}  # type: ignore[attr-defined]
+        by_peer = {reqtable.table.addresses.address_text(c.socket.getsockname()): c for c in clients}  # type: ignore[attr-defined]
         gone = by_peer[next(iter(rows.values()))]
         assert server.table.cancel(next(iter(rows)))
         assert gone.rest() == b""
@@ -1123,7 +1123,7 @@ def test_a_state_that_is_pinned_to_the_loop_is_refused_by_policies_of_whole_requ
 class Shout(reqtable.StateRequestHandler):
     """Every line goes to everyone."""
 
-    everyone: reqtable.core.table.ClassVar[list[Any]] = []  # type: ignore[attr-defined,name-defined]
+    everyone: reqtable.table.table.ClassVar[list[Any]] = []  # type: ignore[attr-defined,name-defined]
 
     def start(self) -> Transition:
         self.everyone.append(self)
@@ -1163,7 +1163,7 @@ def test_requests_send_to_each_other_from_whatever_thread(dispatch: str) -> None
 def test_twelve_classes_are_predefined(mixin: str) -> None:
     for kind in ("TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer"):
         made = getattr(reqtable, mixin + kind)
-        assert made.__mro__[1:3] == (getattr(reqtable, mixin + "MixIn"), reqtable.mixins._MixIn)  # type: ignore[attr-defined]
+        assert made.__mro__[1:3] == (getattr(reqtable, mixin + "MixIn"), reqtable.server.mixins._MixIn)  # type: ignore[attr-defined]
         assert issubclass(made, getattr(reqtable, kind))
         assert made.dispatch == {"Threading": "thread", "Forking": "fork", "Table": "greenlet"}[mixin]
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from reqtable.core.states import READ, WRITE
-from reqtable.engine.poll import DefaultSelector, ready_of
+from reqtable.loop.selector import DefaultSelector, ready_of
+from reqtable.table.states import READ, WRITE
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="this platform has no epoll")

@@ -16,7 +16,7 @@ import pytest
 
 import reqtable
 from reqtable import line, state
-from reqtable.engine.process import Process
+from reqtable.loop.process import Process
 from tests.conftest import WAIT_S, Client, served, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
@@ -353,7 +353,7 @@ def test_a_server_that_has_served_is_forked_into_workers(dispatch: str) -> None:
 
 INTERRUPTED = """
 import os, signal
-from reqtable.dispatch.children import fork
+from reqtable.dispatch.forking.child import fork
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have begun us with SIGINT ignored
 os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))

@@ -19,7 +19,7 @@ import pytest
 import reqtable
 from reqtable import ConfigurationError, Limits, line, state
 from reqtable.config import Config, ProxyOptions, TLSOptions
-from reqtable.core.proxy import ProxyHeader, ProxyHeaderError, header_end, parse
+from reqtable.net.proxy_protocol import ProxyHeader, ProxyHeaderError, header_end, parse
 from reqtable.testing import Client as Script
 from reqtable.testing import simulate
 from tests.certificates import client_context, write_certificate

@@ -29,8 +29,8 @@ import pytest
 
 import reqtable
 from reqtable import ConfigurationError, Engine, System
-from reqtable.engine.process import Process
-from reqtable.engine.system import SYSTEM
+from reqtable.loop.platform import SYSTEM
+from reqtable.loop.process import Process
 from tests.certificates import write_certificate
 from tests.conftest import WAIT_S, Client, serving, wait_until
 

@@ -17,8 +17,8 @@ import reqtable
 from examples.echo import BlockingEcho, StateEcho
 from examples.notes import Notes
 from reqtable import Transition, line, sleep, state
-from reqtable.core.states import TRANSITIONS, Event, State
-from reqtable.engine.invariants import InvariantBroken
+from reqtable.server.invariants import InvariantBroken
+from reqtable.table.states import TRANSITIONS, Event, State
 from reqtable.testing import Client, FakeClock, Faults, SimulationFailed, shrink, simulate
 from reqtable.testing.faults import KINDS
 from tests.conftest import interpreted
@@ -241,7 +241,7 @@ class Never(reqtable.Want[None]):
     awaits = Event.AWAITS_RESULT
 
     def take(self, entry: object) -> object:
-        from reqtable.core.buffers import MISSING
+        from reqtable.table.buffers import MISSING
 
         return MISSING
 

@@ -11,10 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from reqtable.core.deadlines import Deadlines
-from reqtable.core.errors import ReqtableError
-from reqtable.core.states import INTEREST, READ, TRANSITIONS, WRITE, Event, State
-from reqtable.core.table import Entry, RequestTable
+from reqtable.table.deadlines import Deadlines
+from reqtable.table.errors import ReqtableError
+from reqtable.table.states import INTEREST, READ, TRANSITIONS, WRITE, Event, State
+from reqtable.table.table import Entry, RequestTable
 from tests.conftest import FakeClock
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from reqtable.core.addresses import address_text, host_text
-from reqtable.core.errors import ReqtableError
-from reqtable.core.limits import Limits
-from reqtable.core.listing import Listing, format_rows, handler_name
-from reqtable.core.states import Event, State
-from reqtable.core.table import SLICE_ROWS, Entry, RequestTable
-from reqtable.core.wants import Want, line, sleep, until
+from reqtable.table.addresses import address_text, host_text
+from reqtable.table.errors import ReqtableError
+from reqtable.table.limits import Limits
+from reqtable.table.snapshot import Listing, format_rows, handler_name
+from reqtable.table.states import Event, State
+from reqtable.table.table import SLICE_ROWS, Entry, RequestTable
+from reqtable.table.wants import Want, line, sleep, until
 from tests.conftest import FakeClock
 
 

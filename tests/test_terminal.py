@@ -9,8 +9,8 @@ import pty
 from collections.abc import Iterator
 from typing import Any
 
-from reqtable.signals import Progress, counted
-from reqtable.terminal import TERMINAL, Terminal
+from reqtable.run.signals import Progress, counted
+from reqtable.run.terminal import TERMINAL, Terminal
 
 GONE = "\x1b[2K\r"
 

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, wait
 
 import pytest
 
-from reqtable.engine.threads import Threads
+from reqtable.loop.threads import Threads
 from tests.conftest import WAIT_S
 
 

@@ -25,7 +25,7 @@ import trustme
 import reqtable
 from reqtable import ConfigurationError, Limits, flushed, line, state
 from reqtable.config import Certificate, Config, TLSOptions
-from reqtable.engine.tls import TLSSocket
+from reqtable.net.tls import TLSSocket
 from tests.certificates import AUTHORITY, TLSStream, client_context, write_certificate
 from tests.conftest import WAIT_S, Client, open_descriptors, serving, wait_until
 from tests.service import Service

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from reqtable.core import wants
-from reqtable.core.buffers import MISSING, Inbox, Input, Output
-from reqtable.core.errors import LimitExceeded
-from reqtable.core.limits import Limits
-from reqtable.core.states import TRANSITIONS, Event, State
-from reqtable.core.wants import (
+from reqtable.table import wants
+from reqtable.table.buffers import MISSING, Inbox, Input, Output
+from reqtable.table.errors import LimitExceeded
+from reqtable.table.limits import Limits
+from reqtable.table.states import TRANSITIONS, Event, State
+from reqtable.table.wants import (
     ELSEWHERE,
     ENDED,
     HANDSHAKE,

@@ -24,10 +24,10 @@ import pytest
 
 import reqtable
 from reqtable import Limits
-from reqtable.engine.engine import Engine
-from reqtable.engine.poll import DefaultSelector
-from reqtable.engine.system import System
-from reqtable.engine.watch import Watch, _polls
+from reqtable.loop.platform import System
+from reqtable.loop.selector import DefaultSelector
+from reqtable.server.engine import Engine
+from reqtable.server.stall_detector import Watch, _polls
 from tests.conftest import WAIT_S, Client, serving
 
 ANY = ("127.0.0.1", 0)
@@ -328,7 +328,7 @@ def test_a_pass_goes_on_with_each_who_is_ready() -> None:
 
 def test_the_line_is_the_programs_own() -> None:
     """Not that of the library that it calls: but if there is no other, that one."""
-    from reqtable.engine.watch import _place
+    from reqtable.server.stall_detector import _place
 
     frame = inspect.currentframe()
     assert frame is not None

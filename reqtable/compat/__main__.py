@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import click
 
-from reqtable.cli import USAGE
 from reqtable.compat import environment
 from reqtable.dispatch import policy_names
+from reqtable.run.cli import USAGE
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

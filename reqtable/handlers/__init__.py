@@ -1,1 +1,1 @@
-"""The three ways to write a handler. All of them end up as a `Resumable` that the loop steps."""
+"""The three ways to write a handler. The loop steps each of them as a `Resumable`."""

@@ -12,8 +12,8 @@ import os
 import socket
 from typing import Any, BinaryIO, cast
 
-from reqtable.core.errors import HandlerError
-from reqtable.engine.stream import send_at_once
+from reqtable.net.stream import send_at_once
+from reqtable.table.errors import HandlerError
 
 
 class HandedOff(BaseException):

@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from threading import get_ident
 from typing import Any, TypeVar
 
-from reqtable.core.compiled import mypyc_attr
-from reqtable.core.errors import HandlerError, IncompleteRead, InvalidTransition
-from reqtable.core.places import functions_in, place_of
-from reqtable.core.table import Entry
-from reqtable.core.wants import NOTHING, Want, call, check_timeout, hand_off, sleep
 from reqtable.handlers.discarded import Room, refuse_discarded
 from reqtable.handlers.resumable import ResumableHandler
+from reqtable.table.compiled import mypyc_attr
+from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition
+from reqtable.table.places import functions_in, place_of
+from reqtable.table.table import Entry
+from reqtable.table.wants import NOTHING, Want, call, check_timeout, hand_off, sleep
 
 T = TypeVar("T")
 

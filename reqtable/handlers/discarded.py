@@ -11,9 +11,9 @@ from collections.abc import Generator, Iterator
 from types import FunctionType
 from typing import Any
 
-from reqtable.core.errors import HandlerError
-from reqtable.core.places import warn_at_caller
-from reqtable.core.wants import Want, flushed
+from reqtable.table.errors import HandlerError
+from reqtable.table.places import warn_at_caller
+from reqtable.table.wants import Want, flushed
 
 
 class Room:

@@ -16,15 +16,15 @@ from threading import get_ident
 from types import FunctionType, MemberDescriptorType
 from typing import Any, BinaryIO, ClassVar, get_origin
 
-from reqtable.core.addresses import address_text
-from reqtable.core.buffers import FileSlice, Output
-from reqtable.core.compiled import mypyc_attr
-from reqtable.core.errors import HandlerError, LimitExceeded
-from reqtable.core.places import owner_of, place_of
-from reqtable.core.states import State
-from reqtable.core.table import Entry
-from reqtable.core.wants import ENDED, Want
-from reqtable.engine.transports import is_tls
+from reqtable.net.transports import is_tls
+from reqtable.table.addresses import address_text
+from reqtable.table.buffers import FileSlice, Output
+from reqtable.table.compiled import mypyc_attr
+from reqtable.table.errors import HandlerError, LimitExceeded
+from reqtable.table.places import owner_of, place_of
+from reqtable.table.states import State
+from reqtable.table.table import Entry
+from reqtable.table.wants import ENDED, Want
 
 log = logging.getLogger("reqtable")
 

@@ -21,14 +21,14 @@ from dataclasses import dataclass, replace
 from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from reqtable.core.addresses import address_text
-from reqtable.core.compiled import mypyc_attr
-from reqtable.core.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
-from reqtable.core.places import functions_in, owner_of, place_of
-from reqtable.core.table import Entry
-from reqtable.core.wants import NOTHING, Want, check_timeout
 from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.resumable import ResumableHandler, check_called, log
+from reqtable.table.addresses import address_text
+from reqtable.table.compiled import mypyc_attr
+from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
+from reqtable.table.places import functions_in, owner_of, place_of
+from reqtable.table.table import Entry
+from reqtable.table.wants import NOTHING, Want, check_timeout
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
-from reqtable.core.buffers import FileSlice, Inbox
-from reqtable.core.limits import Limits
-from reqtable.core.states import READ, Event, State
-from reqtable.core.table import Entry
-from reqtable.core.wants import Failure, Want
 from reqtable.dispatch import check_servable, is_resumable
-from reqtable.engine.loop import Loop
-from reqtable.engine.system import System
-from reqtable.engine.wakeup import Wakeup
+from reqtable.loop.loop import Loop
+from reqtable.loop.platform import System
+from reqtable.loop.wakeup import Wakeup
+from reqtable.table.buffers import FileSlice, Inbox
+from reqtable.table.limits import Limits
+from reqtable.table.states import READ, Event, State
+from reqtable.table.table import Entry
+from reqtable.table.wants import Failure, Want
 from reqtable.testing.client import Client, as_bytes
 from reqtable.testing.clock import FakeClock
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from reqtable.core.states import READ, WRITE
+from reqtable.table.states import READ, WRITE
 
 if TYPE_CHECKING:
     from reqtable.testing.network import SimNetwork

@@ -20,7 +20,7 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Any
 
-from reqtable.engine.system import SYSTEM, System
+from reqtable.loop.platform import SYSTEM, System
 from reqtable.testing.clock import FakeClock
 from reqtable.testing.faults import Dice, Faults
 from reqtable.testing.kernel import File, Listening, StreamEnd, os_error

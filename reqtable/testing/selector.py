@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from reqtable.core.states import READ
-from reqtable.engine.wakeup import Wakeup
+from reqtable.loop.wakeup import Wakeup
+from reqtable.table.states import READ
 from reqtable.testing.kernel import File
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from math import inf
 from typing import Any
 from unittest import mock
 
-from reqtable.core.errors import PeerError
-from reqtable.core.states import Event, State
-from reqtable.core.table import Entry
 from reqtable.dispatch import is_resumable
-from reqtable.engine.invariants import Invariants
-from reqtable.engine.stream import Stream
-from reqtable.engine.transports import OVER, Lent
-from reqtable.hosting import Hosted
+from reqtable.net.stream import Stream
+from reqtable.net.transports import OVER, Lent
+from reqtable.server.base import Hosted
+from reqtable.server.invariants import Invariants
+from reqtable.table.errors import PeerError
+from reqtable.table.states import Event, State
+from reqtable.table.table import Entry
 from reqtable.testing.client import Client, Peer
 from reqtable.testing.faults import Faults
 from reqtable.testing.kernel import StreamEnd

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from reqtable.core.states import READ, WRITE
+from reqtable.table.states import READ, WRITE
 from reqtable.testing.kernel import DatagramEnd, File, Listening, StreamEnd, os_error
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from reqtable.core.buffers import Input, Output
-from reqtable.core.deadlines import Deadlines
-from reqtable.core.table import RequestTable
-from reqtable.dispatch.cooperative import CooperativeSocket
-from reqtable.dispatch.stepping import Stepping
-from reqtable.engine.datagram import Session
-from reqtable.engine.failures import Failures
-from reqtable.engine.listener import Listener
-from reqtable.engine.loop import Loop
-from reqtable.engine.stream import Stream
+from reqtable.dispatch.green.socket import CooperativeSocket
+from reqtable.dispatch.remote_steps import Stepping
+from reqtable.loop.failures import Failures
+from reqtable.loop.loop import Loop
+from reqtable.net.datagram import Session
+from reqtable.net.listener import Listener
+from reqtable.net.stream import Stream
+from reqtable.table.buffers import Input, Output
+from reqtable.table.deadlines import Deadlines
+from reqtable.table.table import RequestTable
 from reqtable.testing import SimulationFailed
 from tests.simulation.workloads import run
 

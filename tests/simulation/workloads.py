@@ -25,7 +25,7 @@ from examples.notes import Notes, slow_rank
 from examples.tftp import ACK, BLOCK_BYTES, DATA, ERROR, READ, Tftp
 from reqtable.config import Config
 from reqtable.dispatch import is_resumable
-from reqtable.engine.system import SYSTEM
+from reqtable.loop.platform import SYSTEM
 from reqtable.testing import Client, Faults, Peer, Report, SimulationFailed, simulate
 from tests.simulation import failing
 from tests.simulation.handlers import (

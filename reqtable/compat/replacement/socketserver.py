@@ -8,7 +8,8 @@ import sys  # noqa: F401
 import threading  # noqa: F401
 
 from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
-from reqtable.mixins import (
+from reqtable.server.classes import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from reqtable.server.mixins import (
     ForkingMixIn,
     ForkingTCPServer,
     ForkingUDPServer,
@@ -20,7 +21,6 @@ from reqtable.mixins import (
     ThreadingUnixDatagramServer,
     ThreadingUnixStreamServer,
 )
-from reqtable.servers import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 
 __all__ = [
     "BaseRequestHandler",

@@ -1,0 +1,41 @@
+"""The configuration: what can be set, and where each value comes from."""
+
+from reqtable.config.config import (
+    CONFIG_VARIABLE,
+    DISPATCH_VARIABLE,
+    Config,
+    chosen_dispatch,
+    effective,
+    from_environment,
+    given_or_found,
+)
+from reqtable.config.options import (
+    ARGUMENT,
+    DEFAULT,
+    Certificate,
+    ExecutorOptions,
+    ForkOptions,
+    PoolOptions,
+    ProxyOptions,
+    ThreadOptions,
+    TLSOptions,
+)
+
+__all__ = [
+    "ARGUMENT",
+    "CONFIG_VARIABLE",
+    "DEFAULT",
+    "DISPATCH_VARIABLE",
+    "Certificate",
+    "Config",
+    "ExecutorOptions",
+    "ForkOptions",
+    "PoolOptions",
+    "ProxyOptions",
+    "TLSOptions",
+    "ThreadOptions",
+    "chosen_dispatch",
+    "effective",
+    "from_environment",
+    "given_or_found",
+]

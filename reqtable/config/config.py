@@ -1,0 +1,193 @@
+"""What can be configured: `Config`, its defaults, its file, and which of several sources wins.
+
+Strongest first: a state's own `dispatch=`; the constructor's argument; `REQTABLE_DISPATCH` in the environment; the
+file; the class attribute `dispatch`, which a mix-in sets; the default. The file is `reqtable.toml`, or the table
+`[tool.reqtable]` of `pyproject.toml`:
+
+    dispatch = "pool"
+    call_on = "thread"            # where a call() runs that does not say
+    workers = 4                   # processes that serve; without it, one, by itself
+
+    [limits]                      # any field of reqtable.Limits
+    entries_max = 10_000
+
+    [thread]
+    threads_max = 200
+    [pool]
+    size = 8
+    [fork]
+    max_children = 40
+    [executor]                    # policy "executor"; without it, a pool of processes
+    factory = "module:callable"
+    arguments = { max_workers = 4 }
+    [executors.cluster]           # call(…, on="cluster")
+    factory = "module:callable"
+
+    [tls]                         # what tls:// binds serve with; paths of PEM files
+    cert = "server.pem"
+    key = "server.key"
+    client_ca = "clients.pem"     # ask for certificates of these authorities
+    alpn = ["h2", "http/1.1"]
+    [tls.names."b.example"]       # for those who ask for that name (SNI)
+    cert = "b.pem"
+
+    [proxy]                       # whose connections begin with a PROXY protocol header
+    trusted = ["10.0.0.0/8", "::1", "unix"]
+
+A key that there isn't and a value of the wrong type are refused, with the key, the value, the file and the line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from reqtable.config.file import OWN_FILE, PROJECT_FILE, File, values_of
+from reqtable.config.options import (
+    ARGUMENT,
+    DEFAULT,
+    ExecutorOptions,
+    ForkOptions,
+    PoolOptions,
+    ProxyOptions,
+    ThreadOptions,
+    TLSOptions,
+    check,
+)
+from reqtable.table.errors import ConfigurationError
+from reqtable.table.limits import Limits
+
+DISPATCH_VARIABLE = "REQTABLE_DISPATCH"
+CONFIG_VARIABLE = "REQTABLE_CONFIG"
+_BUILT_IN_EXECUTORS = {"thread", "process", "fork"}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The configuration of a server. `call_on` is where a `call` runs that does not say; `executors` are its own names.
+
+    `workers` is how many processes serve where `serve()` does; None: the one that calls it.
+    `origins` says for each key that was set where its value came from. Raises ConfigurationError, naming the key, for
+    a value that can't be.
+    """
+
+    dispatch: str | None = None
+    call_on: str = "thread"
+    workers: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    thread: ThreadOptions = field(default_factory=ThreadOptions)
+    pool: PoolOptions = field(default_factory=PoolOptions)
+    fork: ForkOptions = field(default_factory=ForkOptions)
+    executor: ExecutorOptions = field(default_factory=ExecutorOptions)
+    executors: Mapping[str, ExecutorOptions] = field(default_factory=dict)
+    tls: TLSOptions = field(default_factory=TLSOptions)
+    proxy: ProxyOptions = field(default_factory=ProxyOptions)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        check(self, origins=self.origins)
+        for name in _BUILT_IN_EXECUTORS & self.executors.keys():
+            place = self.origins.get(f"executors.{name}.factory", ARGUMENT)
+            where = "" if place == ARGUMENT else f"{place}: "
+            raise ConfigurationError(f"{where}executors.{name}: {name!r} is built in: choose another name")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        dispatch: str | None = None,
+        workers: int | None = None,
+    ) -> Config:
+        """Read the configuration: `path`, or the file that `REQTABLE_CONFIG` names, or `reqtable.toml`, or the table
+        `[tool.reqtable]` of `pyproject.toml`, whichever is there first; with none of them, the defaults.
+
+        `dispatch`, `workers` and `REQTABLE_DISPATCH` are stronger than the file. Raises ConfigurationError: one line
+        with the key, the value, the file and the line.
+        """
+        return _load(path, dispatch, workers)
+
+
+def from_environment() -> Config:
+    """What a server that was given no configuration uses: the file that `REQTABLE_CONFIG` names, or the defaults."""
+    return Config.load() if os.environ.get(CONFIG_VARIABLE) else Config()
+
+
+def given_or_found(config: Any) -> Config:
+    """`config`, or, if that is None, what the environment names. Raises ConfigurationError where it is no Config."""
+    if config is None:
+        return from_environment()
+    if not isinstance(config, Config):
+        raise ConfigurationError(f'config must be a Config, such as Config.load("reqtable.toml"), not {config!r}')
+    return config
+
+
+def chosen_dispatch(argument: str | None, config: Config, attribute: str) -> tuple[str, str]:
+    """The policy's name by the order of precedence, and where it came from."""
+    if argument:
+        return argument, ARGUMENT
+    if config.dispatch and config.origins.get("dispatch") == ARGUMENT:
+        return config.dispatch, ARGUMENT
+    if named := os.environ.get(DISPATCH_VARIABLE):
+        return named, f"environment {DISPATCH_VARIABLE}"
+    if config.dispatch is not None:
+        return config.dispatch, config.origins.get("dispatch", "configuration")
+    return attribute, DEFAULT
+
+
+def _load(path: str | os.PathLike[str] | None, dispatch: str | None, workers: int | None) -> Config:
+    """See `Config.load`."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    file = _find(path)
+    if file is not None and file.table is not None:
+        values = values_of(Config, file.table, (), file, origins)
+    if named := os.environ.get(DISPATCH_VARIABLE):
+        values["dispatch"], origins["dispatch"] = named, f"environment {DISPATCH_VARIABLE}"
+    if dispatch:
+        values["dispatch"], origins["dispatch"] = dispatch, ARGUMENT
+    if workers is not None:
+        values["workers"], origins["workers"] = workers, ARGUMENT
+    return Config(**values, origins=origins)
+
+
+def _find(path: str | os.PathLike[str] | None) -> File | None:
+    """The file that was named, which must be there, or one of those that are looked for."""
+    if path is not None:
+        return File(Path(path))
+    if named := os.environ.get(CONFIG_VARIABLE):
+        try:
+            return File(Path(named))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"environment {CONFIG_VARIABLE}: {error}") from error
+    if Path(OWN_FILE).is_file():
+        return File(Path(OWN_FILE))
+    if Path(PROJECT_FILE).is_file():
+        project = File(Path(PROJECT_FILE))
+        return project if project.table is not None else None
+    return None
+
+
+def effective(config: Config) -> Iterator[tuple[str, Any, str]]:
+    """Every key of a configuration, its value in `reqtable serve`, and where that came from."""
+    yield "dispatch", *chosen_dispatch(None, config, "inline")
+    for key, value, origin in _flat(config, "", config.origins):
+        if key == "tls.client_cert_required" and config.tls.client_ca is None:
+            yield key, False, "without tls.client_ca"
+        elif key != "dispatch":
+            yield key, value, origin
+
+
+def _flat(part: Any, prefix: str, origins: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    named = part if isinstance(part, Mapping) else {each.name: getattr(part, each.name) for each in fields(part)}
+    for name, value in named.items():
+        key = prefix + name
+        if key == "origins":
+            continue
+        if is_dataclass(value) or (isinstance(value, Mapping) and any(is_dataclass(each) for each in value.values())):
+            yield from _flat(value, key + ".", origins)
+        elif not (isinstance(value, Mapping) and not value):
+            yield key, dict(value) if isinstance(value, Mapping) else value, origins.get(key, DEFAULT)

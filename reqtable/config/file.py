@@ -1,0 +1,106 @@
+"""A configuration file in TOML: its values, the line that each stands on, and the keys that there are none of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from reqtable.config.options import hints
+from reqtable.table.errors import ConfigurationError
+
+OWN_FILE = "reqtable.toml"
+PROJECT_FILE = "pyproject.toml"
+
+
+class File:
+    """One file: its keys, and where in it they are."""
+
+    def __init__(self, path: Path) -> None:
+        import tomllib  # only reading a file needs it
+
+        self.name = str(path)
+        try:
+            self._text = path.read_text("utf-8")
+            document = tomllib.loads(self._text)
+        except OSError as error:
+            raise ConfigurationError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path}: not TOML: {error}") from error
+        self.prefix = ("tool", "reqtable") if path.name == PROJECT_FILE else ()
+        self.table: Any = document
+        for key in self.prefix:
+            self.table = self.table.get(key) if isinstance(self.table, dict) else None
+
+    def place(self, key: tuple[str, ...]) -> str:
+        """`file:line` of a key, or the file alone where it can't be told."""
+        line = _line_of(self._text, self.prefix + key)
+        return f"{self.name}:{line}" if line else self.name
+
+
+def values_of(kind: Any, table: Any, key: tuple[str, ...], file: File, origins: dict[str, str]) -> dict[str, Any]:
+    """The values of a table of the file, by the fields of `kind`. Their types are checked when the object is made."""
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{file.place(key)}: {_dotted(key) or 'reqtable'} must be a table, not {table!r}")
+    types = {name: hint for name, hint in hints(kind).items() if name != "origins"}
+    values = {}
+    for name, value in table.items():
+        here = (*key, name)
+        if name not in types:
+            import difflib
+
+            near = difflib.get_close_matches(name, types, n=1)
+            mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(types)}"
+            raise ConfigurationError(f"{file.place(here)}: there is no key {_dotted(here)} (= {value!r}): {mend}")
+        values[name] = _value(types[name], value, here, file, origins)
+    return values
+
+
+def _value(hint: Any, value: Any, key: tuple[str, ...], file: File, origins: dict[str, str]) -> Any:
+    if is_dataclass(hint):
+        return _made(hint, value, key, file, origins)
+    if get_origin(hint) is Mapping and is_dataclass(kind := get_args(hint)[1]):
+        if not isinstance(value, dict):
+            raise ConfigurationError(f"{file.place(key)}: {_dotted(key)} must be a table, not {value!r}")
+        return {name: _made(kind, each, (*key, name), file, origins) for name, each in value.items()}
+    origins[_dotted(key)] = file.place(key)
+    return tuple(value) if get_origin(hint) is tuple and isinstance(value, list) else value
+
+
+def _made(kind: Any, table: Any, key: tuple[str, ...], file: File, origins: dict[str, str]) -> Any:
+    """An object of `kind` from its table. What it says of a value is said of the key's place."""
+    values = values_of(kind, table, key, file, origins)
+    try:
+        return kind(**values)
+    except (ValueError, ConfigurationError) as error:
+        [at, *_] = [name for name in values if re.search(rf"\b{name}\b", str(error))] or [""]
+        raise ConfigurationError(f"{file.place((*key, at) if at else key)}: {error}") from error
+
+
+def _dotted(key: tuple[str, ...]) -> str:
+    return ".".join(key)
+
+
+def _line_of(text: str, key: tuple[str, ...]) -> int | None:
+    """The line on which a key is given its value, or its table begins. None for a spelling that this does not know."""
+    if '"""' in text or "'''" in text:
+        return None  # what looks like a key may stand in a string
+    table: tuple[str, ...] = ()
+    opened = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
+            table = _parts(header[1])
+            if opened is None and table[: len(key)] == key:
+                opened = number
+        elif assignment := re.match(r"""\s*([\w.\-"' ]+?)\s*=""", line):
+            given = table + _parts(assignment[1])
+            if given == key or key[: len(given)] == given:  # the key itself, or the inline table that it is in
+                return number
+    return opened
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    parts = re.findall(r"""\s*("[^"]*"|'[^']*'|[^."']+)""", dotted)
+    return tuple(part.strip().strip("\"'") for part in parts)

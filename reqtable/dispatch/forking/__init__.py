@@ -1,0 +1,1 @@
+"""Forked children: what forks one, what a child does first, and how the parent learns of its end."""

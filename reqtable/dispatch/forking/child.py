@@ -1,0 +1,177 @@
+"""Forked children: watching for their exit in the loop's selector, and what a process does on becoming one.
+
+A child holds one request. It closes its copies of every other descriptor of the engine, serves the request to its end,
+and leaves by `os._exit`: it runs none of the parent's `atexit` functions and never returns into the parent's loop.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import contextlib
+import gc
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from reqtable.net.transports import Polled, close_copy
+from reqtable.table.states import READ
+from reqtable.table.table import Entry
+
+log = logging.getLogger("reqtable")
+
+_HELD = (_signal.SIGINT, _signal.SIGTERM)
+
+
+class Child(Polled):
+    """A child, until it has been waited for. `on_exit(child)` is called in the loop, once, with `status` set.
+
+    Its exit makes its pidfd readable (pidfd_open(2)); where there is none, the loop looks every few milliseconds.
+    """
+
+    __slots__ = ("_on_exit", "pid", "status")
+
+    def __init__(self, loop: Any, pid: int, on_exit: Callable[[Child], None], pidfd: int | None = None) -> None:
+        super().__init__(loop, _pidfd(pid) if pidfd is None else pidfd)
+        self.pid = pid
+        self.status: int | None = None  # as `os.waitstatus_to_exitcode` gives it, once it has exited
+        self._on_exit = on_exit
+        if self.fd >= 0:
+            self.poll(READ)
+        else:
+            loop.retry(self._look)
+
+    def on_ready(self, mask: int) -> None:
+        self.collect()
+
+    def collect(self, blocking: bool = False) -> bool:
+        """Wait for it if it has exited, or until it has. True once it has been waited for."""
+        if self.status is not None:
+            return True
+        try:
+            pid, status = os.waitpid(self.pid, 0 if blocking else os.WNOHANG)
+        except ChildProcessError:
+            pid, status = self.pid, 0  # someone else has waited for it
+        if not pid:
+            return False
+        self.status = os.waitstatus_to_exitcode(status)
+        self.unwatch()
+        self._on_exit(self)
+        return True
+
+    def unwatch(self) -> None:
+        """Look at it no more."""
+        if self.fd >= 0:
+            self.poll(0)
+            os.close(self.fd)
+            self.fd = -1
+
+    def tell(self, number: int) -> None:
+        """Send it a signal, if it has not been waited for."""
+        if self.status is None:
+            send_signal(self.pid, self.fd, number)
+
+    def kill(self) -> None:
+        """End it, now."""
+        self.tell(signal.SIGKILL)
+
+    def ending(self) -> str | None:
+        """How it ended, in words, where that was not well."""
+        if not self.status:
+            return None
+        if self.status > 0:
+            return f"exited with status {self.status}"
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-self.status).name}"
+        return f"was killed by signal {-self.status}"
+
+    def abandon(self) -> None:
+        """In another child: the descriptor is a copy of the parent's."""
+        self.watched = 0
+        close_copy(self.fd)
+
+    def _look(self) -> None:
+        if not self.collect():
+            self.engine.retry(self._look)
+
+
+class Forked:
+    """A child that a handler has forked. The handler may wait for it, so its number may soon be another process's."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = _pidfd(pid)
+
+    def kill(self) -> None:
+        """End it, now."""
+        send_signal(self.pid, self._pidfd, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait until it has exited."""
+        with contextlib.suppress(ChildProcessError):  # the handler has waited for it
+            if self._pidfd >= 0:
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            else:
+                os.waitpid(self.pid, 0)
+        close_copy(self.detach())
+
+    def detach(self) -> int:
+        """Give up its pidfd (pidfd_open(2)), which is the caller's to close; -1 where there is none."""
+        pidfd, self._pidfd = self._pidfd, -1
+        return pidfd
+
+
+def send_signal(pid: int, pidfd: int, number: int) -> None:
+    """Signal a child: by its pidfd, or by its number where the child is known not to have been waited for.
+
+    The number of a child that was waited for may be another process's by now.
+    """
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        if pidfd >= 0:
+            signal.pidfd_send_signal(pidfd, number)
+        else:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises ChildProcessError
+            os.kill(pid, number)
+
+
+def _pidfd(pid: int) -> int:
+    """-1 where there is none: an old kernel, another system, or no descriptor left."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return -1
+
+
+def fork() -> int:
+    """`os.fork()`, with SIGINT and SIGTERM held back until it has returned.
+
+    Python drops what a signal handler raises within a hook of the fork (os.register_at_fork): Ctrl-C would be lost.
+    """
+    # Not `signal.pthread_sigmask`: it makes enums, for which a child copies pages.
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _HELD)
+    try:
+        return os.fork()
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+
+
+_kept: list[Any] = []
+
+
+def keep(executor: Any) -> None:
+    """In a forked child: never free an executor of the parent's.
+
+    Freeing one takes a lock, and that is held for ever where a thread that is not in this process had it at the fork.
+    """
+    _kept.append(executor)
+
+
+def become_child(own: Entry | None, dispatcher: Any) -> None:
+    """In a new child: let go of all that is the parent's but the connection of `own`, if there is one."""
+    gc.freeze()  # a collection here would copy every page that holds an object of the parent's
+    engine = dispatcher.server._host
+    for loop in {own.table.owner if own is not None else engine, dispatcher.loop, engine}:
+        loop.abandon(own)
+    for server in engine.servers:
+        server._abandon_dispatchers()

@@ -1,0 +1,220 @@
+"""Running a blocking handler, on whatever thread it runs, and what becomes of it when it forks.
+
+A fork in `handle()` leaves the child with the request: the parent's `handle()` returns, and the connection stays open
+until the child has ended. That holds for `self.hand_off("fork")`, which unwinds the parent by `HandedOff`, and for a
+plain `os.fork()`. The child's `handle()` returns too; then its process ends, without a return into the parent's loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from threading import get_ident
+from typing import Any
+
+from reqtable.dispatch.forking.child import Forked, become_child
+from reqtable.handlers.blocking import HandedOff
+from reqtable.handlers.resumable import ResumableHandler
+from reqtable.loop.failures import ends_program
+from reqtable.loop.process import TABLES, leave_child
+from reqtable.net.transports import Lent
+from reqtable.table.addresses import address_text, printable
+from reqtable.table.errors import ending_of
+from reqtable.table.table import Entry
+
+log = logging.getLogger("reqtable")
+
+# The request of each thread that serves one with a blocking handler, where it is not the loop's thread.
+_SERVED: dict[int, Entry] = {}
+# The child that the handler of a request has forked and not yet returned from.
+_FORKED: dict[Entry, Forked] = {}
+# Where `process_request_thread` is defined that does no more than is done anyway.
+_DEFAULT_HOOKS = {"socketserver", "reqtable.server.mixins"}
+# A fork by these is not one that hands the request to the child.
+_NOT_HANDLERS = {"multiprocessing", "subprocess", "pty", "loky"}
+_pipes: dict[int, tuple[Entry, int, int]] = {}  # of the forks that are under way
+
+
+def run(entry: Entry, lent: Lent) -> Forked | None:
+    """Run the handler of `entry`, in the loop. Returns the child that has the rest of it, or None.
+
+    In the child it does not return.
+    """
+    parent = os.getpid()
+    failed = False
+    server = entry.server
+    request = lent.request
+    try:
+        hook = getattr(server, "process_request_thread", None)
+        if hook is not None and getattr(hook, "__module__", None) not in _DEFAULT_HOOKS:
+            lent.hand_over()  # the hook ends the request
+            hook(request, entry.peer)
+        elif _is_open(request, entry.peer):
+            server.finish_request(request, entry.peer)
+            if end_politely := getattr(request, "end_politely", None):
+                end_politely()  # here a cooperative socket may wait
+    except HandedOff:
+        pass
+    except BaseException as error:
+        if os.getpid() == parent and isinstance(error, SystemExit) and runs_concurrently(server):
+            if hasattr(server, "process_request_thread"):
+                threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))
+        elif os.getpid() == parent and not (entry in _FORKED and isinstance(error, Exception)):
+            end_forked(entry)
+            _wait_for_forked(entry)
+            raise
+        else:
+            failed = True
+            _report(server, request, entry.peer)  # a child that was forked before has the rest all the same
+    if os.getpid() != parent:
+        try:
+            _wait_for_forked(entry)
+            server.shutdown_request(request)
+        finally:
+            leave_child(1 if failed else 0)
+    return _FORKED.pop(entry, None) if _FORKED else None
+
+
+def serve(server: Any, request: Any, client_address: Any) -> None:
+    """All that a thread or a child does for a request: what `process_request_thread` does."""
+    try:
+        if _is_open(request, client_address):
+            server.finish_request(request, client_address)
+    except HandedOff:
+        pass
+    except BaseException as error:
+        if ends_program(error) or isinstance(error, SystemExit):
+            raise  # the latter ends the thread alone
+        if (entry := _SERVED.get(get_ident())) is not None:
+            entry.ending = entry.ending or ending_of(error)  # its loop may have ended it before
+        server.handle_error(request, client_address)
+    finally:
+        _wait_for_forked(_SERVED.get(get_ident()))  # this thread has nothing else to do
+        if _FORKED and _serving() in _FORKED:
+            server.close_request(request)  # in the loop, which does not wait for the child
+        else:
+            server.shutdown_request(request)
+
+
+def serve_in_thread(entry: Entry, request: Any) -> None:
+    """Run a blocking handler in a thread that is its own, by the server's `process_request_thread` if it has one."""
+    hook = getattr(entry.server, "process_request_thread", None)
+    _serve_by(entry, request, hook or partial(serve, entry.server))
+
+
+def serve_in_child(entry: Entry, request: Any) -> None:
+    """Run a blocking handler in a child that is its own."""
+    _serve_by(entry, request, partial(serve, entry.server))
+
+
+def end_forked(entry: Entry) -> None:
+    """End the child that the handler of `entry` has forked, if there is one."""
+    child = _FORKED.get(entry)
+    if child is not None:
+        child.kill()
+
+
+def _serve_by(entry: Entry, request: Any, hook: Callable[[Any, Any], None]) -> None:
+    ident = get_ident()
+    process = os.getpid()
+    _SERVED[ident] = entry
+    try:
+        hook(request, entry.peer)
+    finally:
+        _wait_for_forked(entry)
+        _SERVED.pop(ident, None)
+        if os.getpid() != process:
+            leave_child()
+
+
+def runs_concurrently(server: Any) -> bool:
+    """Whether a server's class has a thread or a child for each request: its handlers count on that, or its callers.
+
+    So a SystemExit ends the request alone, and `handle_request` holds up no other.
+    """
+    return hasattr(server, "process_request_thread") or hasattr(server, "collect_children")
+
+
+def _is_open(request: Any, client_address: Any) -> bool:
+    """Do the TLS handshake that `get_request` left to be done. One that fails is no request, as in `socketserver`."""
+    if getattr(request, "handshake_due", False):
+        try:
+            request.do_handshake()
+        except OSError as error:
+            log.info("%s: its TLS handshake failed: %s", address_text(client_address), printable(error))
+            return False
+    return True
+
+
+def _report(server: Any, request: Any, client_address: Any) -> None:
+    if isinstance(sys.exc_info()[1], Exception):
+        server.handle_error(request, client_address)
+
+
+def _wait_for_forked(entry: Entry | None) -> None:
+    """Wait for the child that has the rest of the request."""
+    child = _FORKED.get(entry) if entry is not None else None
+    if child is not None and entry is not None:
+        child.wait()
+        _FORKED.pop(entry, None)
+
+
+# -- os.fork() in a handler -------------------------------------------------------------------------------------------
+# The parent learns the child's number by a pipe: nothing else tells it in these hooks (os.register_at_fork).
+
+
+def _serving() -> Entry | None:
+    """The request whose blocking handler this thread is in."""
+    ident = get_ident()
+    entry = _SERVED.get(ident)
+    if entry is None and (table := TABLES.get(ident)) is not None:
+        entry = table.running
+    return None if entry is None or isinstance(entry.handler, ResumableHandler) else entry
+
+
+def _before_fork() -> None:
+    entry = _serving()
+    if entry is None:
+        return
+    caller = sys._getframe(1).f_globals.get("__name__", "")
+    if caller.partition(".")[0] in _NOT_HANDLERS or caller.startswith("reqtable.dispatch."):
+        return
+    with contextlib.suppress(OSError):  # out of descriptors: the child runs as if forked by any program
+        _pipes[get_ident()] = entry, *os.pipe()
+
+
+def _in_parent() -> None:
+    under_way = _pipes.pop(get_ident(), None)
+    if under_way is None:
+        return
+    entry, reader, writer = under_way
+    os.close(writer)
+    told = os.read(reader, 8)
+    os.close(reader)
+    if told:
+        _FORKED[entry] = Forked(struct.unpack("q", told)[0])
+
+
+def _in_child() -> None:
+    under_way = _pipes.get(get_ident())
+    _pipes.clear()
+    _SERVED.clear()
+    if under_way is None:
+        return
+    entry, reader, writer = under_way
+    os.write(writer, struct.pack("q", os.getpid()))
+    os.close(reader)
+    os.close(writer)
+    _FORKED.clear()
+    _SERVED[get_ident()] = entry
+    become_child(entry, entry.policy.dispatcher)  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

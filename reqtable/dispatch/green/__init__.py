@@ -1,0 +1,1 @@
+"""What suspends a blocking handler under policy `greenlet`: the sockets of its own request."""

@@ -1,0 +1,520 @@
+"""Blocking handlers that suspend: a greenlet for each, and a socket that switches where it would block.
+
+Where a call on the socket would block, the greenlet says which readiness it wants and switches to the loop, which
+resumes it as it resumes everything else. The descriptor is left blocking, because it may be handed to a subprocess, or
+duplicated: it is the calls that say MSG_DONTWAIT.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from functools import cache
+from io import DEFAULT_BUFFER_SIZE, BufferedReader
+from operator import index
+from typing import Any, ClassVar, TypeVar
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from reqtable.dispatch.forking.run_blocking import run
+from reqtable.dispatch.policy import Policy
+from reqtable.net.transports import Lent
+from reqtable.table.buffers import SMALL_BYTES
+from reqtable.table.errors import TimedOut
+from reqtable.table.states import READ, WRITE
+from reqtable.table.wants import READABLE, TURN, WRITABLE, Want
+
+T = TypeVar("T")
+# As plain numbers: the socket module's are enum members, whose `&` is a Python call on the path of every read.
+_DONTWAIT, _PEEK, _WAITALL = int(socket.MSG_DONTWAIT), int(socket.MSG_PEEK), int(socket.MSG_WAITALL)
+_END_OF_FILE = 4096  # bytes that reading it counts as: some handlers do so for ever
+_SPARE_MAX = 64
+_UNWINDINGS_MAX = 16  # how often a handler that is being ended may catch that and wait again
+
+
+class _RequestGreenlet(greenlet):
+    """The greenlet of a request, and then of others. `lent` is that of the one that it serves; None: it is spare.
+
+    `loop` is what it suspends to, its parent: the greenlet that the loop runs in; None in a forked child, which has no
+    loop, and waits by itself.
+    """
+
+    __slots__ = ("lent", "loop")
+
+    lent: Lent | None
+    loop: greenlet | None
+
+    def resumed_by(self, loop: greenlet) -> None:
+        """Suspend to `loop` from here on. Raises ValueError in another thread than its own."""
+        self.parent = self.loop = loop
+
+
+def can_suspend() -> bool:
+    """Whether the caller is in a request's greenlet, and not in the loop."""
+    return isinstance(getcurrent(), _RequestGreenlet)
+
+
+# Greenlets whose requests have ended, of the main thread: to make one maps memory, and to end it unmaps that. Those of
+# another thread would outlive it.
+_spare: list[_RequestGreenlet] = []
+
+
+def _in_child() -> None:
+    _spare.clear()  # another thread may be the main one there
+    current = getcurrent()
+    if type(current) is _RequestGreenlet:
+        current.loop = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
+def _serve(policy: Policy) -> Want[Any] | None:
+    """What a greenlet runs: a request, then others. It ends by what a handler raises, or where there are enough."""
+    while True:
+        lent: Lent = getcurrent().lent  # type: ignore[attr-defined]
+        outcome = policy.returned(lent.entry, run(lent.entry, lent))
+        own: Any = getcurrent()  # not before: a stack that holds on to itself could never be dropped
+        own.lent = None
+        if len(_spare) >= _SPARE_MAX or not _in_main_thread():
+            return outcome
+        _spare.append(own)
+        loop = own.loop
+        del own, lent, policy  # what is spare holds on to nothing
+        policy = loop.switch(outcome)
+
+
+def _in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
+class Suspendable:
+    """A blocking handler whose stack is kept by a greenlet while it waits."""
+
+    __slots__ = ("_greenlet", "_lent", "_policy")
+
+    bound_to_thread: ClassVar[bool] = True
+
+    def __init__(self, policy: Policy, lent: Lent) -> None:
+        self._policy = policy
+        self._lent = lent
+        self._greenlet: _RequestGreenlet | None = None  # it has not begun
+
+    def _resume(self, item: Any) -> Want[Any] | None:
+        own = self._greenlet
+        if own is None:
+            own, item = self._begun(), self._policy
+        loop = getcurrent()
+        if own.loop is not loop:
+            own.resumed_by(loop)
+        return own.switch(item)  # type: ignore[no-any-return]
+
+    def _begun(self) -> _RequestGreenlet:
+        """Find it a greenlet."""
+        if _spare and _in_main_thread():
+            own = _spare.pop()
+            own.gr_context = None
+        else:
+            own = _RequestGreenlet(_serve)
+            own.loop = getcurrent()
+        own.lent = self._lent
+        self._greenlet = own
+        return own
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        own = self._greenlet
+        if own is None:
+            raise error
+        own.resumed_by(getcurrent())
+        # as the socket module words it
+        return own.throw(TimeoutError("timed out") if isinstance(error, TimedOut) else error)  # type: ignore[no-any-return]
+
+    def _close(self) -> None:
+        """Unwind the handler's stack, so that its `finally`s run; what they still wait for fails at once."""
+        own = self._greenlet
+        for _ in range(_UNWINDINGS_MAX):
+            if own is None or own.dead or own.lent is not self._lent:
+                return
+            try:
+                own.resumed_by(getcurrent())
+            except ValueError:
+                return  # it is bound to another thread, and can only be dropped
+            own.throw(GreenletExit)
+
+
+@cache
+def cooperative(plain: type[socket.socket]) -> type[CooperativeSocket]:
+    """The class of cooperative sockets over sockets of class `plain`, which can be simulated ones."""
+    calls = {f"_{name}_now": getattr(plain, name) for name in ("recv", "recv_into", "send")}
+    return type("CooperativeSocket", (CooperativeSocket, plain), {"__slots__": (), "plain": plain, **calls})
+
+
+class CooperativeSocket(socket.socket):
+    """A request's socket, to its handler a blocking one with the usual timeouts.
+
+    The timeout is kept here; the plain socket underneath has none. In its own request's greenlet a call that would
+    block suspends the request; anywhere else, such as in another thread, it waits by polling the descriptor.
+    """
+
+    plain: ClassVar[type[socket.socket]] = socket.socket  # whose calls never wait, because all of them say so
+
+    __slots__ = ("_is_drained", "_since_suspended", "_wait_s", "lent")
+
+    # Those that are called most, found at once: none of them waits.
+    _recv_now: ClassVar[Any] = socket.socket.recv
+    _recv_into_now: ClassVar[Any] = socket.socket.recv_into
+    _send_now: ClassVar[Any] = socket.socket.send
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lent: Lent
+        self._wait_s: float | None = None
+        self._since_suspended = 0  # bytes in and out
+        self._is_drained = False  # the last call took less than there was room for: the next one would only learn that
+
+    @classmethod
+    def over(cls, plain: socket.socket) -> CooperativeSocket:
+        """Take over the descriptor and the timeout of `plain`."""
+        timeout = plain.gettimeout()
+        taken = cls(plain.family, plain.type, plain.proto, fileno=plain.detach())
+        taken._wait_s = timeout
+        if timeout is not None or socket.getdefaulttimeout() is not None:
+            cls.plain.settimeout(taken, None)
+        return taken
+
+    # -- the timeout --------------------------------------------------------------------------------------------------
+
+    def settimeout(self, value: float | None) -> None:
+        if value is not None:
+            value = value if isinstance(value, float) else float(index(value))
+            if not value >= 0:
+                raise ValueError("Timeout value out of range")
+            if value > threading.TIMEOUT_MAX:
+                raise OverflowError("timeout doesn't fit into C timeval")
+        self._wait_s = value
+
+    def gettimeout(self) -> float | None:
+        return self._wait_s
+
+    def setblocking(self, flag: bool) -> None:
+        self._wait_s = None if flag else 0.0
+
+    def getblocking(self) -> bool:
+        return self._wait_s != 0
+
+    @property
+    def timeout(self) -> float | None:
+        return self._wait_s
+
+    # -- what may block -----------------------------------------------------------------------------------------------
+
+    def _until_done(self, want: Want[None], flags: int, operation: Callable[..., T], *args: Any) -> T:
+        """`operation`, again whenever the socket is ready for `want`, until it does not say that it would block."""
+        until: float | None = None
+        while True:
+            try:
+                return operation(self, *args)
+            except InterruptedError:
+                continue
+            except BlockingIOError:
+                if not self._may_wait(flags):
+                    raise
+            until = self._wait(want, until)
+
+    def _may_wait(self, flags: int) -> bool:
+        return (self._wait_s is None or self._wait_s > 0) and not flags & _DONTWAIT
+
+    def _wait(self, want: Want[None], until: float | None) -> float | None:
+        """Suspend until the socket is ready. Returns when the waiting is over; raises TimeoutError.
+
+        `until` is what it returned the last time: the timeout is that of a whole call, and a socket that is reported
+        ready and is not gives nobody more time.
+        """
+        lent = self.lent
+        timeout_s = self._wait_s
+        if until is not None:
+            timeout_s = until - lent.engine.table.clock()
+            if timeout_s <= 0:
+                raise TimeoutError("timed out")
+        elif timeout_s is not None:
+            until = lent.engine.table.clock() + timeout_s
+        current = getcurrent()
+        if type(current) is not _RequestGreenlet or current.loop is None:
+            self._poll(want, timeout_s)
+            return until
+        own, loop = current.lent, current.loop
+        assert own is not None
+        del current  # a stack that holds on to itself could never be dropped
+        if own is not lent:
+            self._wait_for_another(own, loop, want, timeout_s)
+            return until
+        fd = self.fileno()
+        if lent.fd != fd:  # a duplicate, perhaps of one that is closed by now
+            self._check_open()
+            lent.poll(0)
+            lent.fd = fd
+        interest = READ if want is READABLE else WRITE
+        if lent.watched != interest:  # it may have stopped when the other one was closed
+            lent.poll(interest)
+        lent.entry.timeout = timeout_s
+        self._since_suspended = 0
+        loop.switch(want)
+        return until
+
+    def _poll(self, want: Want[None], timeout_s: float | None) -> None:
+        """Wait without the loop."""
+        self._check_open()
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN if want is READABLE else select.POLLOUT)
+        if not poll.poll(None if timeout_s is None else timeout_s * 1000):
+            raise TimeoutError("timed out")
+
+    def _check_open(self) -> None:
+        """Another thread may have closed it meanwhile."""
+        if self.fileno() < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def _wait_for_another(self, own: Lent, loop: greenlet, want: Want[None], timeout_s: float | None) -> None:
+        """Suspend the request of `own`, whose handler uses this socket of another request: a chat's, say.
+
+        By a duplicate, because the other one may be waiting for the descriptor itself.
+        """
+        system = own.engine.system
+        duplicate = system.socket(self.family, self.type, self.proto, fileno=system.dup(self.fileno()))
+        try:
+            own.poll(0)
+            own.fd = duplicate.fileno()
+            own.poll(READ if want is READABLE else WRITE)
+            own.entry.timeout = timeout_s
+            loop.switch(want)
+        finally:
+            own.poll(0)
+            duplicate.close()
+
+    def _came_in(self, count: int, flags: int) -> None:
+        if not flags & _PEEK:
+            lent = self.lent
+            lent.entry.bytes_in += count
+            self._since_suspended += count or _END_OF_FILE
+            if self._since_suspended >= lent.engine.limits.recv_bytes:
+                self._wait_its_turn()
+
+    def _went_out(self, count: int) -> int:
+        lent = self.lent
+        lent.entry.bytes_out += count
+        self._since_suspended += count
+        if self._since_suspended >= lent.engine.limits.recv_bytes:
+            self._wait_its_turn()
+        return count
+
+    def _wait_its_turn(self) -> None:
+        """One whose socket is always ready would never suspend: above its share of a pass it waits its turn."""
+        count, self._since_suspended = self._since_suspended, 0
+        current = getcurrent()
+        if type(current) is _RequestGreenlet and current.lent is self.lent and current.loop is not None:
+            loop = current.loop
+            del current
+            self.lent.engine.spend(count)
+            loop.switch(TURN)
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        if flags & _WAITALL:
+            buffer = bytearray(bufsize)
+            return bytes(buffer[: self.recv_into(buffer, bufsize, flags)])
+        until = None
+        if self._is_drained and ((self._wait_s is None and not flags) or self._may_wait(flags)):
+            until = self._wait(READABLE, None)
+        while True:
+            try:
+                data: bytes = self._recv_now(bufsize, flags | _DONTWAIT)
+                break
+            except InterruptedError:
+                continue
+            except BlockingIOError:
+                if not self._may_wait(flags):
+                    raise
+            until = self._wait(READABLE, until)
+        count = len(data)
+        self._is_drained = 0 < count < bufsize
+        self._came_in(count, flags)
+        return data
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        until = None
+        if self._is_drained and ((self._wait_s is None and not flags) or self._may_wait(flags)):
+            until = self._wait(READABLE, None)
+        while True:
+            try:
+                count: int = self._recv_into_now(buffer, nbytes, flags | _DONTWAIT)
+                break
+            except InterruptedError:
+                continue
+            except BlockingIOError:
+                if not self._may_wait(flags):
+                    raise
+            until = self._wait(READABLE, until)
+        room = nbytes or (buffer if type(buffer) is memoryview else memoryview(buffer)).nbytes
+        self._is_drained = 0 < count < room
+        self._came_in(count, flags)
+        # The kernel heeds MSG_WAITALL only on a blocking descriptor: one without a timeout, which this stands in for.
+        if flags & _WAITALL and not flags & (_DONTWAIT | _PEEK) and self._wait_s is None:
+            return self._fill(memoryview(buffer).cast("B")[:room], count)
+        return count
+
+    def _fill(self, view: memoryview, count: int) -> int:
+        """Receive until `view` is full, or until the end. `count` bytes are there; returns how many there are then."""
+        more = count
+        while more and count < len(view):
+            more = self._until_done(READABLE, 0, self.plain.recv_into, view[count:], 0, _DONTWAIT)
+            self._came_in(more, 0)
+            count += more
+        return count
+
+    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
+        data, address = self._until_done(READABLE, flags, self.plain.recvfrom, bufsize, flags | _DONTWAIT)
+        self._came_in(len(data), flags)
+        return data, address
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+        into = self.plain.recvfrom_into, buffer, nbytes, flags | _DONTWAIT
+        count, address = self._until_done(READABLE, flags, *into)
+        self._came_in(count, flags)
+        return count, address
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> Any:
+        receive = self.plain.recvmsg, bufsize, ancbufsize, flags | _DONTWAIT
+        data, *others = self._until_done(READABLE, flags, *receive)
+        self._came_in(len(data), flags)
+        return data, *others
+
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
+        receive = self.plain.recvmsg_into, buffers, ancbufsize, flags | _DONTWAIT
+        count, *others = self._until_done(READABLE, flags, *receive)
+        self._came_in(count, flags)
+        return count, *others
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        if self._sends_all(flags):
+            self.sendall(data, flags)
+            return memoryview(data).nbytes
+        return self._went_out(self._until_done(WRITABLE, flags, self.plain.send, data, flags | _DONTWAIT))
+
+    def _sends_all(self, flags: int) -> bool:
+        """Whether a call of `send` takes all that it is given: on a blocking stream (send(2)), which has no timeout."""
+        return self._wait_s is None and not flags & _DONTWAIT and self.type == socket.SOCK_STREAM
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """As the standard library's: the timeout is that of all of it."""
+        left = data if type(data) is bytes else memoryview(data).cast("B")
+        until = self.lent.engine.table.clock() + self._wait_s if self._wait_s else None
+        while left:
+            share = left if len(left) <= SMALL_BYTES else memoryview(left)[: self.lent.engine.send_share or SMALL_BYTES]
+            try:
+                sent = self._send_now(share, flags | _DONTWAIT)
+            except InterruptedError:
+                continue
+            except BlockingIOError:
+                if not self._may_wait(flags):
+                    raise
+            else:
+                self._went_out(sent)
+                if sent == len(left):
+                    return
+                left = memoryview(left)[sent:]
+                if until is not None and self.lent.engine.table.clock() >= until:
+                    raise TimeoutError("timed out")
+                continue
+            self._wait(WRITABLE, until)
+
+    def sendto(self, data: Any, *flags_and_address: Any) -> int:
+        *given, address = flags_and_address
+        flags = given[0] if given else 0
+        return self._went_out(self._until_done(WRITABLE, flags, self.plain.sendto, data, flags | _DONTWAIT, address))
+
+    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
+        send = self.plain.sendmsg, buffers, ancdata, flags | _DONTWAIT, address
+        sent = self._went_out(self._until_done(WRITABLE, flags, *send))
+        if self._sends_all(flags):
+            rest = memoryview(b"".join(bytes(each) for each in buffers))[sent:]
+            self.sendall(rest, flags)
+            sent += len(rest)
+        return sent
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        # not os.sendfile: the standard library's use of it polls the descriptor by itself
+        if self._wait_s == 0:
+            raise ValueError("non-blocking sockets are not supported")
+        return self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined,no-any-return]
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
+        if mode != "rb" or buffering == 0:
+            return super().makefile(mode, buffering, **text)  # type: ignore[call-overload]
+        self._io_refs += 1  # type: ignore[attr-defined]
+        return BufferedReader(_Reader(self, "rb"), buffering if buffering and buffering > 0 else DEFAULT_BUFFER_SIZE)
+
+    # -- the descriptor -----------------------------------------------------------------------------------------------
+
+    def dup(self) -> CooperativeSocket:
+        copy = type(self)(self.family, self.type, self.proto, fileno=self.lent.engine.system.dup(self.fileno()))
+        if socket.getdefaulttimeout() is not None:
+            self.plain.settimeout(copy, None)
+        copy._wait_s = self._wait_s
+        copy.lent = self.lent
+        return copy
+
+    def detach(self) -> int:
+        is_waited_for = self._forget()
+        descriptor = self.plain.detach(self)
+        if is_waited_for:
+            self._wake_waiting()
+        return descriptor
+
+    def _real_close(self, *args: Any) -> None:
+        is_waited_for = self._forget()
+        self.plain._real_close(self, *args)  # type: ignore[attr-defined]
+        if is_waited_for:
+            self._wake_waiting()
+
+    def _forget(self) -> bool:
+        """Stop polling a descriptor before it goes: its number may be another request's a moment later.
+
+        True where a handler may wait for it that is not the one which closes it.
+        """
+        lent = self.lent
+        if lent.fd != self.fileno():
+            return False
+        by_another_thread = lent.engine.in_other_thread  # which may be just ahead of the waiting
+        is_polled = bool(lent.watched)
+        if is_polled:
+            lent.poll(0)
+        return by_another_thread or (is_polled and lent.entry is not lent.engine.table.running)
+
+    def _wake_waiting(self) -> None:
+        """Have it try again, and find the socket closed."""
+        self.lent.engine.post(self.lent.on_ready, READ | WRITE)
+
+
+class _Reader(socket.SocketIO):
+    """As the standard library's, which asks itself each time whether it may be read."""
+
+    __slots__ = ("_sock", "_timeout_occurred")  # found at once, where its base class has a dictionary
+
+    _sock: CooperativeSocket | None
+    _timeout_occurred: bool
+
+    def readinto(self, buffer: Any) -> int | None:
+        own = self._sock
+        if own is None or self._timeout_occurred:
+            return super().readinto(buffer)  # which says so
+        try:
+            return own.recv_into(buffer, len(buffer))
+        except TimeoutError:
+            self._timeout_occurred = True
+            raise
+        except BlockingIOError:
+            return None

@@ -1,0 +1,188 @@
+"""TLS for blocking handlers that must not stop everyone: handshake, reads and writes suspend as plain ones do.
+
+`ssl.SSLContext.sslsocket_class` is what a context's `wrap_socket` makes. The class that stands there once the
+module is used, which is under every policy but `inline`, looks where it is called:
+
+* in a handler, with the request's cooperative socket, it makes a cooperative TLS socket;
+* in a server's `get_request`, be it that the listening socket is a TLS one, or that the hook wraps what it accepted, it
+  makes one whose handshake is due: that is part of the request, or a silent client would freeze the server;
+* anywhere else it makes what was made before.
+
+A context on which a program has set `sslsocket_class` itself keeps its own.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from threading import get_ident
+from typing import Any, TypeVar
+
+from reqtable.dispatch.green.socket import CooperativeSocket, can_suspend
+from reqtable.dispatch.policy import is_resumable
+from reqtable.loop.process import TABLES
+from reqtable.net.tls import TLSSocket
+from reqtable.net.transports import Lent
+from reqtable.server.engine import Engine
+from reqtable.table.wants import READABLE, WRITABLE
+
+T = TypeVar("T")
+_BLOCKED = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[misc]
+    """A request's TLS socket. OpenSSL reads and writes the descriptor by itself, so this one is non-blocking."""
+
+    handshake_due = False  # whoever uses it first does it
+
+    @classmethod
+    def within(cls, sock: CooperativeSocket, *, do_handshake_on_connect: bool, **options: Any) -> CooperativeTLSSocket:
+        """Wrap the socket of a request that is being served."""
+        made = cls._over(sock, do_handshake_on_connect, **options)
+        made.lent = sock.lent
+        if made.handshake_due:
+            try:
+                if made.gettimeout() == 0:
+                    raise ValueError("do_handshake_on_connect should not be specified for non-blocking sockets")
+                made.do_handshake()
+            except BaseException:  # the request may be ended meanwhile
+                made.close()
+                raise
+        return made
+
+    @classmethod
+    def accepted(cls, sock: Any, engine: Engine, *, do_handshake_on_connect: bool, **options: Any) -> Any:
+        """Wrap the socket of a request that is being taken."""
+        made = cls._over(sock, do_handshake_on_connect, **options)
+        made.lent = Lent(engine, made)
+        made.lent.request = None  # until it is lent: a cycle would keep a connection open that `get_request` drops
+        return made
+
+    @classmethod
+    def _over(cls, sock: Any, do_handshake_on_connect: bool, **options: Any) -> CooperativeTLSSocket:
+        made: CooperativeTLSSocket = cls._create(  # type: ignore[attr-defined]
+            sock=sock, do_handshake_on_connect=False, **options
+        )
+        CooperativeSocket.plain.setblocking(made, False)
+        made.do_handshake_on_connect = do_handshake_on_connect  # type: ignore[attr-defined]
+        made.handshake_due = do_handshake_on_connect and made._connected  # type: ignore[attr-defined]
+        return made
+
+    def _when_ready(self, operation: Callable[..., T], *args: Any) -> T:
+        """`operation`, again whenever the socket is ready for what OpenSSL wants of it."""
+        if self.handshake_due:
+            self.do_handshake()
+        until: float | None = None
+        while True:
+            try:
+                return operation(*args)
+            except _BLOCKED as blocked:
+                if self.gettimeout() == 0:
+                    raise
+                want = READABLE if isinstance(blocked, ssl.SSLWantReadError) else WRITABLE
+            until = self._wait(want, until)
+
+    def do_handshake(self, block: bool = False) -> None:
+        self.handshake_due = False
+        self._when_ready(super().do_handshake, block)
+
+    def read(self, *args: Any, **kwargs: Any) -> Any:
+        data = self._when_ready(partial(super().read, *args, **kwargs))
+        self._came_in(data if isinstance(data, int) else len(data), 0)
+        return data
+
+    def write(self, data: Any) -> int:
+        return self._went_out(self._when_ready(super().write, data))
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        if self._sslobj is None:  # type: ignore[attr-defined]
+            return CooperativeSocket.send(self, data, flags)
+        return self._went_out(self._when_ready(super().send, data, flags))
+
+    def unwrap(self) -> Any:
+        return self._when_ready(super().unwrap)
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        return self._when_ready(super().getpeercert, binary_form)
+
+    def version(self) -> Any:
+        return self._when_ready(super().version)
+
+    def cipher(self) -> Any:
+        return self._when_ready(super().cipher)
+
+    def shared_ciphers(self) -> Any:
+        return self._when_ready(super().shared_ciphers)
+
+    def selected_alpn_protocol(self) -> Any:
+        return self._when_ready(super().selected_alpn_protocol)
+
+    def get_channel_binding(self, cb_type: str = "tls-unique") -> Any:
+        return self._when_ready(super().get_channel_binding, cb_type)
+
+    # -- before it is known whose it is -------------------------------------------------------------------------------
+
+    def _came_in(self, count: int, flags: int) -> None:
+        if self._is_admitted:
+            super()._came_in(count, flags)
+
+    def _went_out(self, count: int) -> int:
+        return super()._went_out(count) if self._is_admitted else count
+
+    @property
+    def _is_admitted(self) -> bool:
+        return hasattr(getattr(self, "lent", None), "entry")
+
+    def _forget(self) -> bool:
+        return self._is_admitted and super()._forget()
+
+
+class ServedTLSSocket(TLSSocket, CooperativeTLSSocket):  # type: ignore[misc]
+    """One whose handshake the engine does."""
+
+    def _wait_for_room(self, seconds: float) -> bool:
+        if seconds <= 0 or not can_suspend():
+            return False  # the loop waits for nobody
+        with suppress(TimeoutError):
+            self._wait(WRITABLE, self.lent.engine.table.clock() + seconds)
+        return True
+
+
+def secured(engine: Engine, request: Any, context: ssl.SSLContext) -> ServedTLSSocket:
+    """The cooperative TLS socket of a request whose handshake is about to be done."""
+    made: ServedTLSSocket = ServedTLSSocket.accepted(
+        request, engine, server_side=True, do_handshake_on_connect=False, context=context
+    )
+    return made
+
+
+class _Chooser(ssl.SSLSocket):
+    """What is called in place of `ssl.SSLSocket`, of which it never makes one itself."""
+
+    before: type[ssl.SSLSocket]
+
+    @classmethod
+    def _create(cls, sock: Any, *, server_side: bool = False, **options: Any) -> Any:
+        if isinstance(sock, CooperativeSocket):
+            return CooperativeTLSSocket.within(sock, server_side=server_side, **options)
+        engine = _accepting() if server_side else None
+        if engine is not None:
+            return CooperativeTLSSocket.accepted(sock, engine, server_side=server_side, **options)
+        return cls.before._create(sock, server_side=server_side, **options)  # type: ignore[attr-defined]
+
+
+def _accepting() -> Engine | None:
+    """The engine whose loop this thread is in, where that is taking a request for a blocking handler."""
+    table = TABLES.get(get_ident())
+    engine = None if table is None else table.owner
+    server: Any = getattr(engine, "accepting", None)
+    return engine if server is not None and not is_resumable(server.RequestHandlerClass) else None  # type: ignore[return-value]
+
+
+def install() -> None:
+    """Have every context make what is called for."""
+    if ssl.SSLContext.sslsocket_class is not _Chooser:
+        _Chooser.before = ssl.SSLContext.sslsocket_class
+        ssl.SSLContext.sslsocket_class = _Chooser

@@ -1,0 +1,294 @@
+"""Shipping steps of a state machine to another process, as data.
+
+Out goes: the handler's class by name (and by file), its state, its fields, and the item or the error that the step is
+for. Back comes: the fields, what was sent, the want, and the error if there was one. The handler in the table is a copy
+that is brought up to date after each step; the class runs only over there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from reqtable.config.import_string import module_at
+from reqtable.dispatch.pools import portable
+from reqtable.dispatch.remote_steps import Stepping
+from reqtable.handlers.state import StateRequestHandler
+from reqtable.net.transports import RELEASED
+from reqtable.table.buffers import Inbox
+from reqtable.table.errors import ConfigurationError, HandlerError
+from reqtable.table.limits import Limits
+from reqtable.table.places import trim
+from reqtable.table.snapshot import handler_name
+from reqtable.table.table import Entry, RequestTable
+from reqtable.table.wants import Want
+
+_REFERENCES: dict[type, Reference | type] = {}  # looked up once for each class
+_OWN_ATTRIBUTES = {"entry", "_state", "_ended"}
+
+
+class Reference(NamedTuple):
+    """A class as another process can find it."""
+
+    module: str
+    name: str
+    path: str | None
+
+
+class Parcel(NamedTuple):
+    """What goes out, pickled."""
+
+    saved: Any
+    method: str  # "_resume", "_throw" or "on_close"
+    argument: Any
+    peer: Any
+    local: Any
+    limits: Limits
+    is_stream: bool
+
+
+class Return(NamedTuple):
+    """What comes back, pickled."""
+
+    saved: Any
+    output: list[bytes]
+    want: Want[Any] | None
+    timeout: float | None
+    error: BaseException | None
+
+
+def check_shippable(handler_class: Any, policy: str, by_import: bool = True) -> None:
+    """Raise ConfigurationError where the steps of that class can't be shipped, with the reason.
+
+    With `by_import`, another process must be able to find the class; a forked child has it.
+    """
+    name = handler_name(handler_class)
+    if isinstance(handler_class, partial):
+        raise ConfigurationError(
+            f"{name} can't run under policy {policy!r} as a functools.partial, whose arguments are not shipped: "
+            "give the class, and declare them as fields with a default"
+        )
+    if not (isinstance(handler_class, type) and issubclass(handler_class, StateRequestHandler)):
+        raise ConfigurationError(
+            f"{name} can't run under policy {policy!r}, which ships steps as data: only a StateRequestHandler is data"
+        )
+    if by_import:
+        reference_to(handler_class)
+    for field in handler_class.field_names():
+        if hasattr(handler_class, field):
+            try:
+                pickle.dumps(getattr(handler_class, field))
+            except Exception as error:
+                raise ConfigurationError(
+                    f"{name} can't run under policy {policy!r}: its field {field!r} can't be pickled: {error}"
+                ) from error
+
+
+def reference_to(handler_class: Any) -> Reference:
+    """How another process finds that class. Raises ConfigurationError where it can't."""
+    name = handler_class.__qualname__
+    module = sys.modules.get(handler_class.__module__)
+    path = getattr(module, "__file__", None)
+    if "<locals>" in name or module is None or _looked_up(module, name) is not handler_class:
+        raise ConfigurationError(
+            f"{name} can't be shipped to another process, which finds it by its name: define it at the top of a module"
+        )
+    if path is None and handler_class.__module__ == "__main__":
+        raise ConfigurationError(f"{name} can't be shipped to another process: put it into a file")
+    return Reference(handler_class.__module__, name, None if path is None else str(Path(path).resolve()))
+
+
+class Shipped(Stepping):
+    """Steps run in another process, on a handler that is made for each from what was shipped."""
+
+    bound_to_thread: ClassVar[bool] = False
+
+    def __init__(self, entry: Entry, handler: Any, executor: Executor) -> None:
+        super().__init__(entry, handler)
+        self._executor = executor
+        handler_class = type(handler)
+        self._reference = _REFERENCES.get(handler_class) or _REFERENCES.setdefault(
+            handler_class, _reference(handler_class)
+        )
+
+    def _submit(self, method: str, argument: Any) -> Future[Any]:
+        entry = self._entry
+        handler = self._handler
+        _check_declared(handler)  # a state that runs on the loop may have set what would be lost here
+        parcel = Parcel(
+            handler._save(), method, argument, entry.peer, entry.local, entry.table.limits, entry.input.is_stream
+        )
+        try:
+            data = pickle.dumps(parcel)
+        except Exception as error:
+            raise HandlerError(f"{self._step()} can't be shipped: {type(error).__name__}: {error}") from error
+        return self._executor.submit(run_step, self._reference, data)
+
+    def _arrive(self, done: Future[Any]) -> Want[Any] | None:
+        error = None if done.cancelled() else done.exception()
+        if error is not None or done.cancelled():
+            how = f"{type(error).__name__}: {error}" if error else "it was cancelled"
+            raise HandlerError(f"the worker that ran {self._step()} failed: {how}") from error
+        back: Return = _unpacked(done.result())
+        if back.saved is not None:
+            self._handler._restore(back.saved)
+        for piece in back.output:
+            self._entry.output.append(piece)
+        if back.error is not None:
+            raise back.error
+        self._entry.timeout = back.timeout
+        return back.want
+
+    def _close_handler(self) -> None:
+        if type(self._handler).on_close is not StateRequestHandler.on_close:
+            entry = self._entry
+            owner = entry.table.owner
+            assert owner is not None
+            server, peer = entry.server, entry.peer
+
+            def report(error: BaseException) -> None:
+                try:
+                    raise error
+                except Exception:
+                    server.handle_error(None, peer)
+
+            def closed(done: Future[Any]) -> None:
+                error = None if done.cancelled() else done.exception() or _unpacked(done.result()).error
+                if error is not None:
+                    owner.post(report, error)
+
+            self._submit("on_close", None).add_done_callback(closed)
+
+    def _step(self) -> str:
+        return f"{type(self._handler).__name__}.{self._handler.state_name}"
+
+
+def _reference(handler_class: type) -> Reference | type:
+    """By name where that can be; a forked child has the class itself."""
+    try:
+        return reference_to(handler_class)
+    except ConfigurationError:
+        return handler_class
+
+
+def _unpacked(data: bytes) -> Return:
+    try:
+        return pickle.loads(data)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise HandlerError(f"what a step sent back can't be read: {type(error).__name__}: {error}") from error
+
+
+# -- over there -------------------------------------------------------------------------------------------------------
+
+
+def run_step(reference: Reference | type, data: bytes) -> bytes:
+    """Run one step. What it raises comes back as data too, with the traceback as a note."""
+    handler_class = reference if isinstance(reference, type) else resolve(reference)
+    parcel: Parcel = pickle.loads(data)
+    table = RequestTable(time.monotonic, parcel.limits)
+    entry = Entry(table, _NoServer(handler_class), _HERE, parcel.peer, parcel.local, RELEASED)
+    if not parcel.is_stream:
+        entry.input = Inbox()
+    handler = handler_class(entry)
+    handler._restore(parcel.saved)
+    table.running = entry
+    want: Want[Any] | None = None
+    error: BaseException | None = None
+    try:
+        method: Callable[..., Any] = getattr(handler, parcel.method)
+        want = method() if parcel.method == "on_close" else method(parcel.argument)
+        _check_declared(handler)
+    except BaseException as problem:
+        error = problem
+    if error is not None:
+        trim(error)
+        place = "".join(traceback.format_exception(error)).rstrip()
+        error = portable(error if isinstance(error, Exception) else HandlerError(f"a step raised {error!r}"))
+        error.add_note(f"In the worker:\n{place}")
+    output = [bytes(piece) for piece in entry.output.pieces if isinstance(piece, bytes)]
+    if len(output) < len(entry.output.pieces):
+        error = error or HandlerError("send_file() can't be shipped: send the bytes, or pin the state to the loop")
+    name = f"{handler_class.__name__}.{handler.state_name}"
+    return _packed(name, Return(handler._save(), output, want, entry.timeout, error))
+
+
+def _packed(name: str, back: Return) -> bytes:
+    try:
+        return pickle.dumps(back)
+    except Exception as problem:
+        unfit = f"raised {back.error!r}" if back.error is not None else "left fields or returned a want"
+        error = HandlerError(f"{name} {unfit} that can't be pickled: {type(problem).__name__}: {problem}")
+        return pickle.dumps(Return(None, back.output, None, None, error))
+
+
+def _check_declared(handler: Any) -> None:
+    lost = set(vars(handler)) - set(handler.field_names()) - _OWN_ATTRIBUTES
+    if lost:
+        name = sorted(lost)[0]
+        raise HandlerError(
+            f"{type(handler).__name__}.{name} is not a declared field, and would be lost: annotate it in the class"
+        )
+
+
+@lru_cache(maxsize=256)
+def resolve(reference: Reference) -> Any:
+    """The class, here. Raises ImportError or AttributeError."""
+    module = sys.modules.get(reference.module)
+    if module is None or not _is_from(module, reference.path):
+        module = _import(reference)
+    found = _looked_up(module, reference.name)
+    if found is None:
+        raise AttributeError(f"{reference.module} has no {reference.name} here")
+    return found
+
+
+def _import(reference: Reference) -> Any:
+    """The module of that name, unless the one of that name is another file than the one that is meant."""
+    try:
+        spec = importlib.util.find_spec(reference.module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is not None and (reference.path is None or spec.origin == reference.path):
+        return importlib.import_module(reference.module)
+    if reference.path is None or not Path(reference.path).is_file():
+        raise ImportError(f"module {reference.module} ({reference.path or 'no file'}) can't be imported here")
+    return module_at(reference.path)
+
+
+def _is_from(module: Any, path: str | None) -> bool:
+    own = getattr(module, "__file__", None)
+    return path is None or (own is not None and str(Path(own).resolve()) == path)
+
+
+def _looked_up(module: Any, name: str) -> Any:
+    found = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+class _NoServer:
+    """Stands in for the server, which is in another process."""
+
+    def __init__(self, handler_class: Any) -> None:
+        self.RequestHandlerClass = handler_class
+        self.server_address = None
+
+    def __getattr__(self, name: str) -> Any:
+        raise HandlerError(f"self.server.{name}: this step runs in another process than its server")
+
+
+class _Here:
+    name: ClassVar[str] = "executor"
+
+
+_HERE: Any = _Here()

@@ -1,0 +1,1 @@
+"""The six dispatch policies, one file each."""

@@ -1,0 +1,258 @@
+"""`Dispatcher`: what one server dispatches with: its policies and its executors, each made when it is first needed."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
+from typing import Any
+from weakref import ref
+
+# With the package, and not when a server first needs the policy: the module `greenlet` says why.
+import reqtable.dispatch.policies.executor
+import reqtable.dispatch.policies.inline
+import reqtable.dispatch.policies.pool  # noqa: F401
+from reqtable.config import Config, ExecutorOptions
+from reqtable.dispatch.forking.child import keep
+from reqtable.dispatch.handoff import Delegation
+from reqtable.dispatch.policies.fork import Fork
+from reqtable.dispatch.policy import Policy, check_servable, policy_named
+from reqtable.dispatch.pools import ForkExecutor, Workers, guarded
+from reqtable.dispatch.remote_steps import ByState
+from reqtable.loop.platform import SYSTEM
+from reqtable.table.errors import ConfigurationError, HandlerError
+from reqtable.table.snapshot import unwrapped
+from reqtable.table.table import Entry, Resumable
+from reqtable.table.wants import Call, Failure
+
+_ON_THE_LOOP = {"inline", "greenlet"}
+_WHOLE_REQUESTS = {"thread", "fork"}
+
+
+class Dispatcher:
+    """The policy `name` of `server`, and what its handlers ask for beside it. Raises ConfigurationError."""
+
+    def __init__(self, server: Any, name: str, config: Config) -> None:
+        self.server = server
+        self.config = config
+        self.requests = 0  # that it admitted and that have not ended
+        self.is_former = False  # another configuration has taken its place: it goes with its last request
+        self._child_loop: Any = None
+        self._policies: dict[str, Policy] = {}
+        self._executors: dict[str, Executor] = {}
+        self._lock = threading.Lock()  # the drivers of other threads come here too
+        try:
+            for each in config.executors:
+                self.executor(each)
+            if config.call_on not in self._known_executors():
+                place = config.origins.get("call_on", "")
+                raise ConfigurationError(f"{place}{place and ': '}call_on: {self._no_executor(config.call_on)}")
+            self.chosen = self.policy(name)
+        except BaseException:
+            self.close(wait=False)
+            raise
+
+    def check(self, handler_class: Any) -> None:
+        """Raise ConfigurationError where handlers of that class can't run so, with the reason."""
+        check_servable(handler_class, self.server)
+        self.chosen.check(handler_class)
+        for name, pinned in _pins(handler_class).items():
+            place = f"{unwrapped(handler_class).__name__}.{name}: @state(dispatch={pinned!r})"
+            if pinned in _ON_THE_LOOP and self.chosen.name in _WHOLE_REQUESTS:
+                raise ConfigurationError(
+                    f"{place} runs on the loop, but dispatch policy {self.chosen.name!r} runs whole requests "
+                    "elsewhere: choose 'inline' or 'pool'"
+                )
+            try:
+                self.policy(pinned).check_step(handler_class)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{place}: {error}") from error
+
+    @property
+    def loop(self) -> Any:
+        """The loop that children are watched in: the engine, or, in a child, the driver of its one request."""
+        return self._child_loop or self.server._host
+
+    @loop.setter
+    def loop(self, loop: Any) -> None:
+        self._child_loop = loop
+
+    def policy(self, name: str) -> Policy:
+        """The policy of that name, for this server."""
+        with self._lock:
+            policy = self._policies.get(name)
+        if policy is None:
+            possible = SYSTEM.get().policies if self.server._engine is None else self.server._host.system.policies
+            if possible is not None and name not in possible:
+                raise ConfigurationError(f"policy {name!r} can't be simulated: {', '.join(sorted(possible))} can")
+            made = policy_named(name)(self)
+            with self._lock:
+                policy = self._policies.setdefault(name, made)
+        return policy
+
+    @property
+    def forking(self) -> Fork:
+        """The policy `fork`, which watches every child that has a request."""
+        policy = self.policy("fork")
+        assert isinstance(policy, Fork)
+        return policy
+
+    # -- what runs a handler ------------------------------------------------------------------------------------------
+
+    def resumable(self, entry: Entry, handler: Any, policy: Policy) -> Resumable:
+        """What runs `handler` under `policy`, but for the states that say where they run."""
+        return self._by_state(entry, handler, policy.resumable(entry, handler))
+
+    def driven(self, entry: Entry, handler: Any) -> Resumable:
+        """The same for whoever has taken the request over."""
+        return self._by_state(entry, handler, handler)
+
+    def _by_state(self, entry: Entry, handler: Any, default: Resumable) -> Resumable:
+        pins = handler._pinned
+        if not pins:
+            return default
+        return ByState(
+            handler, default, {name: self.policy(pin).stepping(entry, handler) for name, pin in pins.items()}
+        )
+
+    # -- what runs a function -----------------------------------------------------------------------------------------
+
+    def executor(self, name: str) -> Executor:
+        """The executor that `call(on=name)` means. Raises ConfigurationError where there is none."""
+        with self._lock:
+            executor = self._executors.get(name)
+            if executor is None:
+                executor = self._executors[name] = self._make_executor(name)
+            return executor
+
+    def run_calls_by(self, make: Callable[[str], Executor]) -> None:
+        """Have what `make(name)` makes stand in for every executor, those of the configuration too: for simulations."""
+        for name in self._known_executors():
+            self._executors[name] = make(name)
+
+    def _make_executor(self, name: str) -> Executor:
+        if name in self.config.executors:
+            place = self.config.origins.get(f"executors.{name}.factory")
+            return Workers(f"executor {name!r}", self.config.executors[name], place)
+        if name == "process":
+            return Workers('executor "process"', ExecutorOptions())
+        engine = self.server._host
+        if name == "thread":
+            return self.threads(engine.limits.calls_max, "reqtable-call")
+        if name == "fork":
+            return ForkExecutor(self, engine.limits.calls_max)
+        raise ConfigurationError(self._no_executor(name))
+
+    def threads(self, most: int, name: str) -> Executor:
+        """An executor of that many threads, for which the interpreter's exit waits unless they are daemons."""
+        system = SYSTEM.get() if self.server._engine is None else self.server._host.system
+        kind, server = type(self.server), ref(self.server)  # idle threads shall not keep a server that is dropped
+        return system.executor(most, name, lambda: bool(getattr(server() or kind, "daemon_threads", False)))
+
+    @property
+    def daemon_threads(self) -> bool:
+        """Whether neither `server_close()` nor the interpreter's exit waits for threads of this server's."""
+        return bool(getattr(self.server, "daemon_threads", False))
+
+    def _known_executors(self) -> list[str]:
+        return ["thread", "process", "fork", *self.config.executors]
+
+    def _no_executor(self, name: str) -> str:
+        names = ", ".join(f'"{each}"' for each in self._known_executors())
+        return f"there is no executor {name!r}; there are {names}"
+
+    def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
+        """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
+        executor = self.executor(want.on or self.config.call_on)
+        is_sent = isinstance(executor, Workers)  # to another process, perhaps
+        if is_sent:
+            future = executor.submit(guarded, want.fn, want.args, want.kwargs)
+        else:
+            future = executor.submit(want.fn, *want.args, **want.kwargs)
+        number = entry.calls
+        owner = entry.table.owner
+        assert owner is not None
+
+        def post(done: Future[Any]) -> None:
+            if not done.cancelled():
+                owner.post_result(entry, number, _outcome(want, done, is_sent))
+
+        future.add_done_callback(post)
+        return future.cancel
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def ended(self) -> None:
+        """One of its requests has ended."""
+        self.requests -= 1
+        if self.is_former and not self.requests:
+            self.close(wait=False)
+
+    def retire(self) -> None:
+        """Another one takes its place; its requests end under it."""
+        self.is_former = True
+        if not self.requests:
+            self.close(wait=False)
+
+    def wait(self) -> None:
+        """Wait until the requests that were taken over have ended."""
+        for policy in self._policies.values():
+            policy.wait()
+
+    def let_go(self) -> None:
+        """Who has a request goes on with it, though the server closes."""
+        for entry in self.server._host.table:
+            if entry.server is self.server and isinstance(entry.transport, Delegation):
+                entry.transport.is_let_go = True
+        for policy in self._policies.values():
+            policy.let_go()
+
+    def close(self, wait: bool, calls: bool = False) -> None:
+        """Give back what is held. With `wait`, steps that are out end first; with `calls`, calls too."""
+        for policy in self._policies.values():
+            policy.close(wait)
+        while self._executors:
+            self._executors.popitem()[1].shutdown(wait=calls, cancel_futures=True)
+
+    def abandon(self) -> None:
+        """In a forked child: what is the parent's stays the parent's; what is needed is made anew."""
+        self._lock = threading.Lock()
+        for executor in self._executors.values():
+            if isinstance(executor, Workers | ForkExecutor):
+                executor.abandon()
+            keep(executor)
+        self._executors.clear()
+        for policy in self._policies.values():
+            policy.abandon()
+
+
+def _outcome(want: Call[Any], done: Future[Any], is_sent: bool) -> Any:
+    error = done.exception()
+    if error is None:
+        return done.result()
+    if is_sent:
+        error = _unfit(want) or error
+    if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
+        error = HandlerError(f"{want!r} raised {error!r}")
+    return Failure(error)
+
+
+def _unfit(want: Call[Any]) -> HandlerError | None:
+    """What of a call can't be sent to another process; None where all of it can."""
+    named = {"it": want.fn, **{f"its argument {each!r}": each for each in (*want.args, *want.kwargs.values())}}
+    for name, each in named.items():
+        try:
+            pickle.dumps(each)
+        except Exception as problem:
+            mend = "define it at the top of a module" if each is want.fn else "pass plain data"
+            return HandlerError(
+                f"{want!r} can't be sent to another process: {name} can't be pickled ({problem}): {mend}, or say "
+                "on='thread'"
+            )
+    return None
+
+
+def _pins(handler_class: Any) -> Mapping[str, str]:
+    """The states of a handler class that say where they run."""
+    return getattr(unwrapped(handler_class), "_pinned", {})

@@ -1,0 +1,170 @@
+"""Resumables that run single steps of a handler elsewhere, while the loop does the I/O.
+
+Each submits one step, wants its result (`STEP`), and then returns the want that the step gave. The next step is
+submitted only when that want is satisfied, so the steps of one request never overlap. A request that ends while its
+step is out is closed when the step has returned.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
+from threading import get_ident
+from typing import Any, ClassVar
+
+from reqtable.loop.process import end_child
+from reqtable.table.buffers import Output
+from reqtable.table.errors import HandlerError, ending_of
+from reqtable.table.table import Entry, Resumable
+from reqtable.table.wants import STEP, Want
+
+
+class Stepping:
+    """What is the same wherever the steps run."""
+
+    bound_to_thread: ClassVar[bool] = False
+
+    def __init__(self, entry: Entry, handler: Any) -> None:
+        self._entry = entry
+        self._handler = handler
+        self._is_out = False  # a step runs elsewhere
+        self._awaits_step = False  # its outcome is the next item; it may have come, and the request have yet to go on
+        self._closes = False  # the request ended while its step was out
+        self._thrown: BaseException | None = None  # what the step that is out was given instead of its item
+
+    def _submit(self, method: str, argument: Any) -> Future[Any]:
+        """Begin a step: `method` of the handler, `_resume` or `_throw`."""
+        raise NotImplementedError
+
+    def _arrive(self, done: Future[Any]) -> Want[Any] | None:
+        """A step is done: what it wants now. Raises what it raised."""
+        raise NotImplementedError
+
+    def _close_handler(self) -> None:
+        self._handler._close()
+
+    # -- for the loop -------------------------------------------------------------------------------------------------
+
+    def _resume(self, item: Any) -> Want[Any] | None:
+        if not self._awaits_step:
+            return self._begin("_resume", item)
+        self._awaits_step = False
+        thrown, self._thrown = self._thrown, None
+        want = self._arrive(item)
+        if want is None and thrown is not None:
+            self._entry.ending = ending_of(thrown)
+        return want
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        self._thrown = error
+        return self._begin("_throw", error)
+
+    def _close(self) -> None:
+        if self._is_out:
+            self._closes = True
+        else:
+            self._close_handler()
+
+    def _begin(self, method: str, argument: Any) -> Want[Any]:
+        number = self._entry.begin_call()
+        owner = self._entry.table.owner
+        assert owner is not None
+        post = owner.post
+        future = self._submit(method, argument)
+        self._is_out = self._awaits_step = True
+        future.add_done_callback(lambda done: post(self._done, number, done))
+        return STEP
+
+    def _done(self, number: int, done: Future[Any]) -> None:
+        """In the loop again."""
+        entry = self._entry
+        self._is_out = False
+        if self._closes:
+            self._closes = False
+            try:
+                self._close_handler()
+            except Exception:
+                entry.server.handle_error(None, entry.peer)
+        elif entry.table.owner is not None:
+            entry.table.owner.deliver(entry, number, done)
+
+
+class Pooled(Stepping):
+    """Steps run in threads of this process, on the handler itself."""
+
+    def __init__(self, entry: Entry, handler: Any, executor: Executor) -> None:
+        super().__init__(entry, handler)
+        self._executor = executor
+        self._step: _ThreadStep
+
+    def _done(self, number: int, done: Future[Any]) -> None:
+        del self._entry.table.elsewhere[self._entry]
+        super()._done(number, done)
+
+    def _submit(self, method: str, argument: Any) -> Future[Any]:
+        step = self._step = self._entry.table.elsewhere[self._entry] = _ThreadStep()
+        try:
+            return self._executor.submit(step.run, getattr(self._handler, method), argument)
+        except BaseException:
+            del self._entry.table.elsewhere[self._entry]
+            raise
+
+    def _arrive(self, done: Future[Any]) -> Want[Any] | None:
+        self._entry.output.extend(self._step.output)
+        want: Want[Any] | None = done.result()
+        return want
+
+
+class _ThreadStep:
+    """One step in a thread, and what it sends: the entry's own output is the loop's."""
+
+    __slots__ = ("output", "thread")
+
+    def __init__(self) -> None:
+        self.thread: int | None = None
+        self.output = Output()
+
+    def run(self, method: Callable[[Any], Want[Any] | None], argument: Any) -> Want[Any] | None:
+        self.thread = get_ident()
+        process = os.getpid()
+        try:
+            return method(argument)
+        except BaseException as error:
+            if os.getpid() != process:
+                end_child(error)  # the thread that would go on is the parent's
+            if isinstance(error, Exception):
+                raise
+            # a SystemExit, say: it ended the step, and shall not end the server
+            raise HandlerError(f"a step raised {error!r}") from error
+        finally:
+            self.thread = None
+            if os.getpid() != process:
+                end_child()
+
+
+class ByState:
+    """A state machine some of whose states say where they run (`@state(dispatch=…)`)."""
+
+    bound_to_thread: ClassVar[bool] = False
+
+    def __init__(self, handler: Any, default: Resumable, pinned: Mapping[str, Resumable]) -> None:
+        self._handler = handler
+        self._default = default
+        self._pinned = pinned
+        self._last = default
+
+    def _resume(self, item: Any) -> Want[Any] | None:
+        if not getattr(self._last, "_awaits_step", False):  # else it is the result of that one's step
+            self._choose()
+        return self._last._resume(item)
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        self._choose()
+        return self._last._throw(error)
+
+    def _close(self) -> None:
+        self._last._close()
+
+    def _choose(self) -> None:
+        self._last = self._pinned.get(self._handler.state_name, self._default)

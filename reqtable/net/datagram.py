@@ -1,0 +1,157 @@
+"""Datagram transports (UDP, Unix datagram): sessions over the one socket of a server.
+
+A datagram makes an entry, and is its whole input, as if of a stream that ends with it. Once a handler has taken a
+`datagram()`, its entry is the *session* of that peer's address with the address that it asked: later datagrams from the
+one to the other go to it, a bounded number of them waiting, until it ends. Those that come before the handler has read
+anything wait too: if it is no session, they begin requests of their own when it has ended. Each `send` is one datagram.
+A peer without an address can be neither answered nor told from others, and has no session.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from reqtable.net.pktinfo import Datagram, later, send
+from reqtable.net.transports import is_peers_error
+from reqtable.table.addresses import address_text, printable
+from reqtable.table.buffers import FileSlice, Inbox
+from reqtable.table.states import WRITE, Event, State
+from reqtable.table.table import Entry, Server
+
+if TYPE_CHECKING:
+    from reqtable.server.engine import Engine
+
+log = logging.getLogger("reqtable")
+
+
+def session_key(server: Server, request: Any, peer: Any) -> tuple[Server, Any, Any]:
+    """What tells one session from another: a peer may ask several addresses of this machine from one socket."""
+    return server, peer, request.local if type(request) is Datagram else None
+
+
+class Session:
+    """What the datagrams of one peer go to. `request` is the pair `(data, socket)` of `socketserver`."""
+
+    __slots__ = ("engine", "entry", "forward", "inbox", "request", "timeout_s")
+
+    def __init__(self, engine: Engine, request: Any) -> None:
+        self.engine = engine
+        self.request = request
+        self.timeout_s: float | None = engine.limits.session_timeout_s
+        self.inbox = Inbox()
+        self.entry: Entry
+        self.forward: Callable[[bytes], None] | None = None  # to whoever has the request now
+
+    def attach(self, entry: Entry) -> None:
+        """Be the transport of `entry`, and give it its first datagram."""
+        self.entry = entry
+        entry.input = self.inbox
+        self.inbox.has_peer = bool(entry.peer)
+        data = self.request[0]
+        entry.bytes_in = len(data)
+        self.inbox.deliver(data, self.engine.limits.inbox_max)
+        if entry.peer:
+            self.engine.sessions[session_key(entry.server, self.request, entry.peer)] = self
+
+    def deliver(self, data: bytes) -> None:
+        """A later datagram of this peer."""
+        if self.forward is not None:
+            self.forward(data)
+            return
+        entry = self.entry
+        entry.bytes_in += len(data)
+        entry.active_at = self.engine.table.now
+        self.inbox.deliver(data, self.engine.limits.inbox_max)
+        if entry.state is State.READING:
+            self.engine.step(entry, Event.INPUT_ARRIVED)
+        else:
+            self.engine.count_buffers(entry)
+
+    def poll(self, interest: int) -> None:
+        # Reading is the server's: its listener delivers. Writing is retried, not polled for: a Unix datagram socket
+        # polls as writable while the queue of the one peer that matters is full.
+        if interest & WRITE:
+            self.engine.retry(self._drain)
+
+    def _drain(self) -> None:
+        try:
+            self._go_on_sending()
+        except BaseException as problem:
+            self.engine.failures.outside_step(self.entry, problem)
+
+    def _go_on_sending(self) -> None:
+        if self.entry.state is not State.WRITING:
+            return
+        before = self.entry.bytes_out
+        if self.flush():
+            self.engine.output_taken(self.entry)
+        elif self.entry.state is State.WRITING:
+            if self.entry.bytes_out > before:
+                self.engine.output_moved(self.entry)
+            self.engine.retry(self._drain)
+
+    def flush(self) -> bool:
+        entry = self.entry
+        output = entry.output
+        while output.first is not None:
+            piece = output.first
+            data = piece.read() if type(piece) is FileSlice else piece
+            try:
+                if entry.peer:
+                    send(self.request, data, entry.peer)
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError as error:
+                if not is_peers_error(error):
+                    raise
+                log.info("%s: a datagram was not sent: %s", address_text(entry.peer), printable(error))
+                self.engine.end(entry, Event.LOST)
+                return False
+            entry.bytes_out += len(data)
+            output.consume(len(data))
+        return True
+
+    def leave(self) -> None:
+        """A child process has the request, until it has ended."""
+
+    def finish(self) -> None:
+        self.engine.end(self.entry, Event.RELEASED)
+
+    def release(self) -> None:
+        entry = self.entry
+        key = session_key(entry.server, self.request, entry.peer)
+        if self.engine.sessions.get(key) is self:
+            del self.engine.sessions[key]
+        if self.inbox.dropped:
+            log.info(
+                "%s: %d datagrams dropped: %d waited",
+                address_text(entry.peer),
+                self.inbox.dropped,
+                self.engine.limits.inbox_max,
+            )
+        entry.server.close_request(self.request)
+        if not self.inbox.is_session:
+            own = 0 if self.inbox.asked else 1  # its own datagram is not another request's, though it was never read
+            others = self.inbox.unopened()[own:]
+            entry.bytes_in -= sum(map(len, others))  # each counts for the request that it begins
+            self.readmit(others)
+
+    def readmit(self, datagrams: list[bytes]) -> None:
+        """Datagrams that waited for what has turned out to be no session begin requests of their own."""
+        server = self.entry.server
+        for data in datagrams:
+            if server.fileno() >= 0:
+                self.engine.post(server._take_again, later(self.request, data), self.entry.peer)
+
+    def abandon(self) -> None:
+        """The socket is the server's."""
+
+    def end_input(self) -> None:
+        """No more datagrams come: the session is over."""
+        self.entry.ending = "drained"
+        self.engine.end(self.entry, Event.CANCELLED)
+
+    def shut(self) -> None:
+        """There is no connection."""

@@ -1,0 +1,210 @@
+"""Stream transports (TCP, Unix): the engine does the I/O of a resumable handler."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from reqtable.net.transports import Watched, abandon, discarded_all, end_request, has_unread, is_peers_error
+from reqtable.table.addresses import address_text, printable
+from reqtable.table.buffers import SMALL_BYTES, FileSlice
+from reqtable.table.compiled import mypyc_attr
+from reqtable.table.states import Event, State
+from reqtable.table.table import Entry
+
+if TYPE_CHECKING:
+    from reqtable.loop.loop import Loop
+
+log = logging.getLogger("reqtable")
+
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+_NOT_NOW: Final = (BlockingIOError, InterruptedError)
+# As in the loop: names, because looking a member up takes 100 ns.
+_READING: Final = State.READING
+_WRITING: Final = State.WRITING
+_LINGERING: Final = State.LINGERING
+_INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
+_INPUT_ENDED: Final = Event.INPUT_ENDED
+
+
+def send_at_once(connection: socket.socket) -> None:
+    """Have no second small segment held back until the first is acknowledged (tcp(7), TCP_NODELAY).
+
+    That would only add the peer's delayed acknowledgement, 40 ms, to an answer that leaves in two.
+    """
+    if connection.family in INTERNET:
+        with contextlib.suppress(OSError):  # the peer may be gone already
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Stream(Watched):
+    """One connection. `request` is its socket, which is non-blocking from here on."""
+
+    __slots__ = ("entry", "request")
+
+    timeout_s: float | None = None
+
+    def __init__(self, engine: Loop, request: Any) -> None:
+        super().__init__(engine)
+        request.setblocking(False)
+        send_at_once(request)  # output leaves once a step, joined
+        self.request = request
+        self.entry: Entry
+
+    @property
+    def fd(self) -> int:
+        """Its socket's. Kept here as well, it would be 48 bytes of each connection."""
+        return self.request.fileno()  # type: ignore[no-any-return]
+
+    def on_ready(self, mask: int) -> None:
+        entry = self.entry
+        state = entry.state
+        if state is not _READING:
+            if state is _WRITING:
+                self._drain()
+            elif state is _LINGERING:
+                self._discard()
+            return
+        engine = self.engine
+        try:
+            data = self.request.recv(engine.limits.recv_bytes)
+        except _NOT_NOW:
+            return
+        except OSError as error:
+            self._unreadable(error)
+            return
+        entry.active_at = engine.table.now
+        if data:
+            entry.bytes_in += len(data)
+            unread = entry.input
+            if unread.data:
+                unread.feed(data)
+            else:
+                unread.data = data  # what feeding it comes to, mostly
+            engine.step(entry, _INPUT_ARRIVED)
+        else:
+            entry.input.ended = True
+            engine.step(entry, _INPUT_ENDED)
+
+    def _drain(self) -> None:
+        before = self.entry.bytes_out
+        self.entry.active_at = self.engine.table.now
+        if self.flush():
+            self.engine.output_taken(self.entry)
+        elif self.entry.bytes_out > before:
+            self.engine.output_moved(self.entry)
+
+    def _discard(self) -> None:
+        if discarded_all(self.request, self.engine.limits.recv_bytes):
+            self.engine.end(self.entry, _INPUT_ENDED)
+
+    def flush(self) -> bool:
+        entry = self.entry
+        output = entry.output
+        try:
+            if 0 < output.size < SMALL_BYTES and output.size == output.held:  # it goes, whatever others have sent
+                sent = self.request.send(output.front() if output.more else output.first)
+                entry.bytes_out += sent
+                if sent == output.size:
+                    output.first = output.more = None
+                    output.size = output.held = 0
+                    return True
+                output.consume(sent)
+            return self._flush_much()
+        except _NOT_NOW:
+            return False
+        except OSError as error:
+            self._unwritable(error)
+            return False
+
+    def _flush_much(self) -> bool:
+        """Send it within the request's share of the pass; a little goes in any case."""
+        output = self.entry.output
+        share = self.engine.send_share
+        if not share:
+            if output.size > SMALL_BYTES:
+                return False
+            share = SMALL_BYTES
+        while output.size:
+            if share <= 0:
+                return False
+            piece = output.front()
+            if type(piece) is FileSlice:
+                sent = self._send_file(piece, share)
+            else:
+                sent = self.request.send(piece if len(piece) <= share else memoryview(piece)[:share])
+            self.entry.bytes_out += sent
+            if sent >= SMALL_BYTES:
+                self.engine.spend(sent)
+            output.consume(sent)
+            share -= sent
+        return True
+
+    def _send_file(self, piece: FileSlice, most: int) -> int:
+        """Send some of a file. Raises SendFileError where the file fails, OSError where the connection does.
+
+        What sendfile(2) refuses may be the fault of either: reading and sending tells which.
+        """
+        source = piece.descriptor()
+        if source >= 0:
+            try:
+                sent = self.engine.system.sendfile(self.fd, source, piece.offset, min(piece.remaining, most))
+            except _NOT_NOW:
+                raise
+            except Exception:
+                piece.kernel_refuses = True
+            else:
+                if not sent:
+                    raise piece.ended()
+                return sent
+        return int(self.request.send(piece.read(most)))
+
+    def finish(self) -> None:
+        """Shut the write side; wait for the peer's end of file unless it has come: closing now could cut the answer."""
+        try:
+            self.request.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.engine.end(self.entry, Event.LOST)
+            return
+        if self.entry.input.ended:
+            self.engine.end(self.entry, Event.RELEASED)
+        else:
+            self.engine.linger(self.entry)
+
+    def end_input(self) -> None:
+        """Have the handler meet the end of its input, unless more has come that nobody has read."""
+        if not has_unread(self.request, self.engine.system.socket):
+            self.entry.input.ended = True
+            self.engine.step(self.entry, _INPUT_ENDED)
+
+    def release(self) -> None:
+        self.poll(0)
+        end_request(self.entry.server.close_request, self.request)
+
+    def leave(self) -> None:
+        """A child process has the connection, until it has ended."""
+
+    def shut(self) -> None:
+        """End the connection for whoever has it."""
+        with contextlib.suppress(OSError):  # it has ended already
+            self.request.shutdown(socket.SHUT_RDWR)
+
+    def abandon(self) -> None:
+        self.watched = 0
+        abandon(self.request)
+
+    def _unreadable(self, error: OSError) -> None:
+        self._lost(error)
+
+    def _unwritable(self, error: OSError) -> None:
+        self._lost(error)
+
+    def _lost(self, error: OSError) -> None:
+        """The connection is gone. Raises `error` where that is not the peer's doing."""
+        if not is_peers_error(error):
+            raise error
+        log.debug("%s: gone: %s", address_text(self.entry.peer), printable(error))
+        self.engine.end(self.entry, Event.LOST)

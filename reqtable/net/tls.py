@@ -1,0 +1,217 @@
+"""TLS: contexts from a configuration, the socket of a request, and the stream transport over it.
+
+The handshake is done while the request is OPENING (see `opening`), so what is here begins with a connection that has
+been secured. OpenSSL reads and writes the descriptor by itself, a record at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import socket
+import ssl
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from reqtable.config import Certificate, TLSOptions
+from reqtable.net.stream import Stream
+from reqtable.table.buffers import FileSlice
+from reqtable.table.errors import ConfigurationError
+from reqtable.table.states import READ, WRITE, Event, State
+
+RECORD_BYTES = 16_384  # RFC 8446, 5.1: the most that a record holds
+_GOODBYE_S = 2.0  # how long a blocking socket waits for room for its close_notify
+_GIVE_PEM = "give PEM files, the key without a passphrase"
+_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class TLSSocket(ssl.SSLSocket):
+    """A request's secured socket. Its end says close_notify (RFC 8446, 6.1): that nobody has cut it."""
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """OpenSSL takes all of what it is given, or nothing: a record at a time lets the loop see what was taken."""
+        if len(data) > RECORD_BYTES and self.gettimeout() == 0:
+            data = memoryview(data)[:RECORD_BYTES]
+        return super().send(data, flags)
+
+    def say_goodbye(self) -> bool:
+        """On a non-blocking socket: send close_notify, wait for nothing. False while there is no room for it."""
+        try:
+            self.unwrap()
+        except ssl.SSLWantWriteError:
+            return False
+        except (OSError, ValueError):
+            pass  # it is said, and the peer's has not come; or nobody is there
+        return True
+
+    def end_politely(self) -> None:
+        """Send close_notify; a blocking socket waits a moment for room for it."""
+        before = self.gettimeout()
+        self.settimeout(0)
+        until = monotonic() + (0 if before == 0 else _GOODBYE_S)
+        while not self.say_goodbye() and self._wait_for_room(until - monotonic()):
+            pass
+        self.settimeout(before)
+
+    def forget(self) -> None:
+        """A child process has the secured connection: what this one knows of it is out of date."""
+        self._sslobj = None
+
+    def shutdown(self, how: int) -> None:
+        if how != socket.SHUT_RD:
+            self.end_politely()
+        super().shutdown(how)
+
+    def _wait_for_room(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLOUT)
+        return seconds > 0 and bool(poll.poll(seconds * 1000))
+
+
+class TLSStream(Stream):
+    """A secured connection whose I/O is the engine's.
+
+    Where its end comes without a close_notify, somebody may have cut it: that is an end of input only while nothing
+    has come of what is waited for.
+    """
+
+    __slots__ = ()
+
+    def on_ready(self, mask: int) -> None:
+        if self.entry.state is State.LINGERING and self.watched == WRITE:
+            self._go_on_ending()
+        else:
+            super().on_ready(mask)
+
+    def finish(self) -> None:
+        if self.request.say_goodbye():
+            super().finish()
+        else:
+            self.engine.linger(self.entry)
+            self.poll(WRITE)
+
+    def leave(self) -> None:
+        self.request.forget()
+
+    def _go_on_ending(self) -> None:
+        if self.request.say_goodbye():
+            with contextlib.suppress(OSError):  # the peer may have gone
+                self.request.shutdown(socket.SHUT_WR)
+            self.poll(READ)
+
+    def _unreadable(self, error: OSError) -> None:
+        if self._waits(error):
+            return
+        if isinstance(error, ssl.SSLEOFError) and not len(self.entry.input):
+            self.entry.input.ended = True
+            self.engine.step(self.entry, Event.INPUT_ENDED)
+        else:
+            super()._unreadable(error)
+
+    def _unwritable(self, error: OSError) -> None:
+        if not self._waits(error):
+            super()._unwritable(error)
+
+    def _waits(self, error: OSError) -> bool:
+        """Whether OpenSSL only has to read or to write first, of which the selector will tell."""
+        if isinstance(error, ssl.SSLWantReadError):
+            self.poll(READ)
+        elif isinstance(error, ssl.SSLWantWriteError):
+            self.poll(WRITE)
+        else:
+            return False
+        return True
+
+    def _send_file(self, piece: FileSlice, most: int) -> int:
+        return int(self.request.send(piece.read(RECORD_BYTES)))
+
+
+def server_context(options: TLSOptions) -> ssl.SSLContext:
+    """The context of a server. Raises ConfigurationError, naming the key, the file and the mend."""
+    assert options.cert is not None
+    context = _context(options, "tls", Certificate(options.cert, options.key))
+    others = {
+        name.lower(): _context(options, f"tls.names.{name}", certificate) for name, certificate in options.names.items()
+    }
+    if others:
+        context.sni_callback = lambda connection, name, _: _choose(others, connection, name)
+    return context
+
+
+def _context(options: TLSOptions, key: str, certificate: Certificate) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslsocket_class = TLSSocket
+    context.minimum_version = _VERSIONS[options.min_version]
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    if options.ciphers is not None:
+        try:
+            context.set_ciphers(options.ciphers)
+        except ssl.SSLError:
+            raise ConfigurationError(f"tls.ciphers: OpenSSL has none of {options.ciphers!r}: see ciphers(1)") from None
+    if options.alpn:
+        context.set_alpn_protocols(list(options.alpn))
+    _load(context, key, certificate)
+    if options.client_ca is not None:
+        try:
+            context.load_verify_locations(options.client_ca)
+        except OSError as error:
+            reason = _reason(error)
+            raise ConfigurationError(f"tls.client_ca {options.client_ca}: {reason}: give certificates as PEM") from None
+        context.verify_mode = ssl.CERT_REQUIRED if options.client_cert_required else ssl.CERT_OPTIONAL
+    return context
+
+
+def _load(context: ssl.SSLContext, key: str, certificate: Certificate) -> None:
+    cert, own = certificate.cert, certificate.key
+    try:
+        # a key with a passphrase would have OpenSSL ask for it on the terminal
+        context.load_cert_chain(cert, own, password=lambda: b"")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            problem = f"is not the certificate of the key in {own or cert}: give the two that belong together"
+        else:
+            problem = _lack(key, cert, own) or f"or its key {own or cert}: {_reason(error)}: {_GIVE_PEM}"
+    except OSError as error:
+        if own and _is_readable(cert) and not _is_readable(own):
+            raise ConfigurationError(f"{key}.key {own} can't be used: {_reason(error)}") from None
+        problem = f"can't be used: {_reason(error)}"
+    else:
+        return
+    raise ConfigurationError(f"{key}.cert {cert} {problem}")
+
+
+def _lack(key: str, cert: str, own: str | None) -> str | None:
+    """Which part is not in the files, if one isn't: OpenSSL doesn't say."""
+    if not _has(cert, b"CERTIFICATE"):
+        return f"has no certificate in it: {_GIVE_PEM}"
+    if _has(own or cert, b"PRIVATE KEY"):
+        return None
+    if own is None:
+        return f"has no private key in it: name the file that has the key, as {key}.key"
+    return f"can't be used: its key {own} has no private key in it: name the file that has the key, as PEM"
+
+
+def _has(path: str, label: bytes) -> bool:
+    """Whether a PEM file has a part whose label ends so (RFC 7468, 2)."""
+    return re.search(rb"^-----BEGIN [A-Z ]*" + label + b"-----", Path(path).read_bytes(), re.MULTILINE) is not None
+
+
+def _is_readable(path: str) -> bool:
+    return os.access(path, os.R_OK) and not os.path.isdir(path)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "not what it should be").lower().replace("_", " ")
+    return (error.strerror or str(error)).lower()
+
+
+def _choose(others: dict[str, ssl.SSLContext], connection: Any, name: str | None) -> None:
+    """Serve with the certificate of the name asked for, or of the domain that it is in; else with the default one."""
+    asked = (name or "").lower()
+    chosen = others.get(asked) or others.get("*." + asked.partition(".")[2])
+    if chosen is not None:
+        connection.context = chosen

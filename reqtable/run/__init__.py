@@ -1,0 +1,1 @@
+"""Running servers as a program: addresses, signals, workers, the command line."""

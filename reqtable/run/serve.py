@@ -1,0 +1,141 @@
+"""`serve()`: the three-line program. It binds, and serves in this process, or has workers serve."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from reqtable.config import CONFIG_VARIABLE, DEFAULT, Config, chosen_dispatch, from_environment, given_or_found
+from reqtable.config.import_string import check_not_importing
+from reqtable.dispatch import is_resumable
+from reqtable.run.endpoints import find_places, make_server, name_of, open_server
+from reqtable.run.signals import Progress, begin_drain, handled_by, in_main_thread, log_table
+from reqtable.run.supervisor import Supervisor, check_workers
+from reqtable.run.systemd import Notifier
+from reqtable.server.base import reconfigure
+from reqtable.server.engine import Engine
+from reqtable.table.errors import ConfigurationError
+from reqtable.table.snapshot import handler_name, unwrapped
+
+log = logging.getLogger("reqtable")
+serving_log = logging.getLogger("reqtable.serving")
+
+
+def serve(
+    handler: Any,
+    *binds: str,
+    dispatch: str | None = None,
+    config: Config | None = None,
+    workers: int | None = None,
+    reload: Callable[[], Config] | None = None,
+    on_listening: Callable[[list[str]], None] | None = None,
+    on_pass: Callable[[Engine], None] | None = None,
+) -> None:
+    """Bind each of `binds`, and serve `handler` on all of them, over one table, until SIGINT, SIGTERM or an error.
+
+    Without binds, those that systemd has passed. Where nothing names a dispatch policy, a blocking handler runs under
+    `greenlet`, or under `thread` without the package greenlet; the log says which. `config` is what `REQTABLE_CONFIG`
+    names where it isn't given. `workers`, or else the configuration's, is how many processes serve, each with its own
+    table; None: this one does.
+    SIGHUP has `reload` read the configuration again, and certificates: new requests are served as they say, those in
+    the table end as they began. SIGUSR1 logs the table. Logger `reqtable.serving` says what is served where, at level
+    INFO; `on_listening` is called once with the same addresses (port 0 resolved), `on_pass` once a pass of the loop.
+    Raises ConfigurationError for what can't be, before anything is bound; OSError for a bind that can't be had, before
+    anything is served.
+    """
+    check_not_importing()
+    if config is None and os.environ.get(CONFIG_VARIABLE):
+        reload = reload or from_environment
+    given = config = given_or_found(config)
+    config = config if workers is None else replace(config, workers=workers)
+    check_workers(config)
+    places = find_places(binds)
+    engine = Engine(limits=config.limits)
+    with contextlib.ExitStack() as stack:
+        for place in places:
+            server = make_server(place, handler, dispatch, config)
+            server._owns_queue = config.workers is None and place.descriptor is None
+            stack.callback(server.server_close)
+            engine.add(server)
+        for each in engine.servers:
+            stack.callback(open_server(each))  # type: ignore[arg-type]
+        if on_pass is not None:
+            engine.servers[0].service_actions = lambda: on_pass(engine)  # type: ignore[method-assign]
+        if config.tls.cert is not None and not any(each._begins_with_tls for each in engine.servers):
+            log.warning("[tls] names a certificate, and no bind uses it: write tls:// in place of tcp://")
+        if not is_resumable(handler) and chosen_dispatch(dispatch, config, "")[1] == DEFAULT:
+            policy = engine.servers[0]._dispatcher.chosen.name  # type: ignore[attr-defined]
+            log.info("%s is a blocking handler: dispatch policy %r", unwrapped(handler).__name__, policy)
+        names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
+        for name in names:
+            serving_log.info("serving %s on %s", handler_name(handler), name)
+        if on_listening is not None:
+            on_listening(names)
+        if config.workers is None:
+            _serve_alone(engine, reload or (lambda: given))
+        else:
+            Supervisor(engine, config, workers, reload or (lambda: given)).run()
+
+
+def _serve_alone(engine: Engine, reload: Callable[[], Config]) -> None:
+    """SIGINT stops, SIGTERM drains (a second one stops), SIGHUP re-reads, SIGUSR1 logs the table. Only in the main
+    thread, where Python delivers signals.
+
+    A step can hold up the loop for ever. So a stop that is asked for again interrupts the step.
+    """
+    notifier = Notifier(engine)
+    draining: list[bool] = []
+    stopping: list[bool] = []
+
+    def stop(*_: object) -> None:
+        if stopping:
+            raise KeyboardInterrupt
+        stopping.append(True)
+        engine.stop()
+
+    def terminate(*_: object) -> None:
+        if draining:
+            stop()
+        else:
+            draining.append(True)
+            engine.post(notifier.stopping, "draining")
+            engine.post(begin_drain, engine, "; SIGTERM again ends at once", Progress())
+
+    handlers: dict[int, Callable[..., Any]] = {
+        signal.SIGINT: stop,
+        signal.SIGTERM: terminate,
+        signal.SIGUSR1: lambda *_: log_table(engine),
+        signal.SIGHUP: lambda *_: engine.post(_reload, engine, reload, notifier),
+    }
+    engine.post(notifier.ready, "serving")
+    engine.post(notifier.feed_watchdog)
+    with handled_by(engine, handlers if in_main_thread() else {}):
+        try:
+            engine.serve_forever()
+        except KeyboardInterrupt:
+            if not stopping:
+                raise
+            log.warning("interrupted while the loop was held up")
+    notifier.stopping("ending")
+    for server in engine.servers:
+        engine.end_requests(server)  # else closing it waits for its children, as long as their clients stay
+
+
+def _reload(engine: Engine, reload: Callable[[], Config], notifier: Notifier) -> None:
+    """In the loop: take the configuration as it is now, or, where it can't be taken, go on with the one before."""
+    notifier.reloading()
+    try:
+        config = reload()
+        reconfigure(engine.servers, config)
+    except ConfigurationError as error:
+        log.error("the configuration was not taken, the one before holds: %s", error)
+    else:
+        log.info("the configuration was read again")
+        if config.workers is not None:
+            log.warning("workers = %d: to have workers, start again", config.workers)
+    notifier.ready("serving")

@@ -1,0 +1,108 @@
+"""Signals of a process that serves, and what they have it do."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import contextlib
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from reqtable.run.terminal import TERMINAL
+from reqtable.server.drain import Drain
+from reqtable.server.engine import Engine
+from reqtable.table.snapshot import Listing, Row, format_rows
+from reqtable.table.states import State
+
+log = logging.getLogger("reqtable")
+table_log = logging.getLogger("reqtable.table")
+table_log.setLevel(logging.INFO)  # an operator has asked for it: it is seen whatever the level of the other loggers is
+
+Handlers = Mapping[int, Callable[..., Any]]
+
+
+def in_main_thread() -> bool:
+    """Whether this is the thread in which Python delivers signals."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def handled(handlers: Handlers) -> Iterator[Callable[[], None]]:
+    """Have these signals handled so while it is entered. Gives what puts back the handlers that were there before."""
+    previous = {int(number): _plain(signal.signal(number, each)) for number, each in handlers.items()}
+
+    def restore() -> None:
+        for number, each in previous.items():
+            _signal.signal(number, each)  # `signal.signal` makes enums of it, for which a child would copy thirty pages
+
+    try:
+        yield restore
+    finally:
+        restore()
+
+
+def _plain(handler: Any) -> Any:
+    return int(handler) if isinstance(handler, signal.Handlers) else handler
+
+
+@contextlib.contextmanager
+def handled_by(engine: Engine, handlers: Handlers) -> Iterator[None]:
+    """The same while `engine` serves. A child that it forks has the handlers as they were: it is ended by them."""
+    with handled(handlers) as restore:
+        engine.in_child.append(restore)
+        try:
+            yield
+        finally:
+            engine.in_child.remove(restore)
+
+
+def log_table(engine: Engine) -> None:
+    """Log every unfinished request: some at once, though the loop be stuck in a step, and some more in each pass."""
+    _log_slices(engine, counted(len(engine.table), "request"), engine.table.slices(Listing()))
+
+
+def _log_slices(engine: Engine, heading: str, slices: Iterator[list[Row]]) -> None:
+    rows = next(slices, None)
+    if rows is not None:
+        answer(f"{heading}\n{format_rows(rows)}")
+        engine.post(_log_slices, engine, "more of them", slices)
+
+
+def answer(text: str) -> None:
+    """Log what the operator has asked for; on standard error where the program has set up no logging."""
+    if table_log.hasHandlers():
+        table_log.info("%s", text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 request`, `2 requests`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def begin_drain(engine: Engine, hint: str = "", progress: Progress | None = None) -> None:
+    """In the loop: take nothing new, and end when what has begun is done, or its time is over."""
+    most_s = engine.limits.drain_timeout_s
+    at_first = sum(entry.state is not State.CLOSED for entry in engine.table)
+    if at_first:
+        are = "is" if at_first == 1 else "are"
+        log.info("ending when %s %s done, or in %g s%s", counted(at_first, "request"), are, most_s, hint)
+    Drain(engine, engine.servers, engine.table.now + most_s, engine.stop, progress).begin()
+
+
+class Progress:
+    """Shows on the terminal how far a drain is."""
+
+    def __init__(self, what: str = "") -> None:
+        self._at_first = 0
+        self._what = what
+
+    def __call__(self, left: int, seconds: float) -> None:
+        self._at_first = max(self._at_first, left)
+        TERMINAL.show(
+            progress=f"draining: {left} of {self._at_first}{self._what}, {seconds:.0f} s left" if left else ""
+        )

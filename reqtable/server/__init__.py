@@ -1,0 +1,1 @@
+"""Servers: the classes of `socketserver`, the engine that hosts them, and the one door that requests come in by."""

@@ -1,0 +1,65 @@
+"""The log of finished requests, one line each, logger `reqtable.access`, level INFO; logs as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+from reqtable.table.addresses import address_text, printable
+from reqtable.table.snapshot import handler_name
+from reqtable.table.table import Entry
+
+access = logging.getLogger("reqtable.access")
+access.setLevel(logging.WARNING)  # who wants it says so: a handler may even be a client of this very server
+
+
+def log_access(entry: Entry) -> None:
+    """Write the line of a request that has ended. The record has the fields as `request`, for a formatter of JSON."""
+    request = {
+        "id": entry.id,
+        "local": address_text(entry.local),
+        "peer": address_text(entry.peer),
+        "handler": handler_name(entry.handler),
+        "ending": entry.ending or "done",
+        "duration_s": round(entry.table.now - entry.created_at, 6),
+        "bytes_in": entry.bytes_in,
+        "bytes_out": entry.bytes_out,
+        "steps": entry.steps,
+        "policy": entry.policy.name,
+    }
+    text = "%(peer)s %(handler)s %(ending)s in %(duration_s).3f s, %(bytes_in)d in, %(bytes_out)d out, %(steps)d steps"
+    access.info(text, request, extra={"request": request})
+
+
+class TextFormatter(logging.Formatter):
+    """A record as text for a terminal. A traceback may quote what a peer sent: no line of it looks like a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+    def formatException(self, *error: Any) -> str:  # noqa: N802
+        return "    " + super().formatException(*error).replace("\n", "\n    ")
+
+
+class JSONFormatter(logging.Formatter):
+    """Writes a record as a line of JSON: `at`, `pid`, `level`, `logger`, `message`, `traceback`, a finished request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": self.formatTime(record),
+            "pid": record.process,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line | getattr(record, "request", {}))  # ASCII: any terminal and any encoding takes it
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """By RFC 3339, with milliseconds."""
+        at = time.localtime(record.created)
+        zone = time.strftime("%z", at)
+        return f"{time.strftime('%Y-%m-%dT%H:%M:%S', at)}.{int(record.msecs):03d}{zone[:3]}:{zone[3:]}"

@@ -1,0 +1,119 @@
+"""Whether a request that has come may enter the table, and what becomes of one that may not.
+
+A full table either keeps its listeners waiting (`when_full = "wait"`: the kernel's queue holds those who connect), or
+refuses (`"reject"`), or ends the request that has been idle longest (`"evict"`). A peer that has as many as it may is
+refused, or loses its idlest. Every refusal is counted; the log has one line for many of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections import Counter
+from heapq import nsmallest
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from reqtable.table.addresses import address_text, network_of
+from reqtable.table.snapshot import unwrapped
+from reqtable.table.states import Event, State
+from reqtable.table.table import Entry, Server
+
+if TYPE_CHECKING:
+    from reqtable.server.engine import Engine
+
+log = logging.getLogger("reqtable")
+
+_SAY_EVERY_S = 10.0
+_EVICTABLE = {State.OPENING, State.READING, State.LINGERING}  # those that wait for their peer
+_FOUND_MAX = 64  # how many of the idlest one search through the table finds
+
+
+class Admission:
+    """Of the requests of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._idlest: list[tuple[float, int]] = []  # when it was active last, and its id; the idlest last
+        self._unsaid: Counter[str] = Counter()
+        self._say_at = -inf
+
+    def admits(self, server: Server, request: Any, client_address: Any) -> bool:
+        """Whether there is room for it, or room was made. One that is refused has been told, and counted.
+
+        One that has just been opened has its place already; who it is of may have turned out only now.
+        """
+        table = self._engine.table
+        limits = self._engine.limits
+        evicts = limits.when_full == "evict"
+        most = limits.entries_per_peer_max
+        own = self._engine.entry_of(request)
+        if most is not None and table.count_from(client_address) - (own is not None) >= most:
+            network = network_of(client_address)
+            others = (entry for entry in table if entry is not own and network_of(entry.peer) == network)
+            if not evicts or not self._evict(others):
+                self._refuse(server, request, client_address, "entries_per_peer_max", most)
+                return False
+        elif table.full and own is None and not (evicts and self._evict_idlest()):
+            self._refuse(server, request, client_address, "entries_max", limits.entries_max)
+            return False
+        return True
+
+    def relieve(self) -> None:
+        """The buffers hold more than they may: whoever holds most of it ends."""
+        table = self._engine.table
+        most = max(table, key=lambda entry: entry.held)
+        self.note(most.server, "buffered_bytes_max", self._engine.limits.buffered_bytes_max, most.peer)
+        most.ending = "limit"
+        self._engine.end(most, Event.LOST)
+        table.hold(most, 0)  # it is freed with this pass
+
+    def note(self, server: Server, reason: str, limit: Any, client_address: Any) -> None:
+        """Count a refusal, and say so, once in a while."""
+        server._counts.refused[reason] += 1
+        self._unsaid[reason] += 1
+        now = self._engine.table.now
+        if now >= self._say_at:
+            counts = ", ".join(f"{count} for {each}" for each, count in self._unsaid.items())
+            log.warning(
+                "%s was refused: %s is %s (refused since this was last said: %s)",
+                address_text(client_address),
+                reason,
+                limit,
+                counts,
+            )
+            self._unsaid.clear()
+            self._say_at = now + _SAY_EVERY_S
+
+    def _refuse(self, server: Server, request: Any, client_address: Any, reason: str, limit: int) -> None:
+        self.note(server, reason, limit, client_address)
+        refusal = getattr(unwrapped(server.RequestHandlerClass), "refusal", b"")
+        if refusal and type(request) is self._engine.system.socket and not server._begins_with_tls:
+            with contextlib.suppress(OSError):
+                request.setblocking(False)
+                request.send(refusal, socket.MSG_DONTWAIT)
+
+    def _evict_idlest(self) -> bool:
+        for searched in (False, True):
+            while self._idlest:
+                active_at, number = self._idlest.pop()
+                entry = self._engine.table.get(number)
+                if entry is not None and entry.active_at == active_at and self._evict([entry]):
+                    return True
+            if searched:
+                break
+            idle = ((entry.active_at, entry.id) for entry in self._engine.table if entry.state in _EVICTABLE)
+            self._idlest = nsmallest(_FOUND_MAX, idle)[::-1]
+        return False
+
+    def _evict(self, entries: Any) -> bool:
+        """End the idlest of them; False where none of them waits for its peer."""
+        idle = [entry for entry in entries if entry.state in _EVICTABLE]
+        if not idle:
+            return False
+        longest: Entry = min(idle, key=lambda entry: entry.active_at)
+        longest.ending = "limit"
+        longest.server._counts.refused["evicted"] += 1
+        self._engine.end(longest, Event.LOST)
+        return True

@@ -1,0 +1,504 @@
+"""`Hosted`: the loop's side of a server. `BaseServer` is built on it; the mix-ins put it in front of any server class.
+
+The hooks of one request are called in `socketserver`'s order: `_handle_request_noblock`, `get_request`,
+`verify_request`, `process_request`, `finish_request`, the handler's `setup`, `handle`, `finish`, then
+`shutdown_request`, `close_request`. The I/O of a state or async handler is the engine's: for one, `process_request` is
+followed by `close_request`, once its connection has ended. What differs is the loop (one, for all requests),
+`shutdown` (at once, from anywhere), and `handle_error` (through `logging`).
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from reqtable.config import Config, chosen_dispatch, given_or_found
+from reqtable.dispatch import check_policy, is_resumable
+from reqtable.dispatch.forking.run_blocking import runs_concurrently
+from reqtable.dispatch.handoff import Delegation
+from reqtable.dispatch.policies.greenlet import defer_handshakes
+from reqtable.dispatch.policy_set import Dispatcher
+from reqtable.net.listener import listening_timeout, set_keepalive
+from reqtable.net.preamble import Preface
+from reqtable.net.stream import INTERNET
+from reqtable.net.transports import end_request
+from reqtable.server.drain import Drain
+from reqtable.server.engine import Engine
+from reqtable.server.stats import Counts
+from reqtable.table.errors import ConfigurationError, ReqtableError
+from reqtable.table.states import State
+from reqtable.table.table import Entry, RequestTable
+
+_LOOK_S = 0.05
+_DONE = {State.LINGERING, State.CLOSED}
+
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Shown(Generic[T_co]):
+    """What a server shows of itself. Unlike a property's, its name is free for a program's own attribute."""
+
+    def __init__(self, read: Callable[[Any], T_co]) -> None:
+        self._read = read
+        self.__doc__ = read.__doc__
+
+    def __get__(self, server: Any, owner: type) -> T_co:
+        return self if server is None else self._read(server)  # type: ignore[return-value]
+
+
+class Hosted:
+    """The loop's side of a server.
+
+    A program's own server may have any attribute that does not begin with an underscore, even one of the names here:
+    what is needed inside goes by others.
+    """
+
+    dispatch: str = "inline"
+    timeout: float | None
+
+    _dispatcher: Dispatcher
+    _preface: Preface | None
+    _counts: Counts
+
+    _engine: Engine | None = None
+    _dispatch_argument: str | None = None
+    _in_serve_forever = False
+    _kept_alive: tuple[Any, float | None] = (None, None)  # the socket that was told of keep-alive, and of what time
+    _is_left_non_blocking = False  # its listening socket, which blocked before it was listened on
+    _owns_queue = False  # nobody else listens on its socket, in another process or by another descriptor
+    _served_ahead = 0  # requests for which a later `handle_request` has nothing left to do
+
+    # As `socketserver.BaseServer` names them: programs set and read them.
+    _BaseServer__is_shut_down: threading.Event
+    _BaseServer__shutdown_request: bool
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        owner = next(each for each in cls.__mro__ if "_handle_request_noblock" in vars(each))
+        if not issubclass(owner, Hosted):  # a whole server: it would be served by that one's loop, silently
+            mixed = next(each for each in cls.__bases__ if hasattr(each, "dispatch") and not issubclass(each, owner))
+            raise TypeError(
+                f"{cls.__name__}: {mixed.__name__} comes after {owner.__name__}, whose loop it is to replace: put it "
+                f"first, as in class {cls.__name__}({mixed.__name__}, …)"
+            )
+
+    # -- configuration ------------------------------------------------------------------------------------------------
+
+    def _configure(self, dispatch: str | None, config: Config | None) -> None:
+        """Take what the constructor was given. Raises ConfigurationError where it can't be served so."""
+        if "_dispatcher" in vars(self):
+            return  # the mix-in in front of this class has been given it
+        self._dispatch_argument = dispatch
+        self._counts = Counts()
+        self._former: list[Dispatcher] = []  # those that an earlier configuration chose: their requests end under them
+        config = given_or_found(config)
+        self._preface = _preface(config)
+        self._dispatcher = self._make_dispatcher(config)
+        if self._engine is None:
+            self._join(Engine(limits=config.limits))
+
+    def reconfigure(self, config: Config) -> None:
+        """Let new requests be served as `config` says, with certificates read again. Those in the table go on as they
+        have begun.
+
+        Only for the loop's own thread, or while no loop runs. Raises ConfigurationError, and changes nothing, where the
+        handler can't be served so.
+        """
+        reconfigure([self], config)
+
+    def _prepared(self, config: Config) -> tuple[Callable[[], None], Callable[[], None]]:
+        """What has it served as `config` says, and what drops that again. Raises ConfigurationError if it can't be."""
+        preface = _preface(config)
+        dispatcher = self._make_dispatcher(config)
+        try:
+            dispatcher.check(self.RequestHandlerClass)
+        except ConfigurationError:
+            dispatcher.close(wait=False)
+            raise
+
+        def apply() -> None:
+            self._preface = preface
+            former, self._dispatcher = self._dispatcher, dispatcher
+            self._former = [each for each in self._former if each.requests]
+            if former.requests:
+                self._former.append(former)
+            former.retire()
+            self._host.set_limits(config.limits)
+            self._keep_alive()
+
+        return apply, partial(dispatcher.close, wait=False)
+
+    def _make_dispatcher(self, config: Config) -> Dispatcher:
+        own: object = type(self).dispatch
+        attribute = own if isinstance(own, str) else Hosted.dispatch  # some programs have a method of that name
+        name, origin = chosen_dispatch(self._dispatch_argument, config, attribute)
+        check_policy(name, origin)
+        return Dispatcher(self, name, config)
+
+    def _abandon_dispatchers(self) -> None:
+        """In a forked child: what is the parent's stays the parent's."""
+        for dispatcher in (self._dispatcher, *self._former):
+            dispatcher.abandon()
+
+    def _check_handler(self, handler_class: Any) -> None:
+        try:
+            self._dispatcher.check(handler_class)
+        except ConfigurationError:
+            self._dispatcher.close(wait=False)
+            raise
+
+    # -- the table ----------------------------------------------------------------------------------------------------
+
+    @_Shown
+    def engine(self) -> Engine:
+        """The loop. Several servers may share one: `Engine().add(server)`."""
+        return self._host
+
+    @_Shown
+    def table(self) -> RequestTable:
+        """Every unfinished request of this server's engine."""
+        return self._host.table
+
+    @property
+    def _host(self) -> Engine:
+        if self._engine is None:
+            name = type(self).__name__
+            raise ReqtableError(f"{name}: the constructor of its server class was not called: call super().__init__(…)")
+        return self._engine
+
+    def _join(self, engine: Engine) -> None:
+        """Be hosted in that engine."""
+        if self._engine is not None:
+            if self._engine.has_requests(self):
+                raise ReqtableError("a server with requests in its table can't change engines: add it before it serves")
+            self._engine.discard(self)
+        self._engine = engine
+        engine.servers.append(self)
+
+    @property
+    def _steps_on_loop(self) -> bool:
+        """Whether handlers run on the loop, where one that does not return holds up everyone."""
+        return self._dispatcher.chosen.steps_on_loop
+
+    @property
+    def _loop_goes_on(self) -> bool:
+        """Whether a loop will see the end of a request that has just been taken over."""
+        return self._host.running and not self._host.failures.hooks_raise
+
+    @property
+    def _begins_with_tls(self) -> bool:
+        """Whether nothing may be said to a client in the clear."""
+        return self._preface is not None and self._preface.context is not None
+
+    def _prepare(self) -> None:
+        """Its requests are about to be taken: see that no TLS handshake of theirs is part of that."""
+        self._keep_alive()
+        waits_elsewhere = self._dispatcher.chosen.name != "inline" and not is_resumable(self.RequestHandlerClass)
+        if waits_elsewhere:
+            defer_handshakes()
+
+    def _keep_alive(self) -> None:
+        """Have silent clients probed as the limits say. Without `keepalive_s` the socket is left as it is."""
+        told, before = self._kept_alive
+        own, seconds = getattr(self, "socket", None), self._host.limits.keepalive_s
+        if not isinstance(own, socket.socket) or own.family not in INTERNET or own.type != socket.SOCK_STREAM:
+            return
+        # Told once: workers share the socket, and one of an earlier configuration may begin late.
+        if own.fileno() >= 0 and (seconds != before or (own is not told and seconds is not None)):
+            set_keepalive(own, seconds)
+            self._kept_alive = own, seconds
+
+    def stats(self) -> dict[str, Any]:
+        """What has been counted since this server was made, as plain data: numbers, and dicts of numbers.
+
+        `accepted` requests, `finished` by how they ended (`done timeout limit reset error cancelled drained`),
+        `refused` by the limit; `bytes_in`, `bytes_out` and `steps` of those that have ended; the same for each of its
+        `policies`; `entries` now; and of the engine, which it may share: `buffered_bytes` now, the times of its `loop`.
+        """
+        table = self._host.table
+        return {
+            "entries": sum(entry.server is self for entry in table),
+            "buffered_bytes": table.buffered,
+            **self._counts.plain(),
+            "loop": self._host.times.plain(),
+        }
+
+    # -- serving ------------------------------------------------------------------------------------------------------
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve until `shutdown()`, with every other server of this engine.
+
+        The loop waits for events, not for `poll_interval` (seconds): it only bounds how long it takes to notice that
+        someone set the flag of `shutdown` by hand.
+        """
+        self._host.must_be_idle()
+        self._must_be_open()
+        self._host_again()
+        self._BaseServer__is_shut_down.clear()
+        self._served_ahead = 0
+        self._in_serve_forever = True
+        try:
+            for server in self._host.servers:
+                self._host.listen(server)
+            with self._host.watched():
+                self._host.run(lambda: self._BaseServer__shutdown_request, poll_interval)
+        finally:
+            self._host.leave()
+            self._in_serve_forever = False
+            self._BaseServer__shutdown_request = False
+            self._BaseServer__is_shut_down.set()
+
+    def shutdown(self) -> None:
+        """End `serve_forever`, at once, and wait until it has ended.
+
+        From a handler, or a signal handler in the loop's thread, it does not wait: the loop ends with its pass. Called
+        before `serve_forever`, it waits for one, which ends at once. Requests in the table stay there, suspended, until
+        the next `serve_forever` or `server_close()`; but those of blocking handlers, whose stacks can't change threads,
+        end with a loop that runs in another thread than the main one.
+        """
+        self._BaseServer__shutdown_request = True
+        self._wait_for_end()
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Take those who have connected and no others, let them finish, for at most `timeout` seconds, then stop.
+
+        Those that have been idle for `drain_idle_s` meet the end of their input meanwhile; those that are left in the
+        end are ended, as `drained`. Where no loop runs, this runs it. Otherwise it waits until it is done, unless it is
+        called in the loop. Then `serve_forever` ends; where another server of the engine serves, that goes on.
+        """
+        engine = self._host
+        drained = threading.Event()
+        until = inf if timeout is None else engine.table.clock() + timeout
+        drain = Drain(engine, [self], until, partial(self._drained, drained))
+        running = engine.running
+        engine.post(drain.begin)
+        if not running:
+            engine.run(drained.is_set)
+        elif not engine.in_loop_thread:
+            while engine.running and not drained.wait(_LOOK_S):
+                pass  # someone may end the loop before it is drained
+            self._wait_for_end()
+
+    def handle_request(self) -> None:
+        """Serve one request, to its end, or call `handle_timeout()` when none comes in time.
+
+        A thread or a child that has the request of a blocking handler is not waited for, as in `socketserver`. Where
+        the class would have one and the policy has not, others are served until all that have begun are done, because
+        nobody would go on with them after this returns; each of them is worth a later call, which returns at once.
+        The time is the shorter one of `timeout` and the socket's own timeout, in seconds. Raises ValueError after
+        `server_close()`.
+        """
+        self._must_be_open()
+        engine = self._host
+        engine.must_be_idle()
+        self._host_again()
+        if self._served_ahead:
+            self._served_ahead -= 1
+            return
+        own = None if getattr(self, "socket", None) is None else listening_timeout(self)
+        timeouts = [t for t in (own, self.timeout) if t is not None]
+        until = engine.table.clock() + min(timeouts) if timeouts else None
+        known = engine.table.last_id
+        listener = engine.listen(self, most=1)
+        engine.failures.hooks_raise = True
+        try:
+            engine.run(lambda: listener.taken > 0, until=until)
+            if not listener.taken:
+                self.handle_timeout()
+                return
+            if not (self._steps_on_loop and runs_concurrently(self)):
+                engine.unlisten(self)
+            engine.run(lambda: all(_is_over(each) for each in engine.table if each.id > known and each.server is self))
+            self._served_ahead = listener.taken - 1
+        finally:
+            engine.failures.hooks_raise = False
+            engine.unlisten(self)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Enter the request into the table, under this server's policy; one for which there is no room is refused."""
+        engine = self._host
+        if engine.admission.admits(self, request, client_address):
+            opened: Any = engine.entry_of(request)
+            policy = self._dispatcher.chosen if opened is None else opened.policy
+            policy.admit(self, request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def _handle_request_noblock(self) -> bool:
+        """Take a request that is there; True where there may be another."""
+        engine = self._host
+        if engine.is_copy:
+            engine.start_over()  # a forked child that takes requests by itself
+        engine.accepting = self
+        try:
+            request, client_address = self.get_request()
+        except OSError as error:
+            engine.end_if_copy(error)
+            return engine.refused(self, error)
+        except BaseException as error:
+            engine.end_if_copy(error)
+            raise
+        finally:
+            engine.accepting = None
+        engine.end_if_copy()
+        take = self._take
+        known = engine.table.last_id
+        try:
+            if self._preface is not None and self._preface.comes_first(request, client_address):
+                take = self._open
+            take(request, client_address)
+        except BaseException as error:
+            self._turn_away(request, client_address, error, known)
+        engine.end_if_copy()
+        return True
+
+    def _open(self, request: Any, client_address: Any) -> None:
+        """Enter a request into the table that something has to come before."""
+        assert self._preface is not None
+        if self._host.admission.admits(self, request, client_address):
+            self._dispatcher.chosen.open(self, request, client_address, self._preface)
+        else:
+            self.shutdown_request(request)
+
+    def _take(self, request: Any, client_address: Any) -> None:
+        """Have the hooks take a request."""
+        try:
+            is_welcome = self.verify_request(request, client_address)
+        except BaseException as error:
+            self._host.end_if_copy(error)
+            if self._host.failures.hooks_raise:
+                self._host.failures.unwinding = error  # as in `socketserver`, nothing is called any more
+            raise
+        self._host.end_if_copy()
+        if is_welcome:
+            self.process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def _turn_away(self, request: Any, client_address: Any, error: BaseException, known: int) -> None:
+        """A hook raised `error` while it took a request: report it, and end the request. Raises what ends the loop.
+
+        `known` is the id of the last entry before: the request may have entered the table by then.
+        """
+        failures = self._host.failures
+        ends_loop: BaseException | None = None
+        try:
+            if error is failures.unwinding:
+                raise error
+            for entry in self._host.table:
+                if entry.id > known or entry.transport.request is request:
+                    failures.outside_step(entry, error)
+                    return
+            ends_loop = failures.report(self, request, client_address, error)
+            try:
+                end_request(self.shutdown_request, request)
+            except BaseException as raised:
+                failures.outside_step(None, raised)
+            if ends_loop is not None:
+                raise ends_loop
+        finally:
+            del error, ends_loop  # its traceback holds this frame: a cycle would keep the request's socket open
+
+    def _take_again(self, request: Any, client_address: Any) -> None:
+        """Take a datagram that has waited for a session, and belongs to none."""
+        known = self._host.table.last_id
+        try:
+            self.process_request(request, client_address)
+        except BaseException as error:
+            self._turn_away(request, client_address, error, known)
+
+    def _drained(self, drained: threading.Event) -> None:
+        self._BaseServer__shutdown_request = self._in_serve_forever
+        drained.set()
+
+    def _must_be_open(self) -> None:
+        if self.fileno() < 0:
+            raise ValueError(f"this {type(self).__name__} is closed: it has nothing to take requests from")
+
+    def _host_again(self) -> None:
+        """After `server_close()`: some programs give a closed server another socket, one that they have inherited."""
+        if self not in self._host.servers:
+            self._make_dispatcher_again()
+            self._host.servers.append(self)
+
+    def _make_dispatcher_again(self) -> None:
+        """The one there was has been closed."""
+        self._dispatcher = self._make_dispatcher(self._dispatcher.config)
+
+    def _wait_for_end(self) -> None:
+        engine = self._host
+        if engine.running and not self._in_serve_forever:
+            # another server of the engine, or the engine itself, serves: only this one's listening ends
+            engine.post(engine.unlisten, self)
+            self._BaseServer__shutdown_request = False
+            return
+        engine.wake()
+        if not engine.in_loop_thread and not engine.is_copy:  # in a forked child, the loop is the parent's
+            self._BaseServer__is_shut_down.wait()
+
+    def _end_requests(self) -> None:
+        """Take nothing new; wait for what threads and children have, if `block_on_close`; end every other request."""
+        if self._in_serve_forever:
+            self._BaseServer__shutdown_request = True
+        if self._engine is None:
+            return
+        if self._engine.is_copy:
+            self._engine.start_over()  # the requests are the parent's
+        self._engine.unlisten(self)
+        if getattr(self, "socket_type", None) == socket.SOCK_STREAM and hasattr(self, "socket"):
+            self.socket.close()  # its port is free while we wait
+        wait = getattr(self, "block_on_close", True)
+        dispatchers = (self._dispatcher, *self._former)
+        for dispatcher in dispatchers if wait else ():
+            dispatcher.wait()
+        self._engine.settle()
+        for dispatcher in dispatchers:
+            dispatcher.let_go()
+        self._engine.discard(self)
+        for dispatcher in dispatchers:
+            dispatcher.close(wait)
+
+    if TYPE_CHECKING:  # what the server class behind this one has, be it `socketserver`'s or ours
+        RequestHandlerClass: Any
+        server_address: Any
+        socket: socket.socket
+
+        def fileno(self) -> int: ...
+        def get_request(self) -> tuple[Any, Any]: ...
+        def verify_request(self, request: Any, client_address: Any) -> bool: ...
+        def finish_request(self, request: Any, client_address: Any) -> None: ...
+        def shutdown_request(self, request: Any) -> None: ...
+        def close_request(self, request: Any) -> None: ...
+        def handle_error(self, request: Any, client_address: Any) -> None: ...
+        def handle_timeout(self) -> None: ...
+        def service_actions(self) -> None: ...
+        def server_close(self) -> None: ...
+
+
+def reconfigure(servers: Iterable[Any], config: Config) -> None:
+    """Have all of them served as `config` says, or none. Raises ConfigurationError."""
+    prepared: list[tuple[Callable[[], None], Callable[[], None]]] = []
+    try:
+        for server in servers:
+            prepared.append(server._prepared(config))
+    except ConfigurationError:
+        for _, drop in prepared:
+            drop()
+        raise
+    for apply, _ in prepared:
+        apply()
+
+
+def _preface(config: Config) -> Preface | None:
+    return Preface(config) if config.tls.cert is not None or config.proxy.trusted else None
+
+
+def _is_over(entry: Entry) -> bool:
+    """For `handle_request`: also where a thread or a child serves it to its very end, as under `socketserver`."""
+    transport = entry.transport
+    return entry.state in _DONE or (isinstance(transport, Delegation) and transport.ends_itself)

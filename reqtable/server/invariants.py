@@ -1,0 +1,212 @@
+"""What must hold after every pass of a loop.
+
+A simulation checks it always, a server where the environment has `REQTABLE_DEBUG=1`. What is broken is a bug of the
+engine, never of a handler or a peer: `InvariantBroken` ends the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from reqtable.net.listener import Listener
+from reqtable.net.preamble import Opening
+from reqtable.net.stream import Stream
+from reqtable.net.transports import Watched, is_tls
+from reqtable.table.addresses import network_of
+from reqtable.table.buffers import FileSlice
+from reqtable.table.errors import ReqtableError
+from reqtable.table.states import INTEREST, State
+from reqtable.table.table import Entry
+
+if TYPE_CHECKING:
+    from reqtable.loop.loop import Loop
+
+log = logging.getLogger("reqtable")
+
+# Nothing is left in these between two passes.
+_NEVER_SUSPENDED = {State.RUNNING, State.CLOSED}
+_STEPS_OF_A_STARVED = 2  # passes that a READY request may wait
+
+
+class InvariantBroken(ReqtableError):
+    """The engine has contradicted itself."""
+
+
+class Invariants:
+    """The checks of one loop. What may last a pass, but not two, is remembered from one to the next."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._limits = [loop.limits]  # all that deadlines were armed under
+        self._closed: set[Entry] = set()
+        # its deadline and its steps, and for how many passes more it may be let be
+        self._overdue: dict[Entry, tuple[tuple[float, int], int]] = {}
+        self._ready: dict[Entry, tuple[int, int]] = {}  # its steps, and for how many passes it has had no other
+
+    def check(self) -> None:
+        """Raise InvariantBroken where something does not hold."""
+        loop = self._loop
+        if loop.limits is not self._limits[-1]:
+            self._limits.append(loop.limits)
+        turns = Counter(loop._turns)
+        closed = set(loop._closed)  # since the last reaping, by a hook of a server
+        for entry in loop._closed:
+            self._must(entry not in self._closed, entry, "has been closed for a pass, and is not freed")
+        self._closed = closed
+        for entry in loop.table:
+            if entry in closed:
+                continue
+            self._check_state(entry)
+            self._check_output(entry)
+            self._check_deadline(entry)
+            self._must(
+                turns[entry] == (entry.state is State.READY), entry, f"is {turns[entry]} times in the queue of turns"
+            )
+            self._must(
+                entry not in loop._calls or entry.state in (State.OFFLOADED, State.READY, State.WRITING),
+                entry,
+                "has a call that it does not wait for",
+            )
+        self._check_counts()
+        self._check_overdue()
+        self._check_starved()
+        self._check_registered()
+        for entry in (*loop._calls, *turns):
+            if entry.state is not State.CLOSED:
+                self._must(entry in loop.table, entry, "is not in the table, but goes on")
+        for entry in loop._calls:
+            gone = entry.state is State.CLOSED and entry not in closed
+            self._must(not gone, entry, "is closed, and its call is not given up")
+        for session in getattr(loop, "sessions", {}).values():
+            # one that somebody has taken over is known until that thread or child has let go of it
+            known = session.entry in loop.table or session.forward is not None
+            self._must(known, session.entry, "is not in the table, but its session is known")
+        self._must(loop.table.running is None, loop.table.running, "is running between two passes")
+
+    def _must(self, holds: Any, what: object, problem: str) -> None:
+        if not holds:
+            broken = InvariantBroken(f"{what!r} {problem}")
+            log.critical(
+                "a bug of the engine: %s", broken
+            )  # whatever becomes of the error, in a thread that is no one's
+            raise broken
+
+    def _check_state(self, entry: Entry) -> None:
+        must = self._must
+        must(entry.state not in _NEVER_SUSPENDED, entry, "can't be suspended in that state")
+        transport = entry.transport
+        is_opened = entry.state is not State.OPENING or isinstance(transport, Opening)
+        must(is_opened, entry, "has been opened, and has not begun")
+        if isinstance(transport, Stream) and not is_tls(transport.request):
+            # Of those OpenSSL may wait for the other one. The rest is polled at times only: a lent socket may be closed
+            # while it is waited for.
+            must(
+                transport.watched == INTEREST[entry.state],
+                entry,
+                f"is polled for {transport.watched}, not for {INTEREST[entry.state]}",
+            )
+
+    def _check_output(self, entry: Entry) -> None:
+        output = entry.output
+        held = sum(len(piece) for piece in output.pieces if not isinstance(piece, FileSlice))
+        size = held + sum(piece.remaining for piece in output.pieces if isinstance(piece, FileSlice))
+        self._must(
+            (output.held, output.size) == (held, size), entry, f"holds {held} of {size} bytes, and says otherwise"
+        )
+        touched = entry in self._loop.table.touched  # a handler that was closed last in the pass sent to it
+        if isinstance(entry.transport, Stream) and not touched:
+            self._must(not size or entry.state is State.WRITING, entry, f"does not wait to send {size} bytes")
+
+    def _check_deadline(self, entry: Entry) -> None:
+        loop = self._loop
+        at = entry.deadline
+        if at is None:
+            timeout = None if entry.state in (State.READY, State.LINGERING) else loop.timeouts.of(entry)
+            self._must(timeout is None, entry, f"should have {timeout} s, and has no deadline")
+            self._must(entry.state is not State.SLEEPING, entry, "would never wake up")
+            self._must(entry.state is not State.LINGERING, entry, "would linger for ever")
+            self._must(entry.state is not State.WRITING or entry.output.first is None, entry, "may write for ever")
+            return
+        self._must(entry.queued_at <= at, entry, f"is due at {at}, and would be looked at only at {entry.queued_at}")
+        longest = self._longest_wait(entry)
+        if longest is not None:
+            self._must(at <= loop.table.now + longest + 1e-6, entry, f"may wait {at - loop.table.now} s, not {longest}")
+
+    def _check_counts(self) -> None:
+        """What is counted as it changes is what counting it now would give."""
+        table = self._loop.table
+        held = 0
+        networks: Counter[str | None] = Counter()
+        queued = 0
+        for entry in table:
+            buffers = len(entry.input) + entry.output.held
+            is_settled = entry.state is not State.CLOSED and entry not in table.touched
+            self._must(
+                entry.held == buffers or not is_settled, entry, f"holds {buffers} bytes, and {entry.held} are counted"
+            )
+            held += entry.held
+            queued += entry.queued_at < inf
+            networks[network_of(entry.peer)] += 1
+        for what, counted, found in (
+            ("bytes of buffers", table.buffered, held),
+            ("deadlines", self._loop.deadlines.live, queued),
+            ("entries of each network", table.per_network or networks, networks),
+        ):
+            if counted != found:
+                raise InvariantBroken(f"the table counts {counted} {what}, and has {found}")
+
+    def _check_overdue(self) -> None:
+        now = self._loop.table.now
+        loop = self._loop
+        patience = len(loop.deadlines) // loop.limits.expiries_per_pass  # those before it have their turn
+        before, self._overdue = self._overdue, {}
+        for entry in loop.table:
+            if entry.deadline is not None and entry.deadline <= now:
+                since = entry.deadline, entry.steps
+                known, passes = before.get(entry, (since, patience + 1))
+                passes = passes - 1 if known == since else patience
+                self._overdue[entry] = since, passes
+                self._must(passes >= 0, entry, f"was due {now - entry.deadline:g} s ago, and is let be")
+
+    def _check_starved(self) -> None:
+        before, self._ready = self._ready, {}
+        for entry in self._loop.table:
+            if entry.state is State.READY:
+                steps, passes = before.get(entry, (-1, 0))
+                passes = passes + 1 if steps == entry.steps and self._loop.send_share else 0
+                self._ready[entry] = entry.steps, passes
+                self._must(passes < _STEPS_OF_A_STARVED, entry, f"had no turn for {passes} passes")
+
+    def _check_registered(self) -> None:
+        """The selector watches what is to be watched, and nothing else."""
+        loop = self._loop
+        watched: dict[int, Watched] = {listener.fd: listener for listener in loop._listeners if listener.watched}
+        for entry in loop.table:
+            transport = entry.transport
+            if isinstance(transport, Watched) and transport.watched:
+                self._must(transport.fd not in watched, entry, f"has the descriptor of {watched.get(transport.fd)!r}")
+                watched[transport.fd] = transport
+        for key in list(loop.selector.get_map().values()):
+            data = key.data
+            if not isinstance(data, Watched):
+                continue
+            known = watched.pop(key.fd, None)
+            owner: Entry | None = getattr(data, "entry", None)
+            if known is None and owner is None and not isinstance(data, Listener):
+                continue  # a child's, or another's that is no request
+            self._must(known is data, owner, f"is not to be polled, and descriptor {key.fd} is")
+            self._must(key.events == data.watched, owner or data, f"is polled for {key.events}, not for {data.watched}")
+        self._must(not watched, list(watched.values()), "are to be polled, and are not")
+
+    def _longest_wait(self, entry: Entry) -> float | None:
+        """How long that entry may wait from now on at the most; None where that is not known."""
+        if entry.state is State.LINGERING:
+            return max(limits.linger_timeout_s for limits in self._limits)
+        if entry.state is State.WRITING and entry.output.first is not None:
+            return max(limits.write_timeout_s for limits in self._limits)
+        if entry.state is State.READING:
+            return self._loop.timeouts.of(entry)
+        return None

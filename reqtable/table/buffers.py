@@ -1,0 +1,368 @@
+"""Bounded input and output of one request. Pure: bytes in, bytes out.
+
+`Input` holds what has arrived and not been read. It never grows on its own: the engine receives only while a want is
+unsatisfied, so it holds less than that want's limit plus one `recv`. `Inbox` is the same for datagrams: each datagram
+is an input that ends. `Output` holds what was sent and the kernel has not taken.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Any, BinaryIO, ClassVar, Final
+
+from reqtable.table.errors import LimitExceeded, SendFileError
+
+# How much of many small pieces is joined for one send, and how much of a file is read at once.
+CHUNK_BYTES = 262_144
+SMALL_BYTES = 16_384  # an answer that is sent however much others have sent in the pass
+
+
+class _Missing(Enum):
+    MISSING = "missing"
+
+
+MISSING: Final = _Missing.MISSING
+Missing = _Missing
+
+
+class Input:
+    """The unread input of a stream request.
+
+    A lone chunk is kept as the `bytes` it arrived in, so that a line that arrives whole is handed on without a copy;
+    a second chunk turns it into a `bytearray`, which grows in place.
+    """
+
+    __slots__ = ("_sought", "_start", "data", "ended")
+
+    is_stream: ClassVar[bool] = True  # all that is unread is `data`
+
+    def __init__(self) -> None:
+        self.data: bytes | bytearray = b""  # empty where nothing is unread
+        self._start = 0  # the first unread byte
+        # A separator, and before what no such one begins: a dribbled line is not searched from its start.
+        self._sought: tuple[bytes, int] | None = None
+        self.ended = False  # the peer's end of file has come; what is here is all there will be
+
+    def __len__(self) -> int:
+        return len(self.data) - self._start
+
+    def feed(self, data: bytes) -> None:
+        """Add what has arrived."""
+        if not self.data:
+            self.data = data
+            self._start = 0
+            self._sought = None
+            return
+        if type(self.data) is bytes:
+            self.data = bytearray(memoryview(self.data)[self._start :])
+        else:
+            del self.data[: self._start]  # type: ignore[union-attr]  # it is the bytearray of an earlier feed
+        if self._sought is not None:
+            self._sought = self._sought[0], self._sought[1] - self._start
+        self._start = 0
+        self.data += data
+
+    def through(self, separator: bytes, limit: int) -> bytes | Missing:
+        """Take the bytes up to and including `separator`, at most `limit` of them."""
+        data, start, sought = self.data, self._start, self._sought
+        found = data.find(separator, start if sought is None or sought[0] != separator else sought[1])
+        if found < 0:
+            # limit bytes with no separator among them can't become a piece of at most limit bytes
+            if len(data) - start >= limit:
+                raise LimitExceeded(f"input up to {separator!r}", limit)
+            self._sought = separator, max(start, len(data) - len(separator) + 1)
+            return MISSING
+        end = found + len(separator)
+        if end - start > limit:
+            raise LimitExceeded(f"input up to {separator!r}", limit)
+        if type(data) is bytes:  # the common cases of _take_to, on the path of every line
+            self._sought = None
+            if end < len(data):
+                self._start = end
+                return data[start:end]
+            if not start:
+                self.data = b""
+                return data
+        return self._take_to(end)
+
+    def exactly(self, count: int) -> bytes | Missing:
+        """Take exactly `count` bytes."""
+        data = self.data
+        start = self._start
+        end = start + count
+        if end < len(data) and type(data) is bytes:  # the common case of _take_to
+            self._start = end
+            self._sought = None
+            return data[start:end]
+        return self._take_to(end) if end <= len(data) else MISSING
+
+    def chunk(self, limit: int) -> bytes | Missing:
+        """Take what is here: at least one byte, at most `limit`."""
+        size = len(self.data) - self._start
+        if not size:
+            return MISSING
+        return self._take_to(self._start + min(size, limit))
+
+    def rest(self, limit: int) -> bytes | Missing:
+        """Take everything, once it has ended."""
+        if len(self.data) - self._start > limit:
+            raise LimitExceeded("the rest of the input", limit)
+        return self._take_to(len(self.data)) if self.ended else MISSING
+
+    def skip_line(self) -> Missing | None:
+        """Throw away what is here, up to and including a newline; None once a newline or the end has come."""
+        found = self.data.find(b"\n", self._start)
+        self._take_to(found + 1 if found >= 0 else len(self.data))
+        return None if found >= 0 or self.ended else MISSING
+
+    def datagram(self) -> bytes | Missing:
+        """A stream has no datagrams."""
+        raise TypeError("datagram() is for datagram servers; a stream is read by line(), exactly(), chunk(), …")
+
+    def leftover(self) -> bytes:
+        """Take all that is left, ended or not."""
+        return self._take_to(len(self.data))
+
+    def _take_to(self, end: int) -> bytes:
+        data = self.data
+        if end == len(data):
+            item = data if self._start == 0 else data[self._start :]
+            self.data = b""
+            self._start = 0
+        else:
+            item = data[self._start : end]
+            self._start = end
+        self._sought = None
+        return item if type(item) is bytes else bytes(item)
+
+
+class Inbox(Input):
+    """The unread datagrams of a datagram request.
+
+    `datagram()` takes one whole. Every other want reads the oldest one as if it were a stream that ends with it, so a
+    handler written for lines also answers a datagram of lines.
+    """
+
+    __slots__ = ("_datagrams", "_opened", "asked", "dropped", "has_peer", "is_session")
+
+    is_stream: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._datagrams: deque[bytes] = deque()
+        self._opened = False
+        self.asked = False  # something has been read: until then, whether this is a session is open
+        self.is_session = False  # a datagram() was taken: later datagrams of the peer belong here
+        self.has_peer = True  # it has an address, by which a later datagram can be known to be its
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return super().__len__() + sum(map(len, self._datagrams))
+
+    def __bool__(self) -> bool:
+        """Whether anything is unread: a datagram of no bytes is one."""
+        return bool(self._datagrams) or super().__len__() > 0
+
+    def deliver(self, data: bytes, most: int) -> None:
+        """Add a datagram, or drop it where `most` wait already."""
+        if len(self._datagrams) >= most:
+            self.dropped += 1
+        else:
+            self._datagrams.append(data)
+
+    def through(self, separator: bytes, limit: int) -> bytes | Missing:
+        self._open()
+        return super().through(separator, limit)
+
+    def exactly(self, count: int) -> bytes | Missing:
+        self._open()
+        return super().exactly(count)
+
+    def chunk(self, limit: int) -> bytes | Missing:
+        self._open()
+        return super().chunk(limit)
+
+    def rest(self, limit: int) -> bytes | Missing:
+        self._open()
+        return super().rest(limit)
+
+    def skip_line(self) -> Missing | None:
+        self._open()
+        return super().skip_line()
+
+    def datagram(self) -> bytes | Missing:
+        self.asked = True
+        self._opened = False
+        if not self.is_session:
+            # from a peer without an address there will be no other: the end has come with the first
+            self.is_session = self.has_peer
+        self.ended = not self.has_peer and not self._datagrams
+        if self.data:
+            self.leftover()  # what an earlier want left of its datagram does not run into the next one
+        return self._datagrams.popleft() if self._datagrams else MISSING
+
+    def unopened(self) -> list[bytes]:
+        """Take the datagrams that nothing has been read of."""
+        left = list(self._datagrams)
+        self._datagrams.clear()
+        return left
+
+    def _open(self) -> None:
+        self.asked = True
+        if not self._opened and self._datagrams:
+            self.feed(self._datagrams.popleft())
+            self.ended = self._opened = True
+
+
+class FileSlice:
+    """`remaining` bytes of `file` from `offset`, still to be sent."""
+
+    __slots__ = ("file", "kernel_refuses", "offset", "remaining")
+
+    def __init__(self, file: BinaryIO, offset: int, remaining: int) -> None:
+        self.file = file
+        self.offset = offset
+        self.remaining = remaining
+        self.kernel_refuses = False  # sendfile(2) can't send this file: the engine reads it instead
+
+    def descriptor(self) -> int:
+        """That of the file, for sendfile(2); -1 where there is none, or the kernel has refused it."""
+        if not self.kernel_refuses:
+            try:
+                return self.file.fileno()
+            except Exception:  # a file object of no descriptor, or a closed one: reading it tells which
+                self.kernel_refuses = True
+        return -1
+
+    def read(self, most: int = CHUNK_BYTES) -> bytes:
+        """The next bytes, at most `most`, for what the kernel can't send by itself. Raises SendFileError."""
+        count = min(self.remaining, most)
+        file: Any = self.file  # it may return what no file should
+        try:
+            file.seek(self.offset)
+            data = file.read(count)
+        except Exception as error:
+            failure = SendFileError(f"{self._what()} can't be read: {type(error).__name__}: {error}")
+            failure.__cause__ = error  # `raise … from` does not set it in compiled code
+            raise failure from error
+        if not isinstance(data, bytes | bytearray | memoryview) or len(data) > count:
+            raise SendFileError(
+                f"{self._what()}: read({count}) returned {type(data).__name__}, not {count} bytes or less"
+            )
+        if not data:
+            raise self.ended()
+        return bytes(data)
+
+    def ended(self) -> SendFileError:
+        """The error of a file that has no more bytes, though some are still to be sent."""
+        return SendFileError(f"{self._what()} ended {self.remaining} bytes early, at offset {self.offset}")
+
+    def _what(self) -> str:
+        try:
+            return f"the file {self.file.name!r} that is being sent"
+        except Exception:  # it has no name, or fails to tell it
+            return f"the {type(self.file).__name__} that is being sent"
+
+
+class Output:
+    """The unsent output of a request: pieces in order, each `bytes` or a `FileSlice`.
+
+    `first` is the one to send next, None where there is none; `more` are the others, None where there are none, which
+    is most often.
+    `size` counts all of it; `held` only what is in memory, which is what the limits are about. A datagram may have no
+    bytes, so `first`, and not `size`, tells whether anything is to be sent.
+    """
+
+    __slots__ = ("first", "held", "more", "size")
+
+    def __init__(self) -> None:
+        self.first: Any = None
+        self.more: list[Any] | None = None
+        self.size = 0
+        self.held = 0
+
+    @property
+    def pieces(self) -> list[Any]:
+        """All of them."""
+        return [] if self.first is None else [self.first, *(self.more or ())]
+
+    def append(self, data: bytes) -> None:
+        """Add some bytes."""
+        if self.more is not None:  # most often; else as `_add` has it
+            self.more.append(data)
+        else:
+            self._add(data)
+        self.size += len(data)
+        self.held += len(data)
+
+    def append_file(self, piece: FileSlice) -> None:
+        """Add what is still to be sent of a file."""
+        self._add(piece)
+        self.size += piece.remaining
+
+    def extend(self, other: Output) -> None:
+        """Add all that `other` holds, which gives it up."""
+        for piece in other.pieces:
+            self._add(piece)
+        self.size += other.size
+        self.held += other.held
+        other.clear()
+
+    def front(self) -> Any:
+        """The first piece; small ones in a row are joined into one, so that they cost one send."""
+        others = self.more
+        if others is not None and type(self.first) is bytes:
+            if self.held == self.size <= CHUNK_BYTES:
+                count = len(others)
+            else:  # a file is among them, or too much for one send
+                count, total = 0, len(self.first)
+                for piece in others:
+                    if type(piece) is not bytes or total + len(piece) > CHUNK_BYTES:
+                        break
+                    total += len(piece)
+                    count += 1
+            if count:
+                self.first = b"".join([self.first, *others[:count]])
+                self._drop(count)
+        return self.first
+
+    def consume(self, count: int) -> None:
+        """The kernel took `count` bytes of the first piece: all of it, or a part."""
+        first = self.first
+        self.size -= count
+        if type(first) is FileSlice:
+            first.offset += count
+            first.remaining -= count
+            is_sent = not first.remaining
+        else:
+            self.held -= count
+            is_sent = count == len(first)
+            if not is_sent:
+                # a view, so that a 10 MB answer that leaves in small bites is not copied at each
+                self.first = memoryview(first)[count:]
+        if is_sent:
+            self.first = None
+            if self.more is not None:
+                self.first = self.more[0]
+                self._drop(1)
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self.first = self.more = None
+        self.size = self.held = 0
+
+    def _add(self, piece: Any) -> None:
+        if self.first is None:
+            self.first = piece
+        elif self.more is None:
+            self.more = [piece]
+        else:
+            self.more.append(piece)
+
+    def _drop(self, count: int) -> None:
+        """The next `count` of the others are no longer among them."""
+        assert self.more is not None
+        del self.more[:count]
+        if not self.more:
+            self.more = None

@@ -1,0 +1,155 @@
+"""What is shown of the table's entries: a `Row` of plain data each, and the rows as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from reqtable.table.addresses import address_text, host_text, printable
+from reqtable.table.errors import shown
+from reqtable.table.states import State
+
+if TYPE_CHECKING:
+    from reqtable.table.table import Entry
+
+_NAMES = {state: (state.name, state.value) for state in State}
+
+
+class Row(TypedDict):
+    """One row of a snapshot: plain data. `_s` is seconds; a value that is not known or not set is None."""
+
+    id: int
+    peer: str
+    local: str
+    server: str
+    handler: str
+    policy: str
+    state: str
+    letter: str
+    waits_for: str
+    age_s: float
+    idle_s: float
+    deadline_s: float | None
+    bytes_in: int
+    bytes_out: int
+    buffered_in: int
+    buffered_out: int
+    steps: int
+
+
+class Listing:
+    """Makes the rows of entries that match every filter given; see `RequestTable.snapshot` for these."""
+
+    def __init__(
+        self,
+        state: State | str | None = None,
+        peer: str | None = None,
+        handler: Any = None,
+        older_than: float | None = None,
+    ) -> None:
+        self._state = None if state is None else _state_named(state)
+        self._peer = peer
+        self._handler = handler if handler is None or isinstance(handler, str) else handler_name(handler)
+        self._older_than = older_than
+        self._shows_all = all(each is None for each in (state, peer, handler, older_than))
+        self._texts: dict[int, tuple[Any, str]] = {}  # what many rows share, written once
+
+    def rows(self, entries: Iterable[Entry], running: Entry | None, now: float) -> list[Row]:
+        """Of those that have not ended, and match. `running` is the entry whose step the loop is in."""
+        rows = []
+        for entry in entries:
+            state = State.RUNNING if entry is running else entry.state
+            if state is not State.CLOSED and (self._shows_all or self._matches(entry, state, now)):
+                rows.append(self._row(entry, state, now))
+        return rows
+
+    def _matches(self, entry: Entry, state: State, now: float) -> bool:
+        return (
+            (self._state is None or state is self._state)
+            and (self._peer is None or self._peer in (address_text(entry.peer), host_text(entry.peer)))
+            and (self._handler is None or handler_name(entry.handler) == self._handler)
+            and (self._older_than is None or now - entry.created_at > self._older_than)
+        )
+
+    def _row(self, entry: Entry, state: State, now: float) -> Row:
+        name, letter = _NAMES[state]
+        deadline = entry.deadline
+        return {
+            "id": entry.id,
+            "peer": address_text(entry.peer),
+            "local": self._text(entry.local, address_text),
+            "server": type(entry.server).__name__,
+            "handler": handler_name(entry.handler),
+            "policy": entry.policy.name,
+            "state": name,
+            "letter": letter,
+            "waits_for": self._text(entry.want, want_text),
+            "age_s": now - entry.created_at,
+            "idle_s": max(0.0, now - entry.active_at),
+            "deadline_s": None if deadline is None else deadline - now,
+            "bytes_in": entry.bytes_in,
+            "bytes_out": entry.bytes_out,
+            "buffered_in": len(entry.input),
+            "buffered_out": entry.output.held,
+            "steps": entry.steps,
+        }
+
+    def _text(self, thing: Any, write: Callable[[Any], str]) -> str:
+        known = self._texts.get(id(thing))
+        if known is None:
+            known = self._texts[id(thing)] = thing, write(thing)  # with the thing, whose id is nobody else's then
+        return known[1]
+
+
+def format_rows(rows: list[Row]) -> str:
+    """The rows as an aligned text table, one line each, with a heading."""
+    heading = ("id", "st", "peer", "handler", "policy", "age", "idle", "left", "in", "out", "qin", "qout", "waits for")
+    cells = [
+        (
+            str(row["id"]),
+            row["letter"],
+            row["peer"],
+            row["handler"],
+            row["policy"],
+            f"{row['age_s']:.1f}",
+            f"{row['idle_s']:.1f}",
+            "-" if row["deadline_s"] is None else f"{row['deadline_s']:.1f}",
+            str(row["bytes_in"]),
+            str(row["bytes_out"]),
+            str(row["buffered_in"]),
+            str(row["buffered_out"]),
+            row["waits_for"],
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [heading, *cells]) for i in range(len(heading))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [heading, *cells]
+    )
+
+
+def want_text(want: object) -> str:
+    """A want on one line. A want of a program's own, or the function of a call, may show what a peer sent."""
+    return printable(shown(want))
+
+
+def handler_name(handler: Any) -> str:
+    """The name of a handler: its class's, whether the handler itself or what makes one is given."""
+    handler = unwrapped(handler)
+    return str(getattr(handler, "__name__", None) or type(handler).__name__)
+
+
+def unwrapped(handler: Any) -> Any:
+    """The handler class inside a `functools.partial`; anything else as it is."""
+    return handler.func if isinstance(handler, partial) else handler
+
+
+def _state_named(state: State | str) -> State:
+    if isinstance(state, State):
+        return state
+    for candidate in State:
+        if state in (candidate.name, candidate.value):
+            return candidate
+    raise ValueError(f"no state is named {state!r}; there are {', '.join(s.name for s in State)}")
