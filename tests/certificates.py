@@ -10,7 +10,7 @@ from typing import Any
 
 import trustme
 
-from tests.conftest import WAIT_S, Client
+from tests.support import WAIT_S, Client
 
 AUTHORITY = trustme.CA()  # here, because a server's thread and a client's may both be the first to ask for it
 

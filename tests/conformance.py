@@ -17,7 +17,7 @@ import reqtable
 from reqtable import Transition, datagram, line, state
 from reqtable.config import TLSOptions
 from tests.certificates import TLSStream, write_certificate
-from tests.conftest import WAIT_S, serving, wait_until
+from tests.support import WAIT_S, serving, wait_until
 
 STYLES = ["state", "async", "blocking"]
 TRANSPORTS = ["tcp", "unix", "tls", "udp", "unixgram"]

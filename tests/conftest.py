@@ -1,160 +1,20 @@
-"""What the tests share: servers on a thread, clients, a clock that is set by hand, and a count of what leaks.
-
-Nothing here sleeps to wait: whatever must come is waited for by the event itself, with pytest-timeout as the backstop.
-"""
+"""What pytest does around the tests: their order, a clock that is set by hand, and a count of what leaks."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
-import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from typing import Any
 
 import pytest
 
-import reqtable
 from reqtable.testing import FakeClock
+from tests.support import WAIT_S, open_descriptors
 
-# Every loop checks its invariants after every pass; but see `unchecked`.
+# Every loop checks its invariants after every pass; but see `unchecked`. pytest reads this before a test makes a loop.
 os.environ.setdefault("REQTABLE_DEBUG", "1")
-
-COMPILED = not hasattr(reqtable.Entry.advance, "__code__")
-interpreted = pytest.mark.skipif(COMPILED, reason="changes the source of the package, or looks at its bytecodes")
-
-WAIT_S = 20.0  # how long a client waits for what must come
-
-
-class Client:
-    """A blocking client of a stream server."""
-
-    def __init__(self, address: Any, family: int = socket.AF_INET) -> None:
-        self.socket = socket.socket(family, socket.SOCK_STREAM)
-        self.socket.settimeout(WAIT_S)
-        try:
-            self.socket.connect(address)
-        except OSError:
-            self.socket.close()
-            raise
-
-    def send(self, data: bytes) -> Client:
-        self.socket.sendall(data)
-        return self
-
-    def receive(self, count: int) -> bytes:
-        """Exactly `count` bytes, or fewer at the end of file."""
-        data = b""
-        while len(data) < count and (more := self.socket.recv(count - len(data))):
-            data += more
-        return data
-
-    def line(self) -> bytes:
-        data = b""
-        while not data.endswith(b"\n") and (more := self.socket.recv(1)):
-            data += more
-        return data
-
-    def ask(self, data: bytes) -> bytes:
-        """Send a line, take a line."""
-        return self.send(data).line()
-
-    def rest(self) -> bytes:
-        """Everything up to the end of file."""
-        data = b""
-        while more := self.socket.recv(65536):
-            data += more
-        return data
-
-    def end(self) -> Client:
-        """Half-close."""
-        self.socket.shutdown(socket.SHUT_WR)
-        return self
-
-    def reset(self) -> None:
-        """Close with a reset instead of an end of file."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.socket.close()
-
-    def hang_up(self) -> None:
-        """Close for good: forked children have copies of a socket of the server's own process."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-        self.socket.close()
-
-    def close(self) -> None:
-        self.socket.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.close()
-
-
-@contextlib.contextmanager
-def serving(server: Any, poll_interval: float = 0.5) -> Iterator[Any]:
-    """`server.serve_forever()` on a thread, for as long as the block lasts; then it is closed.
-
-    What serve_forever raises is raised here.
-    """
-    raised: list[BaseException] = []
-    begun = threading.Event()
-
-    def run() -> None:
-        try:
-            server.serve_forever(poll_interval)
-        except BaseException as error:
-            raised.append(error)
-        finally:
-            begun.set()
-
-    server.engine.post(begun.set)
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert begun.wait(WAIT_S)
-    try:
-        yield server
-    except BaseException:
-        for entry in server.table:  # a failed test's children and threads are not waited for
-            server.table.cancel(entry.id)
-        raise
-    finally:
-        if thread.is_alive():
-            server.shutdown()
-        thread.join(WAIT_S)
-        server.server_close()
-    assert not thread.is_alive()
-    if raised:
-        raise raised[0]
-
-
-@contextlib.contextmanager
-def served(handler: Any, dispatch: str | None = None, **attributes: Any) -> Iterator[Any]:
-    """A TCP server of `handler` on a free port, serving."""
-    made = type("Server", (reqtable.TCPServer,), {"request_queue_size": 1024, **attributes})
-    with serving(made(("127.0.0.1", 0), handler, dispatch=dispatch)) as server:
-        yield server
-
-
-def wait_until(server: Any, condition: Callable[[], bool]) -> None:
-    """Wait until `condition()` holds, looking after each pass of the server's loop."""
-    held = threading.Event()
-
-    def look() -> None:
-        if condition():
-            held.set()
-        elif not held.is_set():
-            server.engine.retry(look)
-
-    server.engine.post(look)
-    assert held.wait(WAIT_S), "it never came to hold"
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

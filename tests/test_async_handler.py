@@ -14,8 +14,8 @@ import pytest
 
 import reqtable
 from reqtable import AsyncRequestHandler, chunk, exactly, line, rest, until
-from reqtable.testing import Exercise, exercise
-from tests.conftest import Client, FakeClock, served
+from reqtable.testing import Exercise, FakeClock, exercise
+from tests.support import Client, served
 from tests.test_loop import World, small_buffers
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import WAIT_S, Client
+from tests.support import WAIT_S, Client
 
 
 @pytest.mark.parametrize("handler", ["StateEcho", "AsyncEcho"])

@@ -18,7 +18,7 @@ from tests.benchmarks.processes import Failed, Process, Server, Tools, cpu_of, t
 from tests.benchmarks.report import is_limited_by_load, limited, outcomes, page, ratio, rows
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
 from tests.benchmarks.work import COMPILED_GOALS, GOALS, WARM_UP, WORKS, Effort, Figures, Work
-from tests.conftest import WAIT_S, interpreted
+from tests.support import WAIT_S, interpreted
 
 MEASURED = json.loads(bench.FIGURES.read_text())
 FLOOR = "floor"

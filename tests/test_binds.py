@@ -20,7 +20,7 @@ import pytest
 import reqtable
 from reqtable import ConfigurationError
 from reqtable.run.endpoints import find_places, make_server, name_of, open_server, parse_bind
-from tests.conftest import WAIT_S, Client, serving
+from tests.support import WAIT_S, Client, serving
 from tests.test_cli import COMMAND, ROOT, port_of, run
 
 ECHO = "examples/echo.py:StateEcho"

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 import reqtable
-from tests.conftest import WAIT_S, Client, serving, wait_until
+from tests.support import WAIT_S, Client, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 both = pytest.mark.parametrize("dispatch", ["inline", "greenlet"])

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import WAIT_S, Client
+from tests.support import WAIT_S, Client
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "reqtable"]

@@ -31,7 +31,7 @@ import pytest
 
 import reqtable
 from reqtable.compat import REPLACEMENT, environment
-from tests.conftest import WAIT_S
+from tests.support import WAIT_S
 from tests.test_examples import program as client_program
 
 PROGRAMS = Path(__file__).parent / "programs"

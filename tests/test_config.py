@@ -26,7 +26,7 @@ from reqtable.config import (
     effective,
 )
 from reqtable.config.options import EXAMPLES
-from tests.conftest import WAIT_S, Client
+from tests.support import WAIT_S, Client
 
 ANY = ("127.0.0.1", 0)
 ROOT = Path(__file__).parent.parent

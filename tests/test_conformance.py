@@ -20,7 +20,7 @@ from tests.conformance import (
     TRANSPORTS,
     StateTalk,
 )
-from tests.conftest import Client, served
+from tests.support import Client, served
 
 CELLS = [
     (policy, style, transport, dialogue)

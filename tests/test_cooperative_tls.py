@@ -23,7 +23,7 @@ import pytest
 import reqtable
 from reqtable.dispatch.green.tls import CooperativeTLSSocket
 from tests.certificates import AUTHORITY, TLSClient, begin_tls, server_context
-from tests.conftest import WAIT_S, Client, open_descriptors, serving, wait_until
+from tests.support import WAIT_S, Client, open_descriptors, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 BIG = bytes(range(256)) * 65536  # 16 MiB: more than both kernels' buffers hold

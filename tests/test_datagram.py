@@ -25,8 +25,8 @@ from reqtable import (
 )
 from reqtable.loop.platform import SYSTEM
 from reqtable.table.buffers import Inbox
-from reqtable.testing import Faults, SimNetwork
-from tests.conftest import WAIT_S, FakeClock, serving, wait_until
+from reqtable.testing import FakeClock, Faults, SimNetwork
+from tests.support import WAIT_S, serving, wait_until
 
 UNIX = (socket.AF_UNIX, socket.SOCK_DGRAM)
 

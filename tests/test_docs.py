@@ -23,7 +23,7 @@ from examples.notes import Notes
 from reqtable.run.endpoints import _OPTIONS, parse_bind
 from reqtable.run.supervisor import _HANDLED
 from reqtable.testing.faults import KINDS
-from tests.conftest import WAIT_S, Client, served, wait_until
+from tests.support import WAIT_S, Client, served, wait_until
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

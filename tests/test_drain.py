@@ -20,7 +20,7 @@ import pytest
 
 import reqtable
 from reqtable import Config, Limits, call, exactly, line, state
-from tests.conftest import WAIT_S, Client, serving, wait_until
+from tests.support import WAIT_S, Client, serving, wait_until
 
 ROOT = Path(__file__).parent.parent
 ANY = ("127.0.0.1", 0)

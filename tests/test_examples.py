@@ -20,7 +20,8 @@ from examples.notes import Notes
 from examples.tftp import Tftp
 from examples.timeserver import Time
 from reqtable import UDPServer, UnixDatagramServer, UnixStreamServer
-from tests.conftest import WAIT_S, Client, FakeClock, served, serving, wait_until
+from reqtable.testing import FakeClock
+from tests.support import WAIT_S, Client, served, serving, wait_until
 from tests.test_datagram import Stepwise, peer_of
 from tests.test_loop import World
 

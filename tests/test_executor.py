@@ -19,8 +19,8 @@ import reqtable
 from reqtable import Config, ConfigurationError, Transition, line, state
 from reqtable.config import ExecutorOptions
 from tests import shipped
-from tests.conftest import WAIT_S, Client, serving, wait_until
 from tests.shipped import Recoverer, Shipped
+from tests.support import WAIT_S, Client, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 ROOT = Path(__file__).parent.parent
@@ -128,7 +128,7 @@ def main():
     import reqtable
     from reqtable import Config
     from reqtable.config import ExecutorOptions
-    from tests.conftest import Client, serving
+    from tests.support import Client, serving
     from tests.shipped import Shipped
     {setup}
     config = Config(executor=ExecutorOptions({factory!r}, {arguments}))

@@ -25,7 +25,7 @@ from reqtable.dispatch.policies.thread import RequestThread
 from reqtable.table.buffers import MISSING
 from reqtable.table.wants import Want
 from reqtable.testing import exercise
-from tests.conftest import Client, serving, wait_until
+from tests.support import Client, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 FILE_BYTES = 8_000_000  # more than the kernel's buffers hold

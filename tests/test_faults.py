@@ -14,7 +14,6 @@ import pytest
 
 import reqtable
 from reqtable import State, line, state
-from tests.conftest import Client, served, wait_until
 from tests.faults import (
     BACKPRESSURE,
     MIB,
@@ -26,6 +25,7 @@ from tests.faults import (
     slow_loris,
     unread_answers,
 )
+from tests.support import Client, served, wait_until
 
 STYLES = ["state", "async", "blocking"]
 

@@ -9,8 +9,8 @@ import pytest
 from reqtable.net.stream import Stream
 from reqtable.table.buffers import Input
 from reqtable.table.table import RequestTable
-from tests.conftest import interpreted
 from tests.fuzz import TARGETS, fuzz
+from tests.support import interpreted
 
 
 @pytest.mark.slow

@@ -29,7 +29,8 @@ import pytest
 import reqtable
 from reqtable import Engine, State, System
 from reqtable.dispatch.green.socket import CooperativeSocket, _RequestGreenlet
-from tests.conftest import WAIT_S, Client, FakeClock, serving, wait_until
+from reqtable.testing import FakeClock
+from tests.support import WAIT_S, Client, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 BIG = bytes(range(256)) * 40_960  # 10 MiB: more than the kernel takes at once

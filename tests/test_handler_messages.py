@@ -27,7 +27,7 @@ from reqtable import (
 )
 from reqtable.dispatch.pickled_steps import Parcel, run_step
 from reqtable.testing import exercise
-from tests.conftest import COMPILED, Client, served
+from tests.support import COMPILED, Client, served
 from tests.test_handler_classes import line_of as line_of_file
 
 

@@ -13,8 +13,8 @@ import reqtable
 from examples.echo import AsyncEcho, StateEcho
 from reqtable import Config, ConfigurationError, Limits
 from reqtable.run.endpoints import find_places, make_server, open_server
-from tests.conftest import Client, serving, wait_until
 from tests.service import Service
+from tests.support import Client, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import reqtable
-from tests.conftest import COMPILED
+from tests.support import COMPILED
 
 ROOT = Path(reqtable.__file__).parent
 IMPURE = {"socket", "selectors", "time", "threading", "ssl", "os", "signal", "select"}

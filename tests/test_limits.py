@@ -22,7 +22,7 @@ from reqtable.loop.platform import System
 from reqtable.table.addresses import network_of
 from reqtable.testing import Client as Script
 from reqtable.testing import FakeClock, Faults, SimNetwork, exercise, simulate
-from tests.conftest import Client, serving, wait_until
+from tests.support import Client, serving, wait_until
 
 SERVER = ("127.0.0.1", 0)
 

@@ -27,8 +27,8 @@ from reqtable.table.buffers import MISSING
 from reqtable.table.states import READ, WRITE
 from reqtable.table.table import SLICE_ROWS, Entry
 from reqtable.testing import Client as Script
-from reqtable.testing import Faults, SimNetwork, simulate
-from tests.conftest import COMPILED, Client, FakeClock, served, serving, wait_until
+from reqtable.testing import FakeClock, Faults, SimNetwork, simulate
+from tests.support import COMPILED, Client, served, serving, wait_until
 
 
 class Echo(reqtable.StateRequestHandler):

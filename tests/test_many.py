@@ -16,7 +16,7 @@ import pytest
 import reqtable
 from reqtable import StateRequestHandler, line, state
 from tests.benchmarks import trickle
-from tests.conftest import serving, wait_until
+from tests.support import serving, wait_until
 
 CLIENTS = 5000
 IDLE = 300  # with those before them, just not enough to have the dict of the table grow to twice its size

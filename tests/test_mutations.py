@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from tests.conftest import interpreted
 from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure
 from tests.simulation.workloads import run
+from tests.support import interpreted
 
 pytestmark = [interpreted, pytest.mark.slow]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Client
 from tests.service import WAIT_S, Service
+from tests.support import Client
 
 
 class Systemd:

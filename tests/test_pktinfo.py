@@ -14,7 +14,7 @@ import reqtable
 from reqtable import AsyncRequestHandler, DatagramRequestHandler, StateRequestHandler, datagram, rest, state
 from reqtable.run.endpoints import find_places, make_server, open_server
 from reqtable.testing import SimNetwork
-from tests.conftest import WAIT_S, serving, wait_until
+from tests.support import WAIT_S, serving, wait_until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's loopback, and its options")
 

@@ -27,7 +27,7 @@ from reqtable import Config, ConfigurationError, Limits, Transition, call, hand_
 from reqtable.config import ExecutorOptions, ForkOptions, PoolOptions, ThreadOptions
 from reqtable.dispatch.policies.thread import RequestThread
 from reqtable.loop.loop import TABLES
-from tests.conftest import WAIT_S, Client, served, serving, wait_until
+from tests.support import WAIT_S, Client, served, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 

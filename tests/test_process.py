@@ -17,7 +17,7 @@ import pytest
 import reqtable
 from reqtable import line, state
 from reqtable.loop.process import Process
-from tests.conftest import WAIT_S, Client, served, serving, wait_until
+from tests.support import WAIT_S, Client, served, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 FORK = multiprocessing.get_context("fork")

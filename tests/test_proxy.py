@@ -23,7 +23,7 @@ from reqtable.net.proxy_protocol import ProxyHeader, ProxyHeaderError, header_en
 from reqtable.testing import Client as Script
 from reqtable.testing import simulate
 from tests.certificates import client_context, write_certificate
-from tests.conftest import WAIT_S, Client, serving, wait_until
+from tests.support import WAIT_S, Client, serving, wait_until
 from tests.test_examples import program
 
 ANY = ("127.0.0.1", 0)

@@ -32,7 +32,7 @@ from reqtable import ConfigurationError, Engine, System
 from reqtable.loop.platform import SYSTEM
 from reqtable.loop.process import Process
 from tests.certificates import write_certificate
-from tests.conftest import WAIT_S, Client, serving, wait_until
+from tests.support import WAIT_S, Client, serving, wait_until
 
 AT_ONCE_S = 1.0
 ANY = ("127.0.0.1", 0)

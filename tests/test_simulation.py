@@ -21,9 +21,9 @@ from reqtable.server.invariants import InvariantBroken
 from reqtable.table.states import TRANSITIONS, Event, State
 from reqtable.testing import Client, FakeClock, Faults, SimulationFailed, shrink, simulate
 from reqtable.testing.faults import KINDS
-from tests.conftest import interpreted
 from tests.mutations import MUTATIONS, RARE, SEEDS
 from tests.simulation.workloads import PROTOCOLS, run, workload_of
+from tests.support import interpreted
 
 ROOT = Path(__file__).parent.parent
 ANY = ("127.0.0.1", 0)

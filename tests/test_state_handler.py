@@ -10,7 +10,8 @@ import pytest
 import reqtable
 from examples.notes import Notes
 from reqtable import StateRequestHandler, call, exactly, line, nothing, sleep, state
-from tests.conftest import Client, FakeClock, served
+from reqtable.testing import FakeClock
+from tests.support import Client, served
 from tests.test_loop import World
 
 

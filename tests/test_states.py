@@ -15,7 +15,7 @@ from reqtable.table.deadlines import Deadlines
 from reqtable.table.errors import ReqtableError
 from reqtable.table.states import INTEREST, READ, TRANSITIONS, WRITE, Event, State
 from reqtable.table.table import Entry, RequestTable
-from tests.conftest import FakeClock
+from reqtable.testing import FakeClock
 
 
 class Alpha:

@@ -17,7 +17,7 @@ from reqtable.table.snapshot import Listing, format_rows, handler_name
 from reqtable.table.states import Event, State
 from reqtable.table.table import SLICE_ROWS, Entry, RequestTable
 from reqtable.table.wants import Want, line, sleep, until
-from tests.conftest import FakeClock
+from reqtable.testing import FakeClock
 
 
 class Echo:

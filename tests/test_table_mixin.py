@@ -31,7 +31,7 @@ import pytest
 import werkzeug.serving
 
 import reqtable
-from tests.conftest import WAIT_S, Client, open_descriptors, serving, wait_until
+from tests.support import WAIT_S, Client, open_descriptors, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 HOOKS = [

@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError, wait
 import pytest
 
 from reqtable.loop.threads import Threads
-from tests.conftest import WAIT_S
+from tests.support import WAIT_S
 
 
 @pytest.fixture

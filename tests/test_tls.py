@@ -27,8 +27,8 @@ from reqtable import ConfigurationError, Limits, flushed, line, state
 from reqtable.config import Certificate, Config, TLSOptions
 from reqtable.net.tls import TLSSocket
 from tests.certificates import AUTHORITY, TLSStream, client_context, write_certificate
-from tests.conftest import WAIT_S, Client, open_descriptors, serving, wait_until
 from tests.service import Service
+from tests.support import WAIT_S, Client, open_descriptors, serving, wait_until
 from tests.test_cli import run
 from tests.test_examples import program
 

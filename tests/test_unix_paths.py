@@ -22,7 +22,7 @@ import pytest
 import reqtable
 from reqtable import ConfigurationError
 from reqtable.run.endpoints import find_places, make_server, open_server
-from tests.conftest import WAIT_S, Client, serving
+from tests.support import WAIT_S, Client, serving
 from tests.test_cli import ROOT, reqtable_serve
 
 ECHO = "examples/echo.py:StateEcho"

@@ -28,7 +28,7 @@ from reqtable.loop.platform import System
 from reqtable.loop.selector import DefaultSelector
 from reqtable.server.engine import Engine
 from reqtable.server.stall_detector import Watch, _polls
-from tests.conftest import WAIT_S, Client, serving
+from tests.support import WAIT_S, Client, serving
 
 ANY = ("127.0.0.1", 0)
 HERE = Path(__file__)

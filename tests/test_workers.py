@@ -21,8 +21,8 @@ import pytest
 import reqtable
 from reqtable import Config, ConfigurationError
 from reqtable.dispatch import policy_names
-from tests.conftest import Client
 from tests.service import WAIT_S, Load, Service, kill_workers, reload_times, state_of, wait_gone
+from tests.support import Client
 from tests.test_cli import ROOT, run
 
 READY = r"(\d+) of \1 workers are ready"
