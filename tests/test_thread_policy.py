@@ -1,0 +1,244 @@
+"""Policy `thread`: a thread for each request, how many there may be, and who waits for them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+import reqtable
+from reqtable.config import ThreadOptions
+from reqtable.dispatch.policies.thread import RequestThread
+from reqtable.loop.loop import TABLES
+from tests.policies import ANY, AsyncWhere, HeldBlocking, StateWhere, Where, empty, held, where
+from tests.support import WAIT_S, Client, served, serving, wait_until
+
+
+@pytest.mark.parametrize("handler", [Where, StateWhere, AsyncWhere])
+def test_thread_gives_each_request_its_own(handler: Any) -> None:
+    with served(handler, "thread") as server:
+        with Client(server.server_address) as one, Client(server.server_address) as other:
+            first, second = where(one), where(other)
+            assert where(one) == first, "one thread drives it to its end"
+            assert first[0] == second[0] == os.getpid()
+            loop = next(ident for ident, table in TABLES.items() if table is server.table)
+            assert len({first[1], second[1], loop}) == 3
+            wait_until(server, lambda: [row["letter"] for row in server.table.snapshot()] == ["D", "D"])
+            assert {row["policy"] for row in server.table.snapshot()} == {"thread"}
+        empty(server)
+        assert len(server._dispatcher.chosen.threads) == 0
+
+
+def test_a_thread_is_started_and_not_waited_for() -> None:
+    done: list[int] = []
+    switched_s = sys.getswitchinterval()
+    thread = RequestThread(lambda: done.append(threading.get_ident()), "not-yet", daemon=False)
+    try:
+        sys.setswitchinterval(60)  # nobody takes the interpreter's lock from us
+        thread.start()
+        assert not done
+        assert thread.is_alive()
+    finally:
+        sys.setswitchinterval(switched_s)
+    thread.join()
+    assert done == [thread.ident]
+    assert not thread.is_alive()
+
+
+def test_a_pass_ends_when_its_threads_have_begun() -> None:
+    with served(Where, "thread") as server:
+        begun: list[bool] = []
+
+        def look() -> None:
+            begun.extend(thread.ident is not None for thread in server._dispatcher.chosen.threads)
+
+        server.service_actions = look
+        with Client(server.server_address) as client:
+            where(client)
+            wait_until(server, lambda: bool(begun))
+        assert all(begun)
+
+
+def test_the_hook_of_threads_is_called_where_it_is_overridden() -> None:
+    seen: list[Any] = []
+
+    class Hooked(reqtable.ThreadingTCPServer):
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            seen.append(threading.current_thread())
+            super().process_request_thread(request, client_address)
+
+    with serving(Hooked(ANY, Where)) as server:
+        with Client(server.server_address) as client:
+            _, ident = where(client)
+        empty(server)
+    assert [thread.ident for thread in seen] == [ident]
+
+
+# -- how many ---------------------------------------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_vacancy_can_be_cancelled() -> None:
+    with held(HeldBlocking, "thread", thread=ThreadOptions(threads_max=1)) as server:
+        clients = [Client(server.server_address).send(b"%d\n" % number) for number in range(3)]
+        assert server.entered.acquire(timeout=WAIT_S)
+        wait_until(server, lambda: len(server.table) == 3)
+        rows = {row["id"]: row["peer"] for row in server.table.snapshot(state="OFFLOADED")}
+        by_peer = {reqtable.table.addresses.address_text(c.socket.getsockname()): c for c in clients}  # type: ignore[attr-defined]
+        gone = by_peer[next(iter(rows.values()))]
+        assert server.table.cancel(next(iter(rows)))
+        assert gone.rest() == b""
+        server.gate.set()
+        for client in clients:
+            if client is not gone:
+                assert client.line().strip().isdigit()
+            client.close()
+        empty(server)
+
+
+def test_when_no_thread_can_be_started_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+    refused: list[bool] = []
+
+    with held(HeldBlocking, "thread") as server:
+        first = Client(server.server_address).send(b"first\n")
+        assert server.entered.acquire(timeout=WAIT_S)
+
+        def refuse(thread: threading.Thread) -> None:
+            refused.append(True)
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        second = Client(server.server_address).send(b"second\n")
+        wait_until(server, lambda: bool(server.table.snapshot(state="OFFLOADED")))
+        assert refused
+        monkeypatch.setattr(threading.Thread, "start", start)
+        server.gate.set()
+        assert first.end().rest() == b"first\n"
+        assert second.end().rest() == b"second\n"
+        first.close()
+        second.close()
+        empty(server)
+
+
+def test_when_no_thread_can_be_started_at_all_the_request_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = threading.Thread.start
+    with served(StateWhere, "thread") as server:
+
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with Client(server.server_address) as client:
+            assert client.rest() == b""
+        monkeypatch.setattr(threading.Thread, "start", start)
+        assert "can't start new thread" in caplog.text
+        with Client(server.server_address) as client:
+            assert where(client)[0] == os.getpid()
+        empty(server)
+
+
+# -- who waits for them -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dispatch", ["thread", "pool"])
+@pytest.mark.parametrize("handler", [Where, StateWhere])
+@pytest.mark.parametrize("attributes", [{"daemon_threads": True}, {"block_on_close": False}], ids=str)
+def test_server_close_does_not_wait_where_it_is_told_not_to(
+    dispatch: str, handler: Any, attributes: dict[str, bool]
+) -> None:
+    server = type("Hurried", (reqtable.TCPServer,), attributes)(ANY, handler, dispatch=dispatch)
+    loop = threading.Thread(target=server.serve_forever)
+    loop.start()
+    client = Client(server.server_address)
+    ident = where(client)[1]
+    (thread,) = [each for each in threading.enumerate() if each.ident == ident]
+    assert thread.daemon or "daemon_threads" not in attributes
+    server.shutdown()
+    loop.join(WAIT_S)
+    server.server_close()
+    if dispatch == "thread" or handler is Where:  # a state machine of a pool is the loop's
+        assert where(client)[1] == ident, "it goes on"
+    client.hang_up()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("dispatch", ["thread", "pool"])
+def test_a_handler_that_closes_its_server_does_not_wait_for_itself(dispatch: str) -> None:
+    class Closing(reqtable.StreamRequestHandler):
+        def handle(self) -> None:
+            self.server.shutdown()
+            self.server.server_close()
+            self.wfile.write(b"closed\n")
+
+    with served(Closing, dispatch) as server, Client(server.server_address) as client:
+        assert client.line() == b"closed\n"
+
+
+STAYING = """
+import sys, threading, time
+import reqtable
+
+class Line(reqtable.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(self.rfile.readline())
+        self.rfile.readline()
+        print("done", flush=True)
+
+def hold(text):
+    print("begun", flush=True)
+    release.wait()
+    print("done", flush=True)
+
+class Calling(reqtable.StateRequestHandler):
+    @reqtable.state(reqtable.line())
+    def first(self, text):
+        self.send(text)
+        return self.last, reqtable.call(hold, text)
+
+    @reqtable.state()
+    def last(self, _):
+        return None
+
+release = threading.Event()
+handler, dispatch, daemon = sys.argv[1:]
+class Server(reqtable.TCPServer):
+    daemon_threads = daemon == "daemon"
+server = Server(("127.0.0.1", 0), globals()[handler], dispatch=dispatch)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+print(server.server_address[1], flush=True)
+sys.stdin.readline()
+threading.Thread(target=lambda: (sys.stdin.readline(), release.set()), daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("daemon", ["daemon", "waited for"])
+@pytest.mark.parametrize(("handler", "dispatch"), [("Line", "thread"), ("Line", "pool"), ("Calling", "inline")])
+def test_the_interpreters_exit_waits_for_threads_that_are_no_daemons(handler: str, dispatch: str, daemon: str) -> None:
+    command = [sys.executable, "-c", STAYING, handler, dispatch, daemon]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with Client(("127.0.0.1", int(process.stdout.readline()))) as client:
+            assert client.ask(b"hello\n") == b"hello\n"
+            if handler == "Calling":
+                assert process.stdout.readline() == "begun\n"
+            process.stdin.write("exit\n")
+            process.stdin.flush()
+            if daemon == "daemon":
+                assert process.wait(WAIT_S) == 0
+                assert process.stdout.read() == ""
+            else:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(0.5)
+                process.stdin.write("release\n")
+                process.stdin.flush()
+                client.send(b"bye\n")
+                assert process.wait(WAIT_S) == 0
+                assert process.stdout.read() == "done\n"
