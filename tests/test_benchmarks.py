@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import __main__ as bench
+from tests.benchmarks import trace
 from tests.benchmarks.processes import Failed, Process, Server, Tools, cpu_of, tools
 from tests.benchmarks.report import is_limited_by_load, limited, outcomes, page, ratio, rows
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
@@ -143,6 +144,17 @@ def test_bytecodes_are_counted_and_not_sampled() -> None:
         assert functions["Loop.step"] > 20
         assert functions[own[peer]] >= 4
     assert 4 <= counted["redis"]["reqtable-state"]["MiniRedis.get"] <= 16, "of one GET, though sixteen came at once"
+
+
+@interpreted
+@pytest.mark.usefixtures("unchecked")
+def test_calls_are_counted_and_not_sampled() -> None:
+    found = trace.traced("inline")
+    assert found == trace.traced("inline")
+    calls = {phase: trace.figures(found[phase]) for phase in trace.PHASES}
+    for count, files, across in calls.values():
+        assert 0 < files <= across < count
+    assert calls["line"][0] <= 20 < calls["accept"][0]
 
 
 def test_what_children_take_is_their_parents() -> None:
