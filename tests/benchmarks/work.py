@@ -291,7 +291,7 @@ GOALS: list[Goal] = [
     *ratios("churn", "reqtable-fork", ("socketserver-forking", 1.0)),
     *ratios("redis-16", "reqtable-state", ("asyncio-streams", 0.5)),
     Goal("An idle connection of reqtable-state", "idle", "reqtable-state", 0.8, figure="kib", unit="KiB"),
-    Goal("10 to 10,000 connections, reqtable-state", "growth-10000", "reqtable-state", 1.3, "growth-10"),
+    Goal("Growth from 10 to 10,000 connections, reqtable-state", "growth-10000", "reqtable-state", 1.3, "growth-10"),
     *(
         Goal(f"Shutdown of {peer}", "shutdown", peer, 5, figure="ms", unit="ms")
         for peer in ("reqtable-state", "reqtable-greenlet", "reqtable-thread")
@@ -299,9 +299,14 @@ GOALS: list[Goal] = [
     Goal("snapshot() of 10,000 requests", "snapshot", "reqtable-state", 50, figure="step_ms", unit="ms"),
     *(
         Goal(
-            f"Another's wait meanwhile, {where}", "snapshot", "reqtable-state", 5, figure=f"{name}_delay_ms", unit="ms"
+            f"Another request's wait for a snapshot in {where}",
+            "snapshot",
+            "reqtable-state",
+            5,
+            figure=f"{name}_delay_ms",
+            unit="ms",
         )
-        for name, where in (("step", "taken in a step"), ("thread", "taken in another thread"))
+        for name, where in (("step", "a step"), ("thread", "another thread"))
     ),
 ]
 

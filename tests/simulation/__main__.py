@@ -163,7 +163,7 @@ def figures(total: Sum, elapsed_s: float, processes: int) -> list[str]:
 
 def mutations() -> list[str]:
     """Each deliberate bug and the seed that finds it, as the rows of a table."""
-    rows = ["| deliberate bug | found by seed | as |", "|---|---|---|"]
+    rows = ["| deliberate bug | found by seed | reported as |", "|---|---|---|"]
     for mutation, seeds in [*((each, range(SEEDS)) for each in MUTATIONS), *((rare, [seed]) for seed, rare in RARE)]:
         found = first_failure(mutation, seeds)
         seed, problem = (f"{found[0]}", found[1]) if found is not None else ("none", "")
