@@ -61,6 +61,7 @@ class TLSStream:
 
     def __init__(self, address: Any, context: ssl.SSLContext | None = None, name: str = "127.0.0.1") -> None:
         self.plain = socket.create_connection(address, timeout=WAIT_S)
+        self.plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = (context or client_context()).wrap_bio(self._came, self._goes, server_hostname=name)
         try:

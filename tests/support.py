@@ -23,13 +23,15 @@ WAIT_S = 20.0  # how long a client waits for what must come
 
 
 class Client:
-    """A blocking client of a stream server."""
+    """A blocking client of a stream server. What it sends leaves at once, however little that is."""
 
     def __init__(self, address: Any, family: int = socket.AF_INET) -> None:
         self.socket = socket.socket(family, socket.SOCK_STREAM)
         self.socket.settimeout(WAIT_S)
         try:
             self.socket.connect(address)
+            if family != socket.AF_UNIX:
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             self.socket.close()
             raise
@@ -40,10 +42,10 @@ class Client:
 
     def receive(self, count: int) -> bytes:
         """Exactly `count` bytes, or fewer at the end of file."""
-        data = b""
-        while len(data) < count and (more := self.socket.recv(count - len(data))):
+        data = bytearray()
+        while len(data) < count and (more := self.socket.recv(min(count - len(data), 262_144))):
             data += more
-        return data
+        return bytes(data)
 
     def line(self) -> bytes:
         data = b""
@@ -57,10 +59,10 @@ class Client:
 
     def rest(self) -> bytes:
         """Everything up to the end of file."""
-        data = b""
-        while more := self.socket.recv(65536):
+        data = bytearray()
+        while more := self.socket.recv(262_144):
             data += more
-        return data
+        return bytes(data)
 
     def end(self) -> Client:
         """Half-close."""

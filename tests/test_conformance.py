@@ -18,9 +18,9 @@ from tests.conformance import (
     STREAMS,
     STYLES,
     TRANSPORTS,
-    StateTalk,
 )
 from tests.support import Client, served
+from tests.talk import StateTalk
 
 CELLS = [
     (policy, style, transport, dialogue)
