@@ -11,11 +11,7 @@ import logging
 import time
 from typing import Any, ClassVar
 
-from reqtable import Entry, Want
-from reqtable.dispatch.policies.inline import Inline
-from reqtable.net.transports import Lent
-from reqtable.table.addresses import address_text
-from reqtable.table.table import Resumable
+from reqtable.dispatch import Entry, Inline, PollOnly, Resumable, Want
 
 SLOW_S = 0.1
 
@@ -27,8 +23,8 @@ class Stopwatch(Inline):
 
     name = "stopwatch"
 
-    def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        return Timed(entry, super().blocking(entry, lent))
+    def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
+        return Timed(entry, super().blocking(entry, transport))
 
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
         return Timed(entry, handler)
@@ -63,5 +59,4 @@ class Timed:
     def look(self, began: float) -> None:
         took = time.perf_counter() - began
         if took > SLOW_S:
-            peer = address_text(self.entry.peer)
-            log.warning("%s: a step of %s held the loop for %.2f s", peer, self.entry.want, took)
+            log.warning("%s: a step of %s held the loop for %.2f s", self.entry.peer, self.entry.want, took)

@@ -93,7 +93,7 @@ class Server(reqtable.TCPServer):
             driver = getattr(entry.transport, "driver", None)
             held = (entry if driver is None else driver.entry).output.held
             self.held_max = max(self.held_max, held)
-        self.engine.retry(self.sample, 0.001)
+        self.engine.loop.mailbox.call_later(self.sample, 0.001)
 
 
 def main(options: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ import reqtable
 from reqtable import Config, Limits, chunk, exactly, line, rest, state, until
 from reqtable.config import ProxyOptions, TLSOptions
 from reqtable.loop.platform import System
-from reqtable.net.transports import is_peers_doing
+from reqtable.net.sockets import is_peers_doing
 from reqtable.testing import FakeClock
 from tests.certificates import client_context, write_certificate
 
@@ -220,7 +220,7 @@ class Server(reqtable.TCPServer):
         super().__init__(("127.0.0.1", 0), handler, dispatch=dispatch, config=config)
         self.clock = FakeClock()
         reqtable.Engine(limits=config.limits, system=System(clock=self.clock)).add(self)
-        self.engine.open()
+        self.engine.loop.open()
         self.offered: deque[socket.socket] = deque()
         self.bugs: list[str] = []
 
@@ -353,12 +353,12 @@ class Fuzz:
             server.offer(ours)
         for action in actions:
             if not runs_at_once and rng.random() < 0.7:
-                server.engine.run_once(0)
+                server.engine.loop.run_once(0)
             self._do(server, theirs, action, runs_at_once)
         if runs_at_once:
             server.offer(ours)
         for number in range(PASSES_MAX):
-            server.engine.run_once(0)
+            server.engine.loop.run_once(0)
             if not len(server.table):
                 return
             if number == PASSES_MAX // 2:
@@ -370,7 +370,7 @@ class Fuzz:
                 for start in range(0, len(action), 10_000):
                     client.send(action[start : start + 10_000])
                     if not runs_at_once:
-                        server.engine.run_once(0)
+                        server.engine.loop.run_once(0)
             elif isinstance(action, int):
                 client.recv(action)
             elif action == END:
@@ -392,7 +392,7 @@ class Fuzz:
             got = b""
             secured = SecuredClient() if target.is_secured else None
             for _ in range(PASSES_MAX):
-                server.engine.run_once(0)
+                server.engine.loop.run_once(0)
                 if secured is not None:
                     got += secured.talk(theirs, target.honest)
                 else:
@@ -401,7 +401,7 @@ class Fuzz:
                 if got.endswith(b"\n"):
                     break
         for _ in range(PASSES_MAX):
-            server.engine.run_once(0)
+            server.engine.loop.run_once(0)
             if not len(server.table):
                 break
         return got

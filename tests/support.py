@@ -143,7 +143,7 @@ def wait_until(server: Any, condition: Callable[[], bool]) -> None:
         if condition():
             held.set()
         elif not held.is_set():
-            server.engine.retry(look)
+            server.engine.loop.mailbox.call_later(look)
 
     server.engine.post(look)
     assert held.wait(WAIT_S), "it never came to hold"

@@ -141,7 +141,7 @@ def test_bytecodes_are_counted_and_not_sampled() -> None:
     assert counted == bench.bytecodes()
     for peer, functions in counted["lines"].items():
         own = {"reqtable-state": "State.echo", "reqtable-async": "Async.handle", "reqtable-greenlet": "Blocking.handle"}
-        assert functions["Loop.step"] > 20
+        assert functions["Steps.step"] > 20
         assert functions[own[peer]] >= 4
     assert 4 <= counted["redis"]["reqtable-state"]["MiniRedis.get"] <= 16, "of one GET, though sixteen came at once"
 

@@ -94,7 +94,7 @@ def test_a_lock_of_an_executor_that_is_held_at_a_fork_does_not_hold_up_the_child
     """Once it did: the child freed its copy of the executor, which takes that lock."""
     with calling(os.getpid) as (server, client):
         client.ask(b"process\n")
-        with server._dispatcher.executor("process")._executor._shutdown_lock:
+        with server._policies.executor("process")._executor._shutdown_lock:
             assert int(client.ask(b"fork\n")) != os.getpid()
 
 

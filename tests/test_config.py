@@ -49,7 +49,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def dispatch_of(base: Any = reqtable.TCPServer, **options: Any) -> str:
     with base(ANY, Echo, **options) as server:
-        return str(server._dispatcher.chosen.name)
+        return str(server._policies.chosen.name)
 
 
 def write(text: str, name: str = "reqtable.toml") -> Path:
@@ -342,16 +342,16 @@ def test_a_configuration_that_the_handler_can_not_run_under_is_not_taken() -> No
             pass
 
     with reqtable.TCPServer(ANY, Async) as server:
-        before = server._dispatcher
+        before = server._policies
         with pytest.raises(ConfigurationError, match="only a StateRequestHandler is data"):
             server.reconfigure(Config(dispatch="executor"))
-        assert server._dispatcher is before
+        assert server._policies is before
         server.reconfigure(Config(dispatch="pool", limits=Limits(entries_max=7)))
-        assert (server._dispatcher.chosen.name, server.table.limits.entries_max) == ("pool", 7)
+        assert (server._policies.chosen.name, server.table.limits.entries_max) == ("pool", 7)
 
     with reqtable.TCPServer(ANY, Async, dispatch="thread") as server:
         server.reconfigure(Config(dispatch="pool"))
-        assert server._dispatcher.chosen.name == "thread", "the constructor's argument pins it"
+        assert server._policies.chosen.name == "thread", "the constructor's argument pins it"
 
 
 def test_the_place_of_a_factory_is_said() -> None:

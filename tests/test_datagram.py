@@ -53,12 +53,12 @@ class Stepwise:
         self.server = (reqtable.UDPServer if simulated else reqtable.UnixDatagramServer)(address, handler)
         self.engine = reqtable.Engine(limits=reqtable.Limits(**limits)).add(self.server)
         SYSTEM.reset(token)
-        self.engine.open()
+        self.engine.loop.open()
         self.engine.listen(self.server)
 
     def passes(self, count: int = 1) -> None:
         for _ in range(count):
-            self.engine.run_once(0)
+            self.engine.loop.run_once(0)
 
     def __enter__(self) -> Stepwise:
         return self
@@ -97,7 +97,7 @@ def test_a_session_is_its_peers_address(clock: FakeClock) -> None:
         assert len(world.server.table) == 2
         one.send(b"bye")
         world.passes()
-        assert len(world.server.table) == 1 == len(world.engine.sessions)
+        assert len(world.server.table) == 1 == len(world.engine.intake.sessions)
         one.send(b"again")
         world.passes()
         assert one.recv(100) == b"1 again"
@@ -113,7 +113,7 @@ def test_a_deadline_ends_a_session(clock: FakeClock) -> None:
         assert len(world.server.table) == 1
         clock.jump(2)
         world.passes()
-        assert (len(world.server.table), world.engine.sessions) == (0, {})
+        assert (len(world.server.table), len(world.engine.intake.sessions)) == (0, 0)
 
 
 def test_a_session_without_a_timeout_of_its_own_has_the_limits(clock: FakeClock) -> None:
@@ -154,7 +154,7 @@ def test_a_handler_of_lines_answers_a_datagram_of_lines(clock: FakeClock, handle
         peer.send(b"one\ntwo\npart")
         world.passes()
         assert [peer.recv(100) for _ in range(3)] == [b"one\n", b"two\n", b"part"]
-        assert (len(world.server.table), world.engine.sessions) == (0, {})
+        assert (len(world.server.table), len(world.engine.intake.sessions)) == (0, 0)
 
 
 def test_rest_is_the_datagram(clock: FakeClock) -> None:
@@ -219,7 +219,7 @@ def test_a_unix_peer_whose_queue_is_full_is_waited_for_without_spinning(clock: F
             other.sendto(b"go", address)
             world.passes()
             assert other.recv(100, socket.MSG_DONTWAIT) == b"0"  # the others go on
-            assert world.engine._patience(None) > 0
+            assert world.engine.loop._patience(None) > 0
             received = []
             slow.settimeout(0)
             while len(received) < 2000:
@@ -344,7 +344,7 @@ def test_a_constructor_that_raises_leaves_nothing(clock: FakeClock, caplog: pyte
     with Stepwise(clock, Broken) as world, peer_of(world.server) as peer:
         peer.send(b"x")
         world.passes()
-        assert (len(world.server.table), world.engine.sessions) == (0, {})
+        assert (len(world.server.table), len(world.engine.intake.sessions)) == (0, 0)
     assert "ZeroDivisionError" in caplog.text
 
 

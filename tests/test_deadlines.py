@@ -55,9 +55,9 @@ def test_later_does_not_touch_the_heap_and_earlier_does():
     deadlines.arm(entry, 10.0)
     for at in range(11, 1000):
         deadlines.arm(entry, float(at))
-    assert (len(deadlines), entry.queued_at, entry.deadline) == (1, 10.0, 999.0)
+    assert (len(deadlines), entry.heap_time, entry.deadline) == (1, 10.0, 999.0)
     assert expired(deadlines, 998.0) == [], "the stale time came up"
-    assert (len(deadlines), entry.queued_at) == (1, 999.0)
+    assert (len(deadlines), entry.heap_time) == (1, 999.0)
     deadlines.arm(entry, 5.0)
     assert (len(deadlines), deadlines.next_at()) == (2, 5.0)
     assert expired(deadlines, 5.0) == [entry]
@@ -92,7 +92,7 @@ def test_closed_and_forgotten_do_not_come():
     closed.state = State.CLOSED
     deadlines.forget(forgotten)
     deadlines.forget(forgotten)
-    assert (forgotten.deadline, forgotten.queued_at) == (None, inf)
+    assert (forgotten.deadline, forgotten.heap_time) == (None, inf)
     assert expired(deadlines, 10.0) == [left]
     deadlines.forget(closed)
     assert len(deadlines) == 0
@@ -221,5 +221,5 @@ def test_what_is_due_is_what_a_dict_says(steps):
                 entries[which].state = State.CLOSED  # it comes to be forgotten later, or its time comes first
             model.pop(which, None)
         assert deadlines.next_at() <= min(model.values(), default=inf)
-        assert deadlines.live == sum(entry.queued_at < inf for entry in entries)
+        assert deadlines.live == sum(entry.heap_time < inf for entry in entries)
     assert len(deadlines) == 0

@@ -21,7 +21,7 @@ import pytest
 import reqtable
 from examples.notes import Notes
 from reqtable.run.endpoints import _OPTIONS, parse_bind
-from reqtable.run.supervisor import _HANDLED
+from reqtable.run.worker import HANDLED
 from reqtable.testing.faults import KINDS
 from tests.support import WAIT_S, Client, served, wait_until
 
@@ -147,7 +147,7 @@ def test_the_configuration_that_is_shown_can_be_loaded(tmp_path: Path) -> None:
     config = reqtable.Config.load(path)
     assert len(config.origins) == shown.count(" = ") - shown.count("{ "), "each key of it was read"
     with reqtable.TCPServer(("127.0.0.1", 0), Notes, config=config) as server:
-        assert server._dispatcher.chosen.name == "pool"
+        assert server._policies.chosen.name == "pool"
 
 
 def test_every_policy_has_its_line_in_the_table() -> None:
@@ -255,4 +255,4 @@ def test_the_page_on_deploying_names_every_bind_option_and_signal_and_no_other()
     assert {name for bind in shown for name in bind.options} == {name for names in _OPTIONS.values() for name in names}
     table = page.partition("## Signals")[2].partition("##")[0]
     named = set(re.findall(r"^\| (SIG\w+)(?:, (SIG\w+))? \|", table, flags=re.MULTILINE))
-    assert {name for pair in named for name in pair if name} == {signal.Signals(number).name for number in _HANDLED}
+    assert {name for pair in named for name in pair if name} == {signal.Signals(number).name for number in HANDLED}

@@ -135,7 +135,7 @@ def test_redis_benchmark_under_other_policies(
     """Only the environment says where it runs."""
     monkeypatch.setenv("REQTABLE_DISPATCH", dispatch)
     with served(MiniRedis) as server:
-        assert server._dispatcher.chosen.name == dispatch
+        assert server._policies.chosen.name == dispatch
         command = [program("redis-benchmark"), "-p", str(server.server_address[1]), "-t", "ping,set,get,incr,lpush"]
         result = subprocess.run(
             [*command, "-c", "20", "-n", "4800", "-P", "16", "--csv"],

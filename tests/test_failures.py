@@ -742,8 +742,8 @@ def test_a_post_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> Non
     with serving(Server(ANY, State)) as server:
         server.engine.post(fail)
         timed = threading.Event()
-        server.engine.post(server.engine.retry, fail)
-        server.engine.post(server.engine.retry, timed.set)
+        server.engine.post(server.engine.loop.mailbox.call_later, fail)
+        server.engine.post(server.engine.loop.mailbox.call_later, timed.set)
         assert timed.wait(20)
         with Client(server.server_address) as client:
             assert client.ask(b"ping\n") == b"pong\n"

@@ -28,7 +28,8 @@ import pytest
 
 import reqtable
 from reqtable import Engine, State, System
-from reqtable.dispatch.green.socket import CooperativeSocket, _RequestGreenlet
+from reqtable.dispatch.green.handler import RequestGreenlet
+from reqtable.dispatch.green.socket import CooperativeSocket
 from reqtable.testing import FakeClock
 from tests.support import WAIT_S, Client, serving, wait_until
 
@@ -525,7 +526,7 @@ def pass_by_pass(clock: FakeClock, operation: Callable[[Any], Any]) -> tuple[Ser
                 given.append((type(error), str(error)))
 
     server = Server(ANY, Handler)
-    Engine(system=System(clock=clock)).add(server).open()
+    Engine(system=System(clock=clock)).add(server).loop.open()
     server.engine.listen(server)
     return server, given
 
@@ -538,16 +539,16 @@ def test_timeout_of_a_read_is_that_of_each_call(clock: FakeClock) -> None:
 
     server, given = pass_by_pass(clock, read)
     with server, Client(server.server_address) as client:
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         clock.jump(29)
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         client.send(b"x")
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         clock.jump(29)
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         assert (given, len(server.table)) == ([], 1)
         clock.jump(1)
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         assert given == [(TimeoutError, "timed out")]
 
 
@@ -560,20 +561,20 @@ def test_timeout_of_sendall_is_that_of_all_of_it(clock: FakeClock) -> None:
 
     server, given = pass_by_pass(clock, write)
     with server, Client(server.server_address) as client:
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         (entry,) = server.table
         while entry.state is not State.WRITING:  # it takes turns until the kernel takes no more
-            server.engine.run_once(0)
+            server.engine.loop.run_once(0)
         sent = entry.bytes_out
         clock.jump(6)
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         taken = 0
         while entry.bytes_out == sent:
             taken += len(client.socket.recv(1_000_000))
-            server.engine.run_once(0)
+            server.engine.loop.run_once(0)
         assert given == []
         clock.jump(6)
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         assert given == [(TimeoutError, "timed out")]
 
 
@@ -758,7 +759,7 @@ def test_who_waits_for_a_socket_that_someone_closes_goes_on(by: str) -> None:
             wait_until(server, lambda: len(requests) == 1)
             if by == "a thread":
                 requests[0].close()
-                server.engine.wake()
+                server.engine.loop.poller.wake()
             else:
                 with Client(server.server_address) as two:
                     assert two.send(b"close").rest() == b""
@@ -805,7 +806,7 @@ def test_a_stack_serves_one_request_after_another_and_keeps_nothing_of_them() ->
 
     def count_stacks() -> int:
         """Those of requests: what a thread itself ran on is freed by whichever thread next comes by."""
-        return sum(type(each) is _RequestGreenlet for each in gc.get_objects())
+        return sum(type(each) is RequestGreenlet for each in gc.get_objects())
 
     with Server(ANY, Handler) as server:
         serve_three(server, functools.partial(serve_until, server))

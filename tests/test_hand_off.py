@@ -88,7 +88,7 @@ def test_what_was_handed_off_is_polled_no_more_and_has_taken_its_output_along(to
             [entry] = server.table
             delegated = entry.transport.transport
             assert delegated.watched == 0
-            assert delegated.fd not in server.engine.selector.get_map()
+            assert delegated.fd not in server.engine.loop.poller.selector.get_map()
             assert entry.output.size == 0
             client.send(b".").end()
             assert client.rest() == b"began\ndone\n"
@@ -124,7 +124,7 @@ def test_a_child_that_a_thread_has_handed_off_to_ends_with_the_request(how: str)
             assert client.rest() == b""
         client.hang_up()
         empty(server)
-        wait_until(server, lambda: not server.active_children and not server._dispatcher.forking.children)
+        wait_until(server, lambda: not server.active_children and not server._policies.forking.children)
         with pytest.raises(ChildProcessError):
             os.waitpid(child, os.WNOHANG)
 

@@ -25,7 +25,7 @@ from reqtable import (
     state,
     until,
 )
-from reqtable.dispatch.pickled_steps import Parcel, run_step
+from reqtable.dispatch.pickled_steps import StepRequest, run_step
 from reqtable.testing import exercise
 from tests.support import COMPILED, Client, served
 from tests.test_handler_classes import line_of as line_of_file
@@ -399,7 +399,7 @@ def test_the_traceback_of_an_error_begins_with_the_users_code(
 
 
 def test_the_traceback_of_a_shipped_step_begins_with_the_users_code() -> None:
-    parcel = Parcel(("command", {}, False), "_resume", b"\n", None, None, reqtable.Limits(), True)
+    parcel = StepRequest(("command", {}, False), "_resume", b"\n", None, None, reqtable.Limits(), True)
     back = pickle.loads(run_step(Raises, pickle.dumps(parcel)))
     [note] = back.error.__notes__
     heading, _, first, *_ = note.splitlines()

@@ -130,7 +130,7 @@ class Gate:
             self.server = reqtable.TCPServer(SERVER, Lines, config=config)
         self.clock = clock
         self.engine = self.server.engine
-        self.engine.open()
+        self.engine.loop.open()
 
     def offer(self, host: str = "198.51.100.7", *rest: int) -> socket.socket:
         ours, theirs = self.network.pair()
@@ -140,7 +140,7 @@ class Gate:
 
     def run(self, seconds: float = 0.0) -> None:
         self.clock.jump(seconds)
-        self.engine.run_once(0)
+        self.engine.loop.run_once(0)
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_who_is_sent_little_does_not_wait_for_all_who_are_sent_much() -> None:
     """They share the pass, and take turns from one pass to the next."""
     config = reqtable.Config(limits=Limits(pass_bytes=100_000, send_bytes=50_000))
     with reqtable.TCPServer(SERVER, Files, config=config) as server, contextlib.ExitStack() as stack:
-        server.engine.open()
+        server.engine.loop.open()
         peers = []
         for text in [b"big\n"] * 50 + [b"small\n"]:
             ours, theirs = socket.socketpair()
@@ -284,15 +284,15 @@ def test_who_is_sent_little_does_not_wait_for_all_who_are_sent_much() -> None:
                         taken += more
             return taken
 
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         assert 100_000 <= take() <= 150_000
         assert small.recv(100) == b"small\n"
         for _ in range(30):
-            server.engine.run_once(0)
+            server.engine.loop.run_once(0)
             assert take() <= 150_000
         assert min(got) > 0, "nobody is left out"
         for _ in range(600):
-            server.engine.run_once(0)
+            server.engine.loop.run_once(0)
             take()
         assert set(got) == {500_000}
 
@@ -324,7 +324,7 @@ def test_who_come_one_at_a_time_at_that_rate_do_not_wait(clock: FakeClock) -> No
         for number in range(20):
             stack.enter_context(socket.create_connection(server.server_address))
             clock.jump(0.2)
-            server.engine.run_once(0)
+            server.engine.loop.run_once(0)
             assert server.table.last_id == number + 1
 
 
@@ -416,7 +416,7 @@ def test_the_longest_idle_goes_where_anyone_can_tell_who_that_is(handler: Any, d
 def test_a_whole_request_has_a_bounded_time(handler: Any, dispatch: str) -> None:
     with limited(handler, dispatch, request_timeout_s=0.5) as server:
         if dispatch == "executor":  # the process is started and has imported the handler: that takes its time
-            server._dispatcher.chosen._workers.submit(resolve, reference_to(handler)).result()
+            server._policies.chosen._workers.submit(resolve, reference_to(handler)).result()
         with Caller(server.server_address) as silent, Caller(server.server_address) as talker:
             answered = 0
             with contextlib.suppress(ConnectionError):

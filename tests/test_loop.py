@@ -52,8 +52,8 @@ class World:
         with self.network.installed():
             self.server = reqtable.TCPServer(("127.0.0.1", 0), handler, bind_and_activate=False)
             self.engine = reqtable.Engine(limits=Limits(**limits)).add(self.server)
-        self.engine.open()
-        self.policy = self.server._dispatcher.policy("inline")
+        self.engine.loop.open()
+        self.policy = self.server._policies.policy("inline")
         self.peers: list[socket.socket] = []
 
     def connect(self, handler: Any = None) -> tuple[socket.socket, Entry]:
@@ -62,14 +62,14 @@ class World:
         self.peers.append(theirs)
         if handler is not None:
             self.server.RequestHandlerClass = handler
-        self.policy.admit(self.server, ours, ("peer", len(self.peers)))
+        self.engine.intake.admit(self.server, ours, ("peer", len(self.peers)))
         entry = self.engine.table.get(self.engine.table.last_id)
         assert entry is not None
         return theirs, entry
 
     def passes(self, count: int = 1) -> None:
         for _ in range(count):
-            self.engine.run_once(0)
+            self.engine.loop.run_once(0)
 
     def jump(self, seconds: float) -> None:
         self.clock.jump(seconds)
@@ -236,13 +236,13 @@ def test_a_deadline_closes_and_dribbling_does_not_move_it(world: World) -> None:
 
 def test_a_step_moves_the_deadline_without_touching_the_heap(world: World) -> None:
     peer, entry = world.connect()
-    heap = len(world.engine.deadlines)
+    heap = len(world.engine.steps.deadlines)
     for _ in range(100):
         world.clock.jump(0.1)
         peer.send(b"x\n")
         world.passes()
     assert entry.deadline == world.clock.now + 30
-    assert len(world.engine.deadlines) == heap
+    assert len(world.engine.steps.deadlines) == heap
 
 
 def test_sleepers_wake_in_order_and_poll_nothing(world: World) -> None:
@@ -292,7 +292,7 @@ def test_deadlines_of_one_moment_hold_up_nobody(clock: FakeClock) -> None:
 
 def test_how_late_comes_what_is_due_is_counted(world: World) -> None:
     world.connect()
-    world.engine.retry(lambda: None, 10)
+    world.engine.loop.mailbox.call_later(lambda: None, 10)
     world.passes(5)
     times = world.server.stats()["loop"]
     assert (times["lag_s_mean"], times["lag_s_max"]) == (0, 0)
@@ -589,11 +589,11 @@ def test_accepting_is_bounded_in_a_pass(clock: FakeClock) -> None:
         with deep(("127.0.0.1", 0), Echo, config=config) as server:
             for _ in range(10):
                 network.socket().connect(server.server_address)
-            server.engine.open()
+            server.engine.loop.open()
             server.engine.listen(server)
             counts = []
             for _ in range(4):
-                server.engine.run_once(0)
+                server.engine.loop.run_once(0)
                 counts.append(len(server.table))
     assert counts == [3, 6, 9, 10]
 
@@ -658,7 +658,7 @@ def test_posts_run_on_the_loop_in_order() -> None:
         ran: list[tuple[int, bool]] = []
         done = threading.Event()
         for number in range(1000):
-            server.engine.post(lambda n=number: ran.append((n, server.engine.in_loop_thread)))
+            server.engine.post(lambda n=number: ran.append((n, server.engine.steps.in_loop_thread)))
         server.engine.post(done.set)
         assert done.wait(20)
     assert ran == [(number, True) for number in range(1000)]
@@ -684,14 +684,14 @@ def test_what_handle_error_raises_is_logged_and_the_loop_goes_on(
             return super().echo(text)
 
     with Fragile(("127.0.0.1", 0), Bad) as server:
-        server.engine.open()
+        server.engine.loop.open()
         server.engine.listen(server)
         clients = [Client(server.server_address) for _ in range(3)]
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         for client, text in zip(clients, [b"good\n", b"bad\n", b"fine\n"], strict=True):
             client.send(text)
         for _ in range(3):
-            server.engine.run_once(0)
+            server.engine.loop.run_once(0)
         assert server.table.running is None
         assert clients[0].line() == b"good\n"
         assert clients[1].rest() == b""
@@ -856,9 +856,9 @@ def test_a_result_may_come_while_its_request_waits_its_turn(world: World) -> Non
     peer, entry = world.connect(Last)
     peer.send(b"x" * 200)
     peer.settimeout(20)
-    world.engine.wake()
+    world.engine.loop.poller.wake()
     while entry.state is not State.LINGERING:
-        world.engine.run_once(20)
+        world.engine.loop.run_once(20)
     assert peer.recv(10) == b"5"
 
 
@@ -1017,10 +1017,10 @@ def test_a_flooding_client_does_not_starve_the_others_under_greenlet(clock: Fake
     with server, socket.create_connection(server.server_address) as feeder:
         feeder.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         feeder.send(b"x" * 5000)
-        server.engine.open()
+        server.engine.loop.open()
         server.engine.listen(server)
         for _ in range(5):
-            server.engine.run_once(0)
+            server.engine.loop.run_once(0)
         assert server.table.snapshot()[0]["state"] == "READY"
         assert 65_536 <= sum(taken) <= 5 * 2 * 65_536 + 10_000
 
@@ -1032,12 +1032,12 @@ def test_an_exception_between_the_selector_and_its_note_of_it_is_made_good(
     """Ctrl-C comes wherever it likes: the transport believes one thing and the selector another."""
     _, entry = world.connect()
     transport: Any = entry.transport
-    transport.poll(before)
-    selector = world.engine.selector
+    transport.watch(before)
+    selector = world.engine.loop.poller.selector
     if before:
         selector.unregister(transport.fd)
     else:
         selector.register(transport.fd, WRITE, transport)
-    transport.poll(after)
+    transport.watch(after)
     watched = selector.get_map().get(transport.fd)
     assert (watched.events if watched else 0) == after == transport.watched

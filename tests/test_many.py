@@ -116,7 +116,7 @@ def test_an_idle_connection_takes_little(address: str) -> None:
                 client.send(b"line\n")
             steps = 2 * (len(server.table) + len(clients))  # to its first state, and the line
             while sum(entry.steps for entry in server.table) < steps:
-                server.engine.run_once()
+                server.engine.loop.run_once()
 
         converse(clients[:ONCE])
         tracemalloc.start()

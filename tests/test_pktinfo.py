@@ -109,7 +109,7 @@ def test_one_peer_that_asks_two_addresses_has_two_sessions() -> None:
             assert [row["local"] for row in rows] == [f"{host}:{server.server_address[1]}" for host in (ONE, OTHER)]
             assert len({row["peer"] for row in rows}) == 1
             peer.sendto(b"bye", (ONE, server.server_address[1]))
-            wait_until(server, lambda: len(server.table) == 1 == len(server.engine.sessions))
+            wait_until(server, lambda: len(server.table) == 1 == len(server.engine.intake.sessions))
 
 
 def test_datagrams_that_wait_for_no_session_are_answered_from_where_they_were_sent() -> None:
@@ -199,11 +199,11 @@ def test_a_simulated_server_on_every_address(base: Any, host: str) -> None:
     with network.installed():
         server = base((host, 0), Counting)
         with server:
-            server.engine.open()
+            server.engine.loop.open()
             server.engine.listen(server)
             with network.socket(server.address_family, socket.SOCK_DGRAM) as peer:
                 peer.connect(server.server_address)
                 peer.send(b"a")
-                server.engine.run_once(0)
-                server.engine.run_once(0)
+                server.engine.loop.run_once(0)
+                server.engine.loop.run_once(0)
                 assert peer.recv(100) == b"1 a"

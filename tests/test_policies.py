@@ -93,7 +93,7 @@ def test_a_sleep_can_be_cancelled(dispatch: str) -> None:
         assert client.rest() == b""
         client.close()
         empty(server)
-        wait_until(server, lambda: server._dispatcher.chosen.busy == 0)
+        wait_until(server, lambda: server._policies.chosen.busy == 0)
 
 
 # -- closing the server -----------------------------------------------------------------------------------------------

@@ -106,16 +106,16 @@ def test_a_former_configuration_goes_with_its_last_request() -> None:
         closed = []
         with Client(server.server_address) as client:
             where(client)
-            former = server._dispatcher
+            former = server._policies
             close = former.close
             former.close = lambda wait, calls=False: (closed.append(wait), close(wait, calls))  # type: ignore[method-assign]
             server.engine.post(server.reconfigure, Config())
             where(client)
             assert not closed
-            assert server._dispatcher is not former
+            assert server._policies is not former
         empty(server)
         wait_until(server, lambda: bool(closed))
-        idle = server._dispatcher
+        idle = server._policies
         server.engine.post(server.reconfigure, Config())
-        wait_until(server, lambda: server._dispatcher is not idle)
+        wait_until(server, lambda: server._policies is not idle)
         assert server._former == [], "one without requests goes at once"

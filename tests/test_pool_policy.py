@@ -12,14 +12,14 @@ import pytest
 import reqtable
 from reqtable import ConfigurationError, Transition, line, nothing, state
 from reqtable.config import PoolOptions, ThreadOptions
-from reqtable.loop.loop import TABLES
+from reqtable.loop.process import LOOPS
 from tests.policies import ANY, Held, HeldBlocking, StateWhere, empty, held, where
 from tests.support import WAIT_S, Client, served, wait_until
 
 
 def test_pool_steps_run_in_threads_and_the_loop_does_the_io() -> None:
     with served(StateWhere, "pool") as server, Client(server.server_address) as client:
-        loop = next(ident for ident, table in TABLES.items() if table is server.table)
+        loop = next(ident for ident, each in LOOPS.items() if each is server.engine.loop)
         pid, thread = where(client)
         assert (pid == os.getpid(), thread != loop) == (True, True)
         wait_until(server, lambda: [row["state"] for row in server.table.snapshot()] == ["READING"])

@@ -284,7 +284,7 @@ def test_a_child_forked_beside_a_running_loop_has_no_part_in_it() -> None:
         server.shutdown()
         server.engine.post(print)
         server.table.cancel(1)
-        pipe.send((server.engine.running, Process.forks))
+        pipe.send((server.engine.steps.running, Process.forks))
 
     with served(Starts, "greenlet") as server, Client(server.server_address) as client:
         client.send(b"he")

@@ -17,7 +17,7 @@ import reqtable
 from examples.echo import BlockingEcho, StateEcho
 from examples.notes import Notes
 from reqtable import Transition, line, sleep, state
-from reqtable.server.invariants import InvariantBroken
+from reqtable.server.invariants import InvariantBroken, Invariants
 from reqtable.table.states import TRANSITIONS, Event, State
 from reqtable.testing import Client, FakeClock, Faults, SimulationFailed, shrink, simulate
 from reqtable.testing.faults import KINDS
@@ -440,20 +440,27 @@ def test_a_broken_invariant_ends_a_server_that_is_debugged(monkeypatch: pytest.M
     entry.deadline = None
     with pytest.raises(InvariantBroken, match=r"<Entry 1 READING .* should have 60 s, and has no deadline"):
         world.passes()
-    entry.transport.poll(0)
+    entry.transport.watch(0)
     entry.deadline = world.clock.now + 60
     with pytest.raises(InvariantBroken, match="is polled for 0, not for 1"):
         world.passes()
-    entry.transport.poll(1)
+    entry.transport.watch(1)
     world.passes()
     world.close()
 
 
+def checks(engine: reqtable.Engine) -> bool:
+    """Whether the invariants are checked after each pass."""
+    return any(isinstance(getattr(told, "__self__", None), Invariants) for told in engine.loop.after_pass)
+
+
 def test_without_it_nothing_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REQTABLE_DEBUG", raising=False)
-    assert reqtable.Engine().invariants is None
+    assert not checks(reqtable.Engine())
     monkeypatch.setenv("REQTABLE_DEBUG", "0")
-    assert reqtable.Engine().invariants is None
+    assert not checks(reqtable.Engine())
+    monkeypatch.setenv("REQTABLE_DEBUG", "1")
+    assert checks(reqtable.Engine())
 
 
 # -- the fuzzer's command --------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_an_entry_of_another_table_is_not_in_this_one(table, clock):
 def test_a_new_entry_waits_for_nothing(table, clock):
     clock.jump(1)
     entry = Entry(table, TCPServer(), None, "peer", "local", transport=None)
-    assert (entry.state, entry.deadline, entry.due, entry.timeout, entry.queued_at) == (
+    assert (entry.state, entry.deadline, entry.wakes_at, entry.timeout, entry.heap_time) == (
         State.OPENING,
         None,
         None,

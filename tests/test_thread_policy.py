@@ -13,7 +13,7 @@ import pytest
 import reqtable
 from reqtable.config import ThreadOptions
 from reqtable.dispatch.policies.thread import RequestThread
-from reqtable.loop.loop import TABLES
+from reqtable.loop.process import LOOPS
 from tests.policies import ANY, AsyncWhere, HeldBlocking, StateWhere, Where, empty, held, where
 from tests.support import WAIT_S, Client, served, serving, wait_until
 
@@ -25,12 +25,12 @@ def test_thread_gives_each_request_its_own(handler: Any) -> None:
             first, second = where(one), where(other)
             assert where(one) == first, "one thread drives it to its end"
             assert first[0] == second[0] == os.getpid()
-            loop = next(ident for ident, table in TABLES.items() if table is server.table)
+            loop = next(ident for ident, each in LOOPS.items() if each is server.engine.loop)
             assert len({first[1], second[1], loop}) == 3
             wait_until(server, lambda: [row["letter"] for row in server.table.snapshot()] == ["D", "D"])
             assert {row["policy"] for row in server.table.snapshot()} == {"thread"}
         empty(server)
-        assert len(server._dispatcher.chosen.threads) == 0
+        assert len(server._policies.chosen.threads) == 0
 
 
 def test_a_thread_is_started_and_not_waited_for() -> None:
@@ -54,7 +54,7 @@ def test_a_pass_ends_when_its_threads_have_begun() -> None:
         begun: list[bool] = []
 
         def look() -> None:
-            begun.extend(thread.ident is not None for thread in server._dispatcher.chosen.threads)
+            begun.extend(thread.ident is not None for thread in server._policies.chosen.threads)
 
         server.service_actions = look
         with Client(server.server_address) as client:

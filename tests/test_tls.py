@@ -385,7 +385,7 @@ def test_the_protocol_and_the_version_are_agreed_upon(tmp_path: Path) -> None:
 def test_certificates_are_renewed_and_nobody_is_dropped(tmp_path: Path) -> None:
     certificate = write_certificate(tmp_path)
     with secured(tmp_path, cert=certificate) as server, connected(server) as early:
-        config = server._dispatcher.config
+        config = server._policies.config
         serial: Any = early.tls.getpeercert()["serialNumber"]  # type: ignore[index]
         assert ask(early, b"one\n") == b"one\n"
         write_certificate(tmp_path)

@@ -27,7 +27,7 @@ from reqtable import Limits
 from reqtable.loop.platform import System
 from reqtable.loop.selector import DefaultSelector
 from reqtable.server.engine import Engine
-from reqtable.server.stall_detector import Watch, _polls
+from reqtable.server.stall_detector import StallDetector, _polls
 from tests.support import WAIT_S, Client, serving
 
 ANY = ("127.0.0.1", 0)
@@ -64,7 +64,7 @@ def warned() -> Iterator[Warned]:
 
 
 def impatient(server: Any) -> Any:
-    server.engine.set_limits(Limits(loop_stall_s=0.02))
+    server.engine.steps.set_limits(Limits(loop_stall_s=0.02))
     return server
 
 
@@ -171,7 +171,7 @@ def test_who_looks_on_goes_with_the_loop(dispatch: str, limits: Limits, looked_o
     def one_ends() -> bool:
         """One of an earlier test's is still on its way out. Threads of pytest-xdist are here to stay."""
         frames = sys._current_frames().values()
-        return tasks() > len(frames) or any(frame.f_code is Watch._look_on.__code__ for frame in frames)
+        return tasks() > len(frames) or any(frame.f_code is StallDetector._look_on.__code__ for frame in frames)
 
     until = time.monotonic() + 1
     while one_ends() and time.monotonic() < until:
@@ -186,7 +186,7 @@ def test_who_looks_on_goes_with_the_loop(dispatch: str, limits: Limits, looked_o
             self._BaseServer__shutdown_request = True
 
     server = Server(ANY, blocking(bool), dispatch=dispatch)
-    server.engine.set_limits(limits)
+    server.engine.steps.set_limits(limits)
     threads = len(threading.enumerate())
     with server:
         server.engine.post(bool)
@@ -207,6 +207,8 @@ class Table(list[Any]):
         self.now = 0.0
         self.last_id = 0
         self.running: Any = None
+        self.accepting: Any = None
+        self.limits: Limits
         self.thread = _thread.get_ident()
 
 
@@ -217,10 +219,9 @@ class Stepping:
         self.now = 0.0
         self.table = Table(self)
         self.progress: tuple[int, ...] = ()
-        self._selector = object()
-        self.limits = Limits(loop_stall_s=stall_s)
-        self.accepting = None
-        self.watch = Watch(self)  # type: ignore[arg-type]
+        self.poller = SimpleNamespace(selector=object())
+        self.table.limits = Limits(loop_stall_s=stall_s)
+        self.watch = StallDetector(self, -1)  # type: ignore[arg-type]
 
     def begin(self, peer: int | None, pass_at: float | None = None) -> None:
         """A step of that one's, in the pass that began then, or in the one before."""
@@ -232,7 +233,7 @@ class Stepping:
         self.now = at
         inner: dict[str, Any] = {}
         exec(f"def {inside}(self, look): return look()", inner)
-        return float(inner[inside](self._selector, self.watch._look))
+        return float(inner[inside](self.poller.selector, self.watch._look))
 
 
 def test_it_looks_again_just_when_a_step_has_lasted_too_long(warned: Warned) -> None:
@@ -285,7 +286,7 @@ def test_waiting_for_something_to_do_is_no_stall(warned: Warned) -> None:
         loop.look(at, inside="select")
     assert warned.lines == []
     loop.look(501.0, inside="service_actions")
-    assert warned.lines[0].startswith("Stepping, in a hook or taking a request, has held up everyone for ")
+    assert warned.lines[0].startswith("Engine, in a hook or taking a request, has held up everyone for ")
 
 
 @pytest.mark.parametrize("selector", [DefaultSelector, selectors.SelectSelector])
@@ -296,7 +297,7 @@ def test_it_knows_a_loop_that_waits_for_something_to_do(selector: Any) -> None:
         with serving(server, poll_interval=WAIT_S):
             until = time.monotonic() + WAIT_S / 2
             assert engine.table.thread is not None
-            while not _polls(sys._current_frames()[engine.table.thread], engine):
+            while not _polls(sys._current_frames()[engine.table.thread], engine.loop):
                 assert time.monotonic() < until, "it never came to wait"
                 time.sleep(0.001)
 
@@ -317,15 +318,15 @@ def test_a_pass_goes_on_with_each_who_is_ready() -> None:
     class Looking(reqtable.StateRequestHandler):
         @reqtable.state(reqtable.line())
         def first(self, text: bytes) -> None:
-            seen.append(self.server.engine.progress)
+            seen.append(self.server.engine.loop.progress)
 
     pairs = [socket.socketpair() for _ in range(3)]
     with reqtable.TCPServer(ANY, Looking) as server:
-        server.engine.open()
+        server.engine.loop.open()
         for ours, theirs in pairs:
             server.process_request(ours, ("h", 1))
             theirs.send(b"now\n")
-        server.engine.run_once(0)
+        server.engine.loop.run_once(0)
         assert len(set(seen)) == 3
     for _, theirs in pairs:
         theirs.close()

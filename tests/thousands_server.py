@@ -60,7 +60,7 @@ def main(dispatch: str, count: int) -> None:
                     self.shutdown()
 
     with Server(("127.0.0.1", 0), Quick, dispatch=dispatch) as server:
-        server.engine.open()
+        server.engine.loop.open()
         print(server.server_address[1], flush=True)
         measure()
         server.serve_forever()

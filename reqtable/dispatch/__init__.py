@@ -1,5 +1,31 @@
-"""Dispatch policies: where the steps of a request run. One file a policy, found by its name in one registry."""
+"""Dispatch policies: where the steps of a request run.
 
-from reqtable.dispatch.policy import Policy, check_policy, check_servable, is_resumable, policy_named, policy_names
+The author of a policy needs what is here, and nothing else. Derive the policy from `Policy`, and register it under the
+entry point group `reqtable.dispatch`. `examples/stopwatch.py` is one.
+"""
 
-__all__ = ["Policy", "check_policy", "check_servable", "is_resumable", "policy_named", "policy_names"]
+from reqtable.dispatch.checks import check_servable, is_resumable
+from reqtable.dispatch.forking.run_blocking import run
+from reqtable.dispatch.policies.inline import Inline
+from reqtable.dispatch.policy import Host, Policy
+from reqtable.dispatch.registry import check_policy, policy_named, policy_names
+from reqtable.net.poll_only import PollOnly
+from reqtable.table.parts import Resumable
+from reqtable.table.table import Entry
+from reqtable.table.wants import Want
+
+__all__ = [
+    "Entry",
+    "Host",
+    "Inline",
+    "Policy",
+    "PollOnly",
+    "Resumable",
+    "Want",
+    "check_policy",
+    "check_servable",
+    "is_resumable",
+    "policy_named",
+    "policy_names",
+    "run",
+]

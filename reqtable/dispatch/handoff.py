@@ -1,105 +1,113 @@
-"""What policies share that take whole requests over: waiting for a vacancy, and what stands in the table meanwhile."""
+"""Handing a whole request off: to a thread, or to a child process.
+
+A `Handoff` is one such request, from the moment when somebody else is to have it until they are done with it. It stands
+in the row in place of the handler, and, once the request is given, in place of the transport as well:
+
+* It *waits* (want `VACANCY`) while the policy has as many requests as it may.
+* It is *given* (want `ELSEWHERE`): a thread or a child has the request. The loop neither reads nor writes its socket.
+* It is *returned*: the thread or the child is done. The loop ends the connection, so nobody's thread has to linger.
+
+Where giving it away fails, `undo` puts the handler and the transport back, and the handler is told of the error.
+"""
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from collections import deque
 from typing import Any, ClassVar
 
-from reqtable.dispatch.forking.run_blocking import end_forked, serve_in_thread
-from reqtable.dispatch.policy import Policy
-from reqtable.dispatch.private_loop import Driver
-from reqtable.net.datagram import Session
-from reqtable.net.transports import Lent
-from reqtable.server.drain import end_if_idle, is_idle
-from reqtable.table.states import State
-from reqtable.table.table import Entry, Resumable
-from reqtable.table.wants import ELSEWHERE, VACANCY, Want, hand_off
+from reqtable.dispatch.policy import Host, Policy
+from reqtable.net.poll_only import PollOnly
+from reqtable.table.engine_wants import ELSEWHERE, VACANCY
+from reqtable.table.parts import Resumable
+from reqtable.table.table import Entry
+from reqtable.table.wants import Want
 
 
-class HandingOff:
-    """Stands in for the handler of a request that is to be taken over as soon as there is a vacancy.
+class Handoff:
+    """A request that a thread or a child has, or is to have.
 
-    `handler` is what goes on with it should that fail; None for a blocking handler, which has not begun.
-    """
-
-    bound_to_thread: ClassVar[bool] = False
-
-    def __init__(self, entry: Entry, handler: Resumable | None, policy: Delegating) -> None:
-        self._entry = entry
-        self._handler = handler
-        self._policy = policy
-
-    def _resume(self, item: Any) -> Want[Any]:
-        if self._handler is None:
-            self._entry.begin_call()
-            return self._policy.take_over(self._entry)
-        self._entry.resumable = self._handler
-        return hand_off(self._policy.name)
-
-    def _throw(self, error: BaseException) -> Want[Any] | None:
-        if self._handler is None:
-            raise error
-        self._entry.resumable = self._handler
-        return self._handler._throw(error)
-
-    def _close(self) -> None:
-        if self._handler is not None:
-            self._handler._close()
-
-
-class Delegation:
-    """Stands in the table for a request that was taken over: for its handler, which is over there, and its transport.
-
-    `number` is what the end of it is posted with.
+    `handler` goes on with the request should that fail; None: a blocking handler, which has not begun.
     """
 
     bound_to_thread: ClassVar[bool] = False
     timeout_s: float | None = None
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, policy: HandoffPolicy, entry: Entry, handler: Resumable | None) -> None:
+        self.policy = policy
         self.entry = entry
-        self.ends_itself = isinstance(entry.transport, Lent)  # by the server's hooks, over there
-        self.number = entry.calls
-        self.transport = entry.transport
+        self.handler = handler
+        self.transport: Any = entry.transport
         self.request = entry.transport.request
-        self.is_let_go = False  # the server closes without waiting: who has the request goes on
-        self._before = entry.resumable
-        entry.resumable = entry.transport = self
-        self.transport.poll(0)  # from here on what can be read is somebody else's to read
+        self.number = 0  # of the call that the end of it is posted with
+        self.is_given = False
+        self.is_let_go = False  # the server closes without waiting: the thread or the child goes on
 
-    def hand_over(self) -> None:
-        """There is someone who has it now."""
-        if isinstance(self.transport, Lent):
-            self.transport.hand_over(hold=self.entry.server._loop_goes_on)
+    @property
+    def ends_itself(self) -> bool:
+        """A blocking handler's request is ended by the server's hooks, over there."""
+        return isinstance(self.transport, PollOnly)
+
+    def begin(self, number: int) -> Want[Any]:
+        """Give the request away, or wait until that can be. Raises what hinders it: then the handler has it again."""
+        self.entry.resumable = self
+        self.number = number
+        try:
+            return self.policy.take(self)
+        except BaseException:
+            self.undo()
+            raise
+
+    def give(self) -> None:
+        """Stand in for the transport, too: from here on what can be read is somebody else's to read."""
+        self.is_given = True
+        self.transport.watch(0)
+        self.entry.transport = self
+
+    def take_back(self) -> None:
+        """Nobody could be found for it: the loop has the transport again."""
+        if self.is_given:
+            self.is_given = False
+            self.entry.transport = self.transport
+            if isinstance(self.transport, PollOnly):
+                self.transport.take_back()
 
     def undo(self) -> None:
-        """It could not be taken over after all."""
-        self.entry.resumable = self._before
-        self.entry.transport = self.transport
-        if isinstance(self.transport, Lent):
-            self.transport.take_back()
+        """It is not to be given away after all: the handler and the transport are as they were."""
+        self.take_back()
+        if self.handler is not None:
+            self.entry.resumable = self.handler
 
-    def end(self) -> None:
-        """In the loop: whoever had the request is done with it."""
+    def returned(self) -> None:
+        """In the loop: the thread or the child is done with the request."""
         assert self.entry.table.owner is not None
         self.entry.table.owner.deliver(self.entry, self.number, None)
 
-    # -- as the handler -----------------------------------------------------------------------------------------------
+    # -- in place of the handler --------------------------------------------------------------------------------------
 
     def _resume(self, item: Any) -> Want[Any] | None:
-        return None
+        if self.is_given:
+            return None
+        try:
+            return self.begin(self.entry.begin_call())
+        except Exception as problem:
+            if self.handler is None:
+                raise
+            return self.handler._throw(problem)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
-        raise error
+        if self.is_given or self.handler is None:
+            raise error
+        self.undo()
+        return self.handler._throw(error)
 
     def _close(self) -> None:
-        pass
+        if not self.is_given and self.handler is not None:
+            self.handler._close()
 
-    # -- as the transport ---------------------------------------------------------------------------------------------
+    # -- in place of the transport ------------------------------------------------------------------------------------
 
-    def poll(self, interest: int) -> None:
+    def watch(self, interest: int) -> None:
         pass
 
     def flush(self) -> bool:
@@ -110,7 +118,7 @@ class Delegation:
         self.transport.finish()
 
     def release(self) -> None:
-        """The request has ended before it was done: so does whoever has it."""
+        """The request has ended before it was returned: so does what the thread or the child does for it."""
         self.transport.release()
 
     def shut(self) -> None:
@@ -119,98 +127,21 @@ class Delegation:
     def end_input(self) -> None:
         """Nobody can tell whether code that reads by itself waits for more, or is at work and will."""
 
+    def leave(self) -> None:
+        pass
+
     def abandon(self) -> None:
         self.transport.abandon()
 
 
-class InThread(Delegation):
-    """A request that a thread has: `serve()` is what the thread runs."""
-
-    def __init__(self, entry: Entry, policy: Delegating) -> None:
-        super().__init__(entry)
-        self.hand_over()
-        self._lock = threading.Lock()
-        self._served = self._given_up = False
-        self._forwarded: deque[bytes] = deque()  # later datagrams, which the driver has still to take
-        self.thread: int | None = None  # the number of the thread that serves it
-        self.driver: Driver | None = None
-        if not isinstance(self.transport, Lent):
-            self.driver = Driver(entry, policy, policy.dispatcher, self.request)
-            if isinstance(self.transport, Session):
-                self.transport.forward = self._forward
-        entry.policy = policy
-
-    def undo(self) -> None:
-        super().undo()
-        if self.driver is not None:
-            self.driver.send_back()
-
-    def serve(self) -> None:
-        """In the thread: serve the request to its end."""
-        self.thread = threading.get_ident()
-        try:
-            if self.driver is not None:
-                self.driver.drive()
-            else:
-                serve_in_thread(self.entry, self.request)
-        finally:
-            with self._lock:
-                self._served = True
-            if self._given_up and self.driver is not None:
-                self.transport.release()  # it was left open for us to the last
-
-    def finish(self) -> None:
-        if self.driver is not None:
-            self.driver.send_back()
-        self._readmit()
-        super().finish()
-
-    def end_input(self) -> None:
-        driver = self.driver
-        if driver is not None and is_idle(driver, driver.entry):
-            driver.post(end_if_idle, driver, driver.entry)
-
-    def _forward(self, data: bytes) -> None:
-        assert self.driver is not None
-        self._forwarded.append(data)
-        self.driver.post(self._deliver)
-
-    def _deliver(self) -> None:
-        """In the driver's thread."""
-        assert self.driver is not None
-        while self._forwarded and self.driver.entry.state is not State.CLOSED:
-            self.driver.transport.deliver(self._forwarded.popleft())
-
-    def _readmit(self) -> None:
-        """What came after the session's end, before the end was known here, begins requests of its own."""
-        if isinstance(self.transport, Session):
-            self.transport.readmit(list(self._forwarded))
-
-    def release(self) -> None:
-        self._readmit()
-        if self.driver is None:
-            assert isinstance(self.transport, Lent)
-            if not self.is_let_go:
-                self.transport.shut()
-                end_forked(self.entry)
-            self.transport.release()
-            return
-        with self._lock:
-            self._given_up = not self._served
-        if not self._given_up:
-            self.transport.release()
-        elif not self.is_let_go:
-            self.driver.cancel_request()
-
-
-class Delegating(Policy):
+class HandoffPolicy(Policy):
     """A policy that takes requests over, each whole, as many at a time as `most` says; the others wait in the table."""
 
     steps_on_loop = False
 
-    def __init__(self, dispatcher: Any) -> None:
-        super().__init__(dispatcher)
-        self._waiting: deque[tuple[Entry, int]] = deque()
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self._waiting: deque[Handoff] = deque()
 
     @property
     @abstractmethod
@@ -223,53 +154,53 @@ class Delegating(Policy):
         """How many requests it has now."""
 
     @abstractmethod
-    def start(self, entry: Entry) -> None:
-        """Take `entry` over. Raises OSError or RuntimeError where the machine has no thread or process left."""
+    def handoff(self, entry: Entry, handler: Resumable | None) -> Handoff:
+        """What stands in the row of a request that this policy is to have."""
 
-    def in_pass(self, entry: Entry) -> bool:
-        """Whether the engine takes `entry` over in a pass, so that there is an end of it to leave something for."""
-        engine = self.engine
-        return entry.table.owner is engine and engine.in_loop_thread
+    @abstractmethod
+    def start(self, handoff: Handoff) -> None:
+        """Give the request to a thread or a child. Raises OSError or RuntimeError where the machine has none left."""
 
-    def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        return HandingOff(entry, None, self)
+    def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
+        return self.handoff(entry, None)
 
     def take_over(self, entry: Entry) -> Want[Any]:
-        most = self.most
-        if most is not None and self.busy >= most:
-            return self._wait(entry)
-        try:
-            self.start(entry)
-        except (BlockingIOError, RuntimeError):  # fork(2): EAGAIN; "can't start new thread"
-            if not self.busy:
-                raise
-            return self._wait(entry)
-        return ELSEWHERE
+        return self.handoff(entry, entry.resumable).begin(entry.calls)
 
-    def taken_back(self, delegation: Delegation) -> None:
-        """In the loop: whoever had a request is done with it, and free."""
-        delegation.end()
-        self.vacate()
+    def take(self, handoff: Handoff) -> Want[Any]:
+        """Start, or wait for a vacancy. Returns what the request waits for; raises what hinders both."""
+        most = self.most
+        if most is None or self.busy < most:
+            try:
+                self.start(handoff)
+                return ELSEWHERE
+            except (BlockingIOError, RuntimeError):  # fork(2): EAGAIN; "can't start new thread"
+                if not self.busy:
+                    raise
+        self._waiting.append(handoff)
+        return VACANCY
 
     def vacate(self) -> None:
         """There may be a vacancy: let those go on that wait for one."""
         for _ in range(len(self._waiting)):  # once each: one for which there is no thread waits again
             if self.most is not None and self.busy >= self.most:
                 break
-            entry, number = self._waiting.popleft()
-            owner = entry.table.owner
+            handoff = self._waiting.popleft()
+            owner = handoff.entry.table.owner
             assert owner is not None
             if owner.in_other_thread:
-                owner.post_result(entry, number, None)
+                owner.post_result(handoff.entry, handoff.number, None)
             else:
-                owner.deliver(entry, number, None)
+                owner.deliver(handoff.entry, handoff.number, None)
+
+    @property
+    def loop_goes_on(self) -> bool:
+        """Whether the loop will see the end of a request that has just been given away."""
+        return self.steps.running and not self.steps.failures.hooks_raise
+
+    def in_pass(self, entry: Entry) -> bool:
+        """Whether the engine takes `entry` over in a pass, so that there is an end of it to leave something for."""
+        return entry.table.owner is self.steps and self.steps.in_loop_thread
 
     def abandon(self) -> None:
         self._waiting.clear()
-
-    def _wait(self, entry: Entry) -> Want[Any]:
-        before = entry.resumable
-        handler = None if isinstance(entry.transport, Lent) else before
-        entry.resumable = HandingOff(entry, handler, self)
-        self._waiting.append((entry, entry.calls))
-        return VACANCY

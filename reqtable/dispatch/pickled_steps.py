@@ -21,12 +21,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from reqtable.config.import_string import module_at
 from reqtable.dispatch.pools import portable
-from reqtable.dispatch.remote_steps import Stepping
+from reqtable.dispatch.remote_steps import RemoteSteps
 from reqtable.handlers.state import StateRequestHandler
-from reqtable.net.transports import RELEASED
 from reqtable.table.buffers import Inbox
 from reqtable.table.errors import ConfigurationError, HandlerError
 from reqtable.table.limits import Limits
+from reqtable.table.parts import RELEASED
 from reqtable.table.places import trim
 from reqtable.table.snapshot import handler_name
 from reqtable.table.table import Entry, RequestTable
@@ -44,7 +44,7 @@ class Reference(NamedTuple):
     path: str | None
 
 
-class Parcel(NamedTuple):
+class StepRequest(NamedTuple):
     """What goes out, pickled."""
 
     saved: Any
@@ -56,7 +56,7 @@ class Parcel(NamedTuple):
     is_stream: bool
 
 
-class Return(NamedTuple):
+class StepResult(NamedTuple):
     """What comes back, pickled."""
 
     saved: Any
@@ -66,7 +66,7 @@ class Return(NamedTuple):
     error: BaseException | None
 
 
-def check_shippable(handler_class: Any, policy: str, by_import: bool = True) -> None:
+def check_pickled(handler_class: Any, policy: str, by_import: bool = True) -> None:
     """Raise ConfigurationError where the steps of that class can't be shipped, with the reason.
 
     With `by_import`, another process must be able to find the class; a forked child has it.
@@ -107,7 +107,7 @@ def reference_to(handler_class: Any) -> Reference:
     return Reference(handler_class.__module__, name, None if path is None else str(Path(path).resolve()))
 
 
-class Shipped(Stepping):
+class PickledSteps(RemoteSteps):
     """Steps run in another process, on a handler that is made for each from what was shipped."""
 
     bound_to_thread: ClassVar[bool] = False
@@ -124,7 +124,7 @@ class Shipped(Stepping):
         entry = self._entry
         handler = self._handler
         _check_declared(handler)  # a state that runs on the loop may have set what would be lost here
-        parcel = Parcel(
+        parcel = StepRequest(
             handler._save(), method, argument, entry.peer, entry.local, entry.table.limits, entry.input.is_stream
         )
         try:
@@ -138,7 +138,7 @@ class Shipped(Stepping):
         if error is not None or done.cancelled():
             how = f"{type(error).__name__}: {error}" if error else "it was cancelled"
             raise HandlerError(f"the worker that ran {self._step()} failed: {how}") from error
-        back: Return = _unpacked(done.result())
+        back: StepResult = _unpacked(done.result())
         if back.saved is not None:
             self._handler._restore(back.saved)
         for piece in back.output:
@@ -180,7 +180,7 @@ def _reference(handler_class: type) -> Reference | type:
         return handler_class
 
 
-def _unpacked(data: bytes) -> Return:
+def _unpacked(data: bytes) -> StepResult:
     try:
         return pickle.loads(data)  # type: ignore[no-any-return]
     except Exception as error:
@@ -193,7 +193,7 @@ def _unpacked(data: bytes) -> Return:
 def run_step(reference: Reference | type, data: bytes) -> bytes:
     """Run one step. What it raises comes back as data too, with the traceback as a note."""
     handler_class = reference if isinstance(reference, type) else resolve(reference)
-    parcel: Parcel = pickle.loads(data)
+    parcel: StepRequest = pickle.loads(data)
     table = RequestTable(time.monotonic, parcel.limits)
     entry = Entry(table, _NoServer(handler_class), _HERE, parcel.peer, parcel.local, RELEASED)
     if not parcel.is_stream:
@@ -218,16 +218,16 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
     if len(output) < len(entry.output.pieces):
         error = error or HandlerError("send_file() can't be shipped: send the bytes, or pin the state to the loop")
     name = f"{handler_class.__name__}.{handler.state_name}"
-    return _packed(name, Return(handler._save(), output, want, entry.timeout, error))
+    return _packed(name, StepResult(handler._save(), output, want, entry.timeout, error))
 
 
-def _packed(name: str, back: Return) -> bytes:
+def _packed(name: str, back: StepResult) -> bytes:
     try:
         return pickle.dumps(back)
     except Exception as problem:
         unfit = f"raised {back.error!r}" if back.error is not None else "left fields or returned a want"
         error = HandlerError(f"{name} {unfit} that can't be pickled: {type(problem).__name__}: {problem}")
-        return pickle.dumps(Return(None, back.output, None, None, error))
+        return pickle.dumps(StepResult(None, back.output, None, None, error))
 
 
 def _check_declared(handler: Any) -> None:

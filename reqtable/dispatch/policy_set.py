@@ -1,4 +1,4 @@
-"""`Dispatcher`: what one server dispatches with: its policies and its executors, each made when it is first needed."""
+"""`PolicySet`: the policies and the executors of one server under one configuration, each made when first needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pickle
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
-from typing import Any
+from typing import Any, Protocol
 from weakref import ref
 
 # With the package, and not when a server first needs the policy: the module `greenlet` says why.
@@ -14,31 +14,46 @@ import reqtable.dispatch.policies.executor
 import reqtable.dispatch.policies.inline
 import reqtable.dispatch.policies.pool  # noqa: F401
 from reqtable.config import Config, ExecutorOptions
+from reqtable.dispatch.checks import check_servable
 from reqtable.dispatch.forking.child import keep
-from reqtable.dispatch.handoff import Delegation
+from reqtable.dispatch.handoff import Handoff
 from reqtable.dispatch.policies.fork import Fork
-from reqtable.dispatch.policy import Policy, check_servable, policy_named
-from reqtable.dispatch.pools import ForkExecutor, Workers, guarded
+from reqtable.dispatch.policy import Policy
+from reqtable.dispatch.pools import ForkExecutor, RestartingPool, guarded
+from reqtable.dispatch.registry import policy_named
 from reqtable.dispatch.remote_steps import ByState
-from reqtable.loop.platform import SYSTEM
+from reqtable.loop.platform import SYSTEM, System
+from reqtable.loop.step import Steps
 from reqtable.table.errors import ConfigurationError, HandlerError
+from reqtable.table.parts import Resumable
 from reqtable.table.snapshot import unwrapped
-from reqtable.table.table import Entry, Resumable
-from reqtable.table.wants import Call, Failure
-
-_ON_THE_LOOP = {"inline", "greenlet"}
-_WHOLE_REQUESTS = {"thread", "fork"}
+from reqtable.table.table import Entry
+from reqtable.table.wants import Call, Failure, Want
 
 
-class Dispatcher:
-    """The policy `name` of `server`, and what its handlers ask for beside it. Raises ConfigurationError."""
+class Engine(Protocol):
+    """What a policy set needs of the engine that hosts its server."""
 
-    def __init__(self, server: Any, name: str, config: Config) -> None:
+    system: System
+    steps: Steps
+
+    def abandon(self, own: Entry | None) -> None:
+        """In a forked child: close this process's copies of all descriptors, but for the socket of `own`."""
+
+
+class PolicySet:
+    """The policy `name` of `server`, and what its handlers ask for beside it. Raises ConfigurationError.
+
+    `engine()` is the engine that hosts the server; None: it has none yet.
+    """
+
+    def __init__(self, server: Any, engine: Callable[[], Engine | None], name: str, config: Config) -> None:
+        self._engine = engine
         self.server = server
         self.config = config
         self.requests = 0  # that it admitted and that have not ended
         self.is_former = False  # another configuration has taken its place: it goes with its last request
-        self._child_loop: Any = None
+        self._child_steps: Steps | None = None
         self._policies: dict[str, Policy] = {}
         self._executors: dict[str, Executor] = {}
         self._lock = threading.Lock()  # the drivers of other threads come here too
@@ -59,37 +74,54 @@ class Dispatcher:
         self.chosen.check(handler_class)
         for name, pinned in _pins(handler_class).items():
             place = f"{unwrapped(handler_class).__name__}.{name}: @state(dispatch={pinned!r})"
-            if pinned in _ON_THE_LOOP and self.chosen.name in _WHOLE_REQUESTS:
+            try:
+                policy = self.policy(pinned)
+                policy.check_step(handler_class)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{place}: {error}") from error
+            if policy.steps_on_loop and self.chosen.takes_whole_requests:
                 raise ConfigurationError(
                     f"{place} runs on the loop, but dispatch policy {self.chosen.name!r} runs whole requests "
                     "elsewhere: choose 'inline' or 'pool'"
                 )
-            try:
-                self.policy(pinned).check_step(handler_class)
-            except ConfigurationError as error:
-                raise ConfigurationError(f"{place}: {error}") from error
 
     @property
-    def loop(self) -> Any:
-        """The loop that children are watched in: the engine, or, in a child, the driver of its one request."""
-        return self._child_loop or self.server._host
+    def steps(self) -> Steps:
+        """What steps the requests of the server's engine."""
+        engine = self._engine()
+        assert engine is not None
+        return engine.steps
 
-    @loop.setter
-    def loop(self, loop: Any) -> None:
-        self._child_loop = loop
+    @property
+    def watching(self) -> Steps:
+        """Whose loop children are watched in: the engine's, or, in a child, that of its one request."""
+        return self._child_steps or self.steps
+
+    def watch_in(self, steps: Steps) -> None:
+        """In a child: watch children of its own in the loop of its one request."""
+        self._child_steps = steps
+
+    @property
+    def _system(self) -> System:
+        engine = self._engine()
+        return SYSTEM.get() if engine is None else engine.system
 
     def policy(self, name: str) -> Policy:
         """The policy of that name, for this server."""
         with self._lock:
             policy = self._policies.get(name)
         if policy is None:
-            possible = SYSTEM.get().policies if self.server._engine is None else self.server._host.system.policies
+            possible = self._system.policies
             if possible is not None and name not in possible:
                 raise ConfigurationError(f"policy {name!r} can't be simulated: {', '.join(sorted(possible))} can")
             made = policy_named(name)(self)
             with self._lock:
                 policy = self._policies.setdefault(name, made)
         return policy
+
+    def adopt(self, entry: Entry, pid: int, pidfd: int) -> Want[Any]:
+        """A child that the handler has forked has the rest of `entry`. Returns what to wait for."""
+        return self.forking.adopt(entry, pid, pidfd)
 
     @property
     def forking(self) -> Fork:
@@ -100,15 +132,9 @@ class Dispatcher:
 
     # -- what runs a handler ------------------------------------------------------------------------------------------
 
-    def resumable(self, entry: Entry, handler: Any, policy: Policy) -> Resumable:
-        """What runs `handler` under `policy`, but for the states that say where they run."""
-        return self._by_state(entry, handler, policy.resumable(entry, handler))
-
-    def driven(self, entry: Entry, handler: Any) -> Resumable:
-        """The same for whoever has taken the request over."""
-        return self._by_state(entry, handler, handler)
-
-    def _by_state(self, entry: Entry, handler: Any, default: Resumable) -> Resumable:
+    def resumable(self, entry: Entry, handler: Any, policy: Policy | None) -> Resumable:
+        """What runs `handler` under `policy`, but for the states that say where they run; None: on the spot."""
+        default: Resumable = handler if policy is None else policy.resumable(entry, handler)
         pins = handler._pinned
         if not pins:
             return default
@@ -134,21 +160,20 @@ class Dispatcher:
     def _make_executor(self, name: str) -> Executor:
         if name in self.config.executors:
             place = self.config.origins.get(f"executors.{name}.factory")
-            return Workers(f"executor {name!r}", self.config.executors[name], place)
+            return RestartingPool(f"executor {name!r}", self.config.executors[name], place)
         if name == "process":
-            return Workers('executor "process"', ExecutorOptions())
-        engine = self.server._host
+            return RestartingPool('executor "process"', ExecutorOptions())
+        most = self.steps.table.limits.calls_max
         if name == "thread":
-            return self.threads(engine.limits.calls_max, "reqtable-call")
+            return self.threads(most, "reqtable-call")
         if name == "fork":
-            return ForkExecutor(self, engine.limits.calls_max)
+            return ForkExecutor(self, most)
         raise ConfigurationError(self._no_executor(name))
 
     def threads(self, most: int, name: str) -> Executor:
         """An executor of that many threads, for which the interpreter's exit waits unless they are daemons."""
-        system = SYSTEM.get() if self.server._engine is None else self.server._host.system
         kind, server = type(self.server), ref(self.server)  # idle threads shall not keep a server that is dropped
-        return system.executor(most, name, lambda: bool(getattr(server() or kind, "daemon_threads", False)))
+        return self._system.executor(most, name, lambda: bool(getattr(server() or kind, "daemon_threads", False)))
 
     @property
     def daemon_threads(self) -> bool:
@@ -165,7 +190,7 @@ class Dispatcher:
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
         """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
         executor = self.executor(want.on or self.config.call_on)
-        is_sent = isinstance(executor, Workers)  # to another process, perhaps
+        is_sent = isinstance(executor, RestartingPool)  # to another process, perhaps
         if is_sent:
             future = executor.submit(guarded, want.fn, want.args, want.kwargs)
         else:
@@ -202,8 +227,8 @@ class Dispatcher:
 
     def let_go(self) -> None:
         """Who has a request goes on with it, though the server closes."""
-        for entry in self.server._host.table:
-            if entry.server is self.server and isinstance(entry.transport, Delegation):
+        for entry in self.steps.table:
+            if entry.server is self.server and isinstance(entry.transport, Handoff):
                 entry.transport.is_let_go = True
         for policy in self._policies.values():
             policy.let_go()
@@ -215,11 +240,29 @@ class Dispatcher:
         while self._executors:
             self._executors.popitem()[1].shutdown(wait=calls, cancel_futures=True)
 
+    def run_posted(self) -> None:
+        """Call what was posted, where no loop runs that would."""
+        engine = self._engine()
+        if engine is not None and not engine.steps.running and not engine.steps.poller.is_copy:
+            engine.steps.mailbox.run_posts()
+            engine.steps.reap()
+
+    def leave_parent(self, own: Entry | None) -> None:
+        """In a new child: close this process's copies of all descriptors but those of `own`."""
+        engine = self._engine()
+        assert engine is not None
+        private = {self.watching} if own is None else {self.watching, own.table.owner}
+        for steps in private:
+            if isinstance(steps, Steps) and steps is not engine.steps:
+                steps.poller.close()
+                steps.abandon(own)
+        engine.abandon(own)
+
     def abandon(self) -> None:
         """In a forked child: what is the parent's stays the parent's; what is needed is made anew."""
         self._lock = threading.Lock()
         for executor in self._executors.values():
-            if isinstance(executor, Workers | ForkExecutor):
+            if isinstance(executor, RestartingPool | ForkExecutor):
                 executor.abandon()
             keep(executor)
         self._executors.clear()

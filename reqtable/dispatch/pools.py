@@ -16,8 +16,10 @@ from typing import Any
 from reqtable.config import ExecutorOptions
 from reqtable.config.import_string import account_of, thing_at
 from reqtable.dispatch.forking.child import Child, become_child, fork, keep
+from reqtable.dispatch.policy import Host
+from reqtable.loop.poller import Descriptor
 from reqtable.loop.process import flush_streams, leave_child
-from reqtable.net.transports import Polled
+from reqtable.loop.step import Steps
 from reqtable.table.errors import ConfigurationError, HandlerError
 from reqtable.table.states import READ
 
@@ -26,7 +28,7 @@ log = logging.getLogger("reqtable")
 _PIPE_BYTES = 65_536
 
 
-class Workers(Executor):
+class RestartingPool(Executor):
     """An executor made by its factory, and made anew when it breaks.
 
     `place` is where it is configured. Its constructor raises ConfigurationError, before anything is submitted, for a
@@ -63,7 +65,7 @@ class Workers(Executor):
         future.add_done_callback(look)
         return future
 
-    def settle(self) -> None:
+    def wait_for_all(self) -> None:
         """Wait for what is out."""
         concurrent.futures.wait(list(self._out))
 
@@ -133,17 +135,17 @@ class ForkExecutor(Executor):
     Cancelling a call ends its child.
     """
 
-    def __init__(self, dispatcher: Any, children_max: int) -> None:
+    def __init__(self, host: Host, children_max: int) -> None:
         if not hasattr(os, "fork"):
             raise ConfigurationError('executor "fork": this platform has no fork()')
-        self._dispatcher = dispatcher
+        self._host = host
         self._children_max = children_max
         self._waiting: deque[_ForkedCall] = deque()
         self._running: set[_ForkedCall] = set()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = _ForkedCall(self, lambda: fn(*args, **kwargs))
-        self._dispatcher.loop.post(self._begin, future)  # the loop's selector is its own thread's
+        self._host.watching.post(self._begin, future)  # the loop's selector is its own thread's
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -165,7 +167,7 @@ class ForkExecutor(Executor):
             self._waiting.append(future)
         elif future.set_running_or_notify_cancel():
             self._running.add(future)
-            future.start(self._dispatcher)
+            future.start(self._host)
 
     def ended(self, future: _ForkedCall) -> None:
         """The child of `future` has been waited for."""
@@ -184,7 +186,7 @@ class _ForkedCall(Future[Any]):
         self.child: Child | None = None
         self._pipe: _Pipe
 
-    def start(self, dispatcher: Any) -> None:
+    def start(self, host: Host) -> None:
         ends: tuple[int, ...] = ()
         try:
             ends = reader, writer = os.pipe()
@@ -197,10 +199,10 @@ class _ForkedCall(Future[Any]):
             self.set_exception(error)
             return
         if not pid:
-            self._be_child(dispatcher, writer)
+            self._be_child(host, writer)
         os.close(writer)
-        self._pipe = _Pipe(dispatcher.loop, reader)
-        self.child = Child(dispatcher.loop, pid, self._on_exit)
+        self._pipe = _Pipe(host.watching, reader)
+        self.child = Child(host.watching, pid, self._on_exit)
 
     def cancel(self) -> bool:
         if self.child is not None:
@@ -212,9 +214,9 @@ class _ForkedCall(Future[Any]):
             self.child.abandon()
             os.close(self._pipe.fd)
 
-    def _be_child(self, dispatcher: Any, writer: int) -> None:
+    def _be_child(self, host: Host, writer: int) -> None:
         try:
-            become_child(None, dispatcher)
+            become_child(None, host)
             result = _pickled(self._run)
             while result:
                 result = result[os.write(writer, result) :]
@@ -224,7 +226,7 @@ class _ForkedCall(Future[Any]):
     def _on_exit(self, child: Child) -> None:
         data = self._pipe.end()
         self._executor.ended(self)
-        how = child.ending()
+        how = child.how_it_failed()
         if not data:
             self.set_exception(HandlerError(f"the child that ran a call {how or 'left without a result'}"))
             return
@@ -238,20 +240,20 @@ class _ForkedCall(Future[Any]):
             self.set_result(value)
 
 
-class _Pipe(Polled):
+class _Pipe(Descriptor):
     """What a child writes, read as it comes: one that has more to write than a pipe holds would wait for ever."""
 
     __slots__ = ("_data",)
 
-    def __init__(self, loop: Any, fd: int) -> None:
-        super().__init__(loop, fd)
+    def __init__(self, steps: Steps, fd: int) -> None:
+        super().__init__(steps.poller, fd)
         os.set_blocking(fd, False)
         self._data = bytearray()
-        self.poll(READ)
+        self.watch(READ)
 
     def on_ready(self, mask: int) -> None:
         if self._read() == b"":
-            self.poll(0)
+            self.watch(0)
 
     def _read(self) -> bytes | None:
         try:
@@ -263,7 +265,7 @@ class _Pipe(Polled):
 
     def end(self) -> bytes:
         """All that was written."""
-        self.poll(0)
+        self.watch(0)
         while self._read():
             pass
         os.close(self.fd)

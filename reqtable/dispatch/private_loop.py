@@ -1,7 +1,7 @@
-"""A blocking driver: a loop with one request, for the thread or the child that has taken it over.
+"""A loop with one request, for the thread or the child that has the request.
 
-It is the same loop, so the request finds the same wants, limits and timeouts. What a driver does not do is end the
-connection: the loop that the request came from does, so that nobody's thread has to linger.
+It is the same loop, so the request finds the same wants, limits and timeouts. What a private loop does not do is end
+the connection: the loop that the request came from does, so that nobody's thread has to linger.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from reqtable.dispatch.policy import Policy
 from reqtable.loop.loop import Loop
 from reqtable.loop.platform import System
-from reqtable.net.datagram import Session
+from reqtable.loop.poller import Descriptor
+from reqtable.loop.step import Steps
+from reqtable.net.datagram import Session, Sessions
+from reqtable.net.sockets import is_tls
 from reqtable.net.stream import Stream
-from reqtable.net.transports import Polled, is_tls
 from reqtable.table.buffers import Inbox, Input, Output
+from reqtable.table.parts import Server
 from reqtable.table.states import READ, Event
 from reqtable.table.table import Entry
 
@@ -35,10 +39,10 @@ class _DrivenStream(Stream):
     __slots__ = ()
 
     def finish(self) -> None:
-        self.engine.end(self.entry, Event.RELEASED)
+        self.steps.end(self.entry, Event.RELEASED)
 
     def release(self) -> None:
-        self.poll(0)
+        self.watch(0)
 
 
 @cache
@@ -71,30 +75,30 @@ class _DrivenSession(Session):
 
     __slots__ = ("feed",)
 
-    def __init__(self, loop: Any, request: Any) -> None:
-        super().__init__(loop, request)
+    def __init__(self, steps: Steps, request: Any) -> None:
+        super().__init__(Sessions(steps, _never), request)
         self.feed: _Feed | None = None
 
-    def poll(self, interest: int) -> None:
-        super().poll(interest)
+    def watch(self, interest: int) -> None:
+        super().watch(interest)
         if self.feed is not None:
             # what is no session leaves them to the parent
-            self.feed.poll(READ if interest & READ and self.inbox.is_session else 0)
+            self.feed.watch(READ if interest & READ and self.inbox.is_session else 0)
 
     def finish(self) -> None:
-        self.engine.end(self.entry, Event.RELEASED)
+        self.steps.end(self.entry, Event.RELEASED)
 
     def release(self) -> None:
-        self.poll(0)
+        self.watch(0)
 
 
-class _Feed(Polled):
+class _Feed(Descriptor):
     """The end of a socket pair by which a child gets the later datagrams of its peer."""
 
     __slots__ = ("_end", "_session")
 
-    def __init__(self, loop: Any, end: socket.socket, session: _DrivenSession) -> None:
-        super().__init__(loop, end.fileno())
+    def __init__(self, end: socket.socket, session: _DrivenSession) -> None:
+        super().__init__(session.steps.poller, end.fileno())
         self._end = end
         self._session = session
 
@@ -102,7 +106,7 @@ class _Feed(Polled):
         with contextlib.suppress(BlockingIOError):
             data = take_message(self._end)
             if data is None:
-                self.poll(0)  # the parent has gone: no more will come
+                self.watch(0)  # the parent has gone: no more will come
             else:
                 self._session.deliver(data)
 
@@ -121,17 +125,27 @@ def take_message(end: socket.socket) -> bytes | None:
     return message[len(_MARK) :] if message else None
 
 
-class Driver(Loop):
+class _PrivateSteps(Steps):
+    """Steps the one request of a private loop."""
+
+    def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
+        super().step(entry, cause, error)
+        entry.active_at = self.table.clock()  # its step may have waited as long as it liked: threads are there for that
+
+
+class PrivateLoop:
     """Drives the request of `origin`, which stays in its own table, DELEGATED, meanwhile."""
 
-    def __init__(self, origin: Entry, policy: Any, dispatcher: Any, request: Any) -> None:
+    def __init__(self, origin: Entry, policy: Policy, request: Any) -> None:
         table = origin.table
-        super().__init__(table.limits, System(clock=table.clock, selector=_Selector))
-        self.table.driver = policy.name
-        self.table.last_id = origin.id - 1  # the request keeps its number
-        transport = _kind_for(request)(self, request)
+        self.steps = steps = _PrivateSteps(table.limits, System(clock=table.clock, selector=_Selector))
+        self._loop = Loop(steps)
+        steps.on_release.append(self._released)
+        steps.table.driver = policy.name
+        steps.table.last_id = origin.id - 1  # the request keeps its number
+        transport = _kind_for(request)(steps, request)
         self.origin = origin
-        self.entry = entry = Entry(self.table, origin.server, policy, origin.peer, origin.local, transport)
+        self.entry = entry = Entry(steps.table, origin.server, policy, origin.peer, origin.local, transport)
         self.transport = transport
         transport.entry = entry
         entry.created_at = origin.created_at
@@ -139,33 +153,28 @@ class Driver(Loop):
         move(origin, entry)
         if isinstance(entry.input, Inbox):
             transport.inbox = entry.input
-        entry.resumable = dispatcher.driven(entry, entry.handler)
+        entry.resumable = policy.host.resumable(entry, entry.handler, None)
         self._over = False
 
     def feed(self, end: socket.socket) -> None:
         """Take the later datagrams of the peer from there."""
-        self.transport.feed = _Feed(self, end, self.transport)
+        self.transport.feed = _Feed(end, self.transport)
 
     def drive(self) -> None:
         """Run the request to its end. Raises what ends the program, such as Ctrl-C: the request does not outlive it."""
-        self.post(self.begin, self.entry)
+        self.post(self._begin)
         try:
-            self.run(lambda: self._over)
+            self._loop.run(lambda: self._over)
         except BaseException:
-            self.end(self.entry, Event.CANCELLED)
-            self._reap()
+            self._cancel()
+            self.steps.reap()
             raise
         finally:
             self.close_descriptors()
 
-    def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
-        super().step(entry, cause, error)
-        entry.active_at = self.clock()  # its step may have waited for whatever it liked: that is what threads are for
-
-    def begin(self, entry: Entry) -> None:
-        if self._over:
-            return  # cancelled before it began
-        super().begin(entry)
+    def post(self, function: Callable[..., Any], *args: Any) -> None:
+        """Have the loop call `function(*args)` in its next pass. Callable from any thread."""
+        self._loop.mailbox.post(function, *args)
 
     def cancel_request(self) -> None:
         """End it. Callable from any thread."""
@@ -175,11 +184,24 @@ class Driver(Loop):
         """Give the request's counters and buffers back to the entry it came from."""
         move(self.entry, self.origin)
 
-    def _cancel(self) -> None:
-        self.end(self.entry, Event.CANCELLED)
+    def close_descriptors(self) -> None:
+        """Close the selector and the wake-up."""
+        self._loop.poller.close()
 
-    def released(self, entry: Entry) -> None:
+    def _begin(self) -> None:
+        if not self._over:  # it was not cancelled before it began
+            self.steps.table.add(self.entry)
+            self.steps.begin(self.entry)
+
+    def _cancel(self) -> None:
+        self.steps.end(self.entry, Event.CANCELLED)
+
+    def _released(self, entry: Entry) -> None:
         self._over = True
+
+
+def _never(server: Server, request: Any, peer: Any) -> None:
+    """What is no session leaves the later datagrams to the loop that it came from."""
 
 
 def move(source: Entry, target: Entry) -> None:

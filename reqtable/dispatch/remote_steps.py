@@ -15,13 +15,15 @@ from typing import Any, ClassVar
 
 from reqtable.loop.process import end_child
 from reqtable.table.buffers import Output
+from reqtable.table.engine_wants import STEP
 from reqtable.table.errors import HandlerError, ending_of
-from reqtable.table.table import Entry, Resumable
-from reqtable.table.wants import STEP, Want
+from reqtable.table.parts import Resumable
+from reqtable.table.table import Entry
+from reqtable.table.wants import Want
 
 
-class Stepping:
-    """What is the same wherever the steps run."""
+class RemoteSteps:
+    """Runs the steps of one handler elsewhere. Where, a subclass says."""
 
     bound_to_thread: ClassVar[bool] = False
 
@@ -90,7 +92,7 @@ class Stepping:
             entry.table.owner.deliver(entry, number, done)
 
 
-class Pooled(Stepping):
+class ThreadSteps(RemoteSteps):
     """Steps run in threads of this process, on the handler itself."""
 
     def __init__(self, entry: Entry, handler: Any, executor: Executor) -> None:

@@ -16,15 +16,16 @@ from threading import get_ident
 from types import FunctionType, MemberDescriptorType
 from typing import Any, BinaryIO, ClassVar, get_origin
 
-from reqtable.net.transports import is_tls
+from reqtable.net.sockets import is_tls
 from reqtable.table.addresses import address_text
 from reqtable.table.buffers import FileSlice, Output
 from reqtable.table.compiled import mypyc_attr
+from reqtable.table.engine_wants import ENDED
 from reqtable.table.errors import HandlerError, LimitExceeded
 from reqtable.table.places import owner_of, place_of
 from reqtable.table.states import State
 from reqtable.table.table import Entry
-from reqtable.table.wants import ENDED, Want
+from reqtable.table.wants import Want
 
 log = logging.getLogger("reqtable")
 

@@ -15,14 +15,14 @@ import contextlib
 import logging
 import threading
 import traceback
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
+from reqtable.loop.poller import Poller
 from reqtable.table.addresses import address_text
-from reqtable.table.states import Event
-from reqtable.table.table import Entry, Server
-
-if TYPE_CHECKING:
-    from reqtable.loop.loop import Loop
+from reqtable.table.parts import Server
+from reqtable.table.states import Ending, Event
+from reqtable.table.table import Entry
 
 log = logging.getLogger("reqtable")
 
@@ -35,28 +35,32 @@ def ends_program(problem: BaseException) -> bool:
 
 
 class Failures:
-    """Reports the exceptions that the loop catches, and tells which of them end the loop."""
+    """Reports the exceptions that the loop catches, and tells which of them end the loop.
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self.hooks_raise = False  # what the server's hooks raise is the caller's, who asked for one request
+    `end` marks the entry of a request closed.
+    """
+
+    def __init__(self, poller: Poller, end: Callable[[Entry, Event], None]) -> None:
+        self._poller = poller
+        self._end = end
+        self.hooks_raise = False  # `handle_request()` runs the loop: its caller gets what the server's hooks raise
         self.unwinding: BaseException | None = None  # ends the loop: it has been reported, and is on its way out
 
     def report(self, server: Server, request: Any, peer: Any, problem: BaseException) -> BaseException | None:
         """Have the server's `handle_error` told of `problem`, which the caller handles. Returns what ends the loop."""
-        self._loop.end_if_copy(problem)
+        self._poller.end_if_copy(problem)
         if ends_program(problem) or (self.hooks_raise and isinstance(problem, KeyboardInterrupt | SystemExit)):
             self.unwinding = problem
             return problem
         try:
             server.handle_error(request, peer)
         except BaseException as raised:
-            self._loop.end_if_copy(raised)
+            self._poller.end_if_copy(raised)
             if self.hooks_raise or ends_program(raised):
                 self.unwinding = raised
                 return raised
             self._log(f"{address_text(peer)}: handle_error raised {type(raised).__name__}", raised)
-        self._loop.end_if_copy()
+        self._poller.end_if_copy()
         return None
 
     def outside_step(self, entry: Entry | None, problem: BaseException) -> None:
@@ -68,10 +72,10 @@ class Failures:
         try:
             if problem is self.unwinding:
                 raise problem
-            self._loop.end_if_copy(problem)
+            self._poller.end_if_copy(problem)
             if entry is not None:
-                entry.ending = "error"
-                self._loop.end(entry, Event.LOST)
+                entry.ending = Ending.ERROR
+                self._end(entry, Event.LOST)
                 ends_loop = self.report(entry.server, entry.transport.request, entry.peer, problem)
             elif self.hooks_raise or ends_program(problem):
                 ends_loop = self.unwinding = problem

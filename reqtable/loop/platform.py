@@ -8,15 +8,12 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
 
 from reqtable.loop.selector import DefaultSelector
 from reqtable.loop.threads import Threads
 from reqtable.loop.wakeup import Wakeup
-from reqtable.server.stall_detector import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +27,7 @@ class System:
     dup: Callable[[int], int] = os.dup
     sendfile: Callable[[int, int, int, int], int] = os.sendfile
     executor: Callable[[int, str, Callable[[], bool]], Executor] = Threads  # how many threads, their name, may_leave
-    watch: Callable[[Any], AbstractContextManager[Any]] = Watch  # of an engine, while it serves
+    stalls: bool = True  # a step may hold up the loop, and a thread looks on
     policies: frozenset[str] | None = None  # what can run on it; None: all
 
 

@@ -13,15 +13,24 @@ import contextlib
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn, Protocol
 
-if TYPE_CHECKING:
-    from reqtable.table.table import RequestTable
+from reqtable.table.table import RequestTable
 
 log = logging.getLogger("reqtable")
 
-# The table that each thread's loop works on: what a fork looks up to learn whose request it happens in.
-TABLES: dict[int, RequestTable] = {}
+
+class RunningLoop(Protocol):
+    """A loop, while a thread runs it."""
+
+    table: RequestTable
+
+    def forked(self) -> None:
+        """In a child that was forked meanwhile: give up what is the parent's."""
+
+
+# The loop that each thread runs: what a fork looks up to learn whose request it happens in.
+LOOPS: dict[int, RunningLoop] = {}
 
 
 class Process:
@@ -76,12 +85,11 @@ def _in_parent() -> None:
 
 def _in_child() -> None:
     Process.forks += 1
-    tables = list(TABLES.values())
-    TABLES.clear()
-    for table in tables:
-        if table.owner is not None:
-            with contextlib.suppress(Exception):  # of one; the others are given up all the same
-                table.owner.forked()
+    loops = list(LOOPS.values())
+    LOOPS.clear()
+    for loop in loops:
+        with contextlib.suppress(Exception):  # of one; the others are given up all the same
+            loop.forked()
 
 
 if hasattr(os, "register_at_fork"):

@@ -11,22 +11,55 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from reqtable.loop.step import Steps
 from reqtable.net.pktinfo import Datagram, later, send
-from reqtable.net.transports import is_peers_error
+from reqtable.net.sockets import is_peers_error
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.buffers import FileSlice, Inbox
-from reqtable.table.states import WRITE, Event, State
-from reqtable.table.table import Entry, Server
-
-if TYPE_CHECKING:
-    from reqtable.server.engine import Engine
+from reqtable.table.parts import Server
+from reqtable.table.states import WRITE, Ending, Event, State
+from reqtable.table.table import Entry
 
 log = logging.getLogger("reqtable")
 
 
-def session_key(server: Server, request: Any, peer: Any) -> tuple[Server, Any, Any]:
+class Sessions:
+    """The sessions of one engine, and what may yet become one.
+
+    `take_again(server, request, peer)` takes a datagram that has waited for a session and belongs to none.
+    """
+
+    def __init__(self, steps: Steps, take_again: Callable[[Server, Any, Any], None]) -> None:
+        self.steps = steps
+        self.take_again = take_again
+        self.known: dict[tuple[Server, Any, Any], Session] = {}
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def find(self, server: Server, request: Any, peer: Any) -> Session | None:
+        """The session that a datagram is for, or what may yet become it; None where the datagram begins a request."""
+        session = self.known.get(_key(server, request, peer)) if peer else None
+        if session is None or session.entry.state is State.CLOSED:
+            return None
+        return session if session.inbox.is_session or not session.inbox.asked else None
+
+    def add(self, session: Session) -> None:
+        """Later datagrams of that peer go to `session`."""
+        entry = session.entry
+        self.known[_key(entry.server, session.request, entry.peer)] = session
+
+    def discard(self, session: Session) -> None:
+        """`session` has ended."""
+        entry = session.entry
+        key = _key(entry.server, session.request, entry.peer)
+        if self.known.get(key) is session:
+            del self.known[key]
+
+
+def _key(server: Server, request: Any, peer: Any) -> tuple[Server, Any, Any]:
     """What tells one session from another: a peer may ask several addresses of this machine from one socket."""
     return server, peer, request.local if type(request) is Datagram else None
 
@@ -34,12 +67,13 @@ def session_key(server: Server, request: Any, peer: Any) -> tuple[Server, Any, A
 class Session:
     """What the datagrams of one peer go to. `request` is the pair `(data, socket)` of `socketserver`."""
 
-    __slots__ = ("engine", "entry", "forward", "inbox", "request", "timeout_s")
+    __slots__ = ("entry", "forward", "inbox", "request", "sessions", "steps", "timeout_s")
 
-    def __init__(self, engine: Engine, request: Any) -> None:
-        self.engine = engine
+    def __init__(self, sessions: Sessions, request: Any) -> None:
+        self.sessions = sessions
+        self.steps = sessions.steps
         self.request = request
-        self.timeout_s: float | None = engine.limits.session_timeout_s
+        self.timeout_s: float | None = self.steps.table.limits.session_timeout_s
         self.inbox = Inbox()
         self.entry: Entry
         self.forward: Callable[[bytes], None] | None = None  # to whoever has the request now
@@ -51,9 +85,9 @@ class Session:
         self.inbox.has_peer = bool(entry.peer)
         data = self.request[0]
         entry.bytes_in = len(data)
-        self.inbox.deliver(data, self.engine.limits.inbox_max)
+        self.inbox.deliver(data, self.steps.table.limits.inbox_max)
         if entry.peer:
-            self.engine.sessions[session_key(entry.server, self.request, entry.peer)] = self
+            self.sessions.add(self)
 
     def deliver(self, data: bytes) -> None:
         """A later datagram of this peer."""
@@ -62,35 +96,35 @@ class Session:
             return
         entry = self.entry
         entry.bytes_in += len(data)
-        entry.active_at = self.engine.table.now
-        self.inbox.deliver(data, self.engine.limits.inbox_max)
+        entry.active_at = self.steps.table.now
+        self.inbox.deliver(data, self.steps.table.limits.inbox_max)
         if entry.state is State.READING:
-            self.engine.step(entry, Event.INPUT_ARRIVED)
+            self.steps.step(entry, Event.INPUT_ARRIVED)
         else:
-            self.engine.count_buffers(entry)
+            self.steps.count_buffers(entry)
 
-    def poll(self, interest: int) -> None:
+    def watch(self, interest: int) -> None:
         # Reading is the server's: its listener delivers. Writing is retried, not polled for: a Unix datagram socket
         # polls as writable while the queue of the one peer that matters is full.
         if interest & WRITE:
-            self.engine.retry(self._drain)
+            self.steps.mailbox.call_later(self._drain)
 
     def _drain(self) -> None:
         try:
             self._go_on_sending()
         except BaseException as problem:
-            self.engine.failures.outside_step(self.entry, problem)
+            self.steps.failures.outside_step(self.entry, problem)
 
     def _go_on_sending(self) -> None:
         if self.entry.state is not State.WRITING:
             return
         before = self.entry.bytes_out
         if self.flush():
-            self.engine.output_taken(self.entry)
+            self.steps.output_taken(self.entry)
         elif self.entry.state is State.WRITING:
             if self.entry.bytes_out > before:
-                self.engine.output_moved(self.entry)
-            self.engine.retry(self._drain)
+                self.steps.output_moved(self.entry)
+            self.steps.mailbox.call_later(self._drain)
 
     def flush(self) -> bool:
         entry = self.entry
@@ -107,7 +141,7 @@ class Session:
                 if not is_peers_error(error):
                     raise
                 log.info("%s: a datagram was not sent: %s", address_text(entry.peer), printable(error))
-                self.engine.end(entry, Event.LOST)
+                self.steps.end(entry, Event.LOST)
                 return False
             entry.bytes_out += len(data)
             output.consume(len(data))
@@ -117,19 +151,17 @@ class Session:
         """A child process has the request, until it has ended."""
 
     def finish(self) -> None:
-        self.engine.end(self.entry, Event.RELEASED)
+        self.steps.end(self.entry, Event.RELEASED)
 
     def release(self) -> None:
         entry = self.entry
-        key = session_key(entry.server, self.request, entry.peer)
-        if self.engine.sessions.get(key) is self:
-            del self.engine.sessions[key]
+        self.sessions.discard(self)
         if self.inbox.dropped:
             log.info(
                 "%s: %d datagrams dropped: %d waited",
                 address_text(entry.peer),
                 self.inbox.dropped,
-                self.engine.limits.inbox_max,
+                self.steps.table.limits.inbox_max,
             )
         entry.server.close_request(self.request)
         if not self.inbox.is_session:
@@ -143,15 +175,15 @@ class Session:
         server = self.entry.server
         for data in datagrams:
             if server.fileno() >= 0:
-                self.engine.post(server._take_again, later(self.request, data), self.entry.peer)
+                self.steps.post(self.sessions.take_again, server, later(self.request, data), self.entry.peer)
 
     def abandon(self) -> None:
         """The socket is the server's."""
 
     def end_input(self) -> None:
         """No more datagrams come: the session is over."""
-        self.entry.ending = "drained"
-        self.engine.end(self.entry, Event.CANCELLED)
+        self.entry.ending = Ending.DRAINED
+        self.steps.end(self.entry, Event.CANCELLED)
 
     def shut(self) -> None:
         """There is no connection."""

@@ -9,15 +9,13 @@ import socket
 import struct
 import sys
 from math import ceil, inf
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from reqtable.loop.loop import Loop
+from reqtable.loop.poller import Descriptor
 from reqtable.loop.process import Process
-from reqtable.net.transports import Polled
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.states import READ
-
-if TYPE_CHECKING:
-    from reqtable.server.engine import Engine
 
 log = logging.getLogger("reqtable")
 
@@ -34,7 +32,19 @@ _PROBES_MAX = 4
 _TCP_KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", 0))  # macOS has the other name
 
 
-class Listener(Polled):
+class Listening(Protocol):
+    """What a listener needs of its server."""
+
+    server_address: Any
+    _owns_queue: bool
+    _is_left_non_blocking: bool
+
+    def fileno(self) -> int: ...
+    def _handle_request_noblock(self) -> bool:
+        """Take a request that is there; True where there may be another."""
+
+
+class Listener(Descriptor):
     """A server's listening socket, or the socket that its datagrams come to."""
 
     __slots__ = (
@@ -42,6 +52,7 @@ class Listener(Polled):
         "_allowed_at",
         "_full",
         "_holds_back",
+        "_loop",
         "_most",
         "_said_exhausted",
         "_set_timeout",
@@ -51,15 +62,16 @@ class Listener(Polled):
         "taken",
     )
 
-    def __init__(self, engine: Engine, server: Any, most: int) -> None:
-        super().__init__(engine, server.fileno())
+    def __init__(self, loop: Loop, server: Any, most: int) -> None:
+        super().__init__(loop.poller, server.fileno())
         self.server = server
+        self._loop = loop
         self.resting_until = inf  # accepting failed: look again then, or when a descriptor is free
         self.taken = 0  # requests, so far
         self._full = False  # the table was: look again when an entry has gone
         self._said_exhausted = False
         self._allowance = inf  # how many more may be taken at once, at most as many as in a second
-        self._allowed_at = engine.table.now
+        self._allowed_at = loop.table.now
         self._most = most
         # A connection can be gone again before it is accepted; accept must not block then. A datagram server's socket
         # is its handlers' too, and stays as they expect it.
@@ -72,23 +84,23 @@ class Listener(Polled):
             server.socket.setblocking(False)
         elif not getattr(server, "receives_without_waiting", False):
             self._most = 1  # its get_request may block when nothing is there
-        self.poll(READ)
+        self.watch(READ)
 
     def on_ready(self, mask: int) -> None:
         for _ in range(self._most):
-            if self.engine.stopping or not self.watched:
+            if self._loop.stopping or not self.watched:
                 return
             if self._holds_back and self._is_full():
                 self._full = True
-                self.poll(0)
+                self.watch(0)
                 return
-            if self._holds_back and self.engine.limits.accepts_per_s_max is not None and not self._may_take_one():
+            if self._holds_back and self._loop.table.limits.accepts_per_s_max is not None and not self._may_take_one():
                 return
             try:
                 if not self.server._handle_request_noblock():
                     return
             except BaseException:
-                self._rest()  # a `get_request` that fails each time would be called again at once
+                self._rest(self._pause_end())  # a `get_request` that fails each time would be called again at once
                 raise
             self.taken += 1
             self._allowance -= 1
@@ -96,31 +108,34 @@ class Listener(Polled):
 
     def _may_take_one(self) -> bool:
         """Whether the rate of new connections allows another; where it does not, listening rests until it does."""
-        rate = self.engine.limits.accepts_per_s_max
+        rate = self._loop.table.limits.accepts_per_s_max
         assert rate is not None
-        now = self.engine.table.now
+        now = self._loop.table.now
         self._allowance = min(float(rate), self._allowance + (now - self._allowed_at) * rate)
         self._allowed_at = now
         if self._allowance < 1:
-            self.resting_until = now + (1 - self._allowance) / rate
-            self.poll(0)
+            self._rest(now + (1 - self._allowance) / rate)
             return False
         return True
 
     def _is_full(self) -> bool:
-        engine = self.engine
-        return engine.limits.when_full == "wait" and engine.table.full
+        table = self._loop.table
+        return table.limits.when_full == "wait" and table.full
 
     def rest(self, error: OSError) -> None:
         """Accepting failed for want of descriptors or memory: stop polling for a while."""
-        self._rest()
+        self._rest(self._pause_end())
         if not self._said_exhausted:
             self._said_exhausted = True
             log.warning("%s: can't accept: %s; waiting", address_text(self.server.server_address), printable(error))
 
-    def _rest(self) -> None:
-        self.resting_until = self.engine.table.clock() + self.engine.limits.accept_pause_s
-        self.poll(0)
+    def _pause_end(self) -> float:
+        return self._loop.table.clock() + self._loop.table.limits.accept_pause_s
+
+    def _rest(self, until: float) -> None:
+        self.resting_until = until
+        self.watch(0)
+        self._loop.mailbox.call_later(bool, until - self._loop.table.clock())  # the loop passes by then
 
     def consider(self, now: float, freed: bool) -> None:
         """After a pass: take requests again where there is room for them; `freed`: something has closed in it."""
@@ -130,7 +145,7 @@ class Listener(Polled):
             self.resting_until = inf
         self._full = self._is_full()
         if not self._full and self.resting_until == inf:
-            self.poll(READ)
+            self.watch(READ)
 
     def take_the_last(self) -> None:
         """Take those who have connected, and let nobody else: who were in the queue when it goes would be reset."""
@@ -142,12 +157,12 @@ class Listener(Polled):
                     if not self.server._handle_request_noblock():
                         break
             except BaseException as problem:
-                self.engine.failures.outside_step(None, problem)
+                self._loop.steps.failures.outside_step(None, problem)
             self.close()
             self.server.socket.close()
 
     def close(self) -> None:
-        self.poll(0)
+        self.watch(0)
         if not self._set_timeout or self.server.fileno() != self.fd:
             return
         if self._timeout is None and Process.shares_descriptors():

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reqtable.config import Config
+from reqtable.loop.poller import Poller, Selectable, abandon_socket
+from reqtable.loop.step import Steps
 from reqtable.net.proxy_protocol import HEADER_BYTES_MAX, header_end, parse
+from reqtable.net.sockets import discarded_all, end_request, is_tls
 from reqtable.net.stream import Stream, send_at_once
-from reqtable.net.transports import Polled, abandon, discarded_all, end_request, is_tls
 from reqtable.table.addresses import address_text, printable
+from reqtable.table.engine_wants import HANDSHAKE, PROXY_HEADER
 from reqtable.table.errors import ConfigurationError, PeerError, ending_of
 from reqtable.table.states import READ, WRITE, Event, State
 from reqtable.table.table import Entry
-from reqtable.table.wants import HANDSHAKE, PROXY_HEADER
 
 try:  # with the package: a program's tests may have patched `socket.socket` when the first server is made
     import ssl
@@ -30,13 +32,10 @@ try:  # with the package: a program's tests may have patched `socket.socket` whe
 except ImportError:  # there is no ssl
     tls = None  # type: ignore[assignment]
 
-if TYPE_CHECKING:
-    from reqtable.server.engine import Engine
-
 log = logging.getLogger("reqtable")
 
 
-class Preface:
+class PreambleSpec:
     """What the connections of a server begin with. Raises ConfigurationError for certificates that can't be used."""
 
     def __init__(self, config: Config) -> None:
@@ -71,55 +70,75 @@ class Preface:
         return any(host in network for network in self._networks)
 
 
-def stream_over(engine: Engine, request: Any) -> Stream:
+def stream_over(steps: Steps, request: Any) -> Stream:
     """The transport of a resumable handler's connection."""
     if is_tls(request):
-        return tls.TLSStream(engine, request)
-    return Stream(engine, request)
+        return tls.TLSStream(steps, request)
+    return Stream(steps, request)
 
 
-class Opening(Polled):
-    """A connection that is being opened. `request` is its socket, non-blocking meanwhile."""
+class Preamble(Selectable):
+    """The transport of a connection that is being opened. `request` is its socket, non-blocking meanwhile.
 
-    __slots__ = ("_preface", "_progress", "_timeout", "entry", "request")
+    `on_done(preamble)` is called once all of it has come. `is_proxied` says that a proxy has named the entry's peer.
+    """
 
-    engine: Engine
+    __slots__ = ("_on_done", "_progress", "_spec", "_timeout", "entry", "fd", "is_proxied", "request", "steps")
 
     timeout_s: float | None = None
+    fd: int
 
-    def __init__(self, engine: Engine, request: Any, preface: Preface) -> None:
-        super().__init__(engine, request.fileno())
+    def __init__(
+        self,
+        steps: Steps,
+        request: Any,
+        spec: PreambleSpec,
+        on_done: Callable[[Preamble], None],
+    ) -> None:
+        super().__init__()
+        self.steps = steps
+        self.fd = request.fileno()
         self.request = request
         self.entry: Entry
-        self._preface = preface
+        self._spec = spec
+        self._on_done = on_done
+        self.is_proxied = False
         self._timeout = request.gettimeout()
         request.setblocking(False)
         self._progress = self._open()
 
+    @property
+    def poller(self) -> Poller:
+        return self.steps.poller
+
+    def begin(self) -> None:
+        """Do what can be done at once. The entry is in the table, and its deadline is set."""
+        self.on_ready(READ)
+
     def on_ready(self, mask: int) -> None:
         entry = self.entry
-        entry.active_at = self.engine.table.now
+        entry.active_at = self.steps.table.now
         if entry.state is State.LINGERING:
-            if discarded_all(self.request, self.engine.limits.recv_bytes):
-                self.engine.end(entry, Event.INPUT_ENDED)
+            if discarded_all(self.request, self.steps.table.limits.recv_bytes):
+                self.steps.end(entry, Event.INPUT_ENDED)
             return
         try:
             interest = next(self._progress, 0)
         except (PeerError, OSError) as error:
             self._give_up(error)
             return
-        self.poll(interest)
+        self.watch(interest)
         if not interest and entry.state is State.OPENING:
             self.request.settimeout(self._timeout)
-            self.engine.opened(self)
+            self._on_done(self)
 
     def _open(self) -> Iterator[int]:
         """Do all of it; yields what to wait for."""
         entry = self.entry
-        if self._preface.is_proxy(entry.peer):
+        if self._spec.is_proxy(entry.peer):
             entry.want = PROXY_HEADER
             yield from self._read_header()
-        if self._preface.context is not None:
+        if self._spec.context is not None:
             entry.want = HANDSHAKE
             yield from self._shake_hands()
 
@@ -140,12 +159,13 @@ class Opening(Polled):
             data += taken
         header = parse(data)
         if header.source is not None:
-            self.engine.table.rename(self.entry, header.source)
+            self.steps.table.rename(self.entry, header.source)
             self.entry.local = header.destination
+            self.is_proxied = True
 
     def _shake_hands(self) -> Iterator[int]:
         send_at_once(self.request)  # a handler's first answer comes after OpenSSL's session tickets
-        self.request = self.entry.policy.secured(self.entry, self.request, self._preface.context)
+        self.request = self.entry.policy.secured(self.entry, self.request, self._spec.context)
         while True:
             try:
                 ssl.SSLSocket.do_handshake(self.request)  # not as a cooperative socket does it
@@ -166,9 +186,9 @@ class Opening(Polled):
         try:
             self.request.shutdown(socket.SHUT_WR)
         except OSError:
-            self.engine.end(self.entry, Event.LOST)
+            self.steps.end(self.entry, Event.LOST)
         else:
-            self.engine.linger(self.entry)
+            self.steps.linger(self.entry)
 
     # -- as a transport -----------------------------------------------------------------------------------------------
 
@@ -184,10 +204,13 @@ class Opening(Polled):
     def end_input(self) -> None:
         """It has begun: its request may still be served."""
 
+    def leave(self) -> None:
+        """No child has what has not begun."""
+
     def release(self) -> None:
-        self.poll(0)
+        self.watch(0)
         end_request(self.entry.server.shutdown_request, self.request)
 
     def abandon(self) -> None:
         self.watched = 0
-        abandon(self.request)
+        abandon_socket(self.request)

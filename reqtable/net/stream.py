@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from reqtable.net.transports import Watched, abandon, discarded_all, end_request, has_unread, is_peers_error
+from reqtable.loop.poller import Poller, Selectable, abandon_socket
+from reqtable.loop.step import Steps
+from reqtable.net.sockets import discarded_all, end_request, has_unread, is_peers_error
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.buffers import SMALL_BYTES, FileSlice
 from reqtable.table.compiled import mypyc_attr
 from reqtable.table.states import Event, State
 from reqtable.table.table import Entry
-
-if TYPE_CHECKING:
-    from reqtable.loop.loop import Loop
 
 log = logging.getLogger("reqtable")
 
@@ -40,15 +39,16 @@ def send_at_once(connection: socket.socket) -> None:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Stream(Watched):
+class Stream(Selectable):
     """One connection. `request` is its socket, which is non-blocking from here on."""
 
-    __slots__ = ("entry", "request")
+    __slots__ = ("entry", "request", "steps")
 
     timeout_s: float | None = None
 
-    def __init__(self, engine: Loop, request: Any) -> None:
-        super().__init__(engine)
+    def __init__(self, steps: Steps, request: Any) -> None:
+        super().__init__()
+        self.steps = steps
         request.setblocking(False)
         send_at_once(request)  # output leaves once a step, joined
         self.request = request
@@ -59,6 +59,10 @@ class Stream(Watched):
         """Its socket's. Kept here as well, it would be 48 bytes of each connection."""
         return self.request.fileno()  # type: ignore[no-any-return]
 
+    @property
+    def poller(self) -> Poller:
+        return self.steps.poller
+
     def on_ready(self, mask: int) -> None:
         entry = self.entry
         state = entry.state
@@ -68,15 +72,15 @@ class Stream(Watched):
             elif state is _LINGERING:
                 self._discard()
             return
-        engine = self.engine
+        steps = self.steps
         try:
-            data = self.request.recv(engine.limits.recv_bytes)
+            data = self.request.recv(steps.table.limits.recv_bytes)
         except _NOT_NOW:
             return
         except OSError as error:
             self._unreadable(error)
             return
-        entry.active_at = engine.table.now
+        entry.active_at = steps.table.now
         if data:
             entry.bytes_in += len(data)
             unread = entry.input
@@ -84,22 +88,22 @@ class Stream(Watched):
                 unread.feed(data)
             else:
                 unread.data = data  # what feeding it comes to, mostly
-            engine.step(entry, _INPUT_ARRIVED)
+            steps.step(entry, _INPUT_ARRIVED)
         else:
             entry.input.ended = True
-            engine.step(entry, _INPUT_ENDED)
+            steps.step(entry, _INPUT_ENDED)
 
     def _drain(self) -> None:
         before = self.entry.bytes_out
-        self.entry.active_at = self.engine.table.now
+        self.entry.active_at = self.steps.table.now
         if self.flush():
-            self.engine.output_taken(self.entry)
+            self.steps.output_taken(self.entry)
         elif self.entry.bytes_out > before:
-            self.engine.output_moved(self.entry)
+            self.steps.output_moved(self.entry)
 
     def _discard(self) -> None:
-        if discarded_all(self.request, self.engine.limits.recv_bytes):
-            self.engine.end(self.entry, _INPUT_ENDED)
+        if discarded_all(self.request, self.steps.table.limits.recv_bytes):
+            self.steps.end(self.entry, _INPUT_ENDED)
 
     def flush(self) -> bool:
         entry = self.entry
@@ -123,7 +127,7 @@ class Stream(Watched):
     def _flush_much(self) -> bool:
         """Send it within the request's share of the pass; a little goes in any case."""
         output = self.entry.output
-        share = self.engine.send_share
+        share = self.steps.send_share
         if not share:
             if output.size > SMALL_BYTES:
                 return False
@@ -138,7 +142,7 @@ class Stream(Watched):
                 sent = self.request.send(piece if len(piece) <= share else memoryview(piece)[:share])
             self.entry.bytes_out += sent
             if sent >= SMALL_BYTES:
-                self.engine.spend(sent)
+                self.steps.spend(sent)
             output.consume(sent)
             share -= sent
         return True
@@ -151,7 +155,7 @@ class Stream(Watched):
         source = piece.descriptor()
         if source >= 0:
             try:
-                sent = self.engine.system.sendfile(self.fd, source, piece.offset, min(piece.remaining, most))
+                sent = self.steps.system.sendfile(self.fd, source, piece.offset, min(piece.remaining, most))
             except _NOT_NOW:
                 raise
             except Exception:
@@ -167,21 +171,21 @@ class Stream(Watched):
         try:
             self.request.shutdown(socket.SHUT_WR)
         except OSError:
-            self.engine.end(self.entry, Event.LOST)
+            self.steps.end(self.entry, Event.LOST)
             return
         if self.entry.input.ended:
-            self.engine.end(self.entry, Event.RELEASED)
+            self.steps.end(self.entry, Event.RELEASED)
         else:
-            self.engine.linger(self.entry)
+            self.steps.linger(self.entry)
 
     def end_input(self) -> None:
         """Have the handler meet the end of its input, unless more has come that nobody has read."""
-        if not has_unread(self.request, self.engine.system.socket):
+        if not has_unread(self.request, self.steps.system.socket):
             self.entry.input.ended = True
-            self.engine.step(self.entry, _INPUT_ENDED)
+            self.steps.step(self.entry, _INPUT_ENDED)
 
     def release(self) -> None:
-        self.poll(0)
+        self.watch(0)
         end_request(self.entry.server.close_request, self.request)
 
     def leave(self) -> None:
@@ -194,7 +198,7 @@ class Stream(Watched):
 
     def abandon(self) -> None:
         self.watched = 0
-        abandon(self.request)
+        abandon_socket(self.request)
 
     def _unreadable(self, error: OSError) -> None:
         self._lost(error)
@@ -207,4 +211,4 @@ class Stream(Watched):
         if not is_peers_error(error):
             raise error
         log.debug("%s: gone: %s", address_text(self.entry.peer), printable(error))
-        self.engine.end(self.entry, Event.LOST)
+        self.steps.end(self.entry, Event.LOST)

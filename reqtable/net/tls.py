@@ -90,8 +90,8 @@ class TLSStream(Stream):
         if self.request.say_goodbye():
             super().finish()
         else:
-            self.engine.linger(self.entry)
-            self.poll(WRITE)
+            self.steps.linger(self.entry)
+            self.watch(WRITE)
 
     def leave(self) -> None:
         self.request.forget()
@@ -100,14 +100,14 @@ class TLSStream(Stream):
         if self.request.say_goodbye():
             with contextlib.suppress(OSError):  # the peer may have gone
                 self.request.shutdown(socket.SHUT_WR)
-            self.poll(READ)
+            self.watch(READ)
 
     def _unreadable(self, error: OSError) -> None:
         if self._waits(error):
             return
         if isinstance(error, ssl.SSLEOFError) and not len(self.entry.input):
             self.entry.input.ended = True
-            self.engine.step(self.entry, Event.INPUT_ENDED)
+            self.steps.step(self.entry, Event.INPUT_ENDED)
         else:
             super()._unreadable(error)
 
@@ -118,9 +118,9 @@ class TLSStream(Stream):
     def _waits(self, error: OSError) -> bool:
         """Whether OpenSSL only has to read or to write first, of which the selector will tell."""
         if isinstance(error, ssl.SSLWantReadError):
-            self.poll(READ)
+            self.watch(READ)
         elif isinstance(error, ssl.SSLWantWriteError):
-            self.poll(WRITE)
+            self.watch(WRITE)
         else:
             return False
         return True

@@ -69,7 +69,7 @@ def serve(
         if config.tls.cert is not None and not any(each._begins_with_tls for each in engine.servers):
             log.warning("[tls] names a certificate, and no bind uses it: write tls:// in place of tcp://")
         if not is_resumable(handler) and chosen_dispatch(dispatch, config, "")[1] == DEFAULT:
-            policy = engine.servers[0]._dispatcher.chosen.name  # type: ignore[attr-defined]
+            policy = engine.servers[0]._policies.chosen.name
             log.info("%s is a blocking handler: dispatch policy %r", unwrapped(handler).__name__, policy)
         names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
         for name in names:

@@ -11,7 +11,6 @@ towards what is wanted.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
@@ -27,13 +26,12 @@ from typing import Any, NoReturn
 from reqtable.config import Config
 from reqtable.dispatch.forking.child import Child, fork
 from reqtable.loop.process import flush_streams, leave_child
-from reqtable.net.transports import Polled
-from reqtable.run.signals import Progress, answer, begin_drain, counted, handled, in_main_thread, log_table
+from reqtable.run.signals import Progress, answer, counted, handled, in_main_thread
 from reqtable.run.systemd import Notifier
+from reqtable.run.worker import HANDLED, Channel, work
 from reqtable.server.base import reconfigure
 from reqtable.server.engine import Engine
 from reqtable.table.errors import ConfigurationError
-from reqtable.table.states import READ
 
 log = logging.getLogger("reqtable")
 
@@ -42,7 +40,6 @@ _BACK_OFF_S, _BACK_OFF_MAX_S = 0.1, 30.0
 _GRACE_S = 5.0  # how long after its time to drain a worker may take to end
 _AT_ONCE_S = 1.0  # how long "at once" may take
 _LOOK_S = 0.5
-_ALIVE = b"."
 
 
 class Phase(Enum):
@@ -71,88 +68,6 @@ def check_workers(config: Config) -> None:
         raise ConfigurationError(f"workers = {config.workers}: call serve() in the main thread, where signals come")
 
 
-class Channel(Polled):
-    """One end of a socket pair. `on_word(word)` is called in the loop with what comes; with `b""`, once, at its end."""
-
-    __slots__ = ("_on_word", "_socket")
-
-    def __init__(self, loop: Engine, own: socket.socket, on_word: Callable[[bytes], None]) -> None:
-        super().__init__(loop, own.fileno())
-        self._socket = own
-        self._on_word = on_word
-        self.poll(READ)
-
-    def on_ready(self, mask: int) -> None:
-        try:
-            word = self._socket.recv(4096, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            word = b""
-        if not word:
-            self.poll(0)
-        self._on_word(word)
-
-    def say(self, word: bytes) -> None:
-        """Dropped where the other end is gone, or full of what it has not read."""
-        with contextlib.suppress(OSError):
-            self._socket.send(word, socket.MSG_DONTWAIT)
-
-    def close(self) -> None:
-        self.poll(0)
-        self._socket.close()
-
-    def abandon(self) -> None:
-        """In a forked child: the selector is the parent's."""
-        self._socket.close()
-
-
-# -- a worker, in its own process -------------------------------------------------------------------------------------
-
-
-def _work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[], Any]) -> None:
-    """Serve until told to end, or until the supervisor is gone. Signals are blocked before."""
-    servers: list[Any] = list(engine.servers)
-    for server in servers:
-        server._make_dispatcher_again()
-    draining: list[bool] = []
-
-    def drain() -> None:
-        if draining:
-            return  # systemd tells every process of a service, and the supervisor tells it again
-        draining.append(True)
-        begin_drain(engine)
-
-    def beat() -> None:
-        channel.say(_ALIVE)
-        if beat_s < inf:
-            engine.retry(beat, beat_s)
-
-    def hear(word: bytes) -> None:
-        if not word:
-            drain()
-
-    channel = Channel(engine, own, hear)
-    engine.in_child.append(channel.abandon)
-    handlers: dict[int, Callable[..., Any]] = dict.fromkeys(_HANDLED, lambda *_: None)  # the supervisor's affair
-    handlers |= {
-        signal.SIGINT: lambda *_: engine.stop(),
-        signal.SIGTERM: lambda *_: engine.post(drain),
-        signal.SIGUSR1: lambda *_: log_table(engine),
-    }
-    # In place of the supervisor's. Were those before put back first, one that waits and was ignored then would be lost.
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    unblock()
-    engine.post(beat)
-    engine.serve_forever()
-    for server in servers:
-        server.server_close()
-
-
-# -- the supervisor ---------------------------------------------------------------------------------------------------
-
-
 class _Worker:
     """A worker, as the supervisor sees it."""
 
@@ -160,8 +75,8 @@ class _Worker:
         self.config = config
         self.phase = Phase.STARTING
         self.started_at = self.heard_at = loop.table.clock()
-        self.child = Child(loop, pid, partial(supervisor._ended, self))
-        self.channel = Channel(loop, own, partial(supervisor._heard, self))
+        self.child = Child(loop.steps, pid, partial(supervisor._ended, self))
+        self.channel = Channel(loop.loop.poller, own, partial(supervisor._heard, self))
 
     @property
     def pid(self) -> int:
@@ -212,7 +127,7 @@ class Supervisor:
                 if server.socket_type == socket.SOCK_STREAM:
                     # Said of the socket, not of a process's copy: no worker may make it blocking for the others.
                     server.socket.setblocking(False)
-            self._release_dispatchers()
+            self._release_policies()
             gc.collect()
             gc.freeze()  # a worker's collections would copy every page of what is there already
             self._loop.post(self._balance)
@@ -300,7 +215,7 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         with theirs:
             # One that comes before the worker has its own handlers waits for them.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
             try:
                 flush_streams()
                 pid = fork()
@@ -320,9 +235,9 @@ class Supervisor:
             self._loop.abandon(None)
             for each in self._workers:
                 each.abandon()
-            self._served.in_child.append(self._restore_signals)
+            self._served.loop.in_child.append(self._restore_signals)
             watchdog_s = self._notifier.watchdog_s
-            _work(self._served, own, inf if watchdog_s is None else watchdog_s / 4, unblock)
+            work(self._served, own, inf if watchdog_s is None else watchdog_s / 4, unblock)
             status = 0
         except ConfigurationError as error:
             log.error("worker %d: %s", os.getpid(), error)
@@ -335,7 +250,7 @@ class Supervisor:
         worker.heard_at = self._loop.table.now
         if word and worker.phase is Phase.STARTING:
             worker.phase = Phase.SERVING
-            self._loop.retry(partial(self._lasts, worker), _YOUNG_S)
+            self._loop.call_later(partial(self._lasts, worker), _YOUNG_S)
             self._balance()
 
     def _lasts(self, worker: _Worker) -> None:
@@ -347,7 +262,7 @@ class Supervisor:
         if started_at >= self._not_before:
             self._back_off_s = min(max(2 * self._back_off_s, _BACK_OFF_S), _BACK_OFF_MAX_S)
             self._not_before = self._loop.table.now + self._back_off_s
-            self._loop.retry(self._balance, self._back_off_s)
+            self._loop.call_later(self._balance, self._back_off_s)
 
     # -- ending one ---------------------------------------------------------------------------------------------------
 
@@ -355,7 +270,7 @@ class Supervisor:
         """A worker has exited, and has been waited for."""
         self._workers.remove(worker)
         worker.channel.close()
-        how = child.ending()
+        how = child.how_it_failed()
         lived_s = self._loop.table.now - worker.started_at
         if worker.phase is Phase.LEAVING or self._stage is not Stage.SERVING:
             if how is not None:
@@ -374,7 +289,7 @@ class Supervisor:
         """Tell a worker to end; kill one that has not, `within_s` seconds later."""
         worker.phase = Phase.LEAVING
         worker.tell(number)
-        self._loop.retry(partial(self._kill, worker), within_s)
+        self._loop.call_later(partial(self._kill, worker), within_s)
 
     def _kill(self, worker: _Worker) -> None:
         if worker in self._workers:
@@ -401,7 +316,7 @@ class Supervisor:
     def _show_progress(self, progress: Progress, until: float) -> None:
         progress(len(self._workers), max(0.0, until - self._loop.table.now))
         if self._stage is Stage.DRAINING:
-            self._loop.retry(partial(self._show_progress, progress, until), _LOOK_S)
+            self._loop.call_later(partial(self._show_progress, progress, until), _LOOK_S)
 
     # -- the configuration --------------------------------------------------------------------------------------------
 
@@ -423,19 +338,16 @@ class Supervisor:
                 self._notifier.ready(self._told[1])
             return
         log.info("the configuration was read again")
-        self._release_dispatchers()
+        self._release_policies()
         self._config = config
         self._wanted = config.workers or self._wanted
         self._back_off_s, self._not_before = 0.0, -inf
 
-    def _release_dispatchers(self) -> None:
+    def _release_policies(self) -> None:
         """They were made to see that they can be. What they hold is not for several processes: each makes its own."""
         for server in self._servers:
-            server._dispatcher.close(wait=True)
+            server._policies.close(wait=True)
 
 
 def _are_ready(serving: list[_Worker], but: list[_Worker]) -> bool:
     return all(each.phase is Phase.SERVING for each in serving if each not in but)
-
-
-_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)

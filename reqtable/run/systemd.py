@@ -51,7 +51,7 @@ class Notifier:
             return
         if is_well():
             self._send("WATCHDOG=1")
-        self._loop.retry(lambda: self.feed_watchdog(is_well), self.watchdog_s / 2)
+        self._loop.call_later(lambda: self.feed_watchdog(is_well), self.watchdog_s / 2)
 
     def _send(self, text: str) -> None:
         if not self._address:
@@ -60,4 +60,4 @@ class Notifier:
             try:
                 own.sendto(text.encode(), socket.MSG_DONTWAIT, self._address)
             except BlockingIOError:
-                self._loop.retry(lambda: self._send(text), _RETRY_S)
+                self._loop.call_later(lambda: self._send(text), _RETRY_S)

@@ -9,6 +9,7 @@ from typing import Any
 
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.snapshot import handler_name
+from reqtable.table.states import Ending
 from reqtable.table.table import Entry
 
 access = logging.getLogger("reqtable.access")
@@ -22,7 +23,7 @@ def log_access(entry: Entry) -> None:
         "local": address_text(entry.local),
         "peer": address_text(entry.peer),
         "handler": handler_name(entry.handler),
-        "ending": entry.ending or "done",
+        "ending": (entry.ending or Ending.DONE).value,
         "duration_s": round(entry.table.now - entry.created_at, 6),
         "bytes_in": entry.bytes_in,
         "bytes_out": entry.bytes_out,

@@ -13,15 +13,14 @@ import socket
 from collections import Counter
 from heapq import nsmallest
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from reqtable.loop.step import Steps
+from reqtable.server.hosted import Hosted, hosted
 from reqtable.table.addresses import address_text, network_of
 from reqtable.table.snapshot import unwrapped
-from reqtable.table.states import Event, State
-from reqtable.table.table import Entry, Server
-
-if TYPE_CHECKING:
-    from reqtable.server.engine import Engine
+from reqtable.table.states import Ending, Event, State
+from reqtable.table.table import Entry
 
 log = logging.getLogger("reqtable")
 
@@ -31,49 +30,54 @@ _FOUND_MAX = 64  # how many of the idlest one search through the table finds
 
 
 class Admission:
-    """Of the requests of one engine."""
+    """Decides which new requests an engine admits to its table."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
         self._idlest: list[tuple[float, int]] = []  # when it was active last, and its id; the idlest last
         self._unsaid: Counter[str] = Counter()
         self._say_at = -inf
 
-    def admits(self, server: Server, request: Any, client_address: Any) -> bool:
-        """Whether there is room for it, or room was made. One that is refused has been told, and counted.
+    def has_room(self, server: Hosted, request: Any, peer: Any) -> bool:
+        """Whether there is room in the table for a request of `peer`, or room was made.
 
-        One that has just been opened has its place already; who it is of may have turned out only now.
+        A request that is refused has been told, and counted. A `peer` of None is not known yet.
         """
-        table = self._engine.table
-        limits = self._engine.limits
-        evicts = limits.when_full == "evict"
-        most = limits.entries_per_peer_max
-        own = self._engine.entry_of(request)
-        if most is not None and table.count_from(client_address) - (own is not None) >= most:
-            network = network_of(client_address)
-            others = (entry for entry in table if entry is not own and network_of(entry.peer) == network)
-            if not evicts or not self._evict(others):
-                self._refuse(server, request, client_address, "entries_per_peer_max", most)
-                return False
-        elif table.full and own is None and not (evicts and self._evict_idlest()):
-            self._refuse(server, request, client_address, "entries_max", limits.entries_max)
+        table = self._steps.table
+        if not self.has_room_for_peer(server, request, peer, None):
+            return False
+        if table.full and not (table.limits.when_full == "evict" and self._evict_idlest()):
+            self._refuse(server, request, peer, "entries_max", table.limits.entries_max)
             return False
         return True
 
+    def has_room_for_peer(self, server: Hosted, request: Any, peer: Any, own: Entry | None) -> bool:
+        """Whether that peer may have another request. Its `own` entry is in the table already, if it is not None."""
+        table = self._steps.table
+        most = table.limits.entries_per_peer_max
+        if most is None or table.count_from(peer) - (own is not None) < most:
+            return True
+        network = network_of(peer)
+        others = (entry for entry in table if entry is not own and network_of(entry.peer) == network)
+        if table.limits.when_full == "evict" and self._evict(others):
+            return True
+        self._refuse(server, request, peer, "entries_per_peer_max", most)
+        return False
+
     def relieve(self) -> None:
         """The buffers hold more than they may: whoever holds most of it ends."""
-        table = self._engine.table
+        table = self._steps.table
         most = max(table, key=lambda entry: entry.held)
-        self.note(most.server, "buffered_bytes_max", self._engine.limits.buffered_bytes_max, most.peer)
-        most.ending = "limit"
-        self._engine.end(most, Event.LOST)
+        self.note(hosted(most.server), "buffered_bytes_max", self._steps.table.limits.buffered_bytes_max, most.peer)
+        most.ending = Ending.LIMIT
+        self._steps.end(most, Event.LOST)
         table.hold(most, 0)  # it is freed with this pass
 
-    def note(self, server: Server, reason: str, limit: Any, client_address: Any) -> None:
+    def note(self, server: Hosted, reason: str, limit: Any, client_address: Any) -> None:
         """Count a refusal, and say so, once in a while."""
         server._counts.refused[reason] += 1
         self._unsaid[reason] += 1
-        now = self._engine.table.now
+        now = self._steps.table.now
         if now >= self._say_at:
             counts = ", ".join(f"{count} for {each}" for each, count in self._unsaid.items())
             log.warning(
@@ -86,10 +90,10 @@ class Admission:
             self._unsaid.clear()
             self._say_at = now + _SAY_EVERY_S
 
-    def _refuse(self, server: Server, request: Any, client_address: Any, reason: str, limit: int) -> None:
+    def _refuse(self, server: Hosted, request: Any, client_address: Any, reason: str, limit: int) -> None:
         self.note(server, reason, limit, client_address)
         refusal = getattr(unwrapped(server.RequestHandlerClass), "refusal", b"")
-        if refusal and type(request) is self._engine.system.socket and not server._begins_with_tls:
+        if refusal and type(request) is self._steps.system.socket and not server._begins_with_tls:
             with contextlib.suppress(OSError):
                 request.setblocking(False)
                 request.send(refusal, socket.MSG_DONTWAIT)
@@ -98,12 +102,12 @@ class Admission:
         for searched in (False, True):
             while self._idlest:
                 active_at, number = self._idlest.pop()
-                entry = self._engine.table.get(number)
+                entry = self._steps.table.get(number)
                 if entry is not None and entry.active_at == active_at and self._evict([entry]):
                     return True
             if searched:
                 break
-            idle = ((entry.active_at, entry.id) for entry in self._engine.table if entry.state in _EVICTABLE)
+            idle = ((entry.active_at, entry.id) for entry in self._steps.table if entry.state in _EVICTABLE)
             self._idlest = nsmallest(_FOUND_MAX, idle)[::-1]
         return False
 
@@ -113,7 +117,7 @@ class Admission:
         if not idle:
             return False
         longest: Entry = min(idle, key=lambda entry: entry.active_at)
-        longest.ending = "limit"
-        longest.server._counts.refused["evicted"] += 1
-        self._engine.end(longest, Event.LOST)
+        longest.ending = Ending.LIMIT
+        hosted(longest.server)._counts.refused["evicted"] += 1
+        self._steps.end(longest, Event.LOST)
         return True

@@ -1,4 +1,4 @@
-"""`Hosted`: the loop's side of a server. `BaseServer` is built on it; the mix-ins put it in front of any server class.
+"""`LoopServer`: the loop's side of a server. `BaseServer` is built on it; a mix-in puts it in front of another class.
 
 The hooks of one request are called in `socketserver`'s order: `_handle_request_noblock`, `get_request`,
 `verify_request`, `process_request`, `finish_request`, the handler's `setup`, `handle`, `finish`, then
@@ -17,15 +17,15 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from reqtable.config import Config, chosen_dispatch, given_or_found
-from reqtable.dispatch import check_policy, is_resumable
+from reqtable.dispatch.checks import is_resumable
 from reqtable.dispatch.forking.run_blocking import runs_concurrently
-from reqtable.dispatch.handoff import Delegation
+from reqtable.dispatch.handoff import Handoff
 from reqtable.dispatch.policies.greenlet import defer_handshakes
-from reqtable.dispatch.policy_set import Dispatcher
+from reqtable.dispatch.policy_set import PolicySet
+from reqtable.dispatch.registry import check_policy
 from reqtable.net.listener import listening_timeout, set_keepalive
-from reqtable.net.preamble import Preface
+from reqtable.net.preamble import PreambleSpec
 from reqtable.net.stream import INTERNET
-from reqtable.net.transports import end_request
 from reqtable.server.drain import Drain
 from reqtable.server.engine import Engine
 from reqtable.server.stats import Counts
@@ -51,7 +51,7 @@ class _Shown(Generic[T_co]):
         return self if server is None else self._read(server)  # type: ignore[return-value]
 
 
-class Hosted:
+class LoopServer:
     """The loop's side of a server.
 
     A program's own server may have any attribute that does not begin with an underscore, even one of the names here:
@@ -61,8 +61,8 @@ class Hosted:
     dispatch: str = "inline"
     timeout: float | None
 
-    _dispatcher: Dispatcher
-    _preface: Preface | None
+    _policies: PolicySet
+    _preamble: PreambleSpec | None
     _counts: Counts
 
     _engine: Engine | None = None
@@ -80,7 +80,7 @@ class Hosted:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         owner = next(each for each in cls.__mro__ if "_handle_request_noblock" in vars(each))
-        if not issubclass(owner, Hosted):  # a whole server: it would be served by that one's loop, silently
+        if not issubclass(owner, LoopServer):  # a whole server: it would be served by that one's loop, silently
             mixed = next(each for each in cls.__bases__ if hasattr(each, "dispatch") and not issubclass(each, owner))
             raise TypeError(
                 f"{cls.__name__}: {mixed.__name__} comes after {owner.__name__}, whose loop it is to replace: put it "
@@ -91,14 +91,14 @@ class Hosted:
 
     def _configure(self, dispatch: str | None, config: Config | None) -> None:
         """Take what the constructor was given. Raises ConfigurationError where it can't be served so."""
-        if "_dispatcher" in vars(self):
+        if "_policies" in vars(self):
             return  # the mix-in in front of this class has been given it
         self._dispatch_argument = dispatch
         self._counts = Counts()
-        self._former: list[Dispatcher] = []  # those that an earlier configuration chose: their requests end under them
+        self._former: list[PolicySet] = []  # those that an earlier configuration chose: their requests end under them
         config = given_or_found(config)
-        self._preface = _preface(config)
-        self._dispatcher = self._make_dispatcher(config)
+        self._preamble = _preamble_of(config)
+        self._policies = self._make_policies(config)
         if self._engine is None:
             self._join(Engine(limits=config.limits))
 
@@ -113,43 +113,43 @@ class Hosted:
 
     def _prepared(self, config: Config) -> tuple[Callable[[], None], Callable[[], None]]:
         """What has it served as `config` says, and what drops that again. Raises ConfigurationError if it can't be."""
-        preface = _preface(config)
-        dispatcher = self._make_dispatcher(config)
+        preamble = _preamble_of(config)
+        policies = self._make_policies(config)
         try:
-            dispatcher.check(self.RequestHandlerClass)
+            policies.check(self.RequestHandlerClass)
         except ConfigurationError:
-            dispatcher.close(wait=False)
+            policies.close(wait=False)
             raise
 
         def apply() -> None:
-            self._preface = preface
-            former, self._dispatcher = self._dispatcher, dispatcher
+            self._preamble = preamble
+            former, self._policies = self._policies, policies
             self._former = [each for each in self._former if each.requests]
             if former.requests:
                 self._former.append(former)
             former.retire()
-            self._host.set_limits(config.limits)
+            self._host.steps.set_limits(config.limits)
             self._keep_alive()
 
-        return apply, partial(dispatcher.close, wait=False)
+        return apply, partial(policies.close, wait=False)
 
-    def _make_dispatcher(self, config: Config) -> Dispatcher:
+    def _make_policies(self, config: Config) -> PolicySet:
         own: object = type(self).dispatch
-        attribute = own if isinstance(own, str) else Hosted.dispatch  # some programs have a method of that name
+        attribute = own if isinstance(own, str) else LoopServer.dispatch  # some programs have a method of that name
         name, origin = chosen_dispatch(self._dispatch_argument, config, attribute)
         check_policy(name, origin)
-        return Dispatcher(self, name, config)
+        return PolicySet(self, lambda: self._engine, name, config)
 
-    def _abandon_dispatchers(self) -> None:
+    def _abandon_policies(self) -> None:
         """In a forked child: what is the parent's stays the parent's."""
-        for dispatcher in (self._dispatcher, *self._former):
-            dispatcher.abandon()
+        for policies in (self._policies, *self._former):
+            policies.abandon()
 
     def _check_handler(self, handler_class: Any) -> None:
         try:
-            self._dispatcher.check(handler_class)
+            self._policies.check(handler_class)
         except ConfigurationError:
-            self._dispatcher.close(wait=False)
+            self._policies.close(wait=False)
             raise
 
     # -- the table ----------------------------------------------------------------------------------------------------
@@ -181,24 +181,14 @@ class Hosted:
         engine.servers.append(self)
 
     @property
-    def _steps_on_loop(self) -> bool:
-        """Whether handlers run on the loop, where one that does not return holds up everyone."""
-        return self._dispatcher.chosen.steps_on_loop
-
-    @property
-    def _loop_goes_on(self) -> bool:
-        """Whether a loop will see the end of a request that has just been taken over."""
-        return self._host.running and not self._host.failures.hooks_raise
-
-    @property
     def _begins_with_tls(self) -> bool:
         """Whether nothing may be said to a client in the clear."""
-        return self._preface is not None and self._preface.context is not None
+        return self._preamble is not None and self._preamble.context is not None
 
     def _prepare(self) -> None:
         """Its requests are about to be taken: see that no TLS handshake of theirs is part of that."""
         self._keep_alive()
-        waits_elsewhere = self._dispatcher.chosen.name != "inline" and not is_resumable(self.RequestHandlerClass)
+        waits_elsewhere = not self._policies.chosen.blocking_holds_loop and not is_resumable(self.RequestHandlerClass)
         if waits_elsewhere:
             defer_handshakes()
 
@@ -225,7 +215,7 @@ class Hosted:
             "entries": sum(entry.server is self for entry in table),
             "buffered_bytes": table.buffered,
             **self._counts.plain(),
-            "loop": self._host.times.plain(),
+            "loop": self._host.loop.times.plain(),
         }
 
     # -- serving ------------------------------------------------------------------------------------------------------
@@ -236,19 +226,15 @@ class Hosted:
         The loop waits for events, not for `poll_interval` (seconds): it only bounds how long it takes to notice that
         someone set the flag of `shutdown` by hand.
         """
-        self._host.must_be_idle()
+        self._host.loop.must_be_idle()
         self._must_be_open()
         self._host_again()
         self._BaseServer__is_shut_down.clear()
         self._served_ahead = 0
         self._in_serve_forever = True
         try:
-            for server in self._host.servers:
-                self._host.listen(server)
-            with self._host.watched():
-                self._host.run(lambda: self._BaseServer__shutdown_request, poll_interval)
+            self._host.serve(lambda: self._BaseServer__shutdown_request, poll_interval)
         finally:
-            self._host.leave()
             self._in_serve_forever = False
             self._BaseServer__shutdown_request = False
             self._BaseServer__is_shut_down.set()
@@ -275,12 +261,12 @@ class Hosted:
         drained = threading.Event()
         until = inf if timeout is None else engine.table.clock() + timeout
         drain = Drain(engine, [self], until, partial(self._drained, drained))
-        running = engine.running
+        running = engine.steps.running
         engine.post(drain.begin)
         if not running:
             engine.run(drained.is_set)
-        elif not engine.in_loop_thread:
-            while engine.running and not drained.wait(_LOOK_S):
+        elif not engine.steps.in_loop_thread:
+            while engine.steps.running and not drained.wait(_LOOK_S):
                 pass  # someone may end the loop before it is drained
             self._wait_for_end()
 
@@ -295,7 +281,7 @@ class Hosted:
         """
         self._must_be_open()
         engine = self._host
-        engine.must_be_idle()
+        engine.loop.must_be_idle()
         self._host_again()
         if self._served_ahead:
             self._served_ahead -= 1
@@ -305,112 +291,27 @@ class Hosted:
         until = engine.table.clock() + min(timeouts) if timeouts else None
         known = engine.table.last_id
         listener = engine.listen(self, most=1)
-        engine.failures.hooks_raise = True
+        engine.steps.failures.hooks_raise = True
         try:
             engine.run(lambda: listener.taken > 0, until=until)
             if not listener.taken:
                 self.handle_timeout()
                 return
-            if not (self._steps_on_loop and runs_concurrently(self)):
+            if not (self._policies.chosen.steps_on_loop and runs_concurrently(self)):
                 engine.unlisten(self)
             engine.run(lambda: all(_is_over(each) for each in engine.table if each.id > known and each.server is self))
             self._served_ahead = listener.taken - 1
         finally:
-            engine.failures.hooks_raise = False
+            engine.steps.failures.hooks_raise = False
             engine.unlisten(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Enter the request into the table, under this server's policy; one for which there is no room is refused."""
-        engine = self._host
-        if engine.admission.admits(self, request, client_address):
-            opened: Any = engine.entry_of(request)
-            policy = self._dispatcher.chosen if opened is None else opened.policy
-            policy.admit(self, request, client_address)
-        else:
-            self.shutdown_request(request)
+        self._host.intake.admit(self, request, client_address)
 
     def _handle_request_noblock(self) -> bool:
         """Take a request that is there; True where there may be another."""
-        engine = self._host
-        if engine.is_copy:
-            engine.start_over()  # a forked child that takes requests by itself
-        engine.accepting = self
-        try:
-            request, client_address = self.get_request()
-        except OSError as error:
-            engine.end_if_copy(error)
-            return engine.refused(self, error)
-        except BaseException as error:
-            engine.end_if_copy(error)
-            raise
-        finally:
-            engine.accepting = None
-        engine.end_if_copy()
-        take = self._take
-        known = engine.table.last_id
-        try:
-            if self._preface is not None and self._preface.comes_first(request, client_address):
-                take = self._open
-            take(request, client_address)
-        except BaseException as error:
-            self._turn_away(request, client_address, error, known)
-        engine.end_if_copy()
-        return True
-
-    def _open(self, request: Any, client_address: Any) -> None:
-        """Enter a request into the table that something has to come before."""
-        assert self._preface is not None
-        if self._host.admission.admits(self, request, client_address):
-            self._dispatcher.chosen.open(self, request, client_address, self._preface)
-        else:
-            self.shutdown_request(request)
-
-    def _take(self, request: Any, client_address: Any) -> None:
-        """Have the hooks take a request."""
-        try:
-            is_welcome = self.verify_request(request, client_address)
-        except BaseException as error:
-            self._host.end_if_copy(error)
-            if self._host.failures.hooks_raise:
-                self._host.failures.unwinding = error  # as in `socketserver`, nothing is called any more
-            raise
-        self._host.end_if_copy()
-        if is_welcome:
-            self.process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def _turn_away(self, request: Any, client_address: Any, error: BaseException, known: int) -> None:
-        """A hook raised `error` while it took a request: report it, and end the request. Raises what ends the loop.
-
-        `known` is the id of the last entry before: the request may have entered the table by then.
-        """
-        failures = self._host.failures
-        ends_loop: BaseException | None = None
-        try:
-            if error is failures.unwinding:
-                raise error
-            for entry in self._host.table:
-                if entry.id > known or entry.transport.request is request:
-                    failures.outside_step(entry, error)
-                    return
-            ends_loop = failures.report(self, request, client_address, error)
-            try:
-                end_request(self.shutdown_request, request)
-            except BaseException as raised:
-                failures.outside_step(None, raised)
-            if ends_loop is not None:
-                raise ends_loop
-        finally:
-            del error, ends_loop  # its traceback holds this frame: a cycle would keep the request's socket open
-
-    def _take_again(self, request: Any, client_address: Any) -> None:
-        """Take a datagram that has waited for a session, and belongs to none."""
-        known = self._host.table.last_id
-        try:
-            self.process_request(request, client_address)
-        except BaseException as error:
-            self._turn_away(request, client_address, error, known)
+        return self._host.intake.accept(self)
 
     def _drained(self, drained: threading.Event) -> None:
         self._BaseServer__shutdown_request = self._in_serve_forever
@@ -423,22 +324,24 @@ class Hosted:
     def _host_again(self) -> None:
         """After `server_close()`: some programs give a closed server another socket, one that they have inherited."""
         if self not in self._host.servers:
-            self._make_dispatcher_again()
+            self._make_policies_again()
             self._host.servers.append(self)
 
-    def _make_dispatcher_again(self) -> None:
+    def _make_policies_again(self) -> None:
         """The one there was has been closed."""
-        self._dispatcher = self._make_dispatcher(self._dispatcher.config)
+        self._policies = self._make_policies(self._policies.config)
 
     def _wait_for_end(self) -> None:
         engine = self._host
-        if engine.running and not self._in_serve_forever:
+        if engine.steps.running and not self._in_serve_forever:
             # another server of the engine, or the engine itself, serves: only this one's listening ends
             engine.post(engine.unlisten, self)
             self._BaseServer__shutdown_request = False
             return
-        engine.wake()
-        if not engine.in_loop_thread and not engine.is_copy:  # in a forked child, the loop is the parent's
+        engine.loop.poller.wake()
+        if (
+            not engine.steps.in_loop_thread and not engine.loop.poller.is_copy
+        ):  # in a forked child, the loop is the parent's
             self._BaseServer__is_shut_down.wait()
 
     def _end_requests(self) -> None:
@@ -447,21 +350,21 @@ class Hosted:
             self._BaseServer__shutdown_request = True
         if self._engine is None:
             return
-        if self._engine.is_copy:
-            self._engine.start_over()  # the requests are the parent's
+        if self._engine.loop.poller.is_copy:
+            self._engine.loop.start_over()  # the requests are the parent's
         self._engine.unlisten(self)
         if getattr(self, "socket_type", None) == socket.SOCK_STREAM and hasattr(self, "socket"):
             self.socket.close()  # its port is free while we wait
         wait = getattr(self, "block_on_close", True)
-        dispatchers = (self._dispatcher, *self._former)
-        for dispatcher in dispatchers if wait else ():
-            dispatcher.wait()
-        self._engine.settle()
-        for dispatcher in dispatchers:
-            dispatcher.let_go()
+        policy_sets = (self._policies, *self._former)
+        for policies in policy_sets if wait else ():
+            policies.wait()
+        self._policies.run_posted()
+        for policies in policy_sets:
+            policies.let_go()
         self._engine.discard(self)
-        for dispatcher in dispatchers:
-            dispatcher.close(wait)
+        for policies in policy_sets:
+            policies.close(wait)
 
     if TYPE_CHECKING:  # what the server class behind this one has, be it `socketserver`'s or ours
         RequestHandlerClass: Any
@@ -494,11 +397,11 @@ def reconfigure(servers: Iterable[Any], config: Config) -> None:
         apply()
 
 
-def _preface(config: Config) -> Preface | None:
-    return Preface(config) if config.tls.cert is not None or config.proxy.trusted else None
+def _preamble_of(config: Config) -> PreambleSpec | None:
+    return PreambleSpec(config) if config.tls.cert is not None or config.proxy.trusted else None
 
 
 def _is_over(entry: Entry) -> bool:
     """For `handle_request`: also where a thread or a child serves it to its very end, as under `socketserver`."""
     transport = entry.transport
-    return entry.state in _DONE or (isinstance(transport, Delegation) and transport.ends_itself)
+    return entry.state in _DONE or (isinstance(transport, Handoff) and transport.ends_itself)

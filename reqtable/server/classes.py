@@ -16,9 +16,9 @@ from typing import Any, Self
 from reqtable.config import Config
 from reqtable.loop.platform import SYSTEM
 from reqtable.net.pktinfo import receive, watch_destinations
+from reqtable.net.sockets import is_peers_doing
 from reqtable.net.stream import INTERNET
-from reqtable.net.transports import is_peers_doing
-from reqtable.server.base import Hosted
+from reqtable.server.base import LoopServer
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.errors import ConfigurationError, HandlerError
 from reqtable.table.places import trim
@@ -28,7 +28,7 @@ log = logging.getLogger("reqtable")
 _QUEUE_SIZE = 1024
 
 
-class BaseServer(Hosted):
+class BaseServer(LoopServer):
     """The base of the server classes: everything but the socket.
 
     `dispatch` names the policy, `config` gives limits; both are optional. Raises ConfigurationError for a policy that
@@ -219,7 +219,7 @@ class UDPServer(TCPServer):
         self._watches_destinations = watch_destinations(self.socket)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        session = self._host.session_of(self, request, client_address)
+        session = self._host.intake.sessions.find(self, request, client_address)
         if session is not None:
             session.deliver(request[0])
         else:

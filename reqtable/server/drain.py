@@ -8,25 +8,23 @@ they are done, or until the time is over; then they end as `drained`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
-from reqtable.table.states import State
-from reqtable.table.table import Entry, Server
-
-if TYPE_CHECKING:
-    from reqtable.loop.loop import Loop
-    from reqtable.server.engine import Engine
+from reqtable.net.idle import end_if_idle
+from reqtable.server.engine import Engine
+from reqtable.server.hosted import Hosted
+from reqtable.table.states import Ending, State
+from reqtable.table.table import Entry
 
 _LOOK_S = 0.02
 
 
 class Drain:
-    """Of some servers of an engine. Only for the loop's own thread."""
+    """Drains some servers of an engine. Only for the loop's own thread."""
 
     def __init__(
         self,
         engine: Engine,
-        servers: Iterable[Server],
+        servers: Iterable[Hosted],
         until: float,
         done: Callable[[], None],
         progress: Callable[[int, float], None] | None = None,
@@ -48,7 +46,7 @@ class Drain:
         now = engine.table.now
         left = [each for each in engine.table if each.server in self._servers and each.state is not State.CLOSED]
         if left and now < self._until:
-            engine.retry(self._look, _LOOK_S)  # whatever goes wrong now
+            engine.call_later(self._look, _LOOK_S)  # whatever goes wrong now
             for entry in left:
                 self._tell(entry)
         if self._progress is not None:
@@ -62,27 +60,14 @@ class Drain:
             if entry.state is State.DELEGATED:
                 entry.transport.end_input()  # whether it is idle, who has it knows
             else:
-                end_if_idle(self._engine, entry)
+                end_if_idle(entry)
         except BaseException as problem:
-            self._engine.failures.outside_step(entry, problem)
+            self._engine.steps.failures.outside_step(entry, problem)
 
     def _end(self, left: list[Entry]) -> None:
         engine = self._engine
         for entry in left:
-            entry.ending = "drained"
+            entry.ending = Ending.DRAINED
         for server in self._servers:
             engine.end_requests(server)
         self._done()
-
-
-def is_idle(loop: Loop, entry: Entry) -> bool:
-    """Whether it has waited for its peer for `drain_idle_s`, with nothing unread. From another thread: a guess."""
-    waits = entry.state is State.READING and loop.table.running is not entry
-    quiet = waits and not entry.input and not entry.input.ended
-    return quiet and loop.clock() - entry.active_at >= loop.limits.drain_idle_s
-
-
-def end_if_idle(loop: Loop, entry: Entry) -> None:
-    """Tell a request that is idle that there will be no more. Only for the thread of its loop."""
-    if is_idle(loop, entry):
-        entry.transport.end_input()

@@ -7,22 +7,24 @@ engine, never of a handler or a peer: `InvariantBroken` ends the loop.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
+from collections.abc import Collection
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from reqtable.loop.loop import Loop
+from reqtable.loop.poller import Selectable
+from reqtable.net.datagram import Session
 from reqtable.net.listener import Listener
-from reqtable.net.preamble import Opening
+from reqtable.net.preamble import Preamble
+from reqtable.net.sockets import is_tls
 from reqtable.net.stream import Stream
-from reqtable.net.transports import Watched, is_tls
 from reqtable.table.addresses import network_of
 from reqtable.table.buffers import FileSlice
 from reqtable.table.errors import ReqtableError
 from reqtable.table.states import INTEREST, State
 from reqtable.table.table import Entry
-
-if TYPE_CHECKING:
-    from reqtable.loop.loop import Loop
 
 log = logging.getLogger("reqtable")
 
@@ -38,22 +40,25 @@ class InvariantBroken(ReqtableError):
 class Invariants:
     """The checks of one loop. What may last a pass, but not two, is remembered from one to the next."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, listeners: Collection[Listener], sessions: Collection[Session]) -> None:
         self._loop = loop
-        self._limits = [loop.limits]  # all that deadlines were armed under
+        self._steps = loop.steps
+        self._listeners = listeners
+        self._sessions = sessions
+        self._limits = [loop.table.limits]  # all that deadlines were armed under
         self._closed: set[Entry] = set()
         # its deadline and its steps, and for how many passes more it may be let be
         self._overdue: dict[Entry, tuple[tuple[float, int], int]] = {}
         self._ready: dict[Entry, tuple[int, int]] = {}  # its steps, and for how many passes it has had no other
 
-    def check(self) -> None:
-        """Raise InvariantBroken where something does not hold."""
-        loop = self._loop
-        if loop.limits is not self._limits[-1]:
-            self._limits.append(loop.limits)
-        turns = Counter(loop._turns)
-        closed = set(loop._closed)  # since the last reaping, by a hook of a server
-        for entry in loop._closed:
+    def check(self, now: float = 0.0, freed: bool = False) -> None:
+        """After a pass: raise InvariantBroken where something does not hold."""
+        loop, steps = self._loop, self._steps
+        if loop.table.limits is not self._limits[-1]:
+            self._limits.append(loop.table.limits)
+        turns = Counter(steps.turns)
+        closed = set(steps.closed)  # since the last reaping, by a hook of a server
+        for entry in steps.closed:
             self._must(entry not in self._closed, entry, "has been closed for a pass, and is not freed")
         self._closed = closed
         for entry in loop.table:
@@ -66,7 +71,7 @@ class Invariants:
                 turns[entry] == (entry.state is State.READY), entry, f"is {turns[entry]} times in the queue of turns"
             )
             self._must(
-                entry not in loop._calls or entry.state in (State.OFFLOADED, State.READY, State.WRITING),
+                entry not in steps.calls or entry.state in (State.OFFLOADED, State.READY, State.WRITING),
                 entry,
                 "has a call that it does not wait for",
             )
@@ -74,13 +79,13 @@ class Invariants:
         self._check_overdue()
         self._check_starved()
         self._check_registered()
-        for entry in (*loop._calls, *turns):
+        for entry in (*steps.calls, *turns):
             if entry.state is not State.CLOSED:
                 self._must(entry in loop.table, entry, "is not in the table, but goes on")
-        for entry in loop._calls:
+        for entry in steps.calls:
             gone = entry.state is State.CLOSED and entry not in closed
             self._must(not gone, entry, "is closed, and its call is not given up")
-        for session in getattr(loop, "sessions", {}).values():
+        for session in self._sessions:
             # one that somebody has taken over is known until that thread or child has let go of it
             known = session.entry in loop.table or session.forward is not None
             self._must(known, session.entry, "is not in the table, but its session is known")
@@ -98,7 +103,7 @@ class Invariants:
         must = self._must
         must(entry.state not in _NEVER_SUSPENDED, entry, "can't be suspended in that state")
         transport = entry.transport
-        is_opened = entry.state is not State.OPENING or isinstance(transport, Opening)
+        is_opened = entry.state is not State.OPENING or isinstance(transport, Preamble)
         must(is_opened, entry, "has been opened, and has not begun")
         if isinstance(transport, Stream) and not is_tls(transport.request):
             # Of those OpenSSL may wait for the other one. The rest is polled at times only: a lent socket may be closed
@@ -124,13 +129,13 @@ class Invariants:
         loop = self._loop
         at = entry.deadline
         if at is None:
-            timeout = None if entry.state in (State.READY, State.LINGERING) else loop.timeouts.of(entry)
+            timeout = None if entry.state in (State.READY, State.LINGERING) else self._steps.timeouts.of(entry)
             self._must(timeout is None, entry, f"should have {timeout} s, and has no deadline")
             self._must(entry.state is not State.SLEEPING, entry, "would never wake up")
             self._must(entry.state is not State.LINGERING, entry, "would linger for ever")
             self._must(entry.state is not State.WRITING or entry.output.first is None, entry, "may write for ever")
             return
-        self._must(entry.queued_at <= at, entry, f"is due at {at}, and would be looked at only at {entry.queued_at}")
+        self._must(entry.heap_time <= at, entry, f"is due at {at}, and would be looked at only at {entry.heap_time}")
         longest = self._longest_wait(entry)
         if longest is not None:
             self._must(at <= loop.table.now + longest + 1e-6, entry, f"may wait {at - loop.table.now} s, not {longest}")
@@ -148,11 +153,11 @@ class Invariants:
                 entry.held == buffers or not is_settled, entry, f"holds {buffers} bytes, and {entry.held} are counted"
             )
             held += entry.held
-            queued += entry.queued_at < inf
+            queued += entry.heap_time < inf
             networks[network_of(entry.peer)] += 1
         for what, counted, found in (
             ("bytes of buffers", table.buffered, held),
-            ("deadlines", self._loop.deadlines.live, queued),
+            ("deadlines", self._steps.deadlines.live, queued),
             ("entries of each network", table.per_network or networks, networks),
         ):
             if counted != found:
@@ -161,7 +166,7 @@ class Invariants:
     def _check_overdue(self) -> None:
         now = self._loop.table.now
         loop = self._loop
-        patience = len(loop.deadlines) // loop.limits.expiries_per_pass  # those before it have their turn
+        patience = len(self._steps.deadlines) // loop.table.limits.expiries_per_pass  # those before it have their turn
         before, self._overdue = self._overdue, {}
         for entry in loop.table:
             if entry.deadline is not None and entry.deadline <= now:
@@ -176,22 +181,22 @@ class Invariants:
         for entry in self._loop.table:
             if entry.state is State.READY:
                 steps, passes = before.get(entry, (-1, 0))
-                passes = passes + 1 if steps == entry.steps and self._loop.send_share else 0
+                passes = passes + 1 if steps == entry.steps and self._steps.send_share else 0
                 self._ready[entry] = entry.steps, passes
                 self._must(passes < _STEPS_OF_A_STARVED, entry, f"had no turn for {passes} passes")
 
     def _check_registered(self) -> None:
         """The selector watches what is to be watched, and nothing else."""
         loop = self._loop
-        watched: dict[int, Watched] = {listener.fd: listener for listener in loop._listeners if listener.watched}
+        watched: dict[int, Selectable] = {listener.fd: listener for listener in self._listeners if listener.watched}
         for entry in loop.table:
             transport = entry.transport
-            if isinstance(transport, Watched) and transport.watched:
+            if isinstance(transport, Selectable) and transport.watched:
                 self._must(transport.fd not in watched, entry, f"has the descriptor of {watched.get(transport.fd)!r}")
                 watched[transport.fd] = transport
-        for key in list(loop.selector.get_map().values()):
+        for key in list(loop.poller.selector.get_map().values()):
             data = key.data
-            if not isinstance(data, Watched):
+            if not isinstance(data, Selectable):
                 continue
             known = watched.pop(key.fd, None)
             owner: Entry | None = getattr(data, "entry", None)
@@ -208,5 +213,10 @@ class Invariants:
         if entry.state is State.WRITING and entry.output.first is not None:
             return max(limits.write_timeout_s for limits in self._limits)
         if entry.state is State.READING:
-            return self._loop.timeouts.of(entry)
+            return self._steps.timeouts.of(entry)
         return None
+
+
+def are_checked() -> bool:
+    """Whether the environment asks for the checks: `REQTABLE_DEBUG=1`."""
+    return os.environ.get("REQTABLE_DEBUG", "0") != "0"

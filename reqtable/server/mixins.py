@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from reqtable.config import Config
 from reqtable.dispatch.forking.run_blocking import serve
 from reqtable.dispatch.policies.thread import Thread
-from reqtable.server.base import Hosted
+from reqtable.server.base import LoopServer
 from reqtable.server.classes import TCPServer, UDPServer
 from reqtable.table.errors import ConfigurationError
 
 
-class _LoopSide(Hosted):
+class _LoopSide(LoopServer):
     """Puts the loop in front of a server class."""
 
     def __init__(self, *args: Any, dispatch: str | None = None, config: Config | None = None, **kwargs: Any) -> None:
@@ -89,9 +89,9 @@ class ThreadingMixIn(_MixIn):
     @property
     def _threads(self) -> _Threads:
         """The threads that have not finished; none where this is no server."""
-        if not isinstance(self, Hosted):
+        if not isinstance(self, LoopServer):
             return _Threads()
-        policy = self._dispatcher.policy("thread")
+        policy = self._policies.policy("thread")
         assert isinstance(policy, Thread)
         return _Threads(policy.threads)
 
@@ -140,7 +140,7 @@ class ForkingMixIn(_MixIn):
     def collect_children(self, *, blocking: bool = False) -> None:
         """Wait for the children that have exited, or, with `blocking`, for all. The loop does it by itself."""
         if self.active_children is not None:
-            self._dispatcher.forking.collect(blocking)
+            self._policies.forking.collect(blocking)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Enter the request into the table. It is here because programs call it by the name of this class."""

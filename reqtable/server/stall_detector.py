@@ -18,28 +18,27 @@ import threading
 import time
 from math import inf
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reqtable.config.import_string import is_of_program
+from reqtable.loop.loop import Loop
 from reqtable.table.addresses import address_text
 from reqtable.table.snapshot import handler_name
-
-if TYPE_CHECKING:
-    from reqtable.server.engine import Engine
 
 log = logging.getLogger("reqtable")
 
 _ROOMS = (16_384, 4_096, 1_024)  # descriptors; eight bytes each
 
 
-class Watch:
+class StallDetector:
     """Looks on for as long as it is entered; `loop_stall_s` of the engine's limits is how long a step may last.
 
     One that lasts longer is warned of once, while it lasts.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, loop: Loop, fd: int) -> None:
+        self._loop = loop
+        self._fd = fd  # any descriptor that is open
         self._process = os.getpid()
         self._end = _thread.allocate_lock()
         self._ended = _thread.allocate_lock()
@@ -47,8 +46,8 @@ class Watch:
         self._since = 0.0  # that step has lasted since then
         self._said = False
 
-    def __enter__(self) -> Watch:
-        _grow_descriptor_table(self._engine.servers[0].fileno())
+    def __enter__(self) -> StallDetector:
+        _grow_descriptor_table(self._fd)
         self._end.acquire()
         self._ended.acquire()
         try:
@@ -74,14 +73,14 @@ class Watch:
 
     def _look(self) -> float:
         """Warn, if there is reason to. Returns in how many seconds to look again."""
-        engine = self._engine
-        table = engine.table
-        stall_s = engine.limits.loop_stall_s
+        loop = self._loop
+        table = loop.table
+        stall_s = table.limits.loop_stall_s
         look_s = min(stall_s / 2, _thread.TIMEOUT_MAX)
         now = table.clock()
         entry = table.running
         frame = self._loop_frame()
-        seen = (table.now, entry or engine.progress)
+        seen = (table.now, entry or loop.progress)
         if seen != self._seen:
             self._seen = seen
             self._said = False
@@ -90,20 +89,21 @@ class Watch:
         left_s = self._since + stall_s - now
         if self._said or left_s > 0:
             return min(max(left_s, 0.001), look_s)
-        waits = frame is None or (entry is None and _polls(frame, engine))
+        waits = frame is None or (entry is None and _polls(frame, loop))
         if frame is not None and not waits and (table.now, table.running) == (seen[0], entry):
             self._said = True
             if entry is not None:
                 who = f"{address_text(entry.peer)}: a step of {handler_name(entry.handler)}"
                 mend = "run it by call(), or the server under policy 'thread' or 'pool'"
             else:
-                who = f"{type(engine.accepting or engine).__name__}, in a hook or taking a request,"
+                name = "Engine" if table.accepting is None else type(table.accepting).__name__
+                who = f"{name}, in a hook or taking a request,"
                 mend = "a hook must not wait"
             _say("%s has held up everyone for %.1f s at %s (%s)", who, now - self._since, _place(frame), mend)
         return look_s
 
     def _loop_frame(self) -> FrameType | None:
-        ident = self._engine.table.thread
+        ident = self._loop.table.thread
         return None if ident is None else sys._current_frames().get(ident)
 
 
@@ -130,11 +130,11 @@ def _say(*message: Any) -> None:
         time.sleep(0.001)
 
 
-def _polls(frame: FrameType, engine: Engine) -> bool:
+def _polls(frame: FrameType, loop: Loop) -> bool:
     """Whether that stack is that of a loop which waits for something to do."""
     each: FrameType | None = frame
     while each is not None:
-        if each.f_code.co_name in ("ready", "select") and each.f_locals.get("self") is engine._selector:
+        if each.f_code.co_name in ("ready", "select") and each.f_locals.get("self") is loop.poller.selector:
             return True
         each = each.f_back
     return False

@@ -1,4 +1,4 @@
-"""What is counted: requests, how they ended, their bytes and steps, by server and policy; the time of the loop."""
+"""What is counted of the requests of a server: how they ended, their bytes and their steps, for each policy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-# How a request can end.
-ENDINGS = ("done", "timeout", "limit", "reset", "error", "cancelled", "drained")
+from reqtable.table.states import Ending
 
 
 @dataclass(slots=True)
@@ -15,7 +14,7 @@ class Tally:
     """Of one server's requests under one policy; all but `accepted` of those that have ended."""
 
     accepted: int = 0
-    finished: Counter[str] = field(default_factory=Counter)
+    finished: Counter[Ending] = field(default_factory=Counter)
     bytes_in: int = 0
     bytes_out: int = 0
     steps: int = 0
@@ -31,7 +30,7 @@ class Tally:
         """As plain data: numbers, and dicts of numbers."""
         return {
             "accepted": self.accepted,
-            "finished": {ending: self.finished[ending] for ending in ENDINGS},
+            "finished": {ending.value: self.finished[ending] for ending in Ending},
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "steps": self.steps,
@@ -55,41 +54,4 @@ class Counts:
             **whole.plain(),
             "refused": dict(self.refused),
             "policies": {name: tally.plain() for name, tally in policies.items()},
-        }
-
-
-@dataclass(slots=True)
-class LoopTimes:
-    """What the loop did with its time, in seconds. A pass's time is that after its poll."""
-
-    passes: int = 0
-    busy_s: float = 0.0
-    pass_s_max: float = 0.0
-    due: int = 0
-    lag_s: float = 0.0
-    lag_s_max: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        """A pass has taken so long."""
-        self.passes += 1
-        self.busy_s += seconds
-        if seconds > self.pass_s_max:
-            self.pass_s_max = seconds
-
-    def add_lag(self, seconds: float) -> None:
-        """What was due at a time of its own, a deadline or a timer, comes so late."""
-        self.due += 1
-        self.lag_s += seconds
-        if seconds > self.lag_s_max:
-            self.lag_s_max = seconds
-
-    def plain(self) -> dict[str, Any]:
-        """As plain data."""
-        return {
-            "passes": self.passes,
-            "busy_s": self.busy_s,
-            "pass_s_mean": self.busy_s / max(1, self.passes),
-            "pass_s_max": self.pass_s_max,
-            "lag_s_mean": self.lag_s / max(1, self.due),
-            "lag_s_max": self.lag_s_max,
         }

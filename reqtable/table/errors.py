@@ -13,6 +13,8 @@ ReqtableError
 
 from __future__ import annotations
 
+from reqtable.table.states import Ending
+
 
 class ReqtableError(Exception):
     """The root of reqtable's own errors."""
@@ -74,21 +76,21 @@ def shown(thing: object) -> str:
         return f"<{type(thing).__name__}, which fails to describe itself>"
 
 
-def ending_of(problem: BaseException) -> str:
-    """How a request ended that ended by `problem`: `timeout`, `limit`, `reset` or `error`.
+def ending_of(problem: BaseException) -> Ending:
+    """How a request ended that ended by `problem`: TIMEOUT, LIMIT, RESET or ERROR.
 
-    A peer that ends between two requests, with none begun, is `done`. A group (PEP 654) ends as all of its exceptions
-    do; where they differ, it is an `error` if one of them is, and else a `reset`.
+    A peer that ends between two items, with none begun, is DONE. A group (PEP 654) ends as all of its exceptions do.
+    Where they differ, the group is an ERROR if one of them is, and a RESET otherwise.
     """
     if isinstance(problem, BaseExceptionGroup):
         endings = {ending_of(each) for each in problem.exceptions}
-        return endings.pop() if len(endings) == 1 else "error" if "error" in endings else "reset"
+        return endings.pop() if len(endings) == 1 else Ending.ERROR if Ending.ERROR in endings else Ending.RESET
     if isinstance(problem, IncompleteRead) and not problem.partial:
-        return "done"
+        return Ending.DONE
     if isinstance(problem, TimeoutError):
-        return "timeout"
+        return Ending.TIMEOUT
     if isinstance(problem, LimitExceeded):
-        return "limit"
+        return Ending.LIMIT
     if isinstance(problem, ConnectionError | IncompleteRead):
-        return "reset"
-    return "error"
+        return Ending.RESET
+    return Ending.ERROR

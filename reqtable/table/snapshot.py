@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from reqtable.table.addresses import address_text, host_text, printable
+from reqtable.table.buffers import Input, Output
 from reqtable.table.errors import shown
 from reqtable.table.states import State
-
-if TYPE_CHECKING:
-    from reqtable.table.table import Entry
 
 _NAMES = {state: (state.name, state.value) for state in State}
 
@@ -38,6 +36,38 @@ class Row(TypedDict):
     steps: int
 
 
+class Named(Protocol):
+    """A policy: its name is shown."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Shown(Protocol):
+    """What is shown of an entry."""
+
+    id: int
+    peer: Any
+    local: Any
+    handler: Any
+    state: State
+    deadline: float | None
+    created_at: float
+    active_at: float
+    input: Input
+    output: Output
+    bytes_in: int
+    bytes_out: int
+    steps: int
+
+    @property
+    def server(self) -> object: ...
+    @property
+    def policy(self) -> Named: ...
+    @property
+    def want(self) -> object: ...
+
+
 class Listing:
     """Makes the rows of entries that match every filter given; see `RequestTable.snapshot` for these."""
 
@@ -55,7 +85,7 @@ class Listing:
         self._shows_all = all(each is None for each in (state, peer, handler, older_than))
         self._texts: dict[int, tuple[Any, str]] = {}  # what many rows share, written once
 
-    def rows(self, entries: Iterable[Entry], running: Entry | None, now: float) -> list[Row]:
+    def rows(self, entries: Iterable[Shown], running: Shown | None, now: float) -> list[Row]:
         """Of those that have not ended, and match. `running` is the entry whose step the loop is in."""
         rows = []
         for entry in entries:
@@ -64,7 +94,7 @@ class Listing:
                 rows.append(self._row(entry, state, now))
         return rows
 
-    def _matches(self, entry: Entry, state: State, now: float) -> bool:
+    def _matches(self, entry: Shown, state: State, now: float) -> bool:
         return (
             (self._state is None or state is self._state)
             and (self._peer is None or self._peer in (address_text(entry.peer), host_text(entry.peer)))
@@ -72,7 +102,7 @@ class Listing:
             and (self._older_than is None or now - entry.created_at > self._older_than)
         )
 
-    def _row(self, entry: Entry, state: State, now: float) -> Row:
+    def _row(self, entry: Shown, state: State, now: float) -> Row:
         name, letter = _NAMES[state]
         deadline = entry.deadline
         return {

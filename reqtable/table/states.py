@@ -66,6 +66,20 @@ class Event(Enum):
     __hash__ = object.__hash__
 
 
+class Ending(Enum):
+    """How a request ended. The value is the name by which `stats()` and the access log count it."""
+
+    DONE = "done"  # the handler returned, or the peer ended between two items
+    TIMEOUT = "timeout"  # a deadline passed
+    LIMIT = "limit"  # more input, output or requests than a limit allows
+    RESET = "reset"  # the peer, or the network, broke the connection
+    ERROR = "error"  # the handler, a hook or the engine failed
+    CANCELLED = "cancelled"  # the program ended the request
+    DRAINED = "drained"  # the server was told to end
+
+    __hash__ = object.__hash__
+
+
 _ENDS = {Event.CANCELLED: State.CLOSED, Event.LOST: State.CLOSED}
 
 TRANSITIONS: dict[State, dict[Event, State]] = {

@@ -20,90 +20,13 @@ from reqtable.table.addresses import address_text, network_of
 from reqtable.table.buffers import MISSING, Input, Output
 from reqtable.table.errors import HandlerError, ReqtableError, shown
 from reqtable.table.limits import Limits
+from reqtable.table.parts import Resumable, Server, Transport
 from reqtable.table.snapshot import Listing, Row, handler_name, want_text
-from reqtable.table.states import TRANSITIONS, Event, State
-from reqtable.table.wants import NOTHING, Sleep, Want
+from reqtable.table.states import TRANSITIONS, Ending, Event, State
+from reqtable.table.wants import NOTHING, Want
 
 _REFUSALS_MAX = 16  # wants that a handler may try on the same input
 SLICE_ROWS = 250  # half a millisecond's worth
-
-
-class Resumable(Protocol):
-    """What runs the steps of one request: a state machine, a coroutine, a greenlet.
-
-    The names are underscored because handlers are resumables themselves, and every name without an underscore belongs
-    to whoever writes the handler.
-    """
-
-    bound_to_thread: ClassVar[bool]  # it has a stack, which another thread can't go on with
-
-    def _resume(self, item: Any) -> Want[Any] | None:
-        """Run one step with what it waited for; say what it waits for now, or None when it is done."""
-
-    def _throw(self, error: BaseException) -> Want[Any] | None:
-        """The same, with an error in place of the item."""
-
-    def _close(self) -> None:
-        """The request has ended; free what is held."""
-
-
-class Transport(Protocol):
-    """What connects an entry to its socket. It lives in the engine; the core only names what it calls."""
-
-    request: Any
-    timeout_s: float | None  # how long a wait may last that names no timeout of its own
-
-    def poll(self, interest: int) -> None:
-        """Watch the socket for exactly `interest`."""
-
-    def flush(self) -> bool:
-        """Give the kernel what it takes of the output; True when that is all of it."""
-
-    def finish(self) -> None:
-        """The request is done and its output is with the kernel: end the connection without cutting it off."""
-
-    def release(self) -> None:
-        """Free the socket."""
-
-    def shut(self) -> None:
-        """End the connection for whoever else has it."""
-
-    def end_input(self) -> None:
-        """Have the handler meet the end of its input, though the peer has not ended it."""
-
-    def abandon(self) -> None:
-        """In a forked child: close this process's copy of the socket, without a word to the peer."""
-
-
-class Server(Protocol):
-    """What an engine calls on the servers it hosts. The hooks are `socketserver`'s; what they return is ignored."""
-
-    RequestHandlerClass: Any
-    server_address: Any
-    _counts: Any  # see `reqtable.server.stats`
-
-    @property
-    def _steps_on_loop(self) -> bool: ...
-
-    _owns_queue: bool
-
-    @property
-    def _loop_goes_on(self) -> bool: ...
-    @property
-    def _begins_with_tls(self) -> bool: ...
-    def _prepare(self) -> None: ...
-    def _take_again(self, request: Any, client_address: Any) -> None: ...
-    def _abandon_dispatchers(self) -> None: ...
-    def _take(self, request: Any, client_address: Any) -> None: ...
-    def _turn_away(self, request: Any, client_address: Any, error: BaseException, known: int) -> None: ...
-
-    def fileno(self) -> int: ...
-    def handle_error(self, request: Any, client_address: Any) -> Any: ...
-    def process_request(self, request: Any, client_address: Any) -> Any: ...
-    def close_request(self, request: Any) -> Any: ...
-    def finish_request(self, request: Any, client_address: Any) -> Any: ...
-    def shutdown_request(self, request: Any) -> Any: ...
-    def service_actions(self) -> Any: ...
 
 
 class Policy(Protocol):
@@ -128,7 +51,7 @@ class Policy(Protocol):
 
 
 class Owner(Protocol):
-    """The loop that a table belongs to. What does not say otherwise is callable from any thread."""
+    """What works on the rows of a table. What does not say otherwise is callable from any thread."""
 
     @property
     def in_other_thread(self) -> bool:
@@ -136,9 +59,6 @@ class Owner(Protocol):
 
     def give_way(self) -> None:
         """Let the thread that runs the loop run, before this one goes on."""
-
-    def forked(self) -> None:
-        """In a child that was forked while the loop ran: give up what is the parent's."""
 
     def cancel(self, entry: Entry) -> None:
         """End a request."""
@@ -170,13 +90,14 @@ class Entry:
     __slots__ = (
         "active_at",
         "bytes_in",
+        "bytes_in_when_armed",
         "bytes_out",
         "calls",
-        "counted",
         "created_at",
         "deadline",
         "ending",
         "handler",
+        "heap_time",
         "held",
         "id",
         "input",
@@ -184,8 +105,7 @@ class Entry:
         "output",
         "peer",
         "policy",
-        "posted",
-        "queued_at",
+        "result",
         "resumable",
         "server",
         "state",
@@ -193,6 +113,7 @@ class Entry:
         "table",
         "timeout",
         "transport",
+        "wakes_at",
         "want",
     )
 
@@ -212,17 +133,18 @@ class Entry:
         self.want: Want[Any] = NOTHING
         self.timeout: float | None = None
         self.deadline: float | None = None
-        self.queued_at = inf  # see Deadlines
+        self.heap_time = inf  # see Deadlines
         self.calls = 0  # calls begun; a result that comes after its call was given up is told by it
-        self.posted: Any = MISSING  # for a want that is not satisfied from `input`: what came, or when its sleep ends
+        self.result: Any = MISSING  # what was posted for a want that is not satisfied from `input`
+        self.wakes_at: float | None = None  # when its sleep ends
         self.created_at = self.active_at = table.now
         self.input = Input()
         self.output = Output()
         self.bytes_in = 0
         self.bytes_out = 0
-        self.counted = 0  # `bytes_in` when its deadline was set
+        self.bytes_in_when_armed = 0  # `bytes_in` when its deadline was set
         self.held = 0  # what the table counts of its buffers
-        self.ending: str | None = None  # how it ended, where it was not simply done
+        self.ending: Ending | None = None  # how it ended, where it was not simply done
         self.steps = 0
 
     def advance(self, event: Event) -> None:
@@ -235,14 +157,9 @@ class Entry:
         if self.table.on_transition is not None:
             self.table.on_transition(self, before, event)
 
-    @property
-    def due(self) -> float | None:
-        """When its sleep ends; None where it does not sleep."""
-        return None if self.posted is MISSING or not isinstance(self.want, Sleep) else self.posted
-
     def begin_call(self) -> int:
         """Wait for a result from elsewhere; returns the number that it is to come with."""
-        self.posted = MISSING
+        self.result = MISSING
         self.calls += 1
         return self.calls
 
@@ -262,6 +179,7 @@ class RequestTable:
         self.clock = clock
         self.now = clock()  # read once a pass
         self.running: Entry | None = None  # the entry whose step the loop is in
+        self.accepting: Server | None = None  # the server whose `get_request` the loop is in
         self.touched: list[Entry] = []  # entries that another one's step sent to
         self.elsewhere: dict[Entry, RemoteStep] = {}  # those whose own step runs in another thread
         # What each entry waited for when a limit was exceeded, and how much of its input had been taken by then.

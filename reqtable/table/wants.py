@@ -12,20 +12,38 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, dataclass_transform
 
-from reqtable.table.buffers import MISSING, Missing
+from reqtable.table.buffers import MISSING, Input, Missing, Output
 from reqtable.table.errors import LimitExceeded
+from reqtable.table.limits import Limits
 from reqtable.table.places import Place, caller
 from reqtable.table.states import Event
-
-if TYPE_CHECKING:
-    from reqtable.table.table import Entry
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
 LIMIT_BYTES = 65_536
+
+
+class Surroundings(Protocol):
+    """What a want may look at of the table that its request is in."""
+
+    limits: Limits
+    now: float  # the time of this pass, in seconds
+    driver: str | None  # the policy whose thread or child has this table to itself, for one request
+
+
+class Waiting(Protocol):
+    """What a want may look at, and take from, of the request that waits for it."""
+
+    input: Input
+    output: Output
+    result: Any  # what was posted: the result of a call, say; MISSING where nothing was
+    wakes_at: float | None  # when its sleep ends
+
+    @property
+    def table(self) -> Surroundings: ...
 
 
 class Want(Generic[T_co]):
@@ -38,7 +56,7 @@ class Want(Generic[T_co]):
     needs_bytes: ClassVar[bool] = False  # it has not come where a stream has nothing unread: no need to ask
     is_timed: ClassVar[bool] = True  # the timeout that the handler named runs while it waits for this
 
-    def take(self, entry: Entry) -> T_co | Missing:
+    def take(self, entry: Waiting) -> T_co | Missing:
         """The item, removed from `entry`; `MISSING` if it has not come. Raises LimitExceeded."""
         raise NotImplementedError
 
@@ -65,7 +83,7 @@ class Line(Want[bytes]):
     needs_bytes: ClassVar[bool] = True
     takes_partial: ClassVar[bool] = True
 
-    def take(self, entry: Entry) -> bytes | Missing:
+    def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.through(b"\n", self.limit)
 
 
@@ -75,7 +93,7 @@ class Until(Want[bytes]):
     limit: int
     needs_bytes: ClassVar[bool] = True
 
-    def take(self, entry: Entry) -> bytes | Missing:
+    def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.through(self.separator, self.limit)
 
 
@@ -83,7 +101,7 @@ class Until(Want[bytes]):
 class Exactly(Want[bytes]):
     n: int
 
-    def take(self, entry: Entry) -> bytes | Missing:
+    def take(self, entry: Waiting) -> bytes | Missing:
         # n is often the peer's own word for how much it will send
         if self.n > entry.table.limits.input_bytes_max:
             raise LimitExceeded(repr(self), entry.table.limits.input_bytes_max)
@@ -96,7 +114,7 @@ class Chunk(Want[bytes]):
     needs_bytes: ClassVar[bool] = True
     takes_partial: ClassVar[bool] = True
 
-    def take(self, entry: Entry) -> bytes | Missing:
+    def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.chunk(self.limit)
 
 
@@ -105,7 +123,7 @@ class Rest(Want[bytes]):
     limit: int
     takes_partial: ClassVar[bool] = True
 
-    def take(self, entry: Entry) -> bytes | Missing:
+    def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.rest(self.limit)
 
 
@@ -113,7 +131,7 @@ class Rest(Want[bytes]):
 class SkipLine(Want[None]):
     needs_bytes: ClassVar[bool] = True
 
-    def take(self, entry: Entry) -> Missing | None:
+    def take(self, entry: Waiting) -> Missing | None:
         return entry.input.skip_line()
 
     def __repr__(self) -> str:
@@ -122,7 +140,7 @@ class SkipLine(Want[None]):
 
 @want_type
 class Datagram(Want[bytes]):
-    def take(self, entry: Entry) -> bytes | Missing:
+    def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.datagram()
 
 
@@ -131,10 +149,10 @@ class Sleep(Want[None]):
     seconds: float
     awaits: ClassVar[Event] = Event.AWAITS_TIMER
 
-    def take(self, entry: Entry) -> Missing | None:
-        if entry.posted is MISSING or entry.posted > entry.table.now:
+    def take(self, entry: Waiting) -> Missing | None:
+        if entry.wakes_at is None or entry.wakes_at > entry.table.now:
             return MISSING
-        entry.posted = MISSING
+        entry.wakes_at = None
         return None
 
 
@@ -142,62 +160,33 @@ class Sleep(Want[None]):
 class Flushed(Want[None]):
     awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
 
-    def take(self, entry: Entry) -> Missing | None:
+    def take(self, entry: Waiting) -> Missing | None:
         return None if entry.output.first is None else MISSING
 
 
 @want_type
 class Nothing(Want[None]):
-    def take(self, entry: Entry) -> Missing | None:
+    def take(self, entry: Waiting) -> Missing | None:
         return None
 
 
-@want_type
-class Ended(Want[None]):
-    """The request is done; only its output is still to be taken. Never satisfied: the engine ends the entry."""
-
-    awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
-
-    def take(self, entry: Entry) -> Missing | None:
-        return MISSING
-
-
-class _Opening(Want[None]):
-    """What comes before the request itself; the engine sees to it."""
-
-    __slots__ = ()
-
-    def take(self, entry: Entry) -> Missing | None:
-        return MISSING
-
-
-@want_type
-class ProxyHeader(_Opening):
-    """The header by which a proxy says for whom it connects."""
-
-
-@want_type
-class Handshake(_Opening):
-    """The TLS handshake to be done."""
-
-
-class _Posted(Want[T_co]):
+class Posted(Want[T_co]):
     """A want whose item is posted to the entry from outside."""
 
     __slots__ = ()
 
-    def take(self, entry: Entry) -> T_co | Missing:
-        item: T_co | Missing | Failure = entry.posted
+    def take(self, entry: Waiting) -> T_co | Missing:
+        item: T_co | Missing | Failure = entry.result
         if item is MISSING:
             return MISSING
-        entry.posted = MISSING
+        entry.result = MISSING
         if isinstance(item, Failure):
             raise item.error
         return item
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Call(_Posted[T_co]):
+class Call(Posted[T_co]):
     fn: Callable[..., T_co]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -205,9 +194,9 @@ class Call(_Posted[T_co]):
     place: Place  # where the user's code asks for it
     awaits: ClassVar[Event] = Event.AWAITS_RESULT
 
-    def take(self, entry: Entry) -> T_co | Missing:
+    def take(self, entry: Waiting) -> T_co | Missing:
         try:
-            return _Posted.take(self, entry)
+            return Posted.take(self, entry)
         except Exception as error:
             note = f"raised by {self!r}, which {self.place} asked for"
             if note not in getattr(error, "__notes__", ()):  # one that is raised again and again gathers none
@@ -219,72 +208,18 @@ class Call(_Posted[T_co]):
 
 
 @want_type
-class HandOff(_Posted[None]):
+class HandOff(Posted[None]):
     """The rest of the request runs under `policy`; satisfied at once where it does so already."""
 
     policy: str
     awaits: ClassVar[Event] = Event.HANDED_OFF
     is_timed: ClassVar[bool] = False
 
-    def take(self, entry: Entry) -> Missing | None:
-        return None if entry.table.driver == self.policy else _Posted.take(self, entry)
+    def take(self, entry: Waiting) -> Missing | None:
+        return None if entry.table.driver == self.policy else Posted.take(self, entry)
 
     def __repr__(self) -> str:
         return f"hand_off({self.policy!r})"
-
-
-@want_type
-class Elsewhere(_Posted[None]):
-    """The thread or the child that owns the rest of the request to be done."""
-
-    awaits: ClassVar[Event] = Event.HANDED_OFF
-    is_timed: ClassVar[bool] = False
-
-
-@want_type
-class Vacancy(_Posted[None]):
-    """A thread or a child to be free: as many as there may be are busy."""
-
-    awaits: ClassVar[Event] = Event.AWAITS_RESULT
-    is_timed: ClassVar[bool] = False
-
-
-@want_type
-class Step(_Posted[Any]):
-    """Its own step, which runs elsewhere, to return. No timeout runs: it would have the next step overlap this one."""
-
-    awaits: ClassVar[Event] = Event.AWAITS_RESULT
-    is_timed: ClassVar[bool] = False
-
-
-@want_type
-class Turn(_Posted[None]):
-    """Its next turn, in the next pass: for handlers that do their own I/O and could go on and on."""
-
-    awaits: ClassVar[Event] = Event.AWAITS_TURN
-
-
-@want_type
-class Readable(Want[None]):
-    """The request's own socket can be read: for handlers that do their own I/O (policy `greenlet`).
-
-    The kernel keeps what is unread: as long as nobody has been told of it, something stands in for it as its input.
-    """
-
-    needs_bytes: ClassVar[bool] = True
-
-    def take(self, entry: Entry) -> Missing | None:
-        if not entry.input.data:
-            return MISSING
-        entry.input.data = b""
-        return None
-
-
-@want_type
-class Writable(_Posted[None]):
-    """The request's own socket can be written."""
-
-    awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,12 +367,3 @@ _SKIP_LINE = SkipLine()
 _DATAGRAM = Datagram()
 _FLUSHED = Flushed()
 NOTHING = Nothing()
-ENDED = Ended()
-ELSEWHERE = Elsewhere()
-VACANCY = Vacancy()
-STEP = Step()
-TURN = Turn()
-READABLE = Readable()
-WRITABLE = Writable()
-PROXY_HEADER = ProxyHeader()
-HANDSHAKE = Handshake()

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 from reqtable.dispatch import check_servable, is_resumable
 from reqtable.loop.loop import Loop
 from reqtable.loop.platform import System
+from reqtable.loop.step import Steps
 from reqtable.loop.wakeup import Wakeup
 from reqtable.table.buffers import FileSlice, Inbox
 from reqtable.table.limits import Limits
@@ -61,15 +62,16 @@ class Exercise:
 
     def __init__(self, handler_class: Any, datagrams: bool, peer: Any, limits: Limits | None, server: Any) -> None:
         self.clock = FakeClock()
-        self._loop = Loop(limits, System(clock=self.clock, selector=_NoSelector, wakeup=_NoWakeup))
+        self._steps = Steps(limits, System(clock=self.clock, selector=_NoSelector, wakeup=_NoWakeup))
+        self._loop = Loop(self._steps)
         self._loop.open()
         self._errors: list[BaseException] = []
-        self._wire = _Wire(self._loop, datagrams)
+        self._wire = _Wire(self._steps, datagrams)
         self._begun = False
         self._unread: list[bytes] = []  # what was sent, and the loop has not read
         self._end_sent = False
         self.entry = entry = Entry(
-            self._loop.table, _Server(self, handler_class, server), _InPlace(self._loop), peer, PEER, self._wire
+            self._steps.table, _Server(self, handler_class, server), _InPlace(self._steps), peer, PEER, self._wire
         )
         self._wire.entry = entry
         if datagrams:
@@ -89,7 +91,7 @@ class Exercise:
         self._unread.append(data)
         if not self._begun:
             assert isinstance(self.entry.input, Inbox)
-            self.entry.input.deliver(self._unread.pop(), self._loop.limits.inbox_max)
+            self.entry.input.deliver(self._unread.pop(), self._steps.table.limits.inbox_max)
             self._begin()
         return self._go_on()
 
@@ -100,13 +102,13 @@ class Exercise:
 
     def reset(self) -> Self:
         """Go away without a word."""
-        self._loop.end(self.entry, Event.LOST)
+        self._steps.end(self.entry, Event.LOST)
         return self._go_on()
 
     def jump(self, seconds: float) -> Self:
         """Let time pass: timeouts and sleeps that are due by then happen, in their order."""
         until = self.clock.now + seconds
-        while (at := self._loop.deadlines.next_at()) <= until:
+        while (at := self._steps.deadlines.next_at()) <= until:
             self.clock.jump(max(0.0, at - self.clock.now))
             self._go_on()
         self.clock.jump(until - self.clock.now)
@@ -185,7 +187,8 @@ class Exercise:
 
     def _begin(self) -> None:
         self._begun = True
-        self._loop.begin(self.entry)
+        self._steps.table.add(self.entry)
+        self._steps.begin(self.entry)
         self._go_on()
 
     def _go_on(self) -> Self:
@@ -209,15 +212,15 @@ class Exercise:
             entry.bytes_in += len(data)
             entry.active_at = self.clock.now
             if isinstance(entry.input, Inbox):
-                entry.input.deliver(data, self._loop.limits.inbox_max)
+                entry.input.deliver(data, self._steps.table.limits.inbox_max)
             else:
                 entry.input.feed(data)
-            self._loop.step(entry, Event.INPUT_ARRIVED)
+            self._steps.step(entry, Event.INPUT_ARRIVED)
         elif entry.state is State.READING and self._end_sent and not entry.input.ended:
             entry.input.ended = True
-            self._loop.step(entry, Event.INPUT_ENDED)
+            self._steps.step(entry, Event.INPUT_ENDED)
         elif entry.state is State.WRITING and not self._wire.is_blocked and self._wire.flush():
-            self._loop.output_taken(entry)
+            self._steps.output_taken(entry)
 
     def _said(self) -> str:
         if self.is_over:
@@ -231,15 +234,15 @@ class _Wire:
     request: Any = None
     timeout_s: float | None = None
 
-    def __init__(self, loop: Loop, datagrams: bool) -> None:
+    def __init__(self, steps: Steps, datagrams: bool) -> None:
         self.datagrams = datagrams
         self.received: list[bytes] = []
         self.is_blocked = False
         self.ended = False
         self.entry: Entry
-        self._loop = loop
+        self._steps = steps
 
-    def poll(self, interest: int) -> None:
+    def watch(self, interest: int) -> None:
         pass
 
     def flush(self) -> bool:
@@ -254,7 +257,7 @@ class _Wire:
 
     def finish(self) -> None:
         self.ended = True
-        self._loop.end(self.entry, Event.RELEASED)
+        self._steps.end(self.entry, Event.RELEASED)
 
     def release(self) -> None:
         self.ended = True
@@ -263,6 +266,9 @@ class _Wire:
         pass
 
     def end_input(self) -> None:
+        pass
+
+    def leave(self) -> None:
         pass
 
     def abandon(self) -> None:
@@ -297,19 +303,19 @@ class _InPlace:
 
     name: ClassVar[str] = "exercise"
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
 
     def begin_call(self, entry: Entry, want: Any) -> Callable[[], Any]:
         try:
             result = want.fn(*want.args, **want.kwargs)
         except Exception as error:
             result = Failure(error)
-        self._loop.post_result(entry, entry.calls, result)
+        self._steps.post_result(entry, entry.calls, result)
         return bool
 
     def hand_off(self, entry: Entry, want: Want[Any]) -> Want[Any]:
-        self._loop.post_result(entry, entry.calls, None)
+        self._steps.post_result(entry, entry.calls, None)
         return want
 
     def admitted(self) -> None:

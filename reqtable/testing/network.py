@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from heapq import heappop, heappush
 from math import inf
@@ -78,7 +78,7 @@ class SimNetwork:
             dup=lambda fd: self.open(self.file(fd)),
             sendfile=self._sendfile,
             executor=partial(SimExecutor, self),
-            watch=nullcontext,
+            stalls=False,
             policies=frozenset({"inline", "greenlet", "pool"}),
         )
 

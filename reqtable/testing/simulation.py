@@ -13,11 +13,13 @@ from typing import Any
 from unittest import mock
 
 from reqtable.dispatch import is_resumable
+from reqtable.net.poll_only import PollOnly
 from reqtable.net.stream import Stream
-from reqtable.net.transports import OVER, Lent
-from reqtable.server.base import Hosted
+from reqtable.server.base import LoopServer
+from reqtable.server.engine import Engine
 from reqtable.server.invariants import Invariants
 from reqtable.table.errors import PeerError
+from reqtable.table.parts import OVER
 from reqtable.table.states import Event, State
 from reqtable.table.table import Entry
 from reqtable.testing.client import Client, Peer
@@ -114,7 +116,7 @@ class _Simulation:
             server.handle_error = self._reporting(server.handle_error)
             engine = server._host
             engine.table.on_transition = self._on_transition
-            engine.invariants = _SimInvariants(engine, self)
+            engine.loop.after_pass.append(self._invariants(engine).check)
             for number, script in enumerate(clients):
                 peer = Peer(network, number, script)
                 report.clients.append(peer)
@@ -129,11 +131,17 @@ class _Simulation:
         self._sum_up()
         return report
 
+    def _invariants(self, engine: Engine) -> Invariants:
+        invariants = engine.invariants(_SimInvariants)
+        assert isinstance(invariants, _SimInvariants)
+        invariants.watch(self, engine.servers)
+        return invariants
+
     def _make(self, server_factory: Callable[[], Any]) -> Any:
         # a server class that is not ours takes its socket from the module
         with mock.patch.object(socket, "socket", self.network.socket):
             server = server_factory()
-        if not isinstance(server, Hosted):
+        if not isinstance(server, LoopServer):
             raise TypeError(
                 f"server_factory() must make a server of reqtable's, or one with TableMixIn, not {server!r}"
             )
@@ -142,13 +150,13 @@ class _Simulation:
         except BaseException:
             server.server_close()
             raise
-        server._dispatcher.run_calls_by(lambda name: self.network.system.executor(_THREADS, name, bool))
+        server._policies.run_calls_by(lambda name: self.network.system.executor(_THREADS, name, bool))
         return server
 
     def _check(self, server: Any) -> None:
         if server._host.system is not self.network.system:
             raise ValueError("the server was made before the simulation: make it in server_factory()")
-        if server._dispatcher.chosen.name == "pool" and not is_resumable(server.RequestHandlerClass):
+        if not server._policies.chosen.steps_on_loop and not is_resumable(server.RequestHandlerClass):
             raise ValueError("a blocking handler has a thread under 'pool': simulate it under 'greenlet' or 'inline'")
 
     def _reporting(self, handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
@@ -190,7 +198,8 @@ class _Simulation:
             peer.give_up()
         held = [peer for peer in report.clients if not (peer.was_hit or peer.may_fail)]
         report.problems[:0] = [f"{peer}: {peer.unmet}" for peer in held if peer.unmet] + network.complaints
-        for left, what in ((network.files, "descriptors"), (engine.table, "requests"), (engine.sessions, "sessions")):
+        sessions = engine.intake.sessions
+        for left, what in ((network.files, "descriptors"), (engine.table, "requests"), (sessions, "sessions")):
             if len(left):
                 report.problems.append(f"left over: {len(left)} {what}")
         report.requests = engine.table.last_id
@@ -200,13 +209,13 @@ class _Simulation:
 class _SimInvariants(Invariants):
     """Those of every loop, and what only a simulation can see: the kernel's side."""
 
-    def __init__(self, loop: Any, simulation: _Simulation) -> None:
-        super().__init__(loop)
+    def watch(self, simulation: _Simulation, servers: list[Any]) -> None:
         self._simulation = simulation
+        self._servers = servers
         # How much of its input each READY entry had taken, and for how many passes it has taken no more.
         self._still: dict[Entry, tuple[int, int]] = {}
 
-    def check(self) -> None:
+    def check(self, now: float = 0.0, freed: bool = False) -> None:
         super().check()
         simulation, loop = self._simulation, self._loop
         files = simulation.network.files
@@ -215,12 +224,12 @@ class _SimInvariants(Invariants):
         if report.passes > simulation._passes_max:
             raise RuntimeError(f"it goes on and on, for {report.passes} passes by now")
         self._check_standing_still()
-        known: set[Any] = set(loop.selector.get_map())
-        known |= {server.fileno() for server in loop.servers}
+        known: set[Any] = set(loop.poller.selector.get_map())
+        known |= {server.fileno() for server in self._servers}
         lends = False
         for entry in loop.table:
             transport = entry.transport
-            lends = lends or isinstance(transport, Lent)
+            lends = lends or isinstance(transport, PollOnly)
             if isinstance(transport, Stream):
                 known.add(transport.fd)
                 end = files.get(transport.fd)

@@ -70,7 +70,7 @@ def profile(make: Any, style: str, policy: str, sent: bytes, count: int) -> dict
         # Time stands still: a pass that is the longest so far takes a bytecode more.
         engine = reqtable.Engine(system=reqtable.System(clock=repeat(0.0).__next__))
         engine.add(server)
-        engine.open()
+        engine.loop.open()
         clients = []
         for number in range(CLIENTS):
             ours, theirs = socket.socketpair()
@@ -84,7 +84,7 @@ def profile(make: Any, style: str, policy: str, sent: bytes, count: int) -> dict
             for client in clients:
                 client.sendall(sent)
             bytecodes.is_on = is_on
-            engine.run_once(0)
+            engine.loop.run_once(0)
             bytecodes.is_on = False
             for client in clients:
                 client.recv(65_536)

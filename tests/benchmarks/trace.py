@@ -82,13 +82,13 @@ class Blocking(socketserver.StreamRequestHandler):
 @contextmanager
 def driven(server: Any) -> Iterator[tuple[Step, Step]]:
     """What makes a pass of ours, and what says whether there are requests. This alone knows the inside of a loop."""
-    from reqtable.loop.process import TABLES
+    from reqtable.loop.process import LOOPS
 
     engine, thread = server.engine, threading.get_ident()
     engine.listen(server)
-    engine.table.thread, TABLES[thread] = thread, engine.table  # as `run` has it
-    yield lambda: engine.run_once(PATIENCE_S), lambda: len(engine.table)
-    del TABLES[thread]
+    engine.table.thread, LOOPS[thread] = thread, engine.loop  # as `run` has it
+    yield lambda: engine.loop.run_once(PATIENCE_S), lambda: len(engine.table)
+    del LOOPS[thread]
     engine.table.thread = None
 
 

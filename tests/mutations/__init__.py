@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from reqtable.dispatch.green.socket import CooperativeSocket
-from reqtable.dispatch.remote_steps import Stepping
+from reqtable.dispatch.remote_steps import RemoteSteps
+from reqtable.loop.ending import Endings
 from reqtable.loop.failures import Failures
-from reqtable.loop.loop import Loop
-from reqtable.net.datagram import Session
+from reqtable.loop.step import Steps
+from reqtable.net.datagram import Sessions
 from reqtable.net.listener import Listener
 from reqtable.net.stream import Stream
 from reqtable.table.buffers import Input, Output
@@ -76,15 +77,15 @@ def summary(problem: str) -> str:
 MUTATIONS = [
     Mutation(
         "a deadline is not armed again after a step",
-        *(Loop, "_settle", "if stepped or", "if"),
+        *(Steps, "_settle", "if stepped or", "if"),
     ),
     Mutation(
         "bytes that trickle in move the deadline",
-        *(Loop, "_settle", "cause is not _INPUT_ARRIVED", "True"),
+        *(Steps, "_settle", "cause is not _INPUT_ARRIVED", "True"),
     ),
     Mutation(
         "an entry is freed in mid-pass",
-        *(Loop, "end", "self._closed.append(entry)", "self._release(entry)"),
+        *(Endings, "end", "self.closed.append(entry)", "self._release(entry)"),
     ),
     Mutation(
         "a partial send is forgotten",
@@ -92,15 +93,15 @@ MUTATIONS = [
     ),
     Mutation(
         "interest is not restored after WRITING",
-        *(Loop, "_move", "poll(INTEREST[entry.state])", "poll(entry.transport.watched or INTEREST[entry.state])"),
+        *(Steps, "_move", "watch(INTEREST[entry.state])", "watch(entry.transport.watched or INTEREST[entry.state])"),
     ),
     Mutation(
         "a READY entry is starved by the one that came last",
-        *(Loop, "run_once", "self._turns.popleft()", "self._turns.pop()"),
+        *(Steps, "take_turns", "self.turns.popleft()", "self.turns.pop()"),
     ),
     Mutation(
         "an end of file is taken for a reset",
-        *(Stream, "on_ready", "engine.step(entry, _INPUT_ENDED)", "engine.end(entry, Event.LOST)"),
+        *(Stream, "on_ready", "steps.step(entry, _INPUT_ENDED)", "steps.end(entry, Event.LOST)"),
     ),
     Mutation(
         "a connection is closed without lingering",
@@ -108,7 +109,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an earlier deadline is not queued",
-        *(Deadlines, "arm", "if at < entry.queued_at:", "if entry.queued_at == inf:"),
+        *(Deadlines, "arm", "if at < entry.heap_time:", "if entry.heap_time == inf:"),
     ),
     Mutation(
         "a line's end is not looked for where two pieces meet",
@@ -120,7 +121,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a send from another's step is not flushed",
-        *(Loop, "run_once", "self._flush_touched(self.table.touched.pop())", "self.table.touched.pop()"),
+        *(Steps, "flush_touched", "self._flush_touched(self.table.touched.pop())", "self.table.touched.pop()"),
     ),
     Mutation(
         "a full table is never looked at again",
@@ -128,15 +129,15 @@ MUTATIONS = [
     ),
     Mutation(
         "accepting that fails is tried again at once",
-        *(Listener, "_rest", "self.poll(0)", "self.resting_until = inf"),
+        *(Listener, "_rest", "self.watch(0)", "self.resting_until = inf"),
     ),
     Mutation(
         "a burst that stops at the high-water mark is forgotten",
-        *(Loop, "_settle", "want.awaits if waits else _AWAITS_TURN", "want.awaits"),
+        *(Steps, "_settle", "want.awaits if waits else _AWAITS_TURN", "want.awaits"),
     ),
     Mutation(
         "a session outlives its entry",
-        *(Session, "release", "del self.engine.sessions[key]", "pass"),
+        *(Sessions, "discard", "del self.known[key]", "pass"),
     ),
     Mutation(
         "a closed entry stays in the table",
@@ -144,23 +145,23 @@ MUTATIONS = [
     ),
     Mutation(
         "a reset that a flush meets is not noticed",
-        *(Loop, "_finish", "if self.is_closed(entry):", "if False:"),
+        *(Steps, "_finish", "if self.is_closed(entry):", "if False:"),
     ),
     Mutation(
         "a call goes on though its request has ended",
-        *(Loop, "_release", "self._free(entry, request, self.give_up_call, entry)", "None"),
+        *(Endings, "_release", "self._free(entry, request, self.give_up_call, entry)", "None"),
     ),
     Mutation(
         "output that drains is not counted",
-        *(Loop, "output_moved", "self.count_buffers(entry)", "pass"),
+        *(Steps, "output_moved", "self.count_buffers(entry)", "pass"),
     ),
     Mutation(
         "output that another one adds to what is blocked is not counted",
-        *(Loop, "_flush_touched", "self.count_buffers(entry)", "pass"),
+        *(Steps, "_flush_touched", "self.count_buffers(entry)", "pass"),
     ),
     Mutation(
         "input that nobody will read is counted for as long as its connection lingers",
-        *(Loop, "linger", "self.table.hold(entry, 0)", "pass"),
+        *(Endings, "linger", "self.table.hold(entry, 0)", "pass"),
     ),
     Mutation(
         "what handle_error raises ends the loop",
@@ -168,11 +169,11 @@ MUTATIONS = [
     ),
     Mutation(
         "what a step raises is reported again when its output is flushed",
-        *(Loop, "_fail", "self.table.running = None", "entry.server.handle_error(None, entry.peer)"),
+        *(Steps, "_fail", "self.table.running = None", "entry.server.handle_error(None, entry.peer)"),
     ),
     Mutation(
         "a hook that fails at the end of a request is not reported",
-        *(Loop, "_free", "return self.failures.report(entry.server, request, entry.peer, problem)", "return None"),
+        *(Endings, "_free", "return self.failures.report(entry.server, request, entry.peer, problem)", "return None"),
     ),
     Mutation(
         "a socket that is reported ready and is not gives a blocking read more time",
@@ -186,14 +187,14 @@ RARE = [
         1030,
         Mutation(
             "a request whose output blocks keeps its turn",
-            *(Loop, "_block", "self._turns.remove(entry)", "pass"),
+            *(Steps, "_block", "self.turns.remove(entry)", "pass"),
         ),
     ),
     (
         1388,
         Mutation(
             "a step that has returned, to a request that can't go on, is waited for, for ever",
-            *(Stepping, "_close", "if self._is_out:", "if self._awaits_step:"),
+            *(RemoteSteps, "_close", "if self._is_out:", "if self._awaits_step:"),
         ),
     ),
 ]

@@ -15,7 +15,9 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from reqtable.net.transports import Polled, close_copy
+from reqtable.dispatch.policy import Host
+from reqtable.loop.poller import Descriptor, close_copy
+from reqtable.loop.step import Steps
 from reqtable.table.states import READ
 from reqtable.table.table import Entry
 
@@ -24,23 +26,24 @@ log = logging.getLogger("reqtable")
 _HELD = (_signal.SIGINT, _signal.SIGTERM)
 
 
-class Child(Polled):
+class Child(Descriptor):
     """A child, until it has been waited for. `on_exit(child)` is called in the loop, once, with `status` set.
 
     Its exit makes its pidfd readable (pidfd_open(2)); where there is none, the loop looks every few milliseconds.
     """
 
-    __slots__ = ("_on_exit", "pid", "status")
+    __slots__ = ("_on_exit", "_steps", "pid", "status")
 
-    def __init__(self, loop: Any, pid: int, on_exit: Callable[[Child], None], pidfd: int | None = None) -> None:
-        super().__init__(loop, _pidfd(pid) if pidfd is None else pidfd)
+    def __init__(self, steps: Steps, pid: int, on_exit: Callable[[Child], None], pidfd: int | None = None) -> None:
+        super().__init__(steps.poller, _pidfd(pid) if pidfd is None else pidfd)
+        self._steps = steps
         self.pid = pid
         self.status: int | None = None  # as `os.waitstatus_to_exitcode` gives it, once it has exited
         self._on_exit = on_exit
         if self.fd >= 0:
-            self.poll(READ)
+            self.watch(READ)
         else:
-            loop.retry(self._look)
+            steps.mailbox.call_later(self._look)
 
     def on_ready(self, mask: int) -> None:
         self.collect()
@@ -63,7 +66,7 @@ class Child(Polled):
     def unwatch(self) -> None:
         """Look at it no more."""
         if self.fd >= 0:
-            self.poll(0)
+            self.watch(0)
             os.close(self.fd)
             self.fd = -1
 
@@ -76,8 +79,8 @@ class Child(Polled):
         """End it, now."""
         self.tell(signal.SIGKILL)
 
-    def ending(self) -> str | None:
-        """How it ended, in words, where that was not well."""
+    def how_it_failed(self) -> str | None:
+        """How it ended, in words; None where that was well."""
         if not self.status:
             return None
         if self.status > 0:
@@ -93,7 +96,7 @@ class Child(Polled):
 
     def _look(self) -> None:
         if not self.collect():
-            self.engine.retry(self._look)
+            self._steps.mailbox.call_later(self._look)
 
 
 class Forked:
@@ -167,11 +170,7 @@ def keep(executor: Any) -> None:
     _kept.append(executor)
 
 
-def become_child(own: Entry | None, dispatcher: Any) -> None:
+def become_child(own: Entry | None, host: Host) -> None:
     """In a new child: let go of all that is the parent's but the connection of `own`, if there is one."""
     gc.freeze()  # a collection here would copy every page that holds an object of the parent's
-    engine = dispatcher.server._host
-    for loop in {own.table.owner if own is not None else engine, dispatcher.loop, engine}:
-        loop.abandon(own)
-    for server in engine.servers:
-        server._abandon_dispatchers()
+    host.leave_parent(own)

@@ -19,14 +19,16 @@ from threading import get_ident
 from typing import Any
 
 from reqtable.dispatch.forking.child import Forked, become_child
+from reqtable.dispatch.policy import Host, Policy
 from reqtable.handlers.blocking import HandedOff
 from reqtable.handlers.resumable import ResumableHandler
 from reqtable.loop.failures import ends_program
-from reqtable.loop.process import TABLES, leave_child
-from reqtable.net.transports import Lent
+from reqtable.loop.process import LOOPS, leave_child
+from reqtable.net.poll_only import PollOnly
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.errors import ending_of
 from reqtable.table.table import Entry
+from reqtable.table.wants import Want
 
 log = logging.getLogger("reqtable")
 
@@ -41,19 +43,20 @@ _NOT_HANDLERS = {"multiprocessing", "subprocess", "pty", "loky"}
 _pipes: dict[int, tuple[Entry, int, int]] = {}  # of the forks that are under way
 
 
-def run(entry: Entry, lent: Lent) -> Forked | None:
-    """Run the handler of `entry`, in the loop. Returns the child that has the rest of it, or None.
+def run(entry: Entry, transport: PollOnly) -> Want[Any] | None:
+    """Run the blocking handler of `entry`, in the loop.
 
-    In the child it does not return.
+    Returns None, or, if the handler has forked a child that has the rest of it, what to wait for. In that child it does
+    not return.
     """
     parent = os.getpid()
     failed = False
     server = entry.server
-    request = lent.request
+    request = transport.request
     try:
         hook = getattr(server, "process_request_thread", None)
         if hook is not None and getattr(hook, "__module__", None) not in _DEFAULT_HOOKS:
-            lent.hand_over()  # the hook ends the request
+            transport.give()  # the hook ends the request
             hook(request, entry.peer)
         elif _is_open(request, entry.peer):
             server.finish_request(request, entry.peer)
@@ -78,7 +81,11 @@ def run(entry: Entry, lent: Lent) -> Forked | None:
             server.shutdown_request(request)
         finally:
             leave_child(1 if failed else 0)
-    return _FORKED.pop(entry, None) if _FORKED else None
+    child = _FORKED.pop(entry, None) if _FORKED else None
+    if child is None:
+        return None
+    entry.begin_call()
+    return _host(entry).adopt(entry, child.pid, child.detach())
 
 
 def serve(server: Any, request: Any, client_address: Any) -> None:
@@ -141,6 +148,12 @@ def runs_concurrently(server: Any) -> bool:
     return hasattr(server, "process_request_thread") or hasattr(server, "collect_children")
 
 
+def _host(entry: Entry) -> Host:
+    policy = entry.policy
+    assert isinstance(policy, Policy)
+    return policy.host
+
+
 def _is_open(request: Any, client_address: Any) -> bool:
     """Do the TLS handshake that `get_request` left to be done. One that fails is no request, as in `socketserver`."""
     if getattr(request, "handshake_due", False):
@@ -173,8 +186,8 @@ def _serving() -> Entry | None:
     """The request whose blocking handler this thread is in."""
     ident = get_ident()
     entry = _SERVED.get(ident)
-    if entry is None and (table := TABLES.get(ident)) is not None:
-        entry = table.running
+    if entry is None and (loop := LOOPS.get(ident)) is not None:
+        entry = loop.table.running
     return None if entry is None or isinstance(entry.handler, ResumableHandler) else entry
 
 
@@ -213,7 +226,7 @@ def _in_child() -> None:
     os.close(writer)
     _FORKED.clear()
     _SERVED[get_ident()] = entry
-    become_child(entry, entry.policy.dispatcher)  # type: ignore[attr-defined]
+    become_child(entry, _host(entry))
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""Blocking handlers that suspend: a greenlet for each, and a socket that switches where it would block.
+"""The socket of a blocking handler that suspends: it switches to the loop where a call would block.
 
 Where a call on the socket would block, the greenlet says which readiness it wants and switches to the loop, which
 resumes it as it resumes everything else. The descriptor is left blocking, because it may be handed to a subprocess, or
@@ -18,133 +18,19 @@ from io import DEFAULT_BUFFER_SIZE, BufferedReader
 from operator import index
 from typing import Any, ClassVar, TypeVar
 
-from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import getcurrent, greenlet
 
-from reqtable.dispatch.forking.run_blocking import run
-from reqtable.dispatch.policy import Policy
-from reqtable.net.transports import Lent
+from reqtable.dispatch.green.handler import RequestGreenlet
+from reqtable.net.poll_only import PollOnly
 from reqtable.table.buffers import SMALL_BYTES
-from reqtable.table.errors import TimedOut
+from reqtable.table.engine_wants import READABLE, TURN, WRITABLE
 from reqtable.table.states import READ, WRITE
-from reqtable.table.wants import READABLE, TURN, WRITABLE, Want
+from reqtable.table.wants import Want
 
 T = TypeVar("T")
 # As plain numbers: the socket module's are enum members, whose `&` is a Python call on the path of every read.
 _DONTWAIT, _PEEK, _WAITALL = int(socket.MSG_DONTWAIT), int(socket.MSG_PEEK), int(socket.MSG_WAITALL)
 _END_OF_FILE = 4096  # bytes that reading it counts as: some handlers do so for ever
-_SPARE_MAX = 64
-_UNWINDINGS_MAX = 16  # how often a handler that is being ended may catch that and wait again
-
-
-class _RequestGreenlet(greenlet):
-    """The greenlet of a request, and then of others. `lent` is that of the one that it serves; None: it is spare.
-
-    `loop` is what it suspends to, its parent: the greenlet that the loop runs in; None in a forked child, which has no
-    loop, and waits by itself.
-    """
-
-    __slots__ = ("lent", "loop")
-
-    lent: Lent | None
-    loop: greenlet | None
-
-    def resumed_by(self, loop: greenlet) -> None:
-        """Suspend to `loop` from here on. Raises ValueError in another thread than its own."""
-        self.parent = self.loop = loop
-
-
-def can_suspend() -> bool:
-    """Whether the caller is in a request's greenlet, and not in the loop."""
-    return isinstance(getcurrent(), _RequestGreenlet)
-
-
-# Greenlets whose requests have ended, of the main thread: to make one maps memory, and to end it unmaps that. Those of
-# another thread would outlive it.
-_spare: list[_RequestGreenlet] = []
-
-
-def _in_child() -> None:
-    _spare.clear()  # another thread may be the main one there
-    current = getcurrent()
-    if type(current) is _RequestGreenlet:
-        current.loop = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
-
-
-def _serve(policy: Policy) -> Want[Any] | None:
-    """What a greenlet runs: a request, then others. It ends by what a handler raises, or where there are enough."""
-    while True:
-        lent: Lent = getcurrent().lent  # type: ignore[attr-defined]
-        outcome = policy.returned(lent.entry, run(lent.entry, lent))
-        own: Any = getcurrent()  # not before: a stack that holds on to itself could never be dropped
-        own.lent = None
-        if len(_spare) >= _SPARE_MAX or not _in_main_thread():
-            return outcome
-        _spare.append(own)
-        loop = own.loop
-        del own, lent, policy  # what is spare holds on to nothing
-        policy = loop.switch(outcome)
-
-
-def _in_main_thread() -> bool:
-    return threading.get_ident() == threading.main_thread().ident
-
-
-class Suspendable:
-    """A blocking handler whose stack is kept by a greenlet while it waits."""
-
-    __slots__ = ("_greenlet", "_lent", "_policy")
-
-    bound_to_thread: ClassVar[bool] = True
-
-    def __init__(self, policy: Policy, lent: Lent) -> None:
-        self._policy = policy
-        self._lent = lent
-        self._greenlet: _RequestGreenlet | None = None  # it has not begun
-
-    def _resume(self, item: Any) -> Want[Any] | None:
-        own = self._greenlet
-        if own is None:
-            own, item = self._begun(), self._policy
-        loop = getcurrent()
-        if own.loop is not loop:
-            own.resumed_by(loop)
-        return own.switch(item)  # type: ignore[no-any-return]
-
-    def _begun(self) -> _RequestGreenlet:
-        """Find it a greenlet."""
-        if _spare and _in_main_thread():
-            own = _spare.pop()
-            own.gr_context = None
-        else:
-            own = _RequestGreenlet(_serve)
-            own.loop = getcurrent()
-        own.lent = self._lent
-        self._greenlet = own
-        return own
-
-    def _throw(self, error: BaseException) -> Want[Any] | None:
-        own = self._greenlet
-        if own is None:
-            raise error
-        own.resumed_by(getcurrent())
-        # as the socket module words it
-        return own.throw(TimeoutError("timed out") if isinstance(error, TimedOut) else error)  # type: ignore[no-any-return]
-
-    def _close(self) -> None:
-        """Unwind the handler's stack, so that its `finally`s run; what they still wait for fails at once."""
-        own = self._greenlet
-        for _ in range(_UNWINDINGS_MAX):
-            if own is None or own.dead or own.lent is not self._lent:
-                return
-            try:
-                own.resumed_by(getcurrent())
-            except ValueError:
-                return  # it is bound to another thread, and can only be dropped
-            own.throw(GreenletExit)
 
 
 @cache
@@ -172,7 +58,7 @@ class CooperativeSocket(socket.socket):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.lent: Lent
+        self.lent: PollOnly
         self._wait_s: float | None = None
         self._since_suspended = 0  # bytes in and out
         self._is_drained = False  # the last call took less than there was room for: the next one would only learn that
@@ -238,13 +124,13 @@ class CooperativeSocket(socket.socket):
         lent = self.lent
         timeout_s = self._wait_s
         if until is not None:
-            timeout_s = until - lent.engine.table.clock()
+            timeout_s = until - lent.steps.table.clock()
             if timeout_s <= 0:
                 raise TimeoutError("timed out")
         elif timeout_s is not None:
-            until = lent.engine.table.clock() + timeout_s
+            until = lent.steps.table.clock() + timeout_s
         current = getcurrent()
-        if type(current) is not _RequestGreenlet or current.loop is None:
+        if type(current) is not RequestGreenlet or current.loop is None:
             self._poll(want, timeout_s)
             return until
         own, loop = current.lent, current.loop
@@ -256,11 +142,11 @@ class CooperativeSocket(socket.socket):
         fd = self.fileno()
         if lent.fd != fd:  # a duplicate, perhaps of one that is closed by now
             self._check_open()
-            lent.poll(0)
+            lent.watch(0)
             lent.fd = fd
         interest = READ if want is READABLE else WRITE
         if lent.watched != interest:  # it may have stopped when the other one was closed
-            lent.poll(interest)
+            lent.watch(interest)
         lent.entry.timeout = timeout_s
         self._since_suspended = 0
         loop.switch(want)
@@ -279,21 +165,21 @@ class CooperativeSocket(socket.socket):
         if self.fileno() < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    def _wait_for_another(self, own: Lent, loop: greenlet, want: Want[None], timeout_s: float | None) -> None:
+    def _wait_for_another(self, own: PollOnly, loop: greenlet, want: Want[None], timeout_s: float | None) -> None:
         """Suspend the request of `own`, whose handler uses this socket of another request: a chat's, say.
 
         By a duplicate, because the other one may be waiting for the descriptor itself.
         """
-        system = own.engine.system
+        system = own.steps.system
         duplicate = system.socket(self.family, self.type, self.proto, fileno=system.dup(self.fileno()))
         try:
-            own.poll(0)
+            own.watch(0)
             own.fd = duplicate.fileno()
-            own.poll(READ if want is READABLE else WRITE)
+            own.watch(READ if want is READABLE else WRITE)
             own.entry.timeout = timeout_s
             loop.switch(want)
         finally:
-            own.poll(0)
+            own.watch(0)
             duplicate.close()
 
     def _came_in(self, count: int, flags: int) -> None:
@@ -301,14 +187,14 @@ class CooperativeSocket(socket.socket):
             lent = self.lent
             lent.entry.bytes_in += count
             self._since_suspended += count or _END_OF_FILE
-            if self._since_suspended >= lent.engine.limits.recv_bytes:
+            if self._since_suspended >= lent.steps.table.limits.recv_bytes:
                 self._wait_its_turn()
 
     def _went_out(self, count: int) -> int:
         lent = self.lent
         lent.entry.bytes_out += count
         self._since_suspended += count
-        if self._since_suspended >= lent.engine.limits.recv_bytes:
+        if self._since_suspended >= lent.steps.table.limits.recv_bytes:
             self._wait_its_turn()
         return count
 
@@ -316,10 +202,10 @@ class CooperativeSocket(socket.socket):
         """One whose socket is always ready would never suspend: above its share of a pass it waits its turn."""
         count, self._since_suspended = self._since_suspended, 0
         current = getcurrent()
-        if type(current) is _RequestGreenlet and current.lent is self.lent and current.loop is not None:
+        if type(current) is RequestGreenlet and current.lent is self.lent and current.loop is not None:
             loop = current.loop
             del current
-            self.lent.engine.spend(count)
+            self.lent.steps.spend(count)
             loop.switch(TURN)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
@@ -411,9 +297,9 @@ class CooperativeSocket(socket.socket):
     def sendall(self, data: Any, flags: int = 0) -> None:
         """As the standard library's: the timeout is that of all of it."""
         left = data if type(data) is bytes else memoryview(data).cast("B")
-        until = self.lent.engine.table.clock() + self._wait_s if self._wait_s else None
+        until = self.lent.steps.table.clock() + self._wait_s if self._wait_s else None
         while left:
-            share = left if len(left) <= SMALL_BYTES else memoryview(left)[: self.lent.engine.send_share or SMALL_BYTES]
+            share = left if len(left) <= SMALL_BYTES else memoryview(left)[: self.lent.steps.send_share or SMALL_BYTES]
             try:
                 sent = self._send_now(share, flags | _DONTWAIT)
             except InterruptedError:
@@ -426,7 +312,7 @@ class CooperativeSocket(socket.socket):
                 if sent == len(left):
                     return
                 left = memoryview(left)[sent:]
-                if until is not None and self.lent.engine.table.clock() >= until:
+                if until is not None and self.lent.steps.table.clock() >= until:
                     raise TimeoutError("timed out")
                 continue
             self._wait(WRITABLE, until)
@@ -460,7 +346,7 @@ class CooperativeSocket(socket.socket):
     # -- the descriptor -----------------------------------------------------------------------------------------------
 
     def dup(self) -> CooperativeSocket:
-        copy = type(self)(self.family, self.type, self.proto, fileno=self.lent.engine.system.dup(self.fileno()))
+        copy = type(self)(self.family, self.type, self.proto, fileno=self.lent.steps.system.dup(self.fileno()))
         if socket.getdefaulttimeout() is not None:
             self.plain.settimeout(copy, None)
         copy._wait_s = self._wait_s
@@ -488,15 +374,15 @@ class CooperativeSocket(socket.socket):
         lent = self.lent
         if lent.fd != self.fileno():
             return False
-        by_another_thread = lent.engine.in_other_thread  # which may be just ahead of the waiting
+        by_another_thread = lent.steps.in_other_thread  # which may be just ahead of the waiting
         is_polled = bool(lent.watched)
         if is_polled:
-            lent.poll(0)
-        return by_another_thread or (is_polled and lent.entry is not lent.engine.table.running)
+            lent.watch(0)
+        return by_another_thread or (is_polled and lent.entry is not lent.steps.table.running)
 
     def _wake_waiting(self) -> None:
         """Have it try again, and find the socket closed."""
-        self.lent.engine.post(self.lent.on_ready, READ | WRITE)
+        self.lent.steps.post(self.lent.on_ready, READ | WRITE)
 
 
 class _Reader(socket.SocketIO):

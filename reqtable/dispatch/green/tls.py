@@ -20,13 +20,14 @@ from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar
 
-from reqtable.dispatch.green.socket import CooperativeSocket, can_suspend
-from reqtable.dispatch.policy import is_resumable
-from reqtable.loop.process import TABLES
+from reqtable.dispatch.checks import is_resumable
+from reqtable.dispatch.green.handler import can_suspend
+from reqtable.dispatch.green.socket import CooperativeSocket
+from reqtable.loop.process import LOOPS
+from reqtable.loop.step import Steps
+from reqtable.net.poll_only import PollOnly
 from reqtable.net.tls import TLSSocket
-from reqtable.net.transports import Lent
-from reqtable.server.engine import Engine
-from reqtable.table.wants import READABLE, WRITABLE
+from reqtable.table.engine_wants import READABLE, WRITABLE
 
 T = TypeVar("T")
 _BLOCKED = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -53,10 +54,10 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
         return made
 
     @classmethod
-    def accepted(cls, sock: Any, engine: Engine, *, do_handshake_on_connect: bool, **options: Any) -> Any:
+    def accepted(cls, sock: Any, steps: Steps, *, do_handshake_on_connect: bool, **options: Any) -> Any:
         """Wrap the socket of a request that is being taken."""
         made = cls._over(sock, do_handshake_on_connect, **options)
-        made.lent = Lent(engine, made)
+        made.lent = PollOnly(steps, made)
         made.lent.request = None  # until it is lent: a cycle would keep a connection open that `get_request` drops
         return made
 
@@ -146,14 +147,14 @@ class ServedTLSSocket(TLSSocket, CooperativeTLSSocket):  # type: ignore[misc]
         if seconds <= 0 or not can_suspend():
             return False  # the loop waits for nobody
         with suppress(TimeoutError):
-            self._wait(WRITABLE, self.lent.engine.table.clock() + seconds)
+            self._wait(WRITABLE, self.lent.steps.table.clock() + seconds)
         return True
 
 
-def secured(engine: Engine, request: Any, context: ssl.SSLContext) -> ServedTLSSocket:
+def secured(steps: Steps, request: Any, context: ssl.SSLContext) -> ServedTLSSocket:
     """The cooperative TLS socket of a request whose handshake is about to be done."""
     made: ServedTLSSocket = ServedTLSSocket.accepted(
-        request, engine, server_side=True, do_handshake_on_connect=False, context=context
+        request, steps, server_side=True, do_handshake_on_connect=False, context=context
     )
     return made
 
@@ -167,18 +168,19 @@ class _Chooser(ssl.SSLSocket):
     def _create(cls, sock: Any, *, server_side: bool = False, **options: Any) -> Any:
         if isinstance(sock, CooperativeSocket):
             return CooperativeTLSSocket.within(sock, server_side=server_side, **options)
-        engine = _accepting() if server_side else None
-        if engine is not None:
-            return CooperativeTLSSocket.accepted(sock, engine, server_side=server_side, **options)
+        steps = _accepting() if server_side else None
+        if steps is not None:
+            return CooperativeTLSSocket.accepted(sock, steps, server_side=server_side, **options)
         return cls.before._create(sock, server_side=server_side, **options)  # type: ignore[attr-defined]
 
 
-def _accepting() -> Engine | None:
-    """The engine whose loop this thread is in, where that is taking a request for a blocking handler."""
-    table = TABLES.get(get_ident())
-    engine = None if table is None else table.owner
-    server: Any = getattr(engine, "accepting", None)
-    return engine if server is not None and not is_resumable(server.RequestHandlerClass) else None  # type: ignore[return-value]
+def _accepting() -> Steps | None:
+    """What steps the requests of this thread's loop, while that takes a request for a blocking handler."""
+    loop = LOOPS.get(get_ident())
+    if loop is None:
+        return None
+    server, steps = loop.table.accepting, loop.table.owner
+    return steps if server is not None and not is_resumable(server.RequestHandlerClass) else None  # type: ignore[return-value]
 
 
 def install() -> None:

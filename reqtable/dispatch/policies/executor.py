@@ -8,37 +8,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from reqtable.dispatch.pickled_steps import Shipped, check_shippable
-from reqtable.dispatch.policy import Policy
-from reqtable.dispatch.pools import Workers
-from reqtable.net.transports import Lent
+from reqtable.dispatch.pickled_steps import PickledSteps, check_pickled
+from reqtable.dispatch.policy import Host, Policy
+from reqtable.dispatch.pools import RestartingPool
+from reqtable.net.poll_only import PollOnly
 from reqtable.table.errors import ConfigurationError
-from reqtable.table.table import Entry, Resumable
+from reqtable.table.parts import Resumable
+from reqtable.table.table import Entry
 
 
 class Executor(Policy):
+    """Each step as data, in an executor."""
+
     name = "executor"
     steps_on_loop = False
 
-    def __init__(self, dispatcher: Any) -> None:
-        super().__init__(dispatcher)
-        config = dispatcher.config
-        self._workers = Workers("policy 'executor'", config.executor, config.origins.get("executor.factory"))
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        config = host.config
+        self._workers = RestartingPool("policy 'executor'", config.executor, config.origins.get("executor.factory"))
 
     @classmethod
     def check(cls, handler_class: Any) -> None:
-        check_shippable(handler_class, cls.name)
+        check_pickled(handler_class, cls.name)
 
-    def blocking(self, entry: Entry, lent: Lent) -> Resumable:
+    def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
         raise ConfigurationError("policy 'executor' can't run a blocking handler")  # `check` refused it
 
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
-        return Shipped(entry, handler, self._workers)
+        return PickledSteps(entry, handler, self._workers)
 
     def close(self, wait: bool) -> None:
         if wait:
-            self._workers.settle()
-        self.engine.settle()  # handlers whose step was out are closed now, over there
+            self._workers.wait_for_all()
+        self.host.run_posted()  # handlers whose step was out are closed now, over there
         self._workers.shutdown(wait=wait)
 
     def abandon(self) -> None:

@@ -3,6 +3,9 @@
 The child has a copy of the memory as it was; nothing that it changes there reaches the parent or another child. It
 closes its copies of all other descriptors of the server, serves its one request, and leaves. The parent keeps the row,
 and the connection open, until the child has exited; then it ends the connection without cutting off the answer.
+
+All that a pass hands off is forked at its end (`_fork_due`): after a fork the first write to a page of memory copies
+the page, here as in the child, so little is done between two forks.
 """
 
 from __future__ import annotations
@@ -10,254 +13,147 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import threading
 from collections import deque
 from typing import Any, NoReturn
 
-from reqtable.dispatch.forking.child import Child, Forked, become_child, fork, log, send_signal
+from reqtable.dispatch.forking.child import Child, become_child, send_signal
+from reqtable.dispatch.forking.in_child import STATUSES, InChild
 from reqtable.dispatch.forking.run_blocking import serve_in_child
-from reqtable.dispatch.handoff import Delegating, Delegation, HandingOff
-from reqtable.dispatch.pickled_steps import Shipped, check_shippable
-from reqtable.dispatch.private_loop import Driver, send_message, take_message
+from reqtable.dispatch.handoff import Handoff, HandoffPolicy
+from reqtable.dispatch.pickled_steps import PickledSteps, check_pickled
+from reqtable.dispatch.policy import Host
+from reqtable.dispatch.private_loop import PrivateLoop
 from reqtable.loop.process import flush_streams, leave_child
-from reqtable.net.datagram import Session
-from reqtable.net.transports import Lent
-from reqtable.server.stats import ENDINGS
-from reqtable.table.addresses import address_text
-from reqtable.table.buffers import Inbox
+from reqtable.table.engine_wants import ELSEWHERE
 from reqtable.table.errors import ConfigurationError
-from reqtable.table.states import State
-from reqtable.table.table import Entry, Resumable
-from reqtable.table.wants import ELSEWHERE, Failure, Want
+from reqtable.table.parts import Resumable
+from reqtable.table.states import Ending, State
+from reqtable.table.table import Entry
+from reqtable.table.wants import Want
 
-# Keeps messages apart, and holds as many as its buffer does.
-_PACKETS = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 _LOOK_S = 0.05
 _MAX_CHILDREN = 40  # as in `socketserver`
 
-# The exit statuses by which a child says how its request ended; 0 says that it is done.
-_STATUSES = {ending: 200 + number for number, ending in enumerate(ENDINGS)} | {"done": 0}
-_ENDINGS = {status: ending for ending, status in _STATUSES.items() if status}
 
-Pair = tuple[socket.socket, socket.socket]
+class Fork(HandoffPolicy):
+    """A child for each request."""
 
-
-class InChild(Delegation):
-    """A request that a child has, or will have when this pass ends. The later datagrams of a session reach it by a pair
-    of sockets.
-
-    Whatever of them it leaves unread is read back by the parent: if it was no session, they are new requests.
-    """
-
-    def __init__(self, policy: Fork, entry: Entry) -> None:
-        super().__init__(entry)
-        self._policy = policy
-        self._pid: int | None = None
-        self._is_killed = False
-        self._pair: Pair | None = None
-
-    def begin(self, pid: int, pair: Pair | None) -> None:
-        """In the parent: the child has it now."""
-        self._pid = pid
-        self._pair = pair
-        self.entry.policy = self._policy
-        if pair is not None:
-            self.transport.forward = self._forward  # type: ignore[attr-defined]
-        self.hand_over()
-
-    def leave_buffers(self) -> None:
-        """The child sends the output, and reads the input of a stream."""
-        entry = self.entry
-        entry.output.clear()
-        if entry.input.is_stream:
-            entry.input.leftover()
-        entry.table.hold(entry, len(entry.input))
-
-    def fail(self, problem: Exception) -> None:
-        """In the loop: it could not be begun, or gone on with."""
-        assert self.entry.table.owner is not None
-        self.entry.table.owner.post_result(self.entry, self.number, Failure(problem))
-
-    def exited(self, child: Child) -> None:
-        """In the loop that children are watched in: the child has been waited for."""
-        entry = self.entry
-        how = child.ending()
-        if child.status in _ENDINGS:
-            entry.ending = entry.ending or _ENDINGS[child.status]
-        elif how is not None and not self._is_killed:
-            entry.ending = entry.ending or "error"
-            log.warning("%s: request %d: its child %s", address_text(entry.peer), entry.id, how)
-        owner = entry.table.owner
-        assert owner is not None
-        if owner.in_other_thread:
-            owner.post(self.end)
-        else:
-            self.end()
-
-    def finish(self) -> None:
-        self._read_back()
-        super().finish()
-
-    def release(self) -> None:
-        if self._pid is not None and not self.is_let_go:
-            self._is_killed = True
-            self._policy.kill(self._pid)
-            self.transport.shut()  # for children of its own, too
-        self._read_back()
-        super().release()
-
-    def abandon(self) -> None:
-        super().abandon()
-        for end in self._pair or ():
-            end.close()
-
-    def _forward(self, data: bytes) -> None:
-        assert self._pair is not None
-        try:
-            send_message(self._pair[0], data)
-        except OSError:
-            self.transport.inbox.dropped += 1  # type: ignore[attr-defined]
-
-    def _read_back(self) -> None:
-        if self._pair is None:
-            return
-        session: Any = self.transport
-        session.forward = None
-        with contextlib.suppress(BlockingIOError):
-            while (data := take_message(self._pair[1])) is not None:
-                session.deliver(data)
-        for end in self._pair:
-            end.close()
-        self._pair = None
-
-
-class Fork(Delegating):
     name = "fork"
+    takes_whole_requests = True
 
-    def __init__(self, dispatcher: Any) -> None:
+    def __init__(self, host: Host) -> None:
         if not hasattr(os, "fork"):
             raise ConfigurationError("dispatch policy 'fork': this platform has no fork(): choose 'thread'")
-        super().__init__(dispatcher)
+        super().__init__(host)
         self.children: dict[int, Child | None] = {}  # None: about to be watched
         self._due: deque[InChild] = deque()  # to be forked when this pass ends, or when there is a process left
 
     @classmethod
     def check_step(cls, handler_class: Any) -> None:
-        check_shippable(handler_class, cls.name, by_import=False)
+        check_pickled(handler_class, cls.name, by_import=False)
 
     @property
     def most(self) -> int | None:
-        configured = self.dispatcher.config.fork.max_children
-        return configured or getattr(self.dispatcher.server, "max_children", None) or _MAX_CHILDREN
+        configured = self.host.config.fork.max_children
+        return configured or getattr(self.host.server, "max_children", None) or _MAX_CHILDREN
 
     @property
     def busy(self) -> int:
         return len(self.children) + len(self._due)
 
+    def handoff(self, entry: Entry, handler: Resumable | None) -> InChild:
+        return InChild(self, entry, handler, self)
+
     def resumable(self, entry: Entry, handler: Any) -> Resumable:
-        return HandingOff(entry, handler, self)
+        return self.handoff(entry, handler)
 
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
-        return Shipped(entry, handler, self.dispatcher.executor("fork"))
+        return PickledSteps(entry, handler, self.host.executor("fork"))
 
-    def start(self, entry: Entry) -> None:
-        delegation = InChild(self, entry)
-        if self.in_pass(entry):
+    def start(self, handoff: Handoff) -> None:
+        assert isinstance(handoff, InChild)
+        handoff.give()
+        if self.in_pass(handoff.entry):
             if not self._due:
-                self.engine.retry(self._fork_due, in_s=0)
-            self._due.append(delegation)
+                self.steps.mailbox.at_end_of_pass(self._fork_due)
+            self._due.append(handoff)
             return
         flush_streams()
         try:
-            pid, pair = self._fork(delegation)
+            pid = self._fork(handoff)
         except BaseException:
-            delegation.undo()
+            handoff.take_back()
             raise
-        self._watch(delegation, pid, pair)
+        self._watch(handoff, pid)
 
-    def adopt(self, entry: Entry, child: Forked) -> Want[Any]:
-        """The child, which its handler has forked, has the rest of `entry`. Returns what to wait for."""
-        self._watch(InChild(self, entry), child.pid, None, child.detach())
+    def adopt(self, entry: Entry, pid: int, pidfd: int) -> Want[Any]:
+        """The child `pid`, which its handler has forked, has the rest of `entry`. Returns what to wait for."""
+        handoff = self.handoff(entry, entry.resumable)
+        entry.resumable = handoff
+        handoff.number = entry.calls
+        handoff.give()
+        self._watch(handoff, pid, pidfd)
         return ELSEWHERE
 
     def _fork_due(self) -> None:
-        """Fork for all that this pass has taken over, and only then go on with each.
-
-        After a fork the first write to a page of memory copies it, here as in the child: so little is done in between.
-        """
+        """Fork for all that this pass has handed off, and only then go on with each."""
         flush_streams()
-        begun: deque[tuple[InChild, int, Pair | None]] = deque()
+        begun: deque[tuple[InChild, int]] = deque()
         try:
             while self._due:
-                delegation = self._due.popleft()
-                if delegation.entry.state is State.CLOSED:
+                handoff = self._due.popleft()
+                if handoff.entry.state is State.CLOSED:
                     continue
                 try:
-                    begun.append((delegation, *self._fork(delegation)))
+                    begun.append((handoff, self._fork(handoff)))
                 except Exception as problem:
                     if isinstance(problem, BlockingIOError) and (begun or self.children):
-                        self._due.appendleft(delegation)  # no process is left, until a child has ended
-                        self.engine.retry(self._fork_due)
+                        self._due.appendleft(handoff)  # no process is left, until a child has ended
+                        self.steps.mailbox.call_later(self._fork_due)
                         break
-                    delegation.undo()
-                    delegation.fail(problem)
+                    handoff.undo()
+                    handoff.fail(problem)
         finally:
             while begun:
                 self._go_on(*begun.popleft())
 
-    def _go_on(self, delegation: InChild, pid: int, pair: Pair | None) -> None:
+    def _go_on(self, handoff: InChild, pid: int) -> None:
         try:
-            self._watch(delegation, pid, pair)
+            self._watch(handoff, pid)
         except Exception as problem:  # of a hook
-            delegation.fail(problem)
+            handoff.fail(problem)
 
-    def _fork(self, delegation: InChild) -> tuple[int, Pair | None]:
-        """In the parent: the child, and the pair that it shares with us if the request is a session's."""
-        transport = delegation.transport
-        pair = None
-        try:
-            if isinstance(transport, Session) and delegation.entry.peer:
-                pair = socket.socketpair(socket.AF_UNIX, _PACKETS)
-                _send_later_ones(transport.inbox, pair[0])
-            pid = fork()
-        except BaseException:
-            for end in pair or ():
-                end.close()
-            raise
+    def _fork(self, handoff: InChild) -> int:
+        pid = handoff.fork()
         if not pid:
-            self._be_child(delegation, pair)
-        return pid, pair
+            self._be_child(handoff)
+        return pid
 
-    def _watch(self, delegation: InChild, pid: int, pair: Pair | None, pidfd: int | None = None) -> None:
+    def _watch(self, handoff: InChild, pid: int, pidfd: int | None = None) -> None:
         """In the parent: the child `pid` has the request."""
-        delegation.begin(pid, pair)
-        server = delegation.entry.server
-        active = getattr(server, "active_children", None)
-        if active is None:
-            active = server.active_children = set()  # type: ignore[attr-defined]
-        active.add(pid)
+        handoff.begun(pid)
+        server = self.host.server
+        if getattr(server, "active_children", None) is None:
+            server.active_children = set()
+        server.active_children.add(pid)
         self.children[pid] = None
-        if self.dispatcher.loop.in_other_thread:  # a driver of another thread may be gone before the child is
-            self.dispatcher.loop.post(self._register, pid, delegation, pidfd)
+        watching = self.host.watching
+        if watching.in_other_thread:  # a private loop of another thread may be gone before the child is
+            watching.post(self._register, pid, handoff, pidfd)
         else:
-            self._register(pid, delegation, pidfd)
-        if isinstance(delegation.transport, Lent):
-            server.close_request(delegation.request)
-        else:
-            delegation.entry.handler._leave()
-            delegation.transport.leave()  # type: ignore[attr-defined]
-            delegation.leave_buffers()
+            self._register(pid, handoff, pidfd)
+        handoff.leave()
 
-    def _register(self, pid: int, delegation: InChild, pidfd: int | None) -> None:
+    def _register(self, pid: int, handoff: InChild, pidfd: int | None) -> None:
         """In the loop that all children are watched in."""
 
         def ended(child: Child) -> None:
             self._forget(pid)
-            delegation.exited(child)
+            handoff.exited(child)
             self.vacate()
 
-        self.children[pid] = Child(self.dispatcher.loop, pid, ended, pidfd)
+        self.children[pid] = Child(self.host.watching, pid, ended, pidfd)
 
     def kill(self, pid: int) -> None:
         """End a child, now, unless it has been waited for."""
@@ -269,19 +165,19 @@ class Fork(Delegating):
 
     def collect(self, blocking: bool = False) -> None:
         """Wait for the children that have exited; with `blocking`, for all."""
-        engine = self.dispatcher.loop
-        if engine.in_other_thread:  # that thread does it; here we can only wait
+        steps = self.host.watching
+        if steps.in_other_thread:  # that thread does it; here we can only wait
             none_left = threading.Event()
-            engine.post(self._watch_for_none, none_left)
-            while blocking and engine.running and not none_left.wait(_LOOK_S):
+            steps.post(self._watch_for_none, none_left)
+            while blocking and steps.running and not none_left.wait(_LOOK_S):
                 pass  # someone may end the loop meanwhile
-        for child in [] if engine.in_other_thread else list(self.children.values()):
+        for child in [] if steps.in_other_thread else list(self.children.values()):
             if child is not None:
                 child.collect(blocking)
 
     def _watch_for_none(self, none_left: threading.Event) -> None:
         if self.children:
-            self.dispatcher.loop.retry(lambda: self._watch_for_none(none_left))
+            self.host.watching.mailbox.call_later(lambda: self._watch_for_none(none_left))
         else:
             none_left.set()
 
@@ -290,7 +186,7 @@ class Fork(Delegating):
 
     def let_go(self) -> None:
         self.collect()
-        if self.children and not self.engine.in_other_thread:  # they go on; someone has to wait for them
+        if self.children and not self.steps.in_other_thread:  # they go on; someone has to wait for them
             left = list(self.children)
             for child in self.children.values():
                 if child is not None:
@@ -305,52 +201,40 @@ class Fork(Delegating):
             if child is not None:
                 child.abandon()
         self.children.clear()
-        self.dispatcher.server.active_children = None
+        self.host.server.active_children = None
 
     def _forget(self, pid: int) -> None:
         self.children.pop(pid, None)
-        active = getattr(self.dispatcher.server, "active_children", None)
+        active = getattr(self.host.server, "active_children", None)
         if active is not None:
             active.discard(pid)
 
-    def _be_child(self, delegation: InChild, pair: Pair | None) -> NoReturn:
-        entry = delegation.entry
+    def _be_child(self, handoff: InChild) -> NoReturn:
+        entry = handoff.entry
         status = 1
         try:
-            delegation.undo()  # it is ours
-            become_child(entry, self.dispatcher)
-            if isinstance(entry.transport, Lent):
-                serve_in_child(entry, entry.transport.request)
+            handoff.undo()  # it is ours
+            become_child(entry, self.host)
+            request = entry.transport.request
+            if handoff.ends_itself:
+                serve_in_child(entry, request)
                 ended = entry
             else:
-                driver = Driver(entry, self, self.dispatcher, entry.transport.request)
-                self.dispatcher.loop = driver
-                if pair is not None:
-                    pair[0].close()
-                    driver.feed(pair[1])
+                driver = PrivateLoop(entry, self, request)
+                self.host.watch_in(driver.steps)
+                feed = handoff.keep_feed()
+                if feed is not None:
+                    driver.feed(feed)
                 driver.drive()
                 ended = driver.entry
-            status = _STATUSES[ended.ending or "done"]
+            status = STATUSES[ended.ending or Ending.DONE]
         except Exception:
             entry.server.handle_error(entry.transport.request, entry.peer)
         finally:
             try:
-                self.dispatcher.close(wait=True, calls=True)  # no exit function will
+                self.host.close(wait=True, calls=True)  # no exit function will
             finally:
                 leave_child(status)
-
-
-def _send_later_ones(inbox: Inbox, end: socket.socket) -> None:
-    """Datagrams that came after the request's own, and that nothing has been read of, go the way of those to come."""
-    waiting = inbox.unopened()
-    own = 0 if inbox.asked else 1
-    for data in waiting[:own]:
-        inbox.deliver(data, 1)
-    for data in waiting[own:]:
-        try:
-            send_message(end, data)
-        except OSError:
-            inbox.dropped += 1
 
 
 def _wait_for_all(pids: list[int]) -> None:

@@ -11,61 +11,70 @@ from __future__ import annotations
 
 from typing import Any
 
-from reqtable.dispatch.policy import Policy, is_resumable
-from reqtable.net.transports import Lent
+from reqtable.dispatch.checks import is_resumable
+from reqtable.dispatch.policy import Policy
+from reqtable.net.poll_only import PollOnly
+from reqtable.net.stream import send_at_once
 from reqtable.table.errors import ConfigurationError
-from reqtable.table.table import Entry, Resumable
+from reqtable.table.parts import Resumable
+from reqtable.table.table import Entry
 
 # Imported with the package, not when a server is first made: a program's tests may have patched `socket.socket` by
 # then, and the classes of these modules would be built on the patch.
 try:
-    from reqtable.dispatch.green import socket as cooperative
-except ImportError:  # there is no greenlet
-    cooperative = None  # type: ignore[assignment]
+    from reqtable.dispatch.green.handler import GreenHandler
+    from reqtable.dispatch.green.socket import CooperativeSocket, cooperative
+
+    has_greenlet = True
+except ImportError:
+    has_greenlet = False
 try:
-    from reqtable.dispatch.green import tls as cooperative_tls
+    from reqtable.dispatch.green import tls as green_tls
 except ImportError:  # there is no greenlet, or no ssl
-    cooperative_tls = None  # type: ignore[assignment]
+    green_tls = None  # type: ignore[assignment]
 
 
 def policy_for_blocking() -> str:
     """The policy under which a blocking handler that waits for its client holds up no other."""
-    return "greenlet" if cooperative is not None else "thread"
+    return "greenlet" if has_greenlet else "thread"
 
 
 def defer_handshakes() -> None:
     """Make the TLS handshake of a connection part of its request. Without greenlet it stays part of accepting."""
-    if cooperative_tls is not None:
-        cooperative_tls.install()
+    if green_tls is not None:
+        green_tls.install()
 
 
 class Greenlet(Policy):
+    """A greenlet for each blocking handler, on the loop's thread."""
+
     name = "greenlet"
 
     @classmethod
     def check(cls, handler_class: Any) -> None:
         if is_resumable(handler_class):
             return
-        if cooperative is None:
+        if not has_greenlet:
             raise ConfigurationError(
                 "dispatch policy 'greenlet' needs the package greenlet for a blocking handler: pip install greenlet"
             )
         defer_handshakes()
 
-    def lend(self, request: Any) -> Lent:
-        if isinstance(request, cooperative.CooperativeSocket):  # a TLS socket that `get_request` made
+    def transport_for(self, request: Any) -> PollOnly:
+        if isinstance(request, CooperativeSocket):  # a TLS socket that `get_request` made
             request.lent.request = request
             return request.lent
-        if type(request) is not self.engine.system.socket:
-            return super().lend(request)
-        own = cooperative.cooperative(type(request)).over(request)  # type: ignore[arg-type]
-        lent = own.lent = Lent(self.engine, own)
+        if type(request) is not self.steps.system.socket:
+            return super().transport_for(request)
+        send_at_once(request)
+        own = cooperative(type(request)).over(request)  # type: ignore[arg-type]
+        lent = own.lent = PollOnly(self.steps, own)
         return lent
 
     def secured(self, entry: Entry, request: Any, context: Any) -> Any:
         if is_resumable(entry.server.RequestHandlerClass):
             return super().secured(entry, request, context)
-        return cooperative_tls.secured(self.engine, request, context)
+        return green_tls.secured(self.steps, request, context)
 
-    def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        return cooperative.Suspendable(self, lent)
+    def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
+        return GreenHandler(transport)

@@ -10,32 +10,35 @@ from typing import Any, ClassVar
 
 from reqtable.dispatch.forking.run_blocking import run
 from reqtable.dispatch.policy import Policy
-from reqtable.net.transports import Lent
-from reqtable.table.table import Entry, Resumable
+from reqtable.net.poll_only import PollOnly
+from reqtable.table.parts import Resumable
+from reqtable.table.table import Entry
 from reqtable.table.wants import Want
 
 
 class Inline(Policy):
-    name = "inline"
+    """Everything on the loop."""
 
-    def blocking(self, entry: Entry, lent: Lent) -> Resumable:
-        return _ToItsEnd(self, entry, lent)
+    name = "inline"
+    blocking_holds_loop = True
+
+    def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
+        return _ToItsEnd(entry, transport)
 
 
 class _ToItsEnd:
     """One step: the whole handler."""
 
-    __slots__ = ("_entry", "_lent", "_policy")
+    __slots__ = ("_entry", "_transport")
 
     bound_to_thread: ClassVar[bool] = False
 
-    def __init__(self, policy: Policy, entry: Entry, lent: Lent) -> None:
-        self._policy = policy
+    def __init__(self, entry: Entry, transport: PollOnly) -> None:
         self._entry = entry
-        self._lent = lent
+        self._transport = transport
 
     def _resume(self, item: Any) -> Want[Any] | None:
-        return self._policy.returned(self._entry, run(self._entry, self._lent))
+        return run(self._entry, self._transport)
 
     def _throw(self, error: BaseException) -> None:
         raise error

@@ -13,62 +13,68 @@ from threading import get_ident
 from typing import Any
 
 from reqtable.dispatch.forking.child import keep
-from reqtable.dispatch.handoff import Delegating, InThread
-from reqtable.dispatch.remote_steps import Pooled
-from reqtable.table.table import Entry, Resumable
+from reqtable.dispatch.handoff import Handoff
+from reqtable.dispatch.in_thread import InThread, InThreadPolicy
+from reqtable.dispatch.policy import Host
+from reqtable.dispatch.remote_steps import ThreadSteps
+from reqtable.table.parts import Resumable
+from reqtable.table.table import Entry
 
 
-class Pool(Delegating):
+class Pool(InThreadPolicy):
+    """A bounded number of threads, for all requests."""
+
     name = "pool"
 
-    def __init__(self, dispatcher: Any) -> None:
-        super().__init__(dispatcher)
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
         self._make_threads()
 
     @property
     def most(self) -> int | None:
-        return self.dispatcher.config.pool.size
+        return self.host.config.pool.size
 
     @property
     def busy(self) -> int:
         return len(self._serving)
 
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
-        return Pooled(entry, handler, self._threads)
+        return ThreadSteps(entry, handler, self._threads)
 
-    def start(self, entry: Entry) -> None:
-        delegation = InThread(entry, self)
+    def start(self, handoff: Handoff) -> None:
+        assert isinstance(handoff, InThread)
+        handoff.give()
         try:
-            future = self._threads.submit(delegation.serve)
+            future = self._threads.submit(handoff.serve)
         except BaseException:
-            delegation.undo()
+            handoff.take_back()
             raise
-        self._serving[delegation] = future
-        future.add_done_callback(lambda done: self._served(delegation, done))
+        self._serving[handoff] = future
+        future.add_done_callback(lambda done: self._served(handoff, done))
 
     def wait(self) -> None:
-        if not self.dispatcher.daemon_threads:
+        if not self.host.daemon_threads:
             own = get_ident()  # a handler that closes its server does not wait for itself
             concurrent.futures.wait([done for each, done in self._serving.items() if each.thread != own])
 
     def close(self, wait: bool) -> None:
-        self._threads.shutdown(wait=wait and not self.dispatcher.daemon_threads, cancel_futures=True)
-        self.engine.settle()
+        self._threads.shutdown(wait=wait and not self.host.daemon_threads, cancel_futures=True)
+        self.host.run_posted()
 
     def abandon(self) -> None:
         super().abandon()
-        for delegation in self._serving:
-            if delegation.driver is not None:
-                delegation.driver.close_descriptors()
+        for handoff in self._serving:
+            if handoff.driver is not None:
+                handoff.driver.close_descriptors()
         keep(self._threads)
         self._make_threads()  # the parent's are not in this process
 
     def _make_threads(self) -> None:
         self._serving: dict[InThread, Future[None]] = {}
-        self._threads = self.dispatcher.threads(self.dispatcher.config.pool.size, "reqtable-pool")
+        self._threads = self.host.threads(self.host.config.pool.size, "reqtable-pool")
 
-    def _served(self, delegation: InThread, done: Future[None]) -> None:
-        self._serving.pop(delegation, None)
-        owner = delegation.entry.table.owner
+    def _served(self, handoff: InThread, done: Future[None]) -> None:
+        self._serving.pop(handoff, None)
+        owner = handoff.entry.table.owner
         assert owner is not None
-        owner.post(self.taken_back, delegation)
+        owner.post(self.taken_back, handoff)

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from reqtable.dispatch.handoff import Delegating, HandingOff, InThread
-from reqtable.dispatch.remote_steps import Pooled
-from reqtable.table.table import Entry, Resumable
+from reqtable.dispatch.handoff import Handoff
+from reqtable.dispatch.in_thread import InThread, InThreadPolicy
+from reqtable.dispatch.policy import Host
+from reqtable.dispatch.remote_steps import ThreadSteps
+from reqtable.table.parts import Resumable
+from reqtable.table.table import Entry
 
 
 class RequestThread(threading.Thread):
@@ -38,45 +41,49 @@ class RequestThread(threading.Thread):
             super().join(timeout)
 
 
-class Thread(Delegating):
-    name = "thread"
+class Thread(InThreadPolicy):
+    """A thread for each request."""
 
-    def __init__(self, dispatcher: Any) -> None:
-        super().__init__(dispatcher)
+    name = "thread"
+    takes_whole_requests = True
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
         self.threads: dict[threading.Thread, InThread] = {}  # those that have not finished
         self._starting: deque[RequestThread] = deque()  # in this pass
 
     @property
     def most(self) -> int | None:
-        return self.dispatcher.config.thread.threads_max
+        return self.host.config.thread.threads_max
 
     @property
     def busy(self) -> int:
         return len(self.threads)
 
     def resumable(self, entry: Entry, handler: Any) -> Resumable:
-        return HandingOff(entry, handler, self)
+        return self.handoff(entry, handler)
 
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
-        return Pooled(entry, handler, self.dispatcher.executor("thread"))
+        return ThreadSteps(entry, handler, self.host.executor("thread"))
 
-    def start(self, entry: Entry) -> None:
-        delegation = InThread(entry, self)
-        name = f"reqtable-{entry.id}"
-        thread = RequestThread(partial(self._run, delegation), name, self.dispatcher.daemon_threads)
-        self.threads[thread] = delegation
+    def start(self, handoff: Handoff) -> None:
+        assert isinstance(handoff, InThread)
+        handoff.give()
+        name = f"reqtable-{handoff.entry.id}"
+        thread = RequestThread(partial(self._run, handoff), name, self.host.daemon_threads)
+        self.threads[thread] = handoff
         try:
             thread.start()
         except BaseException:
             del self.threads[thread]
-            delegation.undo()
+            handoff.take_back()
             raise
         # No later than this pass ends: Python does not wait at its exit for a thread that has not begun.
-        if not self.in_pass(entry):
+        if not self.in_pass(handoff.entry):
             thread.wait_until_begun()
             return
         if not self._starting:
-            self.engine.retry(self._wait_until_begun, in_s=0)
+            self.steps.mailbox.at_end_of_pass(self._wait_until_begun)
         self._starting.append(thread)
 
     def _wait_until_begun(self) -> None:
@@ -90,17 +97,17 @@ class Thread(Delegating):
 
     def abandon(self) -> None:
         super().abandon()
-        for delegation in self.threads.values():
-            if delegation.driver is not None:
-                delegation.driver.close_descriptors()
+        for handoff in self.threads.values():
+            if handoff.driver is not None:
+                handoff.driver.close_descriptors()
         self.threads.clear()
         self._starting.clear()
 
-    def _run(self, delegation: InThread) -> None:
-        owner = delegation.entry.table.owner
+    def _run(self, handoff: InThread) -> None:
+        owner = handoff.entry.table.owner
         assert owner is not None
         try:
-            delegation.serve()
+            handoff.serve()
         finally:
             self.threads.pop(threading.current_thread(), None)
-            owner.post(self.taken_back, delegation)
+            owner.post(self.taken_back, handoff)

@@ -1,0 +1,74 @@
+"""Whether requests can be served by a handler class, told before anything is bound."""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+from typing import Any, get_origin
+
+from reqtable.handlers.resumable import ResumableHandler
+from reqtable.table.errors import ConfigurationError
+from reqtable.table.places import owner_of, place_of
+from reqtable.table.snapshot import handler_name, unwrapped
+
+# Where those hooks of a server are defined that make a handler by calling its class.
+_DEFAULT_HOOKS = {"socketserver", "reqtable.server.base", "reqtable.server.mixins", "reqtable.server.classes"}
+
+
+@lru_cache(maxsize=1024)
+def is_resumable(handler_class: Any) -> bool:
+    """Whether a handler class, or a `functools.partial` of one, is a state or an async handler."""
+    handler_class = unwrapped(handler_class)
+    return isinstance(handler_class, type) and issubclass(handler_class, ResumableHandler)
+
+
+def check_servable(handler_class: Any, server: Any = None) -> None:
+    """Raise ConfigurationError where no request can be served by that handler class, with the reason.
+
+    As in `socketserver`, what makes a blocking handler may be any function, which nobody looks into, and is the
+    server's own matter where that has a `finish_request` or a `process_request` of its own.
+    """
+    own = unwrapped(handler_class)
+    generic = get_origin(own)
+    if is_resumable(generic):
+        raise ConfigurationError(f"{own!r} is no handler class, but a hint for type checkers: give {generic.__name__}")
+    if is_resumable(own):
+        if (unfit := own._unfit()) is not None:
+            raise ConfigurationError(unfit)
+        _check_call(handler_class, ("entry",), own._begins_in)
+    elif not _makes_handlers_itself(server):
+        if not callable(own):
+            raise ConfigurationError(
+                f"{own!r} is no handler class: give a class that is derived from reqtable.StateRequestHandler, "
+                "AsyncRequestHandler or BaseRequestHandler"
+            )
+        if isinstance(own, type):
+            _check_call(handler_class, ("request", "client_address", "server"), "setup()")
+            handle = getattr(own, "handle", None)
+            if inspect.iscoroutinefunction(handle):
+                raise ConfigurationError(
+                    f"{handler_name(own)}.handle is a coroutine, and nothing awaits that of a blocking handler: derive "
+                    f"{handler_name(own)} from reqtable.AsyncRequestHandler ({place_of(handle)})"
+                )
+
+
+def _check_call(handler_class: Any, given: tuple[str, ...], begins_in: str) -> None:
+    """Raise ConfigurationError where a handler can't be made by a call with what it is given."""
+    try:
+        signature = inspect.signature(handler_class)
+    except (TypeError, ValueError):  # of a class written in C, perhaps
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        own = unwrapped(handler_class)
+        place = place_of(vars(owner_of(own, "__init__"))["__init__"])
+        raise ConfigurationError(
+            f"{handler_name(own)} can't be called with ({', '.join(given)}): {error}: a handler has no parameters of "
+            f"its own: declare fields in the class, as in words: int = 0, and prepare them in {begins_in} ({place})"
+        ) from None
+
+
+def _makes_handlers_itself(server: Any) -> bool:
+    hooks = [getattr(type(server), name, None) for name in ("finish_request", "process_request")]
+    return any(hook is not None and getattr(hook, "__module__", None) not in _DEFAULT_HOOKS for hook in hooks)

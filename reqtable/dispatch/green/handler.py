@@ -1,0 +1,127 @@
+"""Blocking handlers that suspend: each runs in a greenlet, whose stack is kept while the handler waits."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, ClassVar
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from reqtable.dispatch.forking.run_blocking import run
+from reqtable.net.poll_only import PollOnly
+from reqtable.table.errors import TimedOut
+from reqtable.table.wants import Want
+
+_SPARE_MAX = 64
+_UNWINDINGS_MAX = 16  # how often a handler that is being ended may catch that and wait again
+
+
+class RequestGreenlet(greenlet):
+    """The greenlet of a request, and then of others. `lent` is that of the one that it serves; None: it is spare.
+
+    `loop` is what it suspends to, its parent: the greenlet that the loop runs in; None in a forked child, which has no
+    loop, and waits by itself.
+    """
+
+    __slots__ = ("lent", "loop")
+
+    lent: PollOnly | None
+    loop: greenlet | None
+
+    def resumed_by(self, loop: greenlet) -> None:
+        """Suspend to `loop` from here on. Raises ValueError in another thread than its own."""
+        self.parent = self.loop = loop
+
+
+def can_suspend() -> bool:
+    """Whether the caller is in a request's greenlet, and not in the loop."""
+    return isinstance(getcurrent(), RequestGreenlet)
+
+
+# Greenlets whose requests have ended, of the main thread: to make one maps memory, and to end it unmaps that. Those of
+# another thread would outlive it.
+_spare: list[RequestGreenlet] = []
+
+
+def _in_child() -> None:
+    _spare.clear()  # another thread may be the main one there
+    current = getcurrent()
+    if type(current) is RequestGreenlet:
+        current.loop = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
+def _serve(_: object) -> Want[Any] | None:
+    """What a greenlet runs: a request, then others. It ends by what a handler raises, or where there are enough."""
+    while True:
+        lent: PollOnly = getcurrent().lent  # type: ignore[attr-defined]
+        outcome = run(lent.entry, lent)
+        own: Any = getcurrent()  # not before: a stack that holds on to itself could never be dropped
+        own.lent = None
+        if len(_spare) >= _SPARE_MAX or not _in_main_thread():
+            return outcome
+        _spare.append(own)
+        loop = own.loop
+        del own, lent  # what is spare holds on to nothing
+        loop.switch(outcome)
+
+
+def _in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
+class GreenHandler:
+    """A blocking handler whose stack is kept by a greenlet while it waits."""
+
+    __slots__ = ("_greenlet", "_lent")
+
+    bound_to_thread: ClassVar[bool] = True
+
+    def __init__(self, lent: PollOnly) -> None:
+        self._lent = lent
+        self._greenlet: RequestGreenlet | None = None  # it has not begun
+
+    def _resume(self, item: Any) -> Want[Any] | None:
+        own = self._greenlet
+        if own is None:
+            own = self._begun()
+        loop = getcurrent()
+        if own.loop is not loop:
+            own.resumed_by(loop)
+        return own.switch(item)  # type: ignore[no-any-return]
+
+    def _begun(self) -> RequestGreenlet:
+        """Find it a greenlet."""
+        if _spare and _in_main_thread():
+            own = _spare.pop()
+            own.gr_context = None
+        else:
+            own = RequestGreenlet(_serve)
+            own.loop = getcurrent()
+        own.lent = self._lent
+        self._greenlet = own
+        return own
+
+    def _throw(self, error: BaseException) -> Want[Any] | None:
+        own = self._greenlet
+        if own is None:
+            raise error
+        own.resumed_by(getcurrent())
+        # as the socket module words it
+        return own.throw(TimeoutError("timed out") if isinstance(error, TimedOut) else error)  # type: ignore[no-any-return]
+
+    def _close(self) -> None:
+        """Unwind the handler's stack, so that its `finally`s run; what they still wait for fails at once."""
+        own = self._greenlet
+        for _ in range(_UNWINDINGS_MAX):
+            if own is None or own.dead or own.lent is not self._lent:
+                return
+            try:
+                own.resumed_by(getcurrent())
+            except ValueError:
+                return  # it is bound to another thread, and can only be dropped
+            own.throw(GreenletExit)

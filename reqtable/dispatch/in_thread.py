@@ -1,0 +1,124 @@
+"""A request that a thread has. Policies `thread` and `pool` differ only in where that thread comes from."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from reqtable.dispatch.forking.run_blocking import end_forked, serve_in_thread
+from reqtable.dispatch.handoff import Handoff, HandoffPolicy
+from reqtable.dispatch.private_loop import PrivateLoop
+from reqtable.net.datagram import Session
+from reqtable.net.idle import end_if_idle, is_idle
+from reqtable.net.poll_only import PollOnly
+from reqtable.table.parts import Resumable
+from reqtable.table.states import State
+from reqtable.table.table import Entry
+
+
+class InThread(Handoff):
+    """A request that a thread has: `serve()` is what the thread runs.
+
+    A blocking handler runs there as it is; a resumable one is driven by a loop of its own (`PrivateLoop`).
+    """
+
+    def __init__(self, policy: HandoffPolicy, entry: Entry, handler: Resumable | None) -> None:
+        super().__init__(policy, entry, handler)
+        self._lock = threading.Lock()
+        self._served = self._given_up = False
+        self._forwarded: deque[bytes] = deque()  # later datagrams, which the private loop has still to take
+        self.thread: int | None = None  # the number of the thread that serves it
+        self.driver: PrivateLoop | None = None
+        self._policy_before = entry.policy
+
+    def give(self) -> None:
+        super().give()
+        if isinstance(self.transport, PollOnly):
+            self.transport.give(hold=self.policy.loop_goes_on)
+        else:
+            self.driver = PrivateLoop(self.entry, self.policy, self.request)
+            if isinstance(self.transport, Session):
+                self.transport.forward = self._forward
+        self._policy_before, self.entry.policy = self.entry.policy, self.policy
+
+    def take_back(self) -> None:
+        if self.is_given:
+            self.entry.policy = self._policy_before
+        super().take_back()
+        if self.driver is not None:
+            self.driver.send_back()
+            self.driver = None
+
+    def serve(self) -> None:
+        """In the thread: serve the request to its end."""
+        self.thread = threading.get_ident()
+        try:
+            if self.driver is not None:
+                self.driver.drive()
+            else:
+                serve_in_thread(self.entry, self.request)
+        finally:
+            with self._lock:
+                self._served = True
+            if self._given_up and self.driver is not None:
+                self.transport.release()  # it was left open for us to the last
+
+    def finish(self) -> None:
+        if self.driver is not None:
+            self.driver.send_back()
+        self._readmit()
+        super().finish()
+
+    def end_input(self) -> None:
+        driver = self.driver
+        if driver is not None and is_idle(driver.entry):
+            driver.post(end_if_idle, driver.entry)
+
+    def _forward(self, data: bytes) -> None:
+        assert self.driver is not None
+        self._forwarded.append(data)
+        self.driver.post(self._deliver)
+
+    def _deliver(self) -> None:
+        """In the thread of the private loop."""
+        assert self.driver is not None
+        while self._forwarded and self.driver.entry.state is not State.CLOSED:
+            self.driver.transport.deliver(self._forwarded.popleft())
+
+    def _readmit(self) -> None:
+        """What came after the session's end, before the end was known here, begins requests of its own."""
+        if isinstance(self.transport, Session):
+            self.transport.readmit(list(self._forwarded))
+
+    def release(self) -> None:
+        self._readmit()
+        if self.driver is None:
+            assert isinstance(self.transport, PollOnly)
+            if not self.is_let_go:
+                self.transport.shut()
+                end_forked(self.entry)
+            self.transport.release()
+            return
+        with self._lock:
+            self._given_up = not self._served
+        if not self._given_up:
+            self.transport.release()
+        elif not self.is_let_go:
+            self.driver.cancel_request()
+
+    def abandon(self) -> None:
+        super().abandon()
+        if self.driver is not None:
+            self.driver.close_descriptors()
+
+
+class InThreadPolicy(HandoffPolicy):
+    """A policy that gives a request to a thread."""
+
+    def handoff(self, entry: Entry, handler: Resumable | None) -> InThread:
+        return InThread(self, entry, handler)
+
+    def taken_back(self, handoff: Handoff) -> None:
+        """In the loop: the thread that had a request is done with it, and free."""
+        handoff.returned()
+        self.vacate()

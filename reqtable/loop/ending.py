@@ -1,0 +1,161 @@
+"""How requests end: an entry is marked closed, lingers where that is needed, and is freed.
+
+Nothing is freed in mid-pass: an earlier event of a batch may close an entry whose own event comes later. So `end`
+marks an entry closed, and `reap` frees, once a pass, all that were marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any
+
+from reqtable.loop.failures import Failures
+from reqtable.loop.platform import System
+from reqtable.loop.poller import Poller
+from reqtable.table.compiled import mypyc_attr
+from reqtable.table.deadlines import Deadlines
+from reqtable.table.limits import Limits
+from reqtable.table.parts import OVER, RELEASED
+from reqtable.table.states import INTEREST, Ending, Event, State
+from reqtable.table.table import Entry, RequestTable
+
+_ENDING = {Event.CANCELLED: Ending.CANCELLED, Event.LOST: Ending.RESET}
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Endings:
+    """Ends the requests of one table, and frees what they held."""
+
+    def __init__(self, limits: Limits | None, system: System) -> None:
+        self.system = system
+        self.table = RequestTable(system.clock, limits)
+        self.deadlines: Deadlines[Entry] = Deadlines()
+        self.poller = Poller(system)
+        self.failures = Failures(self.poller, self.end)
+        self.closed: list[Entry] = []  # marked closed, and still to be freed
+        self.calls: dict[Entry, Callable[[], Any]] = {}  # what gives up the call that an entry waits for
+        self.on_release: list[Callable[[Entry], Any]] = []  # each is told when an entry has left the table
+
+    def end(self, entry: Entry, event: Event) -> None:
+        """Mark `entry` closed by `event`; this pass's reaping frees the entry. Closed already: nothing."""
+        if entry.state is not State.CLOSED:
+            if entry.ending is None and not (entry.state is State.LINGERING and event is Event.CANCELLED):
+                entry.ending = _ENDING.get(event)  # one that lingers is done, and only its connection ends
+            self.closed.append(entry)
+            entry.advance(event)
+
+    def linger(self, entry: Entry) -> None:
+        """Our last byte is sent: wait a bounded time for the peer's end of file, so that no reset cuts it off."""
+        if entry.state is State.CLOSED:
+            return
+        entry.advance(Event.FINISHED)
+        entry.input.leftover()  # nobody will read it
+        self.table.hold(entry, 0)
+        entry.transport.watch(INTEREST[entry.state])
+        self.deadlines.arm(entry, self.table.now + self.table.limits.linger_timeout_s)
+        ends_loop = self._close_handler(entry, entry.transport.request)
+        if ends_loop is not None:
+            try:
+                raise ends_loop
+            finally:
+                ends_loop = None  # see Failures.outside_step
+
+    def cancel(self, entry: Entry) -> None:
+        """End a request: what it had not sent is dropped. In a forked child the request is the parent's."""
+        if not self.poller.is_copy:
+            self.end(entry, Event.CANCELLED)
+            if self.table.thread is None:
+                self.reap()
+
+    def reap(self) -> bool:
+        """Free what has closed; True when there was something."""
+        freed = bool(self.closed)
+        while self.closed:
+            self._release(self.closed.pop())
+        return freed
+
+    def _release(self, entry: Entry) -> None:
+        self.table.remove(entry)
+        self.deadlines.forget(entry)
+        entry.output.clear()
+        transport, entry.transport = entry.transport, RELEASED
+        request = transport.request
+        ends_loop = self._free(entry, request, self.give_up_call, entry)
+        ends_loop = self._close_handler(entry, request) or ends_loop
+        ends_loop = self._free(entry, request, transport.release) or ends_loop
+        for told in self.on_release:
+            ends_loop = self._free(entry, None, told, entry) or ends_loop
+        if ends_loop is not None:
+            try:
+                raise ends_loop
+            finally:
+                ends_loop = None  # see Failures.outside_step
+
+    def give_up_call(self, entry: Entry) -> None:
+        """Give up the call that `entry` waits for, if there is one."""
+        give_up = self.calls.pop(entry, None)
+        if give_up is not None:
+            give_up()
+
+    def _close_handler(self, entry: Entry, request: Any) -> BaseException | None:
+        """The handler's part is over, though its connection may linger. Returns what ends the loop."""
+        resumable, entry.resumable = entry.resumable, OVER
+        if entry.handler is resumable:
+            entry.handler = type(resumable)
+        return self._free(entry, request, resumable._close)
+
+    def _free(self, entry: Entry, request: Any, free: Callable[..., Any], *args: Any) -> BaseException | None:
+        """Free something of `entry`: what that raises is reported, and hinders nothing. Returns what ends the loop."""
+        try:
+            free(*args)
+        except BaseException as problem:
+            self.poller.end_if_copy(problem)
+            entry.ending = Ending.ERROR
+            return self.failures.report(entry.server, request, entry.peer, problem)
+        self.poller.end_if_copy()
+        return None
+
+    @staticmethod
+    def is_closed(entry: Entry) -> bool:
+        """A flush that meets a reset closes its entry: look again, whatever was known before the flush."""
+        return entry.state is State.CLOSED
+
+    # -- which thread runs the loop -----------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Some thread runs the loop."""
+        return self.table.thread is not None
+
+    @property
+    def in_other_thread(self) -> bool:
+        """The loop runs, and in another thread than the caller's."""
+        return self.table.thread not in (None, get_ident())
+
+    @property
+    def in_loop_thread(self) -> bool:
+        """The caller runs in the thread that runs the loop."""
+        return self.table.thread == get_ident()
+
+    # -- in a forked child --------------------------------------------------------------------------------------------
+
+    def start_over(self) -> None:
+        """The child is to serve itself: the unfinished requests are the parent's."""
+        self.abandon(None)
+        for entry in self.table:
+            if entry.state is not State.CLOSED:
+                entry.advance(Event.LOST)
+            entry.transport, entry.resumable = RELEASED, OVER
+            self.table.remove(entry)
+            self.deadlines.forget(entry)
+        self.calls.clear()
+        self.closed.clear()
+        self.table.running = None
+
+    def abandon(self, own: Entry | None) -> None:
+        """Close this process's copies of the sockets of all requests but `own`."""
+        for entry in self.table:
+            # its own request may stand in two tables: in a private loop's, and in the one that it was taken over from
+            if own is None or entry.transport.request is not own.transport.request:
+                entry.transport.abandon()

@@ -1,0 +1,73 @@
+"""What becomes of a request whose deadline has passed."""
+
+from __future__ import annotations
+
+import logging
+
+from reqtable.loop.step import Steps
+from reqtable.loop.times import LoopTimes
+from reqtable.table.addresses import address_text
+from reqtable.table.buffers import MISSING
+from reqtable.table.errors import TimedOut, shown
+from reqtable.table.states import Ending, Event, State
+from reqtable.table.table import Entry
+
+log = logging.getLogger("reqtable")
+
+
+class Expiry:
+    """Goes on with the requests whose deadlines have passed, or ends them."""
+
+    def __init__(self, steps: Steps, times: LoopTimes) -> None:
+        self._steps = steps
+        self._times = times
+
+    def expire_due(self, now: float) -> None:
+        """Expire those whose deadlines have passed, a bounded number of them."""
+        steps = self._steps
+        begun = steps.table.clock()
+        for at, entry in steps.deadlines.expired(now, steps.table.limits.expiries_per_pass):
+            self._times.add_lag(begun - at)
+            try:
+                self._expire(entry)
+            except BaseException as problem:
+                steps.failures.outside_step(entry, problem)
+
+    def _expire(self, entry: Entry) -> None:
+        """Its deadline has passed: go on with what it waited for in vain, or end it."""
+        steps = self._steps
+        limits = steps.table.limits
+        now = steps.table.now
+        whole = limits.request_timeout_s
+        if entry.state is State.LINGERING:
+            steps.end(entry, Event.DEADLINE_PASSED)
+        elif entry.state is State.OPENING:
+            entry.ending = Ending.TIMEOUT
+            steps.end(entry, Event.DEADLINE_PASSED)
+        elif whole is not None and entry.created_at + whole <= now:
+            self._close(entry, f"was not done within {whole:g} s")
+        elif entry.state is State.WRITING and entry.output.first is not None:
+            self._close(entry, f"took none of its output for {limits.write_timeout_s:g} s")
+        elif entry.wakes_at is not None and entry.wakes_at <= now:
+            entry.active_at = now
+            steps.step(entry, Event.DEADLINE_PASSED)
+        elif self._comes_fast_enough(entry):
+            steps.timeouts.arm(entry)
+        else:
+            entry.result = MISSING
+            entry.wakes_at = None
+            steps.give_up_call(entry)
+            error = TimedOut(f"{shown(entry.want)} did not come within {steps.timeouts.of(entry):g} s")
+            steps.step(entry, Event.DEADLINE_PASSED, error)
+
+    def _close(self, entry: Entry, why: str) -> None:
+        log.info("%s %s: closed", address_text(entry.peer), why)
+        entry.ending = Ending.TIMEOUT
+        self._steps.end(entry, Event.LOST)
+
+    def _comes_fast_enough(self, entry: Entry) -> bool:
+        """Whether what has come of a want since its deadline was set is worth as much time again."""
+        limits = self._steps.table.limits
+        expected = limits.read_timeout_s * limits.read_bytes_per_s_min
+        has_no_other = entry.timeout is None and entry.transport.timeout_s is None
+        return has_no_other and entry.state is State.READING and entry.bytes_in - entry.bytes_in_when_armed >= expected

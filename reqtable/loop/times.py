@@ -1,0 +1,43 @@
+"""What the loop did with its time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True)
+class LoopTimes:
+    """Seconds that passes took, and seconds by which deadlines and timers came late. The poll is no part of a pass."""
+
+    passes: int = 0
+    busy_s: float = 0.0
+    pass_s_max: float = 0.0
+    due: int = 0
+    lag_s: float = 0.0
+    lag_s_max: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count a pass that took so long."""
+        self.passes += 1
+        self.busy_s += seconds
+        if seconds > self.pass_s_max:
+            self.pass_s_max = seconds
+
+    def add_lag(self, seconds: float) -> None:
+        """Count a deadline or a timer that came so late."""
+        self.due += 1
+        self.lag_s += seconds
+        if seconds > self.lag_s_max:
+            self.lag_s_max = seconds
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "passes": self.passes,
+            "busy_s": self.busy_s,
+            "pass_s_mean": self.busy_s / max(1, self.passes),
+            "pass_s_max": self.pass_s_max,
+            "lag_s_mean": self.lag_s / max(1, self.due),
+            "lag_s_max": self.lag_s_max,
+        }

@@ -1,0 +1,20 @@
+"""Whether a request is idle, as its peer sees it: nothing unread, nothing unsent, nothing running."""
+
+from __future__ import annotations
+
+from reqtable.table.states import State
+from reqtable.table.table import Entry
+
+
+def is_idle(entry: Entry) -> bool:
+    """Whether `entry` has waited for its peer for `drain_idle_s`, with nothing unread. From another thread: a guess."""
+    table = entry.table
+    waits = entry.state is State.READING and table.running is not entry
+    quiet = waits and not entry.input and not entry.input.ended
+    return quiet and table.clock() - entry.active_at >= table.limits.drain_idle_s
+
+
+def end_if_idle(entry: Entry) -> None:
+    """Tell a request that is idle that no more input will come. Only for the thread of its loop."""
+    if is_idle(entry):
+        entry.transport.end_input()

@@ -1,0 +1,160 @@
+"""The transport of a handler that reads and writes its socket itself: the engine only polls the socket.
+
+Where the handler never waits in the loop, the engine does not touch the socket at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Any, Final
+
+from reqtable.loop.poller import Poller, Selectable, abandon_socket
+from reqtable.loop.step import Steps
+from reqtable.net.sockets import discarded_all, end_request, has_unread
+from reqtable.table.compiled import mypyc_attr
+from reqtable.table.states import READ, WRITE, Event, State
+from reqtable.table.table import Entry
+
+# As in the loop: names, because looking a member up takes 100 ns.
+_READING: Final = State.READING
+_WRITING: Final = State.WRITING
+_LINGERING: Final = State.LINGERING
+_INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
+_OUTPUT_TAKEN: Final = Event.OUTPUT_TAKEN
+_SOMETHING = b"?"  # stands in for input that is the handler's to read
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class PollOnly(Selectable):
+    """The socket of a handler that does its own I/O; `request` is what the server's hooks are called with.
+
+    A thread or a child may have the request (`give`). Then it ends the request by the server's hooks, over there.
+    """
+
+    __slots__ = ("_ended", "_hold", "entry", "fd", "request", "steps")
+
+    fd: int
+
+    timeout_s: float | None = None
+
+    def __init__(self, steps: Steps, request: Any) -> None:
+        super().__init__()
+        self.steps = steps
+        self.fd = request.fileno() if isinstance(request, socket.socket) else -1
+        self.request = request
+        self.entry: Entry
+        self._ended = False  # the server's hooks have ended the request
+        self._hold: socket.socket | None = None  # our own hold on the connection
+
+    @property
+    def poller(self) -> Poller:
+        return self.steps.poller
+
+    def on_ready(self, mask: int) -> None:
+        entry = self.entry
+        state = entry.state
+        steps = self.steps
+        if state is _READING:
+            if mask & READ:
+                entry.active_at = steps.table.now
+                entry.input.data = _SOMETHING
+                steps.step(entry, _INPUT_ARRIVED)
+        elif state is _WRITING:
+            if mask & WRITE and steps.send_share:  # else it comes up again in the next pass
+                entry.active_at = steps.table.now
+                entry.result = None
+                steps.step(entry, _OUTPUT_TAKEN)
+        elif state is _LINGERING:
+            self._discard()
+
+    def flush(self) -> bool:
+        return True
+
+    def give(self, hold: bool = True) -> None:
+        """A thread or a child has the request from here on, and ends it with the server's hooks.
+
+        Our hold on the connection is what a cancellation shuts, and what lingers. Without `hold` there is none: the
+        kernel sends no end of file while a duplicate is open, and only the loop would close it.
+        """
+        self.watch(0)
+        self._ended = True
+        self._hold = self._duplicate() if hold else None
+
+    def take_back(self) -> None:
+        """It could not be handed over after all."""
+        self._ended = False
+        self._let_go()
+
+    def finish(self) -> None:
+        """The handler has returned: the hooks `shutdown_request` and `close_request` end its request.
+
+        Closing a connection with unread input resets it (tcp(7)), and the reset may overtake the answer. So where
+        there is some, a duplicate of the descriptor outlives the hooks, and lingers.
+        """
+        self.watch(0)
+        if not self._ended:
+            self._ended = True
+            if has_unread(self.request, self.steps.system.socket):
+                self._hold = self._duplicate()
+            try:
+                end_request(self.entry.server.shutdown_request, self.request)
+            except BaseException:
+                self.steps.end(self.entry, Event.RELEASED)
+                raise
+        elif not has_unread(self._hold, self.steps.system.socket):
+            self._let_go()
+        if self._hold is None:
+            self.steps.end(self.entry, Event.RELEASED)
+        else:
+            self.fd = self._hold.fileno()
+            self.steps.linger(self.entry)
+
+    def shut(self) -> None:
+        """End the connection for whoever has the request now: what they wait for comes to an end."""
+        connection = self._hold if self._hold is not None else self.request
+        if isinstance(connection, socket.socket):
+            with contextlib.suppress(OSError):  # it has ended already
+                self.steps.system.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    def end_input(self) -> None:
+        """Have the handler meet the end of its input: shut the reading side, and it reads what there is, then that."""
+        if isinstance(self.request, socket.socket) and not has_unread(self.request, self.steps.system.socket):
+            with contextlib.suppress(OSError):  # it has ended already
+                self.request.shutdown(socket.SHUT_RD)
+
+    def release(self) -> None:
+        self.watch(0)
+        self._let_go()
+        if not self._ended:
+            self._ended = True
+            end_request(self.entry.server.shutdown_request, self.request)
+        self.request = None  # a cooperative socket knows its transport: a cycle would keep open what no hook closes
+
+    def leave(self) -> None:
+        """A child has the connection; the parent keeps its own hold on it."""
+
+    def abandon(self) -> None:
+        self.watched = 0
+        abandon_socket(self.request)
+        abandon_socket(self._hold)
+
+    def _duplicate(self) -> socket.socket | None:
+        """Another hold on the connection; None where there is none to be had."""
+        own, system = self.request, self.steps.system
+        if not isinstance(own, socket.socket) or own.fileno() < 0:
+            return None
+        try:
+            return system.socket(fileno=system.dup(own.fileno()))
+        except OSError:
+            return None  # out of descriptors
+
+    def _let_go(self) -> None:
+        if self._hold is not None:
+            self._hold.close()
+            self._hold = None
+
+    def _discard(self) -> None:
+        assert self._hold is not None
+        if discarded_all(self._hold, self.steps.table.limits.recv_bytes):
+            self.steps.end(self.entry, Event.INPUT_ENDED)

@@ -1,0 +1,94 @@
+"""A worker: a process that serves what its supervisor has bound, and the channel between the two."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from reqtable.loop.poller import Descriptor, Poller
+from reqtable.run.signals import begin_drain, log_table
+from reqtable.server.engine import Engine
+from reqtable.table.states import READ
+
+ALIVE = b"."  # what a worker says, now and then
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
+
+
+class Channel(Descriptor):
+    """One end of a socket pair. `on_word(word)` is called in the loop with what comes; with `b""`, once, at its end."""
+
+    __slots__ = ("_on_word", "_socket")
+
+    def __init__(self, poller: Poller, own: socket.socket, on_word: Callable[[bytes], None]) -> None:
+        super().__init__(poller, own.fileno())
+        self._socket = own
+        self._on_word = on_word
+        self.watch(READ)
+
+    def on_ready(self, mask: int) -> None:
+        try:
+            word = self._socket.recv(4096, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            word = b""
+        if not word:
+            self.watch(0)
+        self._on_word(word)
+
+    def say(self, word: bytes) -> None:
+        """Dropped where the other end is gone, or full of what it has not read."""
+        with contextlib.suppress(OSError):
+            self._socket.send(word, socket.MSG_DONTWAIT)
+
+    def close(self) -> None:
+        self.watch(0)
+        self._socket.close()
+
+    def abandon(self) -> None:
+        """In a forked child: the selector is the parent's."""
+        self._socket.close()
+
+
+def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[], Any]) -> None:
+    """Serve until told to end, or until the supervisor is gone. Signals are blocked before."""
+    servers: list[Any] = list(engine.servers)
+    for server in servers:
+        server._make_policies_again()
+    draining: list[bool] = []
+
+    def drain() -> None:
+        if draining:
+            return  # systemd tells every process of a service, and the supervisor tells it again
+        draining.append(True)
+        begin_drain(engine)
+
+    def beat() -> None:
+        channel.say(ALIVE)
+        if beat_s < inf:
+            engine.call_later(beat, beat_s)
+
+    def hear(word: bytes) -> None:
+        if not word:
+            drain()
+
+    channel = Channel(engine.loop.poller, own, hear)
+    engine.loop.in_child.append(channel.abandon)
+    handlers: dict[int, Callable[..., Any]] = dict.fromkeys(HANDLED, lambda *_: None)  # the supervisor's affair
+    handlers |= {
+        signal.SIGINT: lambda *_: engine.stop(),
+        signal.SIGTERM: lambda *_: engine.post(drain),
+        signal.SIGUSR1: lambda *_: log_table(engine),
+    }
+    # In place of the supervisor's. Were those before put back first, one that waits and was ignored then would be lost.
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    unblock()
+    engine.post(beat)
+    engine.serve_forever()
+    for server in servers:
+        server.server_close()
