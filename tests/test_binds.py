@@ -19,7 +19,9 @@ import pytest
 
 import reqtable
 from reqtable import ConfigurationError
-from reqtable.run.endpoints import find_places, make_server, name_of, open_server, parse_bind
+from reqtable.run.binds import parse_bind
+from reqtable.run.endpoints import find_endpoints
+from reqtable.run.listening import make_server, name_of, open_server
 from tests.support import WAIT_S, Client, serving
 from tests.test_cli import COMMAND, ROOT, port_of, run
 
@@ -38,7 +40,7 @@ def opened(*binds: str) -> Iterator[list[Any]]:
     """The servers of these binds, over one engine."""
     servers: list[Any] = []
     with contextlib.ExitStack() as stack:
-        for place in find_places(binds):
+        for place in find_endpoints(binds):
             servers.append(make_server(place, Echo, None, reqtable.Config()))
             stack.callback(servers[-1].server_close)
         for server in servers:
@@ -106,7 +108,7 @@ def test_what_a_bind_says(text: str, scheme: str, address: Any, options: dict[st
 )  # fmt: skip
 def test_what_can_not_be_is_refused_with_its_name_and_the_mend(text: str, words: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(f"bind {text!r}: ")) as refused:
-        find_places([text])
+        find_endpoints([text])
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -126,9 +128,11 @@ def test_the_same_bind_twice_is_refused() -> None:
         ["unix://@x", "unix://@x"],
     ):
         with pytest.raises(ConfigurationError, match=f"it is there twice, the first time as '{binds[0]}'"):
-            find_places(binds)
-    find_places(["tcp://127.0.0.1:7000", "udp://127.0.0.1:7000", "tcp://127.0.0.1:7001", "unix://@x", "unixgram://@x"])
-    find_places(["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"])
+            find_endpoints(binds)
+    find_endpoints(
+        ["tcp://127.0.0.1:7000", "udp://127.0.0.1:7000", "tcp://127.0.0.1:7001", "unix://@x", "unixgram://@x"]
+    )
+    find_endpoints(["tcp://127.0.0.1:0", "tcp://127.0.0.1:0"])
 
 
 def test_what_is_no_bound_socket_is_refused() -> None:
@@ -137,7 +141,7 @@ def test_what_is_no_bound_socket_is_refused() -> None:
     with one, other:
         for number, words in [(read_end, "socket operation on non-socket"), (one.fileno(), "a connection")]:
             with pytest.raises(ConfigurationError, match=words):
-                find_places([f"fd://{number}"])
+                find_endpoints([f"fd://{number}"])
     os.close(read_end)
     os.close(write_end)
 
@@ -428,4 +432,4 @@ def test_a_count_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     monkeypatch.setenv("LISTEN_FDS", "many")
     with pytest.raises(ConfigurationError, match="environment LISTEN_FDS: 'many'"):
-        find_places([])
+        find_endpoints([])

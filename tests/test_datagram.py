@@ -54,7 +54,7 @@ class Stepwise:
         self.engine = reqtable.Engine(limits=reqtable.Limits(**limits)).add(self.server)
         SYSTEM.reset(token)
         self.engine.loop.open()
-        self.engine.listen(self.server)
+        self.engine.listeners.listen(self.server)
 
     def passes(self, count: int = 1) -> None:
         for _ in range(count):

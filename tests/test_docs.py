@@ -20,7 +20,7 @@ import pytest
 
 import reqtable
 from examples.notes import Notes
-from reqtable.run.endpoints import _OPTIONS, parse_bind
+from reqtable.run.binds import OPTIONS, parse_bind
 from reqtable.run.worker import HANDLED
 from reqtable.testing.faults import KINDS
 from tests.support import WAIT_S, Client, served, wait_until
@@ -251,8 +251,8 @@ def test_the_page_on_operating_names_every_figure() -> None:
 def test_the_page_on_deploying_names_every_bind_option_and_signal_and_no_other() -> None:
     page = (ROOT / "docs" / "deploying.md").read_text()
     shown = [parse_bind(text) for text in re.findall(r"`(\w+://[^`…]+)`", page)]
-    assert {bind.scheme for bind in shown} == set(_OPTIONS)
-    assert {name for bind in shown for name in bind.options} == {name for names in _OPTIONS.values() for name in names}
+    assert {bind.scheme for bind in shown} == set(OPTIONS)
+    assert {name for bind in shown for name in bind.options} == {name for names in OPTIONS.values() for name in names}
     table = page.partition("## Signals")[2].partition("##")[0]
     named = set(re.findall(r"^\| (SIG\w+)(?:, (SIG\w+))? \|", table, flags=re.MULTILINE))
     assert {name for pair in named for name in pair if name} == {signal.Signals(number).name for number in HANDLED}

@@ -166,7 +166,7 @@ def test_those_who_come_meanwhile_are_refused_and_those_left_in_the_end_are_ende
         assert busy.send(b"body\n0").line() == b"body\n"
         drain = threading.Thread(target=server.drain, args=(0.3,))
         drain.start()
-        wait_until(server, lambda: not server.engine.listeners)
+        wait_until(server, lambda: not len(server.engine.listeners))
         with pytest.raises(ConnectionRefusedError):
             Client(server.server_address)
         assert busy.rest() == b""

@@ -527,7 +527,7 @@ def pass_by_pass(clock: FakeClock, operation: Callable[[Any], Any]) -> tuple[Ser
 
     server = Server(ANY, Handler)
     Engine(system=System(clock=clock)).add(server).loop.open()
-    server.engine.listen(server)
+    server.engine.listeners.listen(server)
     return server, given
 
 

@@ -26,6 +26,7 @@ from reqtable import (
     until,
 )
 from reqtable.dispatch.pickled_steps import StepRequest, run_step
+from reqtable.table.record import record_of, to_bytes
 from reqtable.testing import exercise
 from tests.support import COMPILED, Client, served
 from tests.test_handler_classes import line_of as line_of_file
@@ -399,8 +400,10 @@ def test_the_traceback_of_an_error_begins_with_the_users_code(
 
 
 def test_the_traceback_of_a_shipped_step_begins_with_the_users_code() -> None:
-    parcel = StepRequest(("command", {}, False), "_resume", b"\n", None, None, reqtable.Limits(), True)
-    back = pickle.loads(run_step(Raises, pickle.dumps(parcel)))
+    exercised = exercise(Raises)
+    record = to_bytes(record_of(exercised.entry, exercised.handler), pickle.dumps)
+    asked = StepRequest(record, "_resume", b"\n", reqtable.Limits(), True)
+    back = pickle.loads(run_step(Raises, pickle.dumps(asked)))
     [note] = back.error.__notes__
     heading, _, first, *_ = note.splitlines()
     assert (heading, first.strip().split(", line")[0]) == ("In the worker:", f'File "{__file__}"')

@@ -12,7 +12,8 @@ import pytest
 import reqtable
 from examples.echo import AsyncEcho, StateEcho
 from reqtable import Config, ConfigurationError, Limits
-from reqtable.run.endpoints import find_places, make_server, open_server
+from reqtable.run.endpoints import find_endpoints
+from reqtable.run.listening import make_server, open_server
 from tests.service import Service
 from tests.support import Client, serving, wait_until
 
@@ -107,7 +108,7 @@ def test_what_is_no_tcp_socket_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_socket_that_is_passed_on_is_told_when_it_is_opened() -> None:
     with socket.create_server(ANY) as listening:
-        [place] = find_places([f"fd://{listening.fileno()}"])
+        [place] = find_endpoints([f"fd://{listening.fileno()}"])
         with make_server(place, StateEcho, None, configured(40)) as server:
             open_server(server)
             assert probing(listening) == (40, 10, 4)

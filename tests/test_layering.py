@@ -13,7 +13,7 @@ from tests.support import COMPILED
 
 ROOT = Path(reqtable.__file__).parent
 IMPURE = {"socket", "selectors", "time", "threading", "ssl", "os", "signal", "select"}
-# Each layer may import itself and those before it.
+# The floors, the lowest first: each may import itself and those below it, for a type checker too.
 LAYERS = ["table", "config", "loop", "net", "handlers", "dispatch", "server", "run", "testing", "compat"]
 # Who may import a package that is not the standard library's.
 THIRD_PARTY = {
@@ -23,24 +23,33 @@ THIRD_PARTY = {
 }
 
 
-def imports_of(path: Path) -> list[tuple[str, bool]]:
-    """The modules that a file imports, and whether it does so when it is run (not only for a type checker)."""
-    tree = ast.parse(path.read_text())
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
+MODULES = sorted(path for path in ROOT.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path) for path in MODULES}
+
+
+def imports_of(path: Path) -> list[str]:
+    """The modules that a file imports, those for a type checker alone included."""
     found = []
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [(alias.name, id(node) not in for_types) for alias in node.names]
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            found.append((node.module or "", id(node) not in for_types))
+            found += [found_module(node.module or "", alias.name) for alias in node.names]
     return found
+
+
+def found_module(package: str, name: str) -> str:
+    """The module that `from package import name` imports: `name` may be one itself."""
+    inside = f"{package}.{name}"
+    return inside if inside in NAMES else package
 
 
 def layer_of(module: str) -> int | None:
@@ -48,18 +57,15 @@ def layer_of(module: str) -> int | None:
     return LAYERS.index(parts[1]) if parts[0] == "reqtable" and len(parts) > 1 and parts[1] in LAYERS else None
 
 
-MODULES = sorted(path for path in ROOT.rglob("*.py"))
-
-
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path: Path) -> None:
     relative = path.relative_to(ROOT)
     own = layer_of("reqtable." + ".".join(relative.with_suffix("").parts))
-    for module, at_run_time in imports_of(path):
+    for module in imports_of(path):
         assert not module.startswith("reqtable.testing") or relative.parts[0] == "testing"
         if relative.parts[0] == "table":
             assert module.split(".")[0] not in IMPURE, f"{relative} imports {module}"
-        if own is not None and at_run_time:
+        if own is not None:
             assert module != "reqtable", f"{relative} imports the package itself"
             there = layer_of(module)
             assert there is None or there <= own, f"{relative} imports {module}, which is above it"
@@ -68,17 +74,12 @@ def test_imports_go_down(path: Path) -> None:
                 assert str(relative) in allowed, f"{relative} imports {module}"
 
 
-def test_there_is_no_cycle() -> None:
-    graph = {
-        "reqtable." + ".".join(path.relative_to(ROOT).with_suffix("").parts): [
-            module for module, at_run_time in imports_of(path) if at_run_time and module.startswith("reqtable.")
-        ]
-        for path in MODULES
-    }
+def test_there_is_no_circle() -> None:
+    graph = {name_of(path): [each for each in imports_of(path) if each in NAMES] for path in MODULES}
     done: set[str] = set()
 
     def visit(module: str, above: tuple[str, ...]) -> None:
-        assert module not in above, " -> ".join((*above, module))
+        assert module not in above, " -> ".join((*above[above.index(module) :], module))
         if module not in done:
             for imported in graph.get(module, []):
                 visit(imported, (*above, module))
@@ -86,6 +87,17 @@ def test_there_is_no_cycle() -> None:
 
     for module in graph:
         visit(module, ())
+
+
+def test_no_room_is_too_big() -> None:
+    """A file has 400 lines at most. A class has 25 methods at most, or says in its docstring why it has more."""
+    for path in MODULES:
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                methods = sum(isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) for each in node.body)
+                assert methods <= 25 or "methods" in (ast.get_docstring(node) or ""), f"{path}: {node.name}: {methods}"
 
 
 def test_all_is_what_is_imported() -> None:

@@ -320,7 +320,7 @@ def test_who_come_one_at_a_time_at_that_rate_do_not_wait(clock: FakeClock) -> No
     """Each is taken when it comes: looking whether there is another one costs nothing."""
     with reqtable.TCPServer(SERVER, Lines) as server, contextlib.ExitStack() as stack:
         reqtable.Engine(limits=Limits(accepts_per_s_max=5), system=System(clock=clock)).add(server)
-        server.engine.listen(server)
+        server.engine.listeners.listen(server)
         for number in range(20):
             stack.enter_context(socket.create_connection(server.server_address))
             clock.jump(0.2)

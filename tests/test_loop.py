@@ -590,7 +590,7 @@ def test_accepting_is_bounded_in_a_pass(clock: FakeClock) -> None:
             for _ in range(10):
                 network.socket().connect(server.server_address)
             server.engine.loop.open()
-            server.engine.listen(server)
+            server.engine.listeners.listen(server)
             counts = []
             for _ in range(4):
                 server.engine.loop.run_once(0)
@@ -685,7 +685,7 @@ def test_what_handle_error_raises_is_logged_and_the_loop_goes_on(
 
     with Fragile(("127.0.0.1", 0), Bad) as server:
         server.engine.loop.open()
-        server.engine.listen(server)
+        server.engine.listeners.listen(server)
         clients = [Client(server.server_address) for _ in range(3)]
         server.engine.loop.run_once(0)
         for client, text in zip(clients, [b"good\n", b"bad\n", b"fine\n"], strict=True):
@@ -1018,7 +1018,7 @@ def test_a_flooding_client_does_not_starve_the_others_under_greenlet(clock: Fake
         feeder.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         feeder.send(b"x" * 5000)
         server.engine.loop.open()
-        server.engine.listen(server)
+        server.engine.listeners.listen(server)
         for _ in range(5):
             server.engine.loop.run_once(0)
         assert server.table.snapshot()[0]["state"] == "READY"

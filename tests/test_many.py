@@ -108,7 +108,7 @@ def test_an_idle_connection_takes_little(address: str) -> None:
         server.server_bind()
         server.server_activate()
         clients = [stack.enter_context(socket.socket()) for _ in range(ONCE + IDLE)]
-        server.engine.listen(server)
+        server.engine.listeners.listen(server)
 
         def converse(clients: list[socket.socket]) -> None:
             for client in clients:

@@ -12,7 +12,8 @@ import pytest
 
 import reqtable
 from reqtable import AsyncRequestHandler, DatagramRequestHandler, StateRequestHandler, datagram, rest, state
-from reqtable.run.endpoints import find_places, make_server, open_server
+from reqtable.run.endpoints import find_endpoints
+from reqtable.run.listening import make_server, open_server
 from reqtable.testing import SimNetwork
 from tests.support import WAIT_S, serving, wait_until
 
@@ -147,7 +148,7 @@ def test_a_broadcast_is_answered_from_an_address_of_the_machine(base: Any, host:
 def test_a_bind_answers_from_the_address_that_was_asked(bind: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         own.bind(("", 0))
-        [place] = find_places([f"fd://{own.fileno()}" if bind == "fd://" else bind])
+        [place] = find_endpoints([f"fd://{own.fileno()}" if bind == "fd://" else bind])
         server = make_server(place, Counting, None, reqtable.Config())
         open_server(server)
         with serving(server), peer_of(server, ONE) as peer:
@@ -200,7 +201,7 @@ def test_a_simulated_server_on_every_address(base: Any, host: str) -> None:
         server = base((host, 0), Counting)
         with server:
             server.engine.loop.open()
-            server.engine.listen(server)
+            server.engine.listeners.listen(server)
             with network.socket(server.address_family, socket.SOCK_DGRAM) as peer:
                 peer.connect(server.server_address)
                 peer.send(b"a")

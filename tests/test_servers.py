@@ -633,7 +633,7 @@ def test_drain_finishes_what_has_begun_and_takes_nothing_new(where: str) -> None
             else:
                 assert begun.ask(b"drain\n") == b"DRAIN\n"
                 thread = started(server._BaseServer__is_shut_down.wait)
-            wait_until(server, lambda: not server.engine.listeners)
+            wait_until(server, lambda: not len(server.engine.listeners))
             with pytest.raises(ConnectionRefusedError):
                 Client(server.server_address)
             assert begun.ask(b"still here\n") == b"STILL HERE\n"
@@ -651,7 +651,7 @@ def test_drain_ends_when_someone_ends_the_loop_before_it_is_done() -> None:
     ):
         wait_until(server, lambda: len(server.table) == 1)
         thread = started(server.drain)
-        wait_until(server, lambda: not server.engine.listeners)
+        wait_until(server, lambda: not len(server.engine.listeners))
         server.shutdown()
         thread.join(WAIT_S)
         assert not thread.is_alive()

@@ -21,7 +21,8 @@ import pytest
 
 import reqtable
 from reqtable import ConfigurationError
-from reqtable.run.endpoints import find_places, make_server, open_server
+from reqtable.run.endpoints import find_endpoints
+from reqtable.run.listening import make_server, open_server
 from tests.support import WAIT_S, Client, serving
 from tests.test_cli import ROOT, reqtable_serve
 
@@ -270,7 +271,7 @@ def test_a_server_that_was_killed_leaves_what_the_next_one_replaces(workers: lis
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[tuple[Any, Any]]:
     """A server as `serve` opens it, and what removes its file."""
-    [place] = find_places([f"unix://{os.path.abspath(path)}"])
+    [place] = find_endpoints([f"unix://{os.path.abspath(path)}"])
     with make_server(place, Echo, None, reqtable.Config()) as server:
         yield server, open_server(server)
 
@@ -313,7 +314,7 @@ def test_a_file_that_can_not_be_given_its_permissions_is_removed(path: str, monk
 
     leave_dead(path)
     monkeypatch.setattr(os, "chmod", refuse)
-    [place] = find_places([f"unix://{os.path.abspath(path)}?mode=600"])
+    [place] = find_endpoints([f"unix://{os.path.abspath(path)}?mode=600"])
     with make_server(place, Echo, None, reqtable.Config()) as server, pytest.raises(ConfigurationError):
         open_server(server)
     assert not os.path.exists(path)

@@ -196,11 +196,11 @@ class HandoffPolicy(Policy):
     @property
     def loop_goes_on(self) -> bool:
         """Whether the loop will see the end of a request that has just been given away."""
-        return self.steps.running and not self.steps.failures.hooks_raise
+        return self.host.steps.running and not self.host.steps.failures.hooks_raise
 
     def in_pass(self, entry: Entry) -> bool:
         """Whether the engine takes `entry` over in a pass, so that there is an end of it to leave something for."""
-        return entry.table.owner is self.steps and self.steps.in_loop_thread
+        return entry.table.owner is self.host.steps and self.host.steps.in_loop_thread
 
     def abandon(self) -> None:
         self._waiting.clear()

@@ -28,9 +28,10 @@ from reqtable.table.errors import ConfigurationError, HandlerError
 from reqtable.table.limits import Limits
 from reqtable.table.parts import RELEASED
 from reqtable.table.places import trim
+from reqtable.table.record import from_bytes, record_of, to_bytes
 from reqtable.table.snapshot import handler_name
 from reqtable.table.table import Entry, RequestTable
-from reqtable.table.wants import Want
+from reqtable.table.wants import NOTHING, Want
 
 _REFERENCES: dict[type, Reference | type] = {}  # looked up once for each class
 _OWN_ATTRIBUTES = {"entry", "_state", "_ended"}
@@ -45,24 +46,21 @@ class Reference(NamedTuple):
 
 
 class StepRequest(NamedTuple):
-    """What goes out, pickled."""
+    """What goes out, pickled: the request, without its buffers, and what its step is."""
 
-    saved: Any
+    record: bytes  # see `reqtable.table.record`
     method: str  # "_resume", "_throw" or "on_close"
     argument: Any
-    peer: Any
-    local: Any
     limits: Limits
     is_stream: bool
 
 
 class StepResult(NamedTuple):
-    """What comes back, pickled."""
+    """What comes back, pickled: the request after its step, with what the step sent."""
 
-    saved: Any
-    output: list[bytes]
-    want: Want[Any] | None
-    timeout: float | None
+    record: bytes | None  # None: it can't be pickled, and `error` says so
+    unsent: tuple[bytes, ...]
+    ends: bool  # the step returned None
     error: BaseException | None
 
 
@@ -124,11 +122,9 @@ class PickledSteps(RemoteSteps):
         entry = self._entry
         handler = self._handler
         _check_declared(handler)  # a state that runs on the loop may have set what would be lost here
-        parcel = StepRequest(
-            handler._save(), method, argument, entry.peer, entry.local, entry.table.limits, entry.input.is_stream
-        )
         try:
-            data = pickle.dumps(parcel)
+            record = to_bytes(record_of(entry, handler, buffers=False), pickle.dumps)
+            data = pickle.dumps(StepRequest(record, method, argument, entry.table.limits, entry.input.is_stream))
         except Exception as error:
             raise HandlerError(f"{self._step()} can't be shipped: {type(error).__name__}: {error}") from error
         return self._executor.submit(run_step, self._reference, data)
@@ -139,14 +135,16 @@ class PickledSteps(RemoteSteps):
             how = f"{type(error).__name__}: {error}" if error else "it was cancelled"
             raise HandlerError(f"the worker that ran {self._step()} failed: {how}") from error
         back: StepResult = _unpacked(done.result())
-        if back.saved is not None:
-            self._handler._restore(back.saved)
-        for piece in back.output:
+        for piece in back.unsent:
             self._entry.output.append(piece)
+        if back.record is not None:
+            record = from_bytes(back.record, pickle.loads)
+            self._handler._restore((record.handler_state, record.fields, record.told_of_end))
         if back.error is not None:
             raise back.error
-        self._entry.timeout = back.timeout
-        return back.want
+        assert back.record is not None
+        self._entry.timeout = record.timeout_s
+        return None if back.ends else record.want
 
     def _close_handler(self) -> None:
         if type(self._handler).on_close is not StateRequestHandler.on_close:
@@ -193,19 +191,20 @@ def _unpacked(data: bytes) -> StepResult:
 def run_step(reference: Reference | type, data: bytes) -> bytes:
     """Run one step. What it raises comes back as data too, with the traceback as a note."""
     handler_class = reference if isinstance(reference, type) else resolve(reference)
-    parcel: StepRequest = pickle.loads(data)
-    table = RequestTable(time.monotonic, parcel.limits)
-    entry = Entry(table, _NoServer(handler_class), _HERE, parcel.peer, parcel.local, RELEASED)
-    if not parcel.is_stream:
+    asked: StepRequest = pickle.loads(data)
+    record = from_bytes(asked.record, pickle.loads)
+    table = RequestTable(time.monotonic, asked.limits)
+    entry = Entry(table, _NoServer(handler_class), _HERE, record.peer, record.local, RELEASED)
+    if not asked.is_stream:
         entry.input = Inbox()
     handler = handler_class(entry)
-    handler._restore(parcel.saved)
+    handler._restore((record.handler_state, record.fields, record.told_of_end))
     table.running = entry
     want: Want[Any] | None = None
     error: BaseException | None = None
     try:
-        method: Callable[..., Any] = getattr(handler, parcel.method)
-        want = method() if parcel.method == "on_close" else method(parcel.argument)
+        method: Callable[..., Any] = getattr(handler, asked.method)
+        want = method() if asked.method == "on_close" else method(asked.argument)
         _check_declared(handler)
     except BaseException as problem:
         error = problem
@@ -214,20 +213,22 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
         place = "".join(traceback.format_exception(error)).rstrip()
         error = portable(error if isinstance(error, Exception) else HandlerError(f"a step raised {error!r}"))
         error.add_note(f"In the worker:\n{place}")
-    output = [bytes(piece) for piece in entry.output.pieces if isinstance(piece, bytes)]
-    if len(output) < len(entry.output.pieces):
+    unsent = tuple(bytes(piece) for piece in entry.output.pieces if isinstance(piece, bytes))
+    if len(unsent) < len(entry.output.pieces):
         error = error or HandlerError("send_file() can't be shipped: send the bytes, or pin the state to the loop")
+    entry.want = NOTHING if want is None else want
     name = f"{handler_class.__name__}.{handler.state_name}"
-    return _packed(name, StepResult(handler._save(), output, want, entry.timeout, error))
+    return _packed(name, entry, handler, StepResult(None, unsent, want is None, error))
 
 
-def _packed(name: str, back: StepResult) -> bytes:
+def _packed(name: str, entry: Entry, handler: Any, back: StepResult) -> bytes:
     try:
-        return pickle.dumps(back)
+        record = to_bytes(record_of(entry, handler, buffers=False), pickle.dumps)
+        return pickle.dumps(back._replace(record=record))
     except Exception as problem:
         unfit = f"raised {back.error!r}" if back.error is not None else "left fields or returned a want"
         error = HandlerError(f"{name} {unfit} that can't be pickled: {type(problem).__name__}: {problem}")
-        return pickle.dumps(StepResult(None, back.output, None, None, error))
+        return pickle.dumps(back._replace(error=error))
 
 
 def _check_declared(handler: Any) -> None:

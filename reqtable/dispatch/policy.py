@@ -32,11 +32,8 @@ class Host(Protocol):
 
     server: Any  # the program's own, with whatever attributes its class has
     config: Config
+    steps: Steps  # what steps the requests of the server's engine: its table, its mailbox, its limits
     requests: int  # that this configuration admitted and that have not ended
-
-    @property
-    def steps(self) -> Steps:
-        """What steps the requests of the server's engine: its table, its mailbox, its limits."""
 
     @property
     def watching(self) -> Steps:
@@ -94,11 +91,6 @@ class Policy(ABC):
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    @property
-    def steps(self) -> Steps:
-        """What steps the requests that are in the table."""
-        return self.host.steps
-
     @classmethod
     def check(cls, handler_class: Any) -> None:
         """Raise ConfigurationError where handlers of that class can't run under this policy, with the reason."""
@@ -132,7 +124,7 @@ class Policy(ABC):
         """The transport of a blocking handler's request."""
         if isinstance(request, socket.socket):
             send_at_once(request)  # http.server writes the headers and the body of an answer one after the other
-        return PollOnly(self.steps, request)
+        return PollOnly(self.host.steps, request)
 
     def secured(self, entry: Entry, request: Any, context: Any) -> Any:
         """The TLS socket of a request whose handshake is about to be done."""

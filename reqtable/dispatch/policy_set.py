@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from typing import Any, Protocol
 from weakref import ref
 
@@ -13,22 +12,21 @@ from weakref import ref
 import reqtable.dispatch.policies.executor
 import reqtable.dispatch.policies.inline
 import reqtable.dispatch.policies.pool  # noqa: F401
-from reqtable.config import Config, ExecutorOptions
+from reqtable.config import Config
 from reqtable.dispatch.checks import check_servable
-from reqtable.dispatch.forking.child import keep
+from reqtable.dispatch.executors import Executors
 from reqtable.dispatch.handoff import Handoff
 from reqtable.dispatch.policies.fork import Fork
 from reqtable.dispatch.policy import Policy
-from reqtable.dispatch.pools import ForkExecutor, RestartingPool, guarded
 from reqtable.dispatch.registry import policy_named
 from reqtable.dispatch.remote_steps import ByState
 from reqtable.loop.platform import SYSTEM, System
 from reqtable.loop.step import Steps
-from reqtable.table.errors import ConfigurationError, HandlerError
+from reqtable.table.errors import ConfigurationError
 from reqtable.table.parts import Resumable
 from reqtable.table.snapshot import unwrapped
 from reqtable.table.table import Entry
-from reqtable.table.wants import Call, Failure, Want
+from reqtable.table.wants import Call, Want
 
 
 class Engine(Protocol):
@@ -44,25 +42,25 @@ class Engine(Protocol):
 class PolicySet:
     """The policy `name` of `server`, and what its handlers ask for beside it. Raises ConfigurationError.
 
-    `engine()` is the engine that hosts the server; None: it has none yet.
+    `engine` is the engine that hosts the server; None: the server joins one later.
     """
 
-    def __init__(self, server: Any, engine: Callable[[], Engine | None], name: str, config: Config) -> None:
+    steps: Steps  # what steps the requests of the server's engine
+
+    def __init__(self, server: Any, engine: Engine | None, name: str, config: Config) -> None:
         self._engine = engine
+        if engine is not None:
+            self.steps = engine.steps
         self.server = server
         self.config = config
         self.requests = 0  # that it admitted and that have not ended
         self.is_former = False  # another configuration has taken its place: it goes with its last request
         self._child_steps: Steps | None = None
         self._policies: dict[str, Policy] = {}
-        self._executors: dict[str, Executor] = {}
+        self.executors = Executors(self)
         self._lock = threading.Lock()  # the drivers of other threads come here too
         try:
-            for each in config.executors:
-                self.executor(each)
-            if config.call_on not in self._known_executors():
-                place = config.origins.get("call_on", "")
-                raise ConfigurationError(f"{place}{place and ': '}call_on: {self._no_executor(config.call_on)}")
+            self.executors.make_configured()
             self.chosen = self.policy(name)
         except BaseException:
             self.close(wait=False)
@@ -85,12 +83,10 @@ class PolicySet:
                     "elsewhere: choose 'inline' or 'pool'"
                 )
 
-    @property
-    def steps(self) -> Steps:
-        """What steps the requests of the server's engine."""
-        engine = self._engine()
-        assert engine is not None
-        return engine.steps
+    def join(self, engine: Engine) -> None:
+        """The server is hosted by `engine` from here on."""
+        self._engine = engine
+        self.steps = engine.steps
 
     @property
     def watching(self) -> Steps:
@@ -103,8 +99,7 @@ class PolicySet:
 
     @property
     def _system(self) -> System:
-        engine = self._engine()
-        return SYSTEM.get() if engine is None else engine.system
+        return SYSTEM.get() if self._engine is None else self._engine.system
 
     def policy(self, name: str) -> Policy:
         """The policy of that name, for this server."""
@@ -146,29 +141,11 @@ class PolicySet:
 
     def executor(self, name: str) -> Executor:
         """The executor that `call(on=name)` means. Raises ConfigurationError where there is none."""
-        with self._lock:
-            executor = self._executors.get(name)
-            if executor is None:
-                executor = self._executors[name] = self._make_executor(name)
-            return executor
+        return self.executors.named(name)
 
-    def run_calls_by(self, make: Callable[[str], Executor]) -> None:
-        """Have what `make(name)` makes stand in for every executor, those of the configuration too: for simulations."""
-        for name in self._known_executors():
-            self._executors[name] = make(name)
-
-    def _make_executor(self, name: str) -> Executor:
-        if name in self.config.executors:
-            place = self.config.origins.get(f"executors.{name}.factory")
-            return RestartingPool(f"executor {name!r}", self.config.executors[name], place)
-        if name == "process":
-            return RestartingPool('executor "process"', ExecutorOptions())
-        most = self.steps.table.limits.calls_max
-        if name == "thread":
-            return self.threads(most, "reqtable-call")
-        if name == "fork":
-            return ForkExecutor(self, most)
-        raise ConfigurationError(self._no_executor(name))
+    def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
+        """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
+        return self.executors.begin_call(entry, want)
 
     def threads(self, most: int, name: str) -> Executor:
         """An executor of that many threads, for which the interpreter's exit waits unless they are daemons."""
@@ -179,32 +156,6 @@ class PolicySet:
     def daemon_threads(self) -> bool:
         """Whether neither `server_close()` nor the interpreter's exit waits for threads of this server's."""
         return bool(getattr(self.server, "daemon_threads", False))
-
-    def _known_executors(self) -> list[str]:
-        return ["thread", "process", "fork", *self.config.executors]
-
-    def _no_executor(self, name: str) -> str:
-        names = ", ".join(f'"{each}"' for each in self._known_executors())
-        return f"there is no executor {name!r}; there are {names}"
-
-    def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
-        """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
-        executor = self.executor(want.on or self.config.call_on)
-        is_sent = isinstance(executor, RestartingPool)  # to another process, perhaps
-        if is_sent:
-            future = executor.submit(guarded, want.fn, want.args, want.kwargs)
-        else:
-            future = executor.submit(want.fn, *want.args, **want.kwargs)
-        number = entry.calls
-        owner = entry.table.owner
-        assert owner is not None
-
-        def post(done: Future[Any]) -> None:
-            if not done.cancelled():
-                owner.post_result(entry, number, _outcome(want, done, is_sent))
-
-        future.add_done_callback(post)
-        return future.cancel
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -237,19 +188,18 @@ class PolicySet:
         """Give back what is held. With `wait`, steps that are out end first; with `calls`, calls too."""
         for policy in self._policies.values():
             policy.close(wait)
-        while self._executors:
-            self._executors.popitem()[1].shutdown(wait=calls, cancel_futures=True)
+        self.executors.close(calls)
 
     def run_posted(self) -> None:
         """Call what was posted, where no loop runs that would."""
-        engine = self._engine()
+        engine = self._engine
         if engine is not None and not engine.steps.running and not engine.steps.poller.is_copy:
             engine.steps.mailbox.run_posts()
             engine.steps.reap()
 
     def leave_parent(self, own: Entry | None) -> None:
         """In a new child: close this process's copies of all descriptors but those of `own`."""
-        engine = self._engine()
+        engine = self._engine
         assert engine is not None
         private = {self.watching} if own is None else {self.watching, own.table.owner}
         for steps in private:
@@ -261,39 +211,9 @@ class PolicySet:
     def abandon(self) -> None:
         """In a forked child: what is the parent's stays the parent's; what is needed is made anew."""
         self._lock = threading.Lock()
-        for executor in self._executors.values():
-            if isinstance(executor, RestartingPool | ForkExecutor):
-                executor.abandon()
-            keep(executor)
-        self._executors.clear()
+        self.executors.abandon()
         for policy in self._policies.values():
             policy.abandon()
-
-
-def _outcome(want: Call[Any], done: Future[Any], is_sent: bool) -> Any:
-    error = done.exception()
-    if error is None:
-        return done.result()
-    if is_sent:
-        error = _unfit(want) or error
-    if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
-        error = HandlerError(f"{want!r} raised {error!r}")
-    return Failure(error)
-
-
-def _unfit(want: Call[Any]) -> HandlerError | None:
-    """What of a call can't be sent to another process; None where all of it can."""
-    named = {"it": want.fn, **{f"its argument {each!r}": each for each in (*want.args, *want.kwargs.values())}}
-    for name, each in named.items():
-        try:
-            pickle.dumps(each)
-        except Exception as problem:
-            mend = "define it at the top of a module" if each is want.fn else "pass plain data"
-            return HandlerError(
-                f"{want!r} can't be sent to another process: {name} can't be pickled ({problem}): {mend}, or say "
-                "on='thread'"
-            )
-    return None
 
 
 def _pins(handler_class: Any) -> Mapping[str, str]:

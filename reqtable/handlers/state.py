@@ -119,8 +119,8 @@ class StateRequestHandler(ResumableHandler):
 
     def start(self) -> Transition:
         """Run on accept; the default goes to the first state declared."""
-        if (unfit := self._unfit()) is not None:
-            raise HandlerError(unfit)
+        if not self._initial:
+            raise HandlerError(str(self._unfit()))
         return getattr(self, self._initial)
 
     send: ClassVar = ResumableHandler._send

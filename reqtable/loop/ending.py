@@ -13,6 +13,7 @@ from typing import Any
 from reqtable.loop.failures import Failures
 from reqtable.loop.platform import System
 from reqtable.loop.poller import Poller
+from reqtable.loop.process import Process
 from reqtable.table.compiled import mypyc_attr
 from reqtable.table.deadlines import Deadlines
 from reqtable.table.limits import Limits
@@ -113,7 +114,8 @@ class Endings:
             self.poller.end_if_copy(problem)
             entry.ending = Ending.ERROR
             return self.failures.report(entry.server, request, entry.peer, problem)
-        self.poller.end_if_copy()
+        if self.poller.forks != Process.forks:
+            self.poller.end_if_copy()
         return None
 
     @staticmethod

@@ -21,7 +21,7 @@ from threading import get_ident
 from typing import Any
 
 from reqtable.loop.expiry import Expiry
-from reqtable.loop.process import LOOPS
+from reqtable.loop.process import LOOPS, Process
 from reqtable.loop.selector import Ready
 from reqtable.loop.step import Steps
 from reqtable.loop.times import LoopTimes
@@ -87,7 +87,8 @@ class Loop:
         steps, table, mailbox = self.steps, self.table, self.mailbox
         ready = self.poller.poll(self._patience(most_s))
         now = table.now = table.clock()
-        if steps.renew_budget():
+        if steps.spent:
+            steps.renew_budget()
             ready = self._rotated(ready)
         self._ready = iter(ready)
         for target, mask in self._ready:
@@ -95,7 +96,8 @@ class Loop:
                 target.on_ready(mask)
             except BaseException as problem:
                 steps.failures.outside_step(getattr(target, "entry", None), problem)
-        self.poller.end_if_copy()
+        if self.poller.forks != Process.forks:
+            self.poller.end_if_copy()
         if steps.turns:
             steps.take_turns()
         if steps.deadlines.next_at() <= now:
@@ -120,7 +122,8 @@ class Loop:
 
     def _patience(self, most_s: float | None) -> float | None:
         """How long the poll may last: not at all while there is something to do, else until the next deadline."""
-        if self.steps.turns or self.steps.closed or self.table.touched or self.mailbox.is_waiting:
+        steps, mailbox = self.steps, self.mailbox
+        if steps.turns or steps.closed or self.table.touched or mailbox.posts or mailbox.at_end:
             return 0
         at = self._due_at()
         if at == inf:
@@ -133,7 +136,9 @@ class Loop:
         return self.table.now if self._patience(None) == 0 else self._due_at()
 
     def _due_at(self) -> float:
-        return min(self.steps.deadlines.next_at(), self.mailbox.next_at())
+        at = self.steps.deadlines.next_at()
+        timers = self.mailbox.timers
+        return min(at, timers[0][0]) if timers else at
 
     @property
     def stopping(self) -> bool:

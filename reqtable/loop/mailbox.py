@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
-from math import inf
 from typing import Any
 
 from reqtable.loop.failures import Failures
 from reqtable.loop.poller import Poller
+from reqtable.loop.process import Process
 from reqtable.loop.times import LoopTimes
 from reqtable.table.compiled import mypyc_attr
 
@@ -43,15 +43,6 @@ class Mailbox:
         """Have the loop call `function` when this pass ends. Only for the loop's own thread."""
         self.at_end.append(function)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Something is to be called in the next pass."""
-        return bool(self.posts or self.at_end)
-
-    def next_at(self) -> float:
-        """When the next timer is due; infinity where there is none."""
-        return self.timers[0][0] if self.timers else inf
-
     def run_timers(self, now: float, times: LoopTimes) -> None:
         """Call what is due."""
         while self.timers and self.timers[0][0] <= now:
@@ -81,4 +72,5 @@ class Mailbox:
             function(*args)
         except BaseException as problem:
             self._failures.outside_step(None, problem)
-        self._poller.end_if_copy()
+        if self._poller.forks != Process.forks:
+            self._poller.end_if_copy()

@@ -25,7 +25,7 @@ class Poller:
         self._system = system
         self._selector: selectors.BaseSelector | None = None
         self._wakeup: Wakeup | None = None
-        self._forks = -1  # `Process.forks` of the process that opened them; -1: none has
+        self.forks = -1  # `Process.forks` of the process that opened them; -1: none has
 
     @property
     def selector(self) -> selectors.BaseSelector:
@@ -36,7 +36,7 @@ class Poller:
 
     def open(self) -> None:
         """Take the descriptors that a loop needs. Harmless when they are there."""
-        self._forks = Process.forks
+        self.forks = Process.forks
         if self._selector is None:
             wakeup = self._system.wakeup()
             try:
@@ -72,10 +72,13 @@ class Poller:
     @property
     def is_copy(self) -> bool:
         """This process was forked from the one that opened the selector."""
-        return self._forks != Process.forks and self._forks >= 0
+        return self.forks != Process.forks and self.forks >= 0
 
     def end_if_copy(self, error: BaseException | None = None) -> None:
-        """After code that may have forked: its child ends. `error` is what the code raised there."""
+        """After code that may have forked: its child ends. `error` is what the code raised there.
+
+        Where this is called often, `forks` is compared first.
+        """
         if self.is_copy:
             end_child(error)
 
@@ -88,7 +91,7 @@ class Poller:
     def start_over(self) -> None:
         """In a forked child that is to serve itself: the next `open` is its own."""
         self.close()
-        self._forks = -1
+        self.forks = -1
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -114,8 +117,10 @@ class Selectable:
 
     def watch(self, interest: int) -> None:
         """Have the selector watch the descriptor for exactly `interest`; 0: not at all."""
+        if interest == self.watched:
+            return
         poller = self.poller
-        if interest == self.watched or poller.is_copy:
+        if poller.forks != Process.forks and poller.is_copy:
             return
         selector = poller.selector
         try:

@@ -31,20 +31,23 @@ if hasattr(select, "epoll"):
             self._count = 0
 
         def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-            fd = _number_of(fileobj)
+            fd = fileobj if type(fileobj) is int else _number_of(fileobj)
             if not 0 < events <= READ | WRITE:
                 raise ValueError(f"events must be EVENT_READ, EVENT_WRITE or both, not {events!r}")
-            if self._is_known(fd):
+            if 0 <= fd < len(self._events) and self._events[fd]:
                 raise KeyError(f"descriptor {fd} is registered already")
             try:
                 self._epoll.register(fd, _EVENTS[events])
             except FileExistsError:
                 self._epoll.modify(fd, _EVENTS[events])
-            more = max(0, fd + 1 - len(self._data))
-            self._data += [None] * more
-            self._events += bytes(more)
-            self._note(fd, events, data)
-            return self._key(fd)
+            more = fd + 1 - len(self._data)
+            if more > 0:
+                self._data += [None] * more
+                self._events += bytes(more)
+            self._count += 1
+            self._events[fd] = events
+            self._data[fd] = data
+            return selectors.SelectorKey(fd, fd, events, data)
 
         def unregister(self, fileobj: Any) -> selectors.SelectorKey:
             fd = self._known(fileobj)

@@ -57,12 +57,11 @@ class Steps(Endings):
         self.relieve: Callable[[], Any] = bool  # called while more is buffered than may be
         self.send_share = self.table.limits.send_bytes  # what a request may send at once; 0: enough has been, this pass
         self.spenders = 0  # how often a request has sent much
-        self._spent = 0  # bytes that those sent in this pass
+        self.spent = 0  # bytes that those sent in this pass
 
     def set_limits(self, limits: Limits) -> None:
         """Hold to other limits from here on."""
         self.table.set_limits(limits)
-        self.timeouts.follow_limits()
         self.send_share = limits.send_bytes
 
     # -- one request --------------------------------------------------------------------------------------------------
@@ -75,17 +74,16 @@ class Steps(Endings):
             self.reap()  # a hook was called by hand; no pass will come along to do it
 
     def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
-        """Run the steps of `entry` whose input is there, within its share of the pass; flush once; settle.
+        """Run the steps of `entry` within its share of the pass; flush once; settle. `cause` is what ended its wait.
 
-        `cause` is what ended its wait; with `error`, that is what the first step is given instead of its item.
+        With `error`, the first step is given that instead of its item.
         """
         table = self.table
         table.running = entry
         resumable = entry.resumable
         want: Want[Any] | None = entry.want
         unread, output = entry.input, entry.output
-        limits = table.limits
-        share = full_share = limits.steps_per_pass
+        share = full_share = table.limits.steps_per_pass
         waits = idle = False  # its want has not come; nor has anything else of its peer
         ends_loop: BaseException | None = None
         try:
@@ -114,7 +112,7 @@ class Steps(Endings):
                     continue
                 share -= 1
                 want = resumable._resume(item)
-                if output.held > limits.high_water_bytes:
+                if output.held > table.limits.high_water_bytes:
                     break
         except BaseException as problem:
             self.poller.end_if_copy(problem)
@@ -126,14 +124,10 @@ class Steps(Endings):
         if entry.state is not _CLOSED:
             try:
                 # fast path of _settle: it is answered, and waits for its peer as it did before
-                if (
-                    idle
-                    and entry.state is _READING
-                    and not entry.held
-                    and (output.first is None or entry.transport.flush())
-                ):
+                waits_on = idle and entry.state is _READING and not entry.held
+                if waits_on and (output.first is None or entry.transport.flush()):
                     entry.want = want  # type: ignore[assignment]  # it waits for it
-                    if self.timeouts.unbounded and entry.timeout is None and unread.is_stream:
+                    if table.unbounded and entry.timeout is None and unread.is_stream:
                         entry.deadline = None
                     else:
                         self.timeouts.arm(entry)
@@ -320,17 +314,14 @@ class Steps(Endings):
     def spend(self, count: int) -> None:
         """A request has sent `count` bytes. Others shall not wait for a thousand of its kind, in one pass."""
         limits = self.table.limits
-        self._spent += count
+        self.spent += count
         self.spenders += 1
-        self.send_share = max(0, min(limits.send_bytes, limits.pass_bytes - self._spent))
+        self.send_share = max(0, min(limits.send_bytes, limits.pass_bytes - self.spent))
 
-    def renew_budget(self) -> bool:
-        """A pass begins: much may be sent again. True where the pass before sent much."""
-        if not self._spent:
-            return False
-        self._spent = 0
+    def renew_budget(self) -> None:
+        """A pass begins: much may be sent again."""
+        self.spent = 0
         self.send_share = self.table.limits.send_bytes
-        return True
 
     # -- from other threads -------------------------------------------------------------------------------------------
 

@@ -23,17 +23,10 @@ class Timeouts:
     def __init__(self, table: RequestTable, deadlines: Deadlines[Entry]) -> None:
         self._table = table
         self._deadlines = deadlines
-        self.unbounded: bool  # a peer that has sent no part of an item may be silent for ever
-        self.follow_limits()
-
-    def follow_limits(self) -> None:
-        """Hold to the limits that the table has now."""
-        limits = self._table.limits
-        self.unbounded = limits.idle_timeout_s is None and limits.request_timeout_s is None
 
     def arm(self, entry: Entry) -> None:
         """Set the deadline of the state that `entry` is in now."""
-        has_none = self.unbounded and entry.timeout is None
+        has_none = self._table.unbounded and entry.timeout is None
         if has_none and entry.state is _READING and not entry.held and entry.transport.timeout_s is None:
             entry.deadline = None  # the most frequent case, first
             return

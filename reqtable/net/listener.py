@@ -50,6 +50,7 @@ class Listener(Descriptor):
     __slots__ = (
         "_allowance",
         "_allowed_at",
+        "_batch",
         "_full",
         "_holds_back",
         "_loop",
@@ -72,7 +73,7 @@ class Listener(Descriptor):
         self._said_exhausted = False
         self._allowance = inf  # how many more may be taken at once, at most as many as in a second
         self._allowed_at = loop.table.now
-        self._most = most
+        self._most = self._batch = most
         # A connection can be gone again before it is accepted; accept must not block then. A datagram server's socket
         # is its handlers' too, and stays as they expect it.
         self._timeout: float | None = None
@@ -83,28 +84,42 @@ class Listener(Descriptor):
             self._timeout = listening_timeout(server)
             server.socket.setblocking(False)
         elif not getattr(server, "receives_without_waiting", False):
-            self._most = 1  # its get_request may block when nothing is there
+            self._most = self._batch = 1  # its get_request may block when nothing is there
         self.watch(READ)
 
     def on_ready(self, mask: int) -> None:
-        for _ in range(self._most):
-            if self._loop.stopping or not self.watched:
+        """Take what has come: as many as last time, and twice as many where that was not all.
+
+        So where clients come one at a time no call is made only to learn that there is no other.
+        """
+        taken = 0
+        while taken < self._batch:
+            if not self.watched or self._loop.stopping:
                 return
-            if self._holds_back and self._is_full():
-                self._full = True
-                self.watch(0)
-                return
-            if self._holds_back and self._loop.table.limits.accepts_per_s_max is not None and not self._may_take_one():
+            if self._holds_back and not self._has_room():
                 return
             try:
                 if not self.server._handle_request_noblock():
+                    self._batch = max(1, taken)
                     return
             except BaseException:
                 self._rest(self._pause_end())  # a `get_request` that fails each time would be called again at once
                 raise
+            taken += 1
             self.taken += 1
             self._allowance -= 1
             self._said_exhausted = False
+        self._batch = min(self._most, 2 * taken)
+
+    def _has_room(self) -> bool:
+        """Whether the table and the rate of new connections allow another; if not, listening rests."""
+        table = self._loop.table
+        limits = table.limits
+        if limits.when_full == "wait" and table.full:
+            self._full = True
+            self.watch(0)
+            return False
+        return limits.accepts_per_s_max is None or self._may_take_one()
 
     def _may_take_one(self) -> bool:
         """Whether the rate of new connections allows another; where it does not, listening rests until it does."""

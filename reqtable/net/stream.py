@@ -47,7 +47,7 @@ class Stream(Selectable):
     timeout_s: float | None = None
 
     def __init__(self, steps: Steps, request: Any) -> None:
-        super().__init__()
+        self.watched = 0
         self.steps = steps
         request.setblocking(False)
         send_at_once(request)  # output leaves once a step, joined

@@ -20,7 +20,7 @@ from reqtable.config.import_string import account_of, module_at
 from reqtable.dispatch import check_policy, is_resumable, policy_names
 from reqtable.dispatch.policies.greenlet import policy_for_blocking
 from reqtable.handlers.state import StateInfo, StateRequestHandler
-from reqtable.run.endpoints import is_activated
+from reqtable.run.activation import is_activated
 from reqtable.run.serve import serve, serving_log
 from reqtable.run.terminal import TERMINAL, is_terminal
 from reqtable.server.access_log import JSONFormatter, TextFormatter

@@ -13,11 +13,12 @@ from typing import Any
 from reqtable.config import CONFIG_VARIABLE, DEFAULT, Config, chosen_dispatch, from_environment, given_or_found
 from reqtable.config.import_string import check_not_importing
 from reqtable.dispatch import is_resumable
-from reqtable.run.endpoints import find_places, make_server, name_of, open_server
+from reqtable.run.endpoints import find_endpoints
+from reqtable.run.listening import make_server, name_of, open_server
 from reqtable.run.signals import Progress, begin_drain, handled_by, in_main_thread, log_table
 from reqtable.run.supervisor import Supervisor, check_workers
 from reqtable.run.systemd import Notifier
-from reqtable.server.base import reconfigure
+from reqtable.server.configured import reconfigure
 from reqtable.server.engine import Engine
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.snapshot import handler_name, unwrapped
@@ -54,12 +55,12 @@ def serve(
     given = config = given_or_found(config)
     config = config if workers is None else replace(config, workers=workers)
     check_workers(config)
-    places = find_places(binds)
+    endpoints = find_endpoints(binds)
     engine = Engine(limits=config.limits)
     with contextlib.ExitStack() as stack:
-        for place in places:
-            server = make_server(place, handler, dispatch, config)
-            server._owns_queue = config.workers is None and place.descriptor is None
+        for endpoint in endpoints:
+            server = make_server(endpoint, handler, dispatch, config)
+            server._owns_queue = config.workers is None and endpoint.descriptor is None
             stack.callback(server.server_close)
             engine.add(server)
         for each in engine.servers:

@@ -29,7 +29,7 @@ from reqtable.loop.process import flush_streams, leave_child
 from reqtable.run.signals import Progress, answer, counted, handled, in_main_thread
 from reqtable.run.systemd import Notifier
 from reqtable.run.worker import HANDLED, Channel, work
-from reqtable.server.base import reconfigure
+from reqtable.server.configured import reconfigure
 from reqtable.server.engine import Engine
 from reqtable.table.errors import ConfigurationError
 

@@ -44,7 +44,7 @@ class Admission:
         A request that is refused has been told, and counted. A `peer` of None is not known yet.
         """
         table = self._steps.table
-        if not self.has_room_for_peer(server, request, peer, None):
+        if table.per_network is not None and not self.has_room_for_peer(server, request, peer, None):
             return False
         if table.full and not (table.limits.when_full == "evict" and self._evict_idlest()):
             self._refuse(server, request, peer, "entries_max", table.limits.entries_max)

@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from reqtable.config import Config, chosen_dispatch, given_or_found
 from reqtable.dispatch.checks import is_resumable
 from reqtable.dispatch.forking.run_blocking import runs_concurrently
 from reqtable.dispatch.handoff import Handoff
 from reqtable.dispatch.policies.greenlet import defer_handshakes
-from reqtable.dispatch.policy_set import PolicySet
-from reqtable.dispatch.registry import check_policy
 from reqtable.net.listener import listening_timeout, set_keepalive
-from reqtable.net.preamble import PreambleSpec
 from reqtable.net.stream import INTERNET
+from reqtable.server.configured import ConfiguredServer
 from reqtable.server.drain import Drain
 from reqtable.server.engine import Engine
-from reqtable.server.stats import Counts
-from reqtable.table.errors import ConfigurationError, ReqtableError
+from reqtable.table.errors import ReqtableError
 from reqtable.table.states import State
 from reqtable.table.table import Entry, RequestTable
 
@@ -51,22 +47,16 @@ class _Shown(Generic[T_co]):
         return self if server is None else self._read(server)  # type: ignore[return-value]
 
 
-class LoopServer:
+class LoopServer(ConfiguredServer):
     """The loop's side of a server.
 
     A program's own server may have any attribute that does not begin with an underscore, even one of the names here:
     what is needed inside goes by others.
     """
 
-    dispatch: str = "inline"
     timeout: float | None
 
-    _policies: PolicySet
-    _preamble: PreambleSpec | None
-    _counts: Counts
-
     _engine: Engine | None = None
-    _dispatch_argument: str | None = None
     _in_serve_forever = False
     _kept_alive: tuple[Any, float | None] = (None, None)  # the socket that was told of keep-alive, and of what time
     _is_left_non_blocking = False  # its listening socket, which blocked before it was listened on
@@ -86,71 +76,6 @@ class LoopServer:
                 f"{cls.__name__}: {mixed.__name__} comes after {owner.__name__}, whose loop it is to replace: put it "
                 f"first, as in class {cls.__name__}({mixed.__name__}, …)"
             )
-
-    # -- configuration ------------------------------------------------------------------------------------------------
-
-    def _configure(self, dispatch: str | None, config: Config | None) -> None:
-        """Take what the constructor was given. Raises ConfigurationError where it can't be served so."""
-        if "_policies" in vars(self):
-            return  # the mix-in in front of this class has been given it
-        self._dispatch_argument = dispatch
-        self._counts = Counts()
-        self._former: list[PolicySet] = []  # those that an earlier configuration chose: their requests end under them
-        config = given_or_found(config)
-        self._preamble = _preamble_of(config)
-        self._policies = self._make_policies(config)
-        if self._engine is None:
-            self._join(Engine(limits=config.limits))
-
-    def reconfigure(self, config: Config) -> None:
-        """Let new requests be served as `config` says, with certificates read again. Those in the table go on as they
-        have begun.
-
-        Only for the loop's own thread, or while no loop runs. Raises ConfigurationError, and changes nothing, where the
-        handler can't be served so.
-        """
-        reconfigure([self], config)
-
-    def _prepared(self, config: Config) -> tuple[Callable[[], None], Callable[[], None]]:
-        """What has it served as `config` says, and what drops that again. Raises ConfigurationError if it can't be."""
-        preamble = _preamble_of(config)
-        policies = self._make_policies(config)
-        try:
-            policies.check(self.RequestHandlerClass)
-        except ConfigurationError:
-            policies.close(wait=False)
-            raise
-
-        def apply() -> None:
-            self._preamble = preamble
-            former, self._policies = self._policies, policies
-            self._former = [each for each in self._former if each.requests]
-            if former.requests:
-                self._former.append(former)
-            former.retire()
-            self._host.steps.set_limits(config.limits)
-            self._keep_alive()
-
-        return apply, partial(policies.close, wait=False)
-
-    def _make_policies(self, config: Config) -> PolicySet:
-        own: object = type(self).dispatch
-        attribute = own if isinstance(own, str) else LoopServer.dispatch  # some programs have a method of that name
-        name, origin = chosen_dispatch(self._dispatch_argument, config, attribute)
-        check_policy(name, origin)
-        return PolicySet(self, lambda: self._engine, name, config)
-
-    def _abandon_policies(self) -> None:
-        """In a forked child: what is the parent's stays the parent's."""
-        for policies in (self._policies, *self._former):
-            policies.abandon()
-
-    def _check_handler(self, handler_class: Any) -> None:
-        try:
-            self._policies.check(handler_class)
-        except ConfigurationError:
-            self._policies.close(wait=False)
-            raise
 
     # -- the table ----------------------------------------------------------------------------------------------------
 
@@ -178,6 +103,8 @@ class LoopServer:
                 raise ReqtableError("a server with requests in its table can't change engines: add it before it serves")
             self._engine.discard(self)
         self._engine = engine
+        for policies in (self._policies, *self._former):
+            policies.join(engine)
         engine.servers.append(self)
 
     @property
@@ -290,7 +217,7 @@ class LoopServer:
         timeouts = [t for t in (own, self.timeout) if t is not None]
         until = engine.table.clock() + min(timeouts) if timeouts else None
         known = engine.table.last_id
-        listener = engine.listen(self, most=1)
+        listener = engine.listeners.listen(self, most=1)
         engine.steps.failures.hooks_raise = True
         try:
             engine.run(lambda: listener.taken > 0, until=until)
@@ -298,20 +225,20 @@ class LoopServer:
                 self.handle_timeout()
                 return
             if not (self._policies.chosen.steps_on_loop and runs_concurrently(self)):
-                engine.unlisten(self)
+                engine.listeners.unlisten(self)
             engine.run(lambda: all(_is_over(each) for each in engine.table if each.id > known and each.server is self))
             self._served_ahead = listener.taken - 1
         finally:
             engine.steps.failures.hooks_raise = False
-            engine.unlisten(self)
+            engine.listeners.unlisten(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Enter the request into the table, under this server's policy; one for which there is no room is refused."""
-        self._host.intake.admit(self, request, client_address)
+        (self._engine or self._host).intake.admit(self, request, client_address)
 
     def _handle_request_noblock(self) -> bool:
         """Take a request that is there; True where there may be another."""
-        return self._host.intake.accept(self)
+        return (self._engine or self._host).intake.accept(self)
 
     def _drained(self, drained: threading.Event) -> None:
         self._BaseServer__shutdown_request = self._in_serve_forever
@@ -327,15 +254,11 @@ class LoopServer:
             self._make_policies_again()
             self._host.servers.append(self)
 
-    def _make_policies_again(self) -> None:
-        """The one there was has been closed."""
-        self._policies = self._make_policies(self._policies.config)
-
     def _wait_for_end(self) -> None:
         engine = self._host
         if engine.steps.running and not self._in_serve_forever:
             # another server of the engine, or the engine itself, serves: only this one's listening ends
-            engine.post(engine.unlisten, self)
+            engine.post(engine.listeners.unlisten, self)
             self._BaseServer__shutdown_request = False
             return
         engine.loop.poller.wake()
@@ -352,7 +275,7 @@ class LoopServer:
             return
         if self._engine.loop.poller.is_copy:
             self._engine.loop.start_over()  # the requests are the parent's
-        self._engine.unlisten(self)
+        self._engine.listeners.unlisten(self)
         if getattr(self, "socket_type", None) == socket.SOCK_STREAM and hasattr(self, "socket"):
             self.socket.close()  # its port is free while we wait
         wait = getattr(self, "block_on_close", True)
@@ -381,24 +304,6 @@ class LoopServer:
         def handle_timeout(self) -> None: ...
         def service_actions(self) -> None: ...
         def server_close(self) -> None: ...
-
-
-def reconfigure(servers: Iterable[Any], config: Config) -> None:
-    """Have all of them served as `config` says, or none. Raises ConfigurationError."""
-    prepared: list[tuple[Callable[[], None], Callable[[], None]]] = []
-    try:
-        for server in servers:
-            prepared.append(server._prepared(config))
-    except ConfigurationError:
-        for _, drop in prepared:
-            drop()
-        raise
-    for apply, _ in prepared:
-        apply()
-
-
-def _preamble_of(config: Config) -> PreambleSpec | None:
-    return PreambleSpec(config) if config.tls.cert is not None or config.proxy.trusted else None
 
 
 def _is_over(entry: Entry) -> bool:

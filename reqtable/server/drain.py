@@ -38,7 +38,7 @@ class Drain:
     def begin(self) -> None:
         """Take nothing new, and look after what is there until that is done."""
         for server in self._servers:
-            self._engine.unlisten_for_good(server)
+            self._engine.listeners.unlisten_for_good(server)
         self._look()
 
     def _look(self) -> None:

@@ -13,12 +13,12 @@ from reqtable.loop.loop import Loop
 from reqtable.loop.platform import SYSTEM, System
 from reqtable.loop.poller import abandon_socket
 from reqtable.loop.step import Steps
-from reqtable.net.listener import Listener
 from reqtable.server.access_log import access, log_access
 from reqtable.server.admission import Admission
 from reqtable.server.hosted import Hosted, hosted
 from reqtable.server.intake import Intake
 from reqtable.server.invariants import Invariants, are_checked
+from reqtable.server.listeners import Listeners
 from reqtable.server.stall_detector import StallDetector
 from reqtable.table.limits import Limits
 from reqtable.table.states import Ending, Event
@@ -36,9 +36,9 @@ class Engine:
         self.steps = Steps(limits, self.system)
         self.loop = Loop(self.steps)
         self.servers: list[Hosted] = []
-        self.listeners: list[Listener] = []
+        self.listeners = Listeners(self.loop)
         self.admission = Admission(self.steps)
-        self.intake = Intake(self.loop, self.admission, self._rest_listener)
+        self.intake = Intake(self.loop, self.admission, self.listeners.rest)
         self._stop_when: Callable[[], Any] = bool  # what else ends `serve`
         self._stopping = False
         self._stopped = threading.Event()
@@ -73,7 +73,7 @@ class Engine:
 
     def discard(self, server: Hosted) -> None:
         """End every request of `server` and host it no more. The last one's descriptors go with it."""
-        self.unlisten(server)  # here and now: the descriptor is closed next
+        self.listeners.unlisten(server)  # here and now: the descriptor is closed next
         if self.steps.in_other_thread:
             self.post(self.discard, server)
             return
@@ -99,9 +99,7 @@ class Engine:
     def close(self) -> None:
         """End every request and give the descriptors back. The servers' own sockets are theirs to close."""
         self._leave_parent()
-        for listener in self.listeners:
-            listener.close()
-        self.listeners.clear()
+        self.listeners.close()
         for entry in self.table:
             self.steps.end(entry, Event.CANCELLED)
         self.steps.reap()
@@ -124,43 +122,13 @@ class Engine:
 
     def _start_over(self) -> None:
         self.intake.sessions.known.clear()
-        self.listeners.clear()
+        self.listeners.forget()
         self._ran_in = None
         for server in self.servers:
             server._abandon_policies()
 
-    # -- listening ----------------------------------------------------------------------------------------------------
-
-    def listen(self, server: Hosted, most: int | None = None) -> Listener:
-        """Take new requests for `server` while the loop runs, at most `most` a pass."""
-        self.loop.open()
-        self.unlisten(server)
-        server._prepare()
-        listener = Listener(self.loop, server, most or self.limits.accepts_per_pass)
-        self.listeners.append(listener)
-        return listener
-
-    def unlisten(self, server: Hosted) -> None:
-        """Take no more requests for `server`; the kernel's queue holds those who connect."""
-        for listener in [each for each in self.listeners if each.server is server]:
-            self.listeners.remove(listener)
-            listener.close()
-
-    def unlisten_for_good(self, server: Hosted) -> None:
-        """Take those who have connected to `server`, and let nobody else."""
-        for listener in self.listeners:
-            if listener.server is server:
-                listener.take_the_last()
-        self.unlisten(server)
-
-    def _rest_listener(self, server: Hosted, error: OSError) -> None:
-        for listener in self.listeners:
-            if listener.server is server:
-                listener.rest(error)
-
     def _after_pass(self, now: float, freed: bool) -> None:
-        for listener in self.listeners:
-            listener.consider(now, freed)
+        self.listeners.after_pass(now, freed)
         for server in tuple(self.servers):
             server.service_actions()
 
@@ -182,7 +150,7 @@ class Engine:
         self.loop.must_be_idle()
         try:
             for server in self.servers:
-                self.listen(server)
+                self.listeners.listen(server)
             with self._watched():
                 self.run(lambda: self._stopping or stop(), poll_interval)
         finally:
@@ -223,7 +191,7 @@ class Engine:
     def _leave(self) -> None:
         """After serving: take nothing new. What is bound to a thread that may end now ends with it."""
         for server in self.servers:
-            self.unlisten(server)
+            self.listeners.unlisten(server)
         if threading.current_thread() is not threading.main_thread():
             self._end_bound()
 

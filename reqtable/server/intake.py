@@ -22,11 +22,14 @@ from typing import Any
 from reqtable.dispatch.checks import is_resumable
 from reqtable.dispatch.policy import Policy
 from reqtable.loop.loop import Loop
+from reqtable.loop.process import Process
 from reqtable.net.datagram import Session, Sessions
 from reqtable.net.listener import EXHAUSTED
 from reqtable.net.pktinfo import Datagram
+from reqtable.net.poll_only import PollOnly
 from reqtable.net.preamble import Preamble, PreambleSpec, stream_over
 from reqtable.net.sockets import end_request
+from reqtable.net.stream import Stream
 from reqtable.server.admission import Admission
 from reqtable.server.hosted import Hosted, hosted
 from reqtable.table.addresses import address_text, printable
@@ -58,7 +61,7 @@ class Intake:
     def accept(self, server: Hosted) -> bool:
         """Take a request that is there; True where there may be another."""
         poller, table = self._steps.poller, self._steps.table
-        if poller.is_copy:
+        if poller.forks != Process.forks and poller.is_copy:
             self._loop.start_over()  # a forked child that takes requests by itself
         table.accepting = server
         try:
@@ -71,13 +74,15 @@ class Intake:
             raise
         finally:
             table.accepting = None
-        poller.end_if_copy()
+        if poller.forks != Process.forks:
+            poller.end_if_copy()
         known = table.last_id
         try:
             self.arrived(server, request, peer)
         except BaseException as error:
             self._turn_away(server, request, peer, error, known)
-        poller.end_if_copy()
+        if poller.forks != Process.forks:
+            poller.end_if_copy()
         return True
 
     def arrived(self, server: Hosted, request: Any, peer: Any) -> None:
@@ -98,7 +103,8 @@ class Intake:
             if failures.hooks_raise:
                 failures.unwinding = error  # as in `socketserver`, nothing is called any more
             raise
-        poller.end_if_copy()
+        if poller.forks != Process.forks:
+            poller.end_if_copy()
         if is_welcome:
             server.process_request(request, peer)
         else:
@@ -115,52 +121,59 @@ class Intake:
             if not self._admission.has_room(server, request, peer):
                 server.shutdown_request(request)
                 return
-            entry = self._row(server, policy, request, peer)
-            self._enter(entry)
+            transport = self._transport(server, policy, request)
+            entry = self._row(server, policy, request, peer, transport)
+            self._attach(entry, policy, transport)
+            self._enter(entry, server)
         else:
             entry = preamble.entry
             if preamble.is_proxied and not self._admission.has_room_for_peer(server, request, peer, entry):
                 server.shutdown_request(request)
                 return
-            self._complete(entry, server, request)
+            policy = self._policy_of(entry)
+            transport = self._transport(server, policy, request)
+            entry.want = NOTHING
+            entry.transport = transport
+            self._attach(entry, policy, transport)
         self._steps.begin(entry)
 
     # -- the row ------------------------------------------------------------------------------------------------------
 
-    def _row(self, server: Hosted, policy: Policy, request: Any, peer: Any) -> Entry:
-        """The entry of a request, ready for its first step."""
-        transport = self._transport(server, policy, request)
-        entry = Entry(self._steps.table, server, policy, _shared(peer), _local(server, request, transport), transport)
-        self._attach(entry, policy)
-        return entry
-
-    def _complete(self, entry: Entry, server: Hosted, request: Any) -> None:
-        """Make the entry of a request whose preamble has come ready for its first step."""
-        policy = entry.policy
-        assert isinstance(policy, Policy)
-        entry.transport = self._transport(server, policy, request)
-        entry.want = NOTHING
-        self._attach(entry, policy)
-
-    def _transport(self, server: Hosted, policy: Policy, request: Any) -> Any:
+    def _transport(self, server: Hosted, policy: Policy, request: Any) -> Session | Stream | PollOnly:
         if not is_resumable(server.RequestHandlerClass):
             return policy.transport_for(request)
         if isinstance(request, tuple):
             return Session(self.sessions, request)
         return stream_over(self._steps, request)
 
-    def _attach(self, entry: Entry, policy: Policy) -> None:
+    def _row(self, server: Hosted, policy: Policy, request: Any, peer: Any, transport: Transport) -> Entry:
+        """The entry of a request. Those of one host, and at one address of this machine, share the text of both."""
+        local = server.server_address
+        if isinstance(local, tuple) and local[0] in _WILDCARDS:  # which of the machine's addresses did it come to?
+            if type(request) is Datagram:
+                local = request.local
+            elif not isinstance(request, tuple):
+                local = _same(transport.request.getsockname())
+        if isinstance(peer, tuple) and peer and isinstance(peer[0], str):
+            peer = (_same(peer[0]), *peer[1:])
+        return Entry(self._steps.table, server, policy, peer, local, transport)
+
+    def _attach(self, entry: Entry, policy: Policy, transport: Session | Stream | PollOnly) -> None:
         """Join the entry, its transport and what runs its handler."""
-        transport: Any = entry.transport
         transport.entry = entry
         policy.attach(entry)
         if isinstance(transport, Session):
             transport.attach(entry)
 
-    def _enter(self, entry: Entry) -> None:
+    def _enter(self, entry: Entry, server: Hosted) -> None:
         self._steps.table.add(entry)
-        hosted(entry.server)._counts.policies[entry.policy.name].accepted += 1
+        server._counts.policies[entry.policy.name].accepted += 1
         entry.policy.admitted()
+
+    @staticmethod
+    def _policy_of(entry: Entry) -> Policy:
+        assert isinstance(entry.policy, Policy)
+        return entry.policy
 
     # -- the preamble -------------------------------------------------------------------------------------------------
 
@@ -173,10 +186,9 @@ class Intake:
         steps = self._steps
         preamble = Preamble(steps, request, spec, self._preamble_done)
         policy = server._policies.chosen
-        entry = Entry(steps.table, server, policy, _shared(peer), _local(server, request, preamble), preamble)
-        preamble.entry = entry
+        entry = preamble.entry = self._row(server, policy, request, peer, preamble)
         entry.resumable = OVER
-        self._enter(entry)
+        self._enter(entry, server)
         steps.deadlines.arm(entry, steps.table.now + steps.table.limits.handshake_timeout_s)
         preamble.begin()
 
@@ -244,24 +256,6 @@ class Intake:
             server.process_request(request, peer)
         except BaseException as error:
             self._turn_away(hosted(server), request, peer, error, known)
-
-
-def _local(server: Hosted, request: Any, transport: Transport) -> Any:
-    """The address that a request came to. A server on a wildcard address asks its socket which one that is."""
-    local = server.server_address
-    if isinstance(local, tuple) and local[0] in _WILDCARDS:
-        if type(request) is Datagram:
-            return request.local
-        if not isinstance(request, tuple):
-            return _same(transport.request.getsockname())
-    return local
-
-
-def _shared(peer: Any) -> Any:
-    """The address of a peer, with a host that all entries of that host share."""
-    if isinstance(peer, tuple) and peer and isinstance(peer[0], str):
-        return (_same(peer[0]), *peer[1:])
-    return peer
 
 
 @lru_cache(maxsize=4096)

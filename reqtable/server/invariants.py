@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from math import inf
 from typing import Any
 
@@ -40,7 +40,7 @@ class InvariantBroken(ReqtableError):
 class Invariants:
     """The checks of one loop. What may last a pass, but not two, is remembered from one to the next."""
 
-    def __init__(self, loop: Loop, listeners: Collection[Listener], sessions: Collection[Session]) -> None:
+    def __init__(self, loop: Loop, listeners: Iterable[Listener], sessions: Collection[Session]) -> None:
         self._loop = loop
         self._steps = loop.steps
         self._listeners = listeners

@@ -8,6 +8,7 @@ is an input that ends. `Output` holds what was sent and the kernel has not taken
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, BinaryIO, ClassVar, Final
 
@@ -136,6 +137,14 @@ class Input:
         self._sought = None
         return item if type(item) is bytes else bytes(item)
 
+    def save(self) -> dict[str, Any]:
+        """What is unread, as plain data."""
+        return {"data": bytes(self.data[self._start :]), "ended": self.ended}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Hold what `save` gave; nothing has been read from this one."""
+        self.data, self.ended = saved["data"], saved["ended"]
+
 
 class Inbox(Input):
     """The unread datagrams of a datagram request.
@@ -201,6 +210,16 @@ class Inbox(Input):
         if self.data:
             self.leftover()  # what an earlier want left of its datagram does not run into the next one
         return self._datagrams.popleft() if self._datagrams else MISSING
+
+    def save(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("_opened", "asked", "is_session", "has_peer")}
+        return super().save() | own | {"datagrams": list(self._datagrams)}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        super().restore(saved)
+        self._datagrams = deque(saved["datagrams"])
+        for name in ("_opened", "asked", "is_session", "has_peer"):
+            setattr(self, name, saved[name])
 
     def unopened(self) -> list[bytes]:
         """Take the datagrams that nothing has been read of."""

@@ -211,6 +211,8 @@ class RequestTable:
     def set_limits(self, limits: Limits) -> None:
         """Be held to others from here on."""
         self.limits = limits
+        # A peer that has sent no part of an item may be silent for ever.
+        self.unbounded = limits.idle_timeout_s is None and limits.request_timeout_s is None
         counted = limits.entries_per_peer_max is not None
         self.per_network = Counter(network_of(entry.peer) for entry in self) if counted else None
 

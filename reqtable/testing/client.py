@@ -108,7 +108,10 @@ class Unmet(AssertionError):
 
 
 class Peer:
-    """One client on a simulated network. `received` is all that it has read, whether expected or not."""
+    """One client on a simulated network. `received` is all that it has read, whether expected or not.
+
+    It has one of its methods for each action of a script.
+    """
 
     def __init__(self, network: SimNetwork, number: int, script: Client) -> None:
         self.network = network

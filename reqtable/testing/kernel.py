@@ -16,12 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reqtable.table.states import READ, WRITE
-
-if TYPE_CHECKING:
-    from reqtable.testing.network import SimNetwork
+from reqtable.testing.wires import Network
 
 _DATAGRAMS_MAX = 256  # that wait in one socket's buffer
 _UNIX_DATAGRAMS_MAX = 10  # net.unix.max_dgram_qlen
@@ -40,7 +38,7 @@ class File:
 
     is_connected = False
 
-    def __init__(self, network: SimNetwork) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
         self.descriptors = 0
         self.address: Any = ("0.0.0.0", 0)
@@ -81,7 +79,7 @@ class File:
 class Listening(File):
     """A listening socket."""
 
-    def __init__(self, network: SimNetwork, address: Any, backlog: int) -> None:
+    def __init__(self, network: Network, address: Any, backlog: int) -> None:
         super().__init__(network)
         self.address = address
         self.backlog = max(0, backlog)
@@ -120,7 +118,7 @@ class StreamEnd(File):
 
     is_connected = True
 
-    def __init__(self, network: SimNetwork, name: str, window: int, address: Any, peer: Any, is_servers: bool) -> None:
+    def __init__(self, network: Network, name: str, window: int, address: Any, peer: Any, is_servers: bool) -> None:
         super().__init__(network)
         self.name = name
         self.window = window  # how many bytes may have been sent here and not yet read
@@ -274,7 +272,7 @@ class StreamEnd(File):
 class DatagramEnd(File):
     """A datagram socket. Its queue holds what has arrived, with the address that it came from."""
 
-    def __init__(self, network: SimNetwork, name: str, is_unix: bool, is_servers: bool) -> None:
+    def __init__(self, network: Network, name: str, is_unix: bool, is_servers: bool) -> None:
         super().__init__(network)
         self.name = name
         self.is_unix = is_unix

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from reqtable.loop.wakeup import Wakeup
 from reqtable.table.states import READ
 from reqtable.testing.kernel import File
-
-if TYPE_CHECKING:
-    from reqtable.testing.network import SimNetwork
+from reqtable.testing.wires import Network
 
 _LATE_MS = 50
 _STALL_S = 100
@@ -28,7 +26,7 @@ class SimSelector(selectors.BaseSelector):
     closed that is still registered.
     """
 
-    def __init__(self, network: SimNetwork) -> None:
+    def __init__(self, network: Network) -> None:
         self._network = network
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._files: dict[int, File] = {}
@@ -112,7 +110,7 @@ class SimSelector(selectors.BaseSelector):
 class SimWakeup(Wakeup):
     """A wake-up that takes one descriptor of a simulated network."""
 
-    def __init__(self, network: SimNetwork) -> None:
+    def __init__(self, network: Network) -> None:
         self._network = network
         self._file = _Signal(network)
         self._fd = network.open(self._file)
@@ -144,7 +142,7 @@ class _Signal(File):
 class SimExecutor(Executor):
     """Runs calls and pooled steps: so many at a time, each for a while of simulated time, in the order they came in."""
 
-    def __init__(self, network: SimNetwork, most: int, name: str, may_leave: object) -> None:
+    def __init__(self, network: Network, most: int, name: str, may_leave: object) -> None:
         self._network = network
         self._most = most
         self._name = name

@@ -150,7 +150,7 @@ class _Simulation:
         except BaseException:
             server.server_close()
             raise
-        server._policies.run_calls_by(lambda name: self.network.system.executor(_THREADS, name, bool))
+        server._policies.executors.run_calls_by(lambda name: self.network.system.executor(_THREADS, name, bool))
         return server
 
     def _check(self, server: Any) -> None:

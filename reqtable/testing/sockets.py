@@ -5,22 +5,23 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from reqtable.table.states import READ, WRITE
 from reqtable.testing.kernel import DatagramEnd, File, Listening, StreamEnd, os_error
-
-if TYPE_CHECKING:
-    from reqtable.testing.network import SimNetwork
+from reqtable.testing.wires import Network
 
 _RESOLVED = {"": "0.0.0.0", "localhost": "127.0.0.1"}
 _PEEK, _DONTWAIT = int(socket.MSG_PEEK), int(socket.MSG_DONTWAIT)
 
 
 class SimSocket(socket.socket):
-    """A socket of a `SimNetwork`, which has a subclass of it that is its own: `network.socket`."""
+    """A socket of a `SimNetwork`, which has a subclass of it that is its own: `network.socket`.
 
-    network: ClassVar[SimNetwork]
+    It has the methods of a socket.
+    """
+
+    network: ClassVar[Network]
 
     # The base class's constructor, which would open a descriptor of the kernel's, is never called.
     def __init__(

@@ -85,7 +85,7 @@ def driven(server: Any) -> Iterator[tuple[Step, Step]]:
     from reqtable.loop.process import LOOPS
 
     engine, thread = server.engine, threading.get_ident()
-    engine.listen(server)
+    engine.listeners.listen(server)
     engine.table.thread, LOOPS[thread] = thread, engine.loop  # as `run` has it
     yield lambda: engine.loop.run_once(PATIENCE_S), lambda: len(engine.table)
     del LOOPS[thread]

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 from greenlet import getcurrent, greenlet
 
 from reqtable.dispatch.green.handler import RequestGreenlet
+from reqtable.dispatch.green.reader import Reader
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.buffers import SMALL_BYTES
 from reqtable.table.engine_wants import READABLE, TURN, WRITABLE
@@ -41,7 +42,7 @@ def cooperative(plain: type[socket.socket]) -> type[CooperativeSocket]:
 
 
 class CooperativeSocket(socket.socket):
-    """A request's socket, to its handler a blocking one with the usual timeouts.
+    """A request's socket, to its handler a blocking one with the usual timeouts. It has the methods of a socket.
 
     The timeout is kept here; the plain socket underneath has none. In its own request's greenlet a call that would
     block suspends the request; anywhere else, such as in another thread, it waits by polling the descriptor.
@@ -341,7 +342,7 @@ class CooperativeSocket(socket.socket):
         if mode != "rb" or buffering == 0:
             return super().makefile(mode, buffering, **text)  # type: ignore[call-overload]
         self._io_refs += 1  # type: ignore[attr-defined]
-        return BufferedReader(_Reader(self, "rb"), buffering if buffering and buffering > 0 else DEFAULT_BUFFER_SIZE)
+        return BufferedReader(Reader(self, "rb"), buffering if buffering and buffering > 0 else DEFAULT_BUFFER_SIZE)
 
     # -- the descriptor -----------------------------------------------------------------------------------------------
 
@@ -383,24 +384,3 @@ class CooperativeSocket(socket.socket):
     def _wake_waiting(self) -> None:
         """Have it try again, and find the socket closed."""
         self.lent.steps.post(self.lent.on_ready, READ | WRITE)
-
-
-class _Reader(socket.SocketIO):
-    """As the standard library's, which asks itself each time whether it may be read."""
-
-    __slots__ = ("_sock", "_timeout_occurred")  # found at once, where its base class has a dictionary
-
-    _sock: CooperativeSocket | None
-    _timeout_occurred: bool
-
-    def readinto(self, buffer: Any) -> int | None:
-        own = self._sock
-        if own is None or self._timeout_occurred:
-            return super().readinto(buffer)  # which says so
-        try:
-            return own.recv_into(buffer, len(buffer))
-        except TimeoutError:
-            self._timeout_occurred = True
-            raise
-        except BlockingIOError:
-            return None

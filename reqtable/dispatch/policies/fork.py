@@ -76,7 +76,7 @@ class Fork(HandoffPolicy):
         handoff.give()
         if self.in_pass(handoff.entry):
             if not self._due:
-                self.steps.mailbox.at_end_of_pass(self._fork_due)
+                self.host.steps.mailbox.at_end_of_pass(self._fork_due)
             self._due.append(handoff)
             return
         flush_streams()
@@ -110,7 +110,7 @@ class Fork(HandoffPolicy):
                 except Exception as problem:
                     if isinstance(problem, BlockingIOError) and (begun or self.children):
                         self._due.appendleft(handoff)  # no process is left, until a child has ended
-                        self.steps.mailbox.call_later(self._fork_due)
+                        self.host.steps.mailbox.call_later(self._fork_due)
                         break
                     handoff.undo()
                     handoff.fail(problem)
@@ -186,7 +186,7 @@ class Fork(HandoffPolicy):
 
     def let_go(self) -> None:
         self.collect()
-        if self.children and not self.steps.in_other_thread:  # they go on; someone has to wait for them
+        if self.children and not self.host.steps.in_other_thread:  # they go on; someone has to wait for them
             left = list(self.children)
             for child in self.children.values():
                 if child is not None:

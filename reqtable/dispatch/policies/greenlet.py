@@ -64,17 +64,17 @@ class Greenlet(Policy):
         if isinstance(request, CooperativeSocket):  # a TLS socket that `get_request` made
             request.lent.request = request
             return request.lent
-        if type(request) is not self.steps.system.socket:
+        if type(request) is not self.host.steps.system.socket:
             return super().transport_for(request)
         send_at_once(request)
         own = cooperative(type(request)).over(request)  # type: ignore[arg-type]
-        lent = own.lent = PollOnly(self.steps, own)
+        lent = own.lent = PollOnly(self.host.steps, own)
         return lent
 
     def secured(self, entry: Entry, request: Any, context: Any) -> Any:
         if is_resumable(entry.server.RequestHandlerClass):
             return super().secured(entry, request, context)
-        return green_tls.secured(self.steps, request, context)
+        return green_tls.secured(self.host.steps, request, context)
 
     def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
         return GreenHandler(transport)

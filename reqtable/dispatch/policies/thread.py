@@ -83,7 +83,7 @@ class Thread(InThreadPolicy):
             thread.wait_until_begun()
             return
         if not self._starting:
-            self.steps.mailbox.at_end_of_pass(self._wait_until_begun)
+            self.host.steps.mailbox.at_end_of_pass(self._wait_until_begun)
         self._starting.append(thread)
 
     def _wait_until_begun(self) -> None:

@@ -1,0 +1,126 @@
+"""`Executors`: where the functions of `call()` run, for one server under one configuration."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+from reqtable.config import ExecutorOptions
+from reqtable.dispatch.forking.child import keep
+from reqtable.dispatch.policy import Host
+from reqtable.dispatch.pools import ForkExecutor, RestartingPool, guarded
+from reqtable.table.errors import ConfigurationError, HandlerError
+from reqtable.table.table import Entry
+from reqtable.table.wants import Call, Failure
+
+
+class Executors:
+    """The executors that `call(on=…)` names, each made when it is first needed."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._executors: dict[str, Executor] = {}
+        self._lock = threading.Lock()  # the private loops of other threads come here too
+
+    def make_configured(self) -> None:
+        """Make those of the configuration. Raises ConfigurationError for one that can't be made."""
+        config = self._host.config
+        for each in config.executors:
+            self.named(each)
+        if config.call_on not in self._known():
+            place = config.origins.get("call_on", "")
+            raise ConfigurationError(f"{place}{place and ': '}call_on: {self._no_executor(config.call_on)}")
+
+    def named(self, name: str) -> Executor:
+        """The executor of that name. Raises ConfigurationError where there is none."""
+        with self._lock:
+            executor = self._executors.get(name)
+            if executor is None:
+                executor = self._executors[name] = self._make(name)
+            return executor
+
+    def run_calls_by(self, make: Callable[[str], Executor]) -> None:
+        """Have what `make(name)` makes stand in for every executor, those of the configuration too: for simulations."""
+        for name in self._known():
+            self._executors[name] = make(name)
+
+    def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
+        """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
+        executor = self.named(want.on or self._host.config.call_on)
+        is_sent = isinstance(executor, RestartingPool)  # to another process, perhaps
+        if is_sent:
+            future = executor.submit(guarded, want.fn, want.args, want.kwargs)
+        else:
+            future = executor.submit(want.fn, *want.args, **want.kwargs)
+        number = entry.calls
+        owner = entry.table.owner
+        assert owner is not None
+
+        def post(done: Future[Any]) -> None:
+            if not done.cancelled():
+                owner.post_result(entry, number, _outcome(want, done, is_sent))
+
+        future.add_done_callback(post)
+        return future.cancel
+
+    def close(self, wait: bool) -> None:
+        """Shut them down; with `wait`, calls that are out end first."""
+        while self._executors:
+            self._executors.popitem()[1].shutdown(wait=wait, cancel_futures=True)
+
+    def abandon(self) -> None:
+        """In a forked child: what is the parent's stays the parent's; what is needed is made anew."""
+        self._lock = threading.Lock()
+        for executor in self._executors.values():
+            if isinstance(executor, RestartingPool | ForkExecutor):
+                executor.abandon()
+            keep(executor)
+        self._executors.clear()
+
+    def _make(self, name: str) -> Executor:
+        config = self._host.config
+        if name in config.executors:
+            place = config.origins.get(f"executors.{name}.factory")
+            return RestartingPool(f"executor {name!r}", config.executors[name], place)
+        if name == "process":
+            return RestartingPool('executor "process"', ExecutorOptions())
+        if name not in ("thread", "fork"):
+            raise ConfigurationError(self._no_executor(name))
+        most = self._host.steps.table.limits.calls_max
+        return self._host.threads(most, "reqtable-call") if name == "thread" else ForkExecutor(self._host, most)
+
+    def _known(self) -> list[str]:
+        return ["thread", "process", "fork", *self._host.config.executors]
+
+    def _no_executor(self, name: str) -> str:
+        names = ", ".join(f'"{each}"' for each in self._known())
+        return f"there is no executor {name!r}; there are {names}"
+
+
+def _outcome(want: Call[Any], done: Future[Any], is_sent: bool) -> Any:
+    error = done.exception()
+    if error is None:
+        return done.result()
+    if is_sent:
+        error = _unfit(want) or error
+    if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
+        error = HandlerError(f"{want!r} raised {error!r}")
+    return Failure(error)
+
+
+def _unfit(want: Call[Any]) -> HandlerError | None:
+    """What of a call can't be sent to another process; None where all of it can."""
+    named = {"it": want.fn, **{f"its argument {each!r}": each for each in (*want.args, *want.kwargs.values())}}
+    for name, each in named.items():
+        try:
+            pickle.dumps(each)
+        except Exception as problem:
+            mend = "define it at the top of a module" if each is want.fn else "pass plain data"
+            return HandlerError(
+                f"{want!r} can't be sent to another process: {name} can't be pickled ({problem}): {mend}, or say "
+                "on='thread'"
+            )
+    return None

@@ -1,0 +1,35 @@
+"""Sockets that systemd has opened and passed (sd_listen_fds(3))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from reqtable.table.errors import ConfigurationError
+
+_FIRST_PASSED = 3  # SD_LISTEN_FDS_START
+
+
+def is_activated() -> bool:
+    """Whether systemd has passed sockets to this very process (sd_listen_fds(3))."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
+def take_passed() -> list[tuple[int, str]]:
+    """The descriptors that systemd has passed, and their names; children and other programs don't get them.
+
+    Raises ConfigurationError where the environment does not say how many.
+    """
+    if not is_activated():
+        return []
+    count = os.environ.get("LISTEN_FDS", "")
+    if not count.isdecimal():
+        raise ConfigurationError(f"environment LISTEN_FDS: {count!r} is not a number of descriptors")
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    for variable in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(variable, None)
+    passed = [(_FIRST_PASSED + i, names[i] if i < len(names) else "") for i in range(int(count))]
+    for number, _ in passed:
+        with contextlib.suppress(OSError):  # one that is not open is refused by its bind
+            os.set_inheritable(number, False)
+    return passed
