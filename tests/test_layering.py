@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 from pathlib import Path
 
@@ -23,6 +24,7 @@ THIRD_PARTY = {
 }
 
 
+@functools.cache
 def imports_of(path: Path) -> list[tuple[str, bool]]:
     """The modules that a file imports, and whether it does so when it is run (not only for a type checker)."""
     tree = ast.parse(path.read_text())
