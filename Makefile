@@ -9,7 +9,7 @@ BIN := $(abspath $(VENV))/bin
 RUN := $(if $(COMPILED),cd build/compiled && PYTHONPATH=$(CURDIR)/build/compiled )$(BIN)/python -m
 COMPILED_STAMP := $(if $(COMPILED),build/compiled.stamp)
 
-.PHONY: run test simulate faults fuzz compat reloads bench bench-page wheel-compiled check static format clean
+.PHONY: run test test-slow simulate faults fuzz compat reloads bench bench-page wheel-compiled check static format clean
 
 CONNECT = import socket; s = socket.create_connection(("127.0.0.1", $(PORT)))
 TALK = s.sendall(b"put 12\none two two\ncount\nrank\n"); s.shutdown(1); print(s.makefile().read(), end="")
@@ -22,8 +22,15 @@ run: $(VENV)/run.stamp
 	@echo "    kill -USR1 $$$$"; echo "Ctrl-C stops."; \
 	    exec $(BIN)/reqtable serve examples/notes.py:Notes --bind tcp://127.0.0.1:$(PORT)
 
+# the tests but the slow ones, in less than two minutes on two cores; ARGS="tests/test_table.py -k cancel" for some of them
 test: $(VENV)/test.stamp $(COMPILED_STAMP)
-	$(RUN) pytest -n auto --dist worksteal $(ARGS)
+	@$(RUN) compileall -q reqtable examples  # once, and not in each of the processes that the tests start
+	$(RUN) pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+
+# those that `make test` leaves out: thousands of requests, every combination
+test-slow: $(VENV)/test.stamp $(COMPILED_STAMP)
+	@$(RUN) compileall -q reqtable examples
+	$(RUN) pytest -n auto --dist worksteal -m slow $(ARGS)
 
 # SEEDS=10000 how many, FIRST=0 the first, BUDGET=60 at most so many seconds, FIGURES=docs/simulation.md to write them there;
 # SEED=7 one, and all of it, FAULTS="..." with no faults but these

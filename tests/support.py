@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,11 @@ COMPILED = not hasattr(reqtable.Entry.advance, "__code__")
 interpreted = pytest.mark.skipif(COMPILED, reason="changes the source of the package, or looks at its bytecodes")
 
 WAIT_S = 20.0  # how long a client waits for what must come
+
+
+def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """The values of a test's parameter, of which all but the `quick` ones are slow (see pyproject.toml)."""
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 class Client:

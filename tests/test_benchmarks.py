@@ -19,7 +19,7 @@ from tests.benchmarks.processes import Failed, Process, Server, Tools, cpu_of, t
 from tests.benchmarks.report import is_limited_by_load, limited, outcomes, page, ratio, rows
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
 from tests.benchmarks.work import COMPILED_GOALS, GOALS, WARM_UP, WORKS, Effort, Figures, Work
-from tests.support import WAIT_S, interpreted
+from tests.support import WAIT_S, interpreted, slow_but
 
 MEASURED = json.loads(bench.FIGURES.read_text())
 FLOOR = "floor"
@@ -87,7 +87,7 @@ def check(name: str, start: Callable[[str, str], Server], kinds: list[str]) -> N
             CHECKS[kind](server.port)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", slow_but(PEERS, "reqtable-state", "reqtable-greenlet"))
 def test_every_peer_gives_the_same_bytes(name: str) -> None:
     peer = PEERS[name]
     if peer.missing:
@@ -112,7 +112,10 @@ def test_the_floor_gives_the_same_bytes(compiled: Tools) -> None:
 # -- measured ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["echo-50", "pipelined", "churn", "answers", "udp", "busy-10", "shutdown", "redis-16"])
+@pytest.mark.parametrize(
+    "name",
+    ["echo-50", "udp", "redis-16", *slow_but(["pipelined", "churn", "answers", "busy-10", "shutdown"])],
+)
 def test_a_work_gives_its_figures(name: str, compiled: Tools) -> None:
     work = WORKS[name]
     if work.kind == "redis" and compiled.redis is None:
@@ -136,6 +139,7 @@ def test_a_server_that_ends_is_said_to_have(compiled: Tools) -> None:
 
 
 @interpreted
+@pytest.mark.slow
 def test_bytecodes_are_counted_and_not_sampled() -> None:
     counted = bench.bytecodes()
     assert counted == bench.bytecodes()

@@ -123,8 +123,10 @@ class Calling(reqtable.StateRequestHandler):
 @pytest.mark.parametrize(
     ("handler", "dispatch"),
     [
-        *(("Lines", dispatch) for dispatch in ("greenlet", "thread", "pool", "fork")),
-        *(("Calling", dispatch) for dispatch in ("inline", "thread", "pool", "fork")),
+        *(("Lines", dispatch) for dispatch in ("greenlet", "fork")),
+        *(("Calling", dispatch) for dispatch in ("inline", "pool")),
+        *(pytest.param("Lines", dispatch, marks=pytest.mark.slow) for dispatch in ("thread", "pool")),
+        *(pytest.param("Calling", dispatch, marks=pytest.mark.slow) for dispatch in ("thread", "fork")),
     ],
 )
 def test_sigint_ends_at_once_whoever_stays(handler: str, dispatch: str, tmp_path: Path) -> None:

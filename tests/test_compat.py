@@ -31,7 +31,7 @@ import pytest
 
 import reqtable
 from reqtable.compat import REPLACEMENT, environment
-from tests.support import WAIT_S
+from tests.support import WAIT_S, slow_but
 from tests.test_examples import program as client_program
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -165,10 +165,11 @@ def running(
         program.end()
 
 
-each_program = pytest.mark.parametrize("name", ASKED)
+HEAVY = {"wsgiref and Flask", "logging.config.listen", "Django"}  # they take longest to start, or to be asked
+LIGHT = set(ASKED) - HEAVY
 
 
-@each_program
+@pytest.mark.parametrize("name", slow_but(ASKED, *LIGHT))
 def test_it_serves_past_silent_clients_with_no_thread_more(name: str, tmp_path: Path) -> None:
     with running(name, tmp_path) as (program, ask), contextlib.ExitStack() as stack:
         ask()
@@ -180,14 +181,14 @@ def test_it_serves_past_silent_clients_with_no_thread_more(name: str, tmp_path: 
         assert program.threads() == threads
 
 
-@each_program
+@pytest.mark.parametrize("name", slow_but(ASKED, *HEAVY))
 def test_it_runs_as_it_says_itself_too(name: str, tmp_path: Path) -> None:
     with running(name, tmp_path, dispatch=None) as (_, ask):
         ask()
         ask()
 
 
-@each_program
+@pytest.mark.parametrize("name", slow_but(ASKED, *LIGHT))
 def test_bad_input_harms_nobody_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     garbage = random.Random(7).randbytes(3000)
     variables = {}

@@ -37,7 +37,14 @@ CELLS = [
 ]
 
 
-@pytest.mark.parametrize(("policy", "style", "transport", "dialogue"), CELLS)
+# Under policy `executor` each cell starts a process: one transport of streams and one of datagrams are quick enough.
+SLOW = [cell for cell in CELLS if cell[0] == "executor" and cell[2] not in ("tcp", "udp")]
+
+
+@pytest.mark.parametrize(
+    ("policy", "style", "transport", "dialogue"),
+    [pytest.param(*cell, marks=pytest.mark.slow) if cell in SLOW else cell for cell in CELLS],
+)
 def test_the_same_dialogue_gives_the_same_bytes(
     policy: str, style: str, transport: str, dialogue: str, tmp_path: Path
 ) -> None:
@@ -55,7 +62,11 @@ def test_executor_refuses_what_is_not_data(style: str, transport: str, tmp_path:
 
 # -- a policy from outside the package --------------------------------------------------------------------------------
 
-INLINE_CELLS = [cell[1:] for cell in CELLS if cell[0] == "inline"]
+INLINE_CELLS = [
+    pytest.param(*cell, marks=[] if cell[1] in ("tcp", "udp") else [pytest.mark.slow])
+    for policy, *cell in CELLS
+    if policy == "inline"
+]
 
 
 @pytest.fixture

@@ -167,6 +167,7 @@ def test_loky(tmp_path: Path) -> None:
     run_with(tmp_path, factory="loky:get_reusable_executor", arguments={"max_workers": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_dask_cluster(tmp_path: Path) -> None:
     pytest.importorskip("distributed")

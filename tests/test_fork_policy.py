@@ -432,5 +432,6 @@ def test_a_request_that_can_not_be_forked_fails_alone(
     with queued(2, handler, Told) as (server, (failed, served)):
         assert where(served)[0] != os.getpid()
         assert failed.line() == said
+        failed.hang_up()  # nobody has to linger
         wait_until(server, lambda: len(server.table) == 1)
         assert [type(error) for error in server.errors] == [OSError]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def name_of(path: Path) -> str:
 NAMES = {name_of(path) for path in MODULES}
 
 
+@functools.cache
 def imports_of(path: Path) -> list[str]:
     """The modules that a file imports, those for a type checker alone included."""
     found = []

@@ -90,7 +90,7 @@ def test_the_watchdog_is_fed_while_every_loop_goes_round(systemd: Systemd, worke
             systemd.wait_for("WATCHDOG")
         with Client(service.address) as client:
             client.ask(b"pid\n")
-            client.send(b"block 1.5\n")
+            client.send(b"block 0.8\n")
             while not systemd.is_silent_for(0.4):  # a few may be on their way
                 pass
             systemd.wait_for("WATCHDOG")  # and again, once it goes round again

@@ -55,6 +55,7 @@ def test_otherwise_it_is_another_each_time_and_is_told(pytester: pytest.Pytester
     assert len(seeds) == 3
 
 
+@pytest.mark.slow
 def test_workers_share_it(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_seed="""
@@ -66,7 +67,9 @@ def test_workers_share_it(pytester: pytest.Pytester) -> None:
                 file.write(str(reqtable_seed))
         """
     )
-    result = pytester.runpytest_subprocess("-n", "2", "test_seed.py", "-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess(
+        "-n", "2", "test_seed.py", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"
+    )
     result.assert_outcomes(passed=4)
     seeds = {path.read_text() for path in pytester.path.glob("seed-*")}
     assert len(seeds) == 1

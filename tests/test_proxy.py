@@ -23,7 +23,7 @@ from reqtable.net.proxy_protocol import ProxyHeader, ProxyHeaderError, header_en
 from reqtable.testing import Client as Script
 from reqtable.testing import simulate
 from tests.certificates import client_context, write_certificate
-from tests.support import WAIT_S, Client, serving, wait_until
+from tests.support import WAIT_S, Client, serving, slow_but, wait_until
 from tests.test_examples import program
 
 ANY = ("127.0.0.1", 0)
@@ -323,7 +323,7 @@ def haproxy(folder: Path, ports: list[int], version: str, processes: list[subpro
         return int(listening.getsockname()[1])
 
 
-@pytest.mark.parametrize("version", ["send-proxy", "send-proxy-v2"])
+@pytest.mark.parametrize("version", slow_but(["send-proxy", "send-proxy-v2"], "send-proxy-v2"))
 def test_haproxy_takes_one_of_two_out_and_no_client_sees_it(
     version: str, tmp_path: Path, processes: list[subprocess.Popen[str]]
 ) -> None:

@@ -923,14 +923,23 @@ def test_a_server_whose_constructor_was_not_called_says_so() -> None:
         Forgetful().table  # noqa: B018
 
 
+def first_use(policy: str, handler: str, tls: bool) -> Any:
+    marks = [] if tls == (handler == "Blocking") else [pytest.mark.slow]
+    return pytest.param(policy, handler, tls, marks=marks, id=f"{policy}-{handler}-{'TLS' if tls else 'plain'}")
+
+
 FIRST_USES = [
-    *((policy, "Blocking") for policy in ("inline", "greenlet", "thread", "pool", "fork")),
-    *((policy, "State") for policy in ("inline", "greenlet", "thread", "pool", "fork", "executor")),
+    first_use(policy, handler, tls)
+    for handler, policies in (
+        ("Blocking", ("inline", "greenlet", "thread", "pool", "fork")),
+        ("State", ("inline", "greenlet", "thread", "pool", "fork", "executor")),
+    )
+    for policy in policies
+    for tls in (False, True)
 ]
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-@pytest.mark.parametrize(("policy", "handler"), FIRST_USES)
+@pytest.mark.parametrize(("policy", "handler", "tls"), FIRST_USES)
 def test_nothing_is_built_on_what_was_patched_when_it_was_first_used(
     policy: str, handler: str, tls: bool, tmp_path: Path
 ) -> None:

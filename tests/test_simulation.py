@@ -23,7 +23,7 @@ from reqtable.testing import Client, FakeClock, Faults, SimulationFailed, shrink
 from reqtable.testing.faults import KINDS
 from tests.mutations import MUTATIONS, RARE, SEEDS
 from tests.simulation.workloads import PROTOCOLS, run, workload_of
-from tests.support import interpreted
+from tests.support import interpreted, slow_but
 
 ROOT = Path(__file__).parent.parent
 ANY = ("127.0.0.1", 0)
@@ -42,7 +42,7 @@ class Table(reqtable.TableMixIn, socketserver.TCPServer):
 COUNTING = Client().send(b"put 5\n").pause(3).send(b"a b c").send(b"count\n").expect(b"3\n").end().expect_end()
 
 
-@pytest.mark.parametrize("first", range(0, 8 * PART, PART))
+@pytest.mark.parametrize("first", slow_but(range(0, 8 * PART, PART), 0))
 def test_seeds(first: int, caplog: pytest.LogCaptureFixture) -> None:
     """`make simulate SEEDS=10000` runs more."""
     caplog.set_level(logging.CRITICAL, "reqtable")

@@ -22,7 +22,7 @@ import reqtable
 from reqtable import Config, ConfigurationError
 from reqtable.dispatch import policy_names
 from tests.service import WAIT_S, Load, Service, kill_workers, reload_times, state_of, wait_gone
-from tests.support import Client
+from tests.support import Client, slow_but
 from tests.test_cli import ROOT, run
 
 READY = r"(\d+) of \1 workers are ready"
@@ -64,7 +64,7 @@ def test_workers_serve_and_the_supervisor_does_not(service: Service) -> None:
     assert answered <= workers
 
 
-@pytest.mark.parametrize("dispatch", policy_names())
+@pytest.mark.parametrize("dispatch", slow_but(policy_names(), "greenlet", "fork"))
 def test_every_policy_has_workers(dispatch: str) -> None:
     handler = "tests/teller.py:" + ("Blocking" if dispatch == "greenlet" else "Teller")
     with Service("--dispatch", dispatch, handler=handler) as service:
