@@ -163,6 +163,15 @@ def test_the_page_on_testing_runs_as_it_stands() -> None:
     exec(compile("\n".join(shown), "testing.md", "exec"), {"__name__": "testing"})
 
 
+def test_the_page_on_extending_runs_as_it_stands() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    shown = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(shown) == 2
+    exec(compile("\n".join(shown), "extending.md", "exec"), {"__name__": "extending"})
+    flags = {name for name, value in vars(reqtable.dispatch.Policy).items() if isinstance(value, bool)}  # type: ignore[attr-defined]
+    assert {name for name in flags if f"`{name}`" not in page} == set()
+
+
 def test_the_page_on_testing_names_every_fault() -> None:
     page = (ROOT / "docs" / "testing.md").read_text()
     assert [kind for kind in KINDS if f"`{kind}`" not in page] == []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from examples.chat import Chat
 from examples.echo import AsyncEcho, BlockingEcho, StateEcho
 from examples.files import Files
 from examples.miniredis import MiniRedis, Store
+from examples.netstrings import Netstring, Reverse
 from examples.notes import Notes
 from examples.tftp import Tftp
 from examples.timeserver import Time
-from reqtable import UDPServer, UnixDatagramServer, UnixStreamServer
-from reqtable.testing import FakeClock
+from reqtable import PeerError, UDPServer, UnixDatagramServer, UnixStreamServer
+from reqtable.testing import FakeClock, exercise
 from tests.support import WAIT_S, Client, served, serving, wait_until
 from tests.test_datagram import Stepwise, peer_of
 from tests.test_loop import World
@@ -44,6 +47,43 @@ def test_every_example_is_tested() -> None:
     source = Path(__file__).read_text() + Path(__file__).with_name("test_conformance.py").read_text()
     for path in EXAMPLES.glob("[a-z]*.py"):
         assert f"from examples.{path.stem} import" in source, path
+
+
+# -- netstrings: a want of a program's own ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (b"5:hello,", b"5:olleh,"),
+        (b"0:,3:a:,,", b"0:,3:,:a,"),
+        (b"12:hello, world,2:no,", b"12:dlrow ,olleh,2:on,"),
+        (b"1001:", b""),
+        (b"1:ab", b""),
+        (b"x", b""),
+        (b"1234567890:", b""),
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False], ids=["whole", "byte by byte"])
+def test_netstrings(sent: bytes, answer: bytes, at_once: bool) -> None:
+    request = exercise(Reverse)
+    parts = [sent] if at_once else [sent[i : i + 1] for i in range(len(sent))]
+    with nullcontext() if answer else pytest.raises(PeerError, match=r"netstring"):
+        for part in parts:
+            request.send(part)
+    assert request.output == answer
+    assert request.is_over == (not answer)
+
+
+def test_a_netstring_of_a_datagram() -> None:
+    exercise(Reverse, datagrams=True).send(b"2:ab,1:c,").expect(b"2:ba,").expect(b"1:c,")
+
+
+def test_what_extends_reqtable_imports_one_module_for_it() -> None:
+    for name, module in (("netstrings", "reqtable.wants"), ("stopwatch", "reqtable.dispatch")):
+        source = (EXAMPLES / f"{name}.py").read_text()
+        assert set(re.findall(r"^from (reqtable[\w.]*) import", source, re.MULTILINE)) <= {"reqtable", module}
+    assert repr(Netstring(5)) == "netstring(limit=5)"
 
 
 # -- echo, notes, chat -----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def does_nothing(*args: Any) -> None:
 
 
 def is_forgotten(stream: Stream) -> None:
-    stream.poll(0)
+    stream.watch(0)
 
 
 @interpreted

@@ -44,9 +44,7 @@ if hasattr(select, "epoll"):
             if more > 0:
                 self._data += [None] * more
                 self._events += bytes(more)
-            self._count += 1
-            self._events[fd] = events
-            self._data[fd] = data
+            self._note(fd, events, data)
             return selectors.SelectorKey(fd, fd, events, data)
 
         def unregister(self, fileobj: Any) -> selectors.SelectorKey:

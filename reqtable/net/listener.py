@@ -100,7 +100,8 @@ class Listener(Descriptor):
                 return
             try:
                 if not self.server._handle_request_noblock():
-                    self._batch = max(1, taken)
+                    if self._holds_back:  # the kernel drops datagrams that are not fetched in time
+                        self._batch = max(1, taken)
                     return
             except BaseException:
                 self._rest(self._pause_end())  # a `get_request` that fails each time would be called again at once

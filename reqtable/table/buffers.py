@@ -98,6 +98,10 @@ class Input:
             return data[start:end]
         return self._take_to(end) if end <= len(data) else MISSING
 
+    def peek(self, count: int) -> bytes:
+        """The first unread bytes, at most `count`. They stay unread."""
+        return bytes(self.data[self._start : self._start + count])
+
     def chunk(self, limit: int) -> bytes | Missing:
         """Take what is here: at least one byte, at most `limit`."""
         size = len(self.data) - self._start
@@ -187,6 +191,10 @@ class Inbox(Input):
     def exactly(self, count: int) -> bytes | Missing:
         self._open()
         return super().exactly(count)
+
+    def peek(self, count: int) -> bytes:
+        self._open()
+        return super().peek(count)
 
     def chunk(self, limit: int) -> bytes | Missing:
         self._open()
