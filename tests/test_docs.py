@@ -167,7 +167,7 @@ def test_the_page_on_extending_runs_as_it_stands() -> None:
     page = (ROOT / "docs" / "extending.md").read_text()
     shown = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     assert len(shown) == 2
-    exec(compile("\n".join(shown), "extending.md", "exec"), {"__name__": "extending"})
+    exec(compile("\n".join(shown), "extending.md", "exec"), {"__name__": __name__})
     flags = {name for name, value in vars(reqtable.dispatch.Policy).items() if isinstance(value, bool)}  # type: ignore[attr-defined]
     assert {name for name in flags if f"`{name}`" not in page} == set()
 
