@@ -22,7 +22,7 @@ def is_resumable(handler_class: Any) -> bool:
     return isinstance(handler_class, type) and issubclass(handler_class, ResumableHandler)
 
 
-def check_servable(handler_class: Any, server: Any = None) -> None:
+def check_servable(handler_class: Any, server: object = None) -> None:
     """Raise ConfigurationError where no request can be served by that handler class, with the reason.
 
     As in `socketserver`, what makes a blocking handler may be any function, which nobody looks into, and is the
@@ -69,6 +69,6 @@ def _check_call(handler_class: Any, given: tuple[str, ...], begins_in: str) -> N
         ) from None
 
 
-def _makes_handlers_itself(server: Any) -> bool:
+def _makes_handlers_itself(server: object) -> bool:
     hooks = [getattr(type(server), name, None) for name in ("finish_request", "process_request")]
     return any(hook is not None and getattr(hook, "__module__", None) not in _DEFAULT_HOOKS for hook in hooks)

@@ -36,6 +36,7 @@ class Listening(Protocol):
     """What a listener needs of its server."""
 
     server_address: Any
+    socket: socket.socket  # of a stream server, at least
     _owns_queue: bool
     _is_left_non_blocking: bool
 
@@ -63,7 +64,7 @@ class Listener(Descriptor):
         "taken",
     )
 
-    def __init__(self, loop: Loop, server: Any, most: int) -> None:
+    def __init__(self, loop: Loop, server: Listening, most: int) -> None:
         super().__init__(loop.poller, server.fileno())
         self.server = server
         self._loop = loop
@@ -188,7 +189,7 @@ class Listener(Descriptor):
             self.server.socket.settimeout(self._timeout)
 
 
-def listening_timeout(server: Any) -> float | None:
+def listening_timeout(server: Listening) -> float | None:
     """The timeout of a server's listening socket as the program has set it; None: it blocks."""
     timeout: float | None = server.socket.gettimeout()
     return None if timeout == 0 and server._is_left_non_blocking else timeout

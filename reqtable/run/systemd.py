@@ -7,7 +7,8 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+
+from reqtable.server.engine import Engine
 
 _USECS_PER_S = 1_000_000
 _RETRY_S = 0.05
@@ -19,8 +20,8 @@ class Notifier:
     `watchdog_s` is how often systemd wants to hear of us at least; None: never.
     """
 
-    def __init__(self, loop: Any) -> None:
-        self._loop = loop
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         address = os.environ.pop("NOTIFY_SOCKET", "")
         microseconds = os.environ.pop("WATCHDOG_USEC", "")
         pid = os.environ.pop("WATCHDOG_PID", "")
@@ -51,7 +52,7 @@ class Notifier:
             return
         if is_well():
             self._send("WATCHDOG=1")
-        self._loop.call_later(lambda: self.feed_watchdog(is_well), self.watchdog_s / 2)
+        self._engine.call_later(lambda: self.feed_watchdog(is_well), self.watchdog_s / 2)
 
     def _send(self, text: str) -> None:
         if not self._address:
@@ -60,4 +61,4 @@ class Notifier:
             try:
                 own.sendto(text.encode(), socket.MSG_DONTWAIT, self._address)
             except BlockingIOError:
-                self._loop.call_later(lambda: self._send(text), _RETRY_S)
+                self._engine.call_later(lambda: self._send(text), _RETRY_S)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Any
+
+from reqtable.server.engine import Engine
 
 
 class FakeClock:
@@ -21,7 +22,7 @@ class FakeClock:
             raise ValueError(f"a clock can't go back by {-seconds} seconds")
         self.now += seconds
 
-    def autojump(self, engine: Any) -> float:
+    def autojump(self, engine: Engine) -> float:
         """Jump to when `engine` has next to do something by itself, such as a deadline; returns how many seconds.
 
         0.0 where it has something to do now. Raises ValueError where nothing will ever be due.

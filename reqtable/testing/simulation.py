@@ -153,7 +153,7 @@ class _Simulation:
         server._policies.executors.run_calls_by(lambda name: self.network.system.executor(_THREADS, name, bool))
         return server
 
-    def _check(self, server: Any) -> None:
+    def _check(self, server: LoopServer) -> None:
         if server._host.system is not self.network.system:
             raise ValueError("the server was made before the simulation: make it in server_factory()")
         if not server._policies.chosen.steps_on_loop and not is_resumable(server.RequestHandlerClass):

@@ -27,6 +27,7 @@ from reqtable.loop.process import LOOPS, leave_child
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.errors import ending_of
+from reqtable.table.parts import Server
 from reqtable.table.table import Entry
 from reqtable.table.wants import Want
 
@@ -88,7 +89,7 @@ def run(entry: Entry, transport: PollOnly) -> Want[Any] | None:
     return _host(entry).adopt(entry, child.pid, child.detach())
 
 
-def serve(server: Any, request: Any, client_address: Any) -> None:
+def serve(server: Server, request: Any, client_address: Any) -> None:
     """All that a thread or a child does for a request: what `process_request_thread` does."""
     try:
         if _is_open(request, client_address):
@@ -140,7 +141,7 @@ def _serve_by(entry: Entry, request: Any, hook: Callable[[Any, Any], None]) -> N
             leave_child()
 
 
-def runs_concurrently(server: Any) -> bool:
+def runs_concurrently(server: object) -> bool:
     """Whether a server's class has a thread or a child for each request: its handlers count on that, or its callers.
 
     So a SystemExit ends the request alone, and `handle_request` holds up no other.
@@ -165,7 +166,7 @@ def _is_open(request: Any, client_address: Any) -> bool:
     return True
 
 
-def _report(server: Any, request: Any, client_address: Any) -> None:
+def _report(server: Server, request: Any, client_address: Any) -> None:
     if isinstance(sys.exc_info()[1], Exception):
         server.handle_error(request, client_address)
 
