@@ -50,7 +50,7 @@ except reqtable.ConfigurationError as error:
 @pytest.mark.parametrize(
     ("module", "says"),
     [
-        ("ssl", "tls.cert: this Python has no module ssl: install one that has, or leave tls.cert out\n"),
+        ("ssl", "tls.cert: this Python has no module ssl: install a Python with ssl, or leave tls.cert out\n"),
         (
             "greenlet",
             "dispatch policy 'greenlet' needs the package greenlet for a blocking handler: pip install greenlet\n",

@@ -196,10 +196,10 @@ def test_a_state_overridden_without_state_is_refused_where_it_stands() -> None:
                 return super().password(text)
 
     assert str(caught.value) == (
-        "Logged.password is no state, but overrides the state Login.password: put @state(line(limit=100)) before it "
+        "Logged.password is not a state, but overrides the state Login.password: put @state(line(limit=100)) before it "
         f"({line_of('# undecorated')})"
     )
-    with pytest.raises(HandlerError, match=re.escape("Undeclared.password is no state, ")) as caught:
+    with pytest.raises(HandlerError, match=re.escape("Undeclared.password is not a state, ")) as caught:
         type("Mixed", (Undeclared, Login), {})
     assert line_of("# in a mix-in") in str(caught.value)
     assert type("Mixed", (Login, Undeclared), {})._initial == "password"  # type: ignore[attr-defined]
@@ -223,7 +223,9 @@ def test_a_state_overridden_without_state_is_refused_where_it_stands() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_whatever_else_takes_a_states_place_is_refused(value: Any) -> None:
-    with pytest.raises(HandlerError, match=r"Logged\.password is no state, but overrides the state Login\.password: "):
+    with pytest.raises(
+        HandlerError, match=r"Logged\.password is not a state, but overrides the state Login\.password: "
+    ):
         type("Logged", (Login,), {"password": value})
 
 
@@ -280,12 +282,12 @@ async def stream(self: Any, item: Any) -> Any:
     [
         (coroutine, r"coroutine is async def, .*AsyncRequestHandler \(.*test_handler_classes\.py:\d+\)"),
         (stream, r"stream is async def"),
-        (generator, r"generator has a yield, .*return in place of it \(.*test_handler_classes\.py:\d+\)"),
-        (classmethod(plain), r"@state stands before a classmethod: a state is a plain method"),
-        (staticmethod(plain), r"@state stands before a staticmethod"),
-        (property(len), r"@state stands before a property"),
-        (functools.partialmethod(generator), r"@state stands before a partialmethod"),
-        (functools.partial(print), r"@state stands before a partial"),
+        (generator, r"generator has a yield, .*write return instead \(.*test_handler_classes\.py:\d+\)"),
+        (classmethod(plain), r"@state decorates a classmethod: a state is a plain method"),
+        (staticmethod(plain), r"@state decorates a staticmethod"),
+        (property(len), r"@state decorates a property"),
+        (functools.partialmethod(generator), r"@state decorates a partialmethod"),
+        (functools.partial(print), r"@state decorates a partial"),
     ],
 )
 def test_only_a_plain_method_is_a_state(function: Any, said: str) -> None:
@@ -435,7 +437,9 @@ def passed_on(function: Any) -> Any:
 
 @pytest.mark.parametrize("function", [plain, generator, stream], ids=lambda each: each.__name__)
 def test_handle_must_be_a_coroutine(function: Any) -> None:
-    with pytest.raises(HandlerError, match=r"Made\.handle is no coroutine: .*\(.*test_handler_classes\.py:\d+\)"):
+    with pytest.raises(
+        HandlerError, match=r"Made\.handle is not a coroutine function: .*\(.*test_handler_classes\.py:\d+\)"
+    ):
         type("Made", (AsyncRequestHandler,), {"handle": function})
     assert type("Made", (AsyncRequestHandler,), {"handle": passed_on(GreetsAwaiting.handle)})
 
@@ -486,7 +490,7 @@ def test_a_statement_that_is_only_a_want_is_refused(function: Any, name: str, wh
     namespace = {"handle": function} if where == "handle" else {}
     with pytest.raises(HandlerError) as caught:
         type("Made", (*mixed, GreetsAwaiting), namespace)
-    said = f"{function.__name__}: the statement {name}(…) alone waits for nothing: write await {name}(…) ({__file__}:"
+    said = f"{function.__name__}: the statement {name}(…) alone does nothing: write await {name}(…) ({__file__}:"
     assert str(caught.value).startswith(said)
 
 
@@ -499,7 +503,7 @@ def test_a_state_that_drops_a_want_is_refused() -> None:
                 call(print, text)  # dropped
                 return self.command
 
-    assert "the statement call(…) alone waits for nothing: write return self.name, call(…)" in str(caught.value)
+    assert "the statement call(…) alone does nothing: write return self.name, call(…)" in str(caught.value)
     assert line_of("# dropped") in str(caught.value)
 
 

@@ -69,11 +69,11 @@ MENDS = {
     "no state in a pair": f"self.body, which has no @state: put @state(…) before it at {line_of('# of body')}",
     "another request's": "Returns.command, which is not this request's: return self.command",
     "of the class": "Returns.command, which is not this request's: return self.command",
-    "a want": "line(limit=65536) in the place of a state: return self.command, line(limit=65536)",
-    "the wrong way round": "exactly(n=2) in the place of a state: return self.command, exactly(n=2)",
+    "a want": "line(limit=65536) in place of a state: return self.command, line(limit=65536)",
+    "the wrong way round": "exactly(n=2) in place of a state: return self.command, exactly(n=2)",
     "a string": "the string 'command': return self.command",
     "another string": "'nowhere': return a state of this handler (self.command), a pair of a state and a want, or None",
-    "a bad want": "5 as what command waits for: return a want, such as line() or exactly(n)",
+    "a bad want": "5 as the want of command: return a want, such as line() or exactly(n)",
     "True": "True: return a state of this handler (self.command)",
     "three": "(<bound method",
     "much": "b'xxxxxxxxxx",
@@ -134,7 +134,7 @@ def test_a_state_that_is_called_in_place_of_returned_is_told_so() -> None:
     with pytest.raises(TypeError, match="missing 1 required") as caught:
         exercise(Calls).send(b"\n")
     [note] = caught.value.__notes__
-    assert "return self.body to have it run when what it waits for has come" in note
+    assert "return self.body, and the engine runs it with the item of its want" in note
 
 
 def test_where_a_request_ends_is_logged_at_level_debug(caplog: pytest.LogCaptureFixture) -> None:
@@ -225,9 +225,7 @@ def test_what_send_is_given_is_named() -> None:
             text: Any = "text"
             await self.send(text)
 
-    said = (
-        "send() takes bytes, not line(limit=9), which nobody has awaited: write data = await self.read(line(limit=9))"
-    )
+    said = "send() takes bytes, not the want line(limit=9): write data = await self.read(line(limit=9))"
     with pytest.raises(TypeError, match=re.escape(said)):
         exercise(Forgets)
     with pytest.raises(TypeError, match=re.escape("not str: write send(text.encode())")):

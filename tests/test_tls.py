@@ -429,7 +429,7 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     encrypted = str(tmp_path / "encrypted.key")
     command = [program("openssl"), "pkey", "-in", own, "-aes256", "-passout", "pass:secret", "-out", encrypted]
     subprocess.run(command, check=True, timeout=WAIT_S)
-    mismatch = f"tls.cert {own} is not the certificate of the key in {other}: give the two that belong together"
+    mismatch = f"tls.cert {own} is not the certificate of the key in {other}: give a certificate and its key"
     assert refusal_of(cert=own, key=other) == mismatch
     assert refusal_of(cert=missing) == f"tls.cert {missing} can't be used: no such file or directory"
     assert refusal_of(cert=own, key=missing) == f"tls.key {missing} can't be used: no such file or directory"
@@ -494,7 +494,7 @@ def test_the_file_says_it_all(tmp_path: Path) -> None:
 
 def test_less_than_a_record_at_a_time_is_refused(tmp_path: Path) -> None:
     options = TLSOptions(cert=write_certificate(tmp_path))
-    with pytest.raises(ConfigurationError, match=r"limits.recv_bytes is 1000: TLS needs 16384"):
+    with pytest.raises(ConfigurationError, match=r"limits.recv_bytes is 1000: TLS needs at least 16384"):
         reqtable.TCPServer(ANY, Lines, config=Config(tls=options, limits=Limits(recv_bytes=1000)))
 
 
@@ -608,7 +608,7 @@ def test_what_can_not_be_used_is_exit_code_78_before_anything_is_bound(where: st
     bind = "tls://127.0.0.1:0" + (f"?cert={own}&key={other}" if where == "bind" else "")
     path = tmp_path / "socket"
     result = run("serve", "tests/teller.py:Teller", "--config", str(file), "--bind", f"unix://{path}", "--bind", bind)
-    message = f"tls.cert {own} is not the certificate of the key in {other}: give the two that belong together"
+    message = f"tls.cert {own} is not the certificate of the key in {other}: give a certificate and its key"
     assert (result.returncode, result.stderr) == (78, f"reqtable: {message}\n")
     assert not path.exists()
 

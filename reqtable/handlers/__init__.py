@@ -1,1 +1,1 @@
-"""The three ways to write a handler. The loop steps each of them as a `Resumable`."""
+"""The three ways to write a handler: blocking, state machine, coroutine. The loop steps each as a `Resumable`."""

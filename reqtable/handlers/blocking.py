@@ -1,7 +1,7 @@
 """The blocking classics of `socketserver`: `BaseRequestHandler`, `StreamRequestHandler`, `DatagramRequestHandler`.
 
-They read and write their own socket, and know nothing of the table. Policy `inline` runs one to its end on the loop;
-policy `greenlet` suspends it where its socket would block.
+They read and write their own socket and know nothing of the table. Policy `inline` runs each to its end on the loop;
+policy `greenlet` suspends a handler when its socket would block.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from reqtable.table.errors import HandlerError
 
 
 class HandedOff(BaseException):
-    """Unwinds the parent's `handle()` once a child has the request. It is no error: what handles errors lets it by."""
+    """Unwinds `handle()` in the parent once a child has the request. It is no error, so error handlers let it pass."""
 
 
 class BaseRequestHandler:
-    """Serve one request: the constructor calls `setup()`, `handle()`, `finish()`.
+    """Serves one request: the constructor calls `setup()`, `handle()`, `finish()`.
 
     `request` is the socket of a stream server, or the pair `(data, socket)` of a datagram server. `finish()` is called
-    whether or not `handle()` raised, but not where `setup()` did.
+    even if `handle()` raised, but not if `setup()` did.
     """
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
@@ -35,22 +35,22 @@ class BaseRequestHandler:
         try:
             self.handle()
         except HandedOff:
-            raise  # `finish` is the child's
+            raise  # the child calls `finish`
         except BaseException:
             self.finish()
             raise
         self.finish()
 
     def hand_off(self, policy: str) -> None:
-        """Finish the rest of `handle()` under `policy`: `"fork"`, in a forked child.
+        """Run the rest of `handle()` under `policy`: `"fork"`, in a forked child.
 
-        It returns in the child only. In the parent, `handle()` is unwound here, without `finish()`, and the table goes
+        Returns in the child only. In the parent, `handle()` is unwound from here without `finish()`, and the loop goes
         on at once; the connection stays open until the child has ended. Raises HandlerError for another policy: a
         stack can be copied, but not moved to a thread.
         """
         if policy != "fork":
             raise HandlerError(
-                f"a blocking handler is handed off to 'fork' only, not to {policy!r}: choose that policy for the "
+                f"a blocking handler can be handed off only to 'fork', not to {policy!r}: choose that policy for the "
                 "whole request, or write a state or async handler"
             )
         if not hasattr(os, "fork"):
@@ -60,7 +60,7 @@ class BaseRequestHandler:
             raise HandedOff
 
     def _flush(self) -> None:
-        """What is buffered shall be written once, not by the parent and by the child."""
+        """Write what is buffered: else the parent and the child would both write it."""
 
     def setup(self) -> None:
         """Prepare; the default does nothing."""
@@ -73,11 +73,11 @@ class BaseRequestHandler:
 
 
 class StreamRequestHandler(BaseRequestHandler):
-    """A handler of a stream server, with `rfile` to read from and `wfile` to write to.
+    """Serves a request of a stream server: read from `rfile`, write to `wfile`.
 
-    `rbufsize` and `wbufsize` are as for `socket.makefile`; with `wbufsize = 0` a write sends all of its data at once.
-    `timeout`, in seconds, is set on the socket; `disable_nagle_algorithm` sets TCP_NODELAY (tcp(7)), on
-    internet sockets alone.
+    `rbufsize` and `wbufsize` are those of `socket.makefile`; with `wbufsize = 0` a write sends all of its data at once.
+    `timeout`, in seconds, is set on the socket; `disable_nagle_algorithm` sets TCP_NODELAY (tcp(7)), only on internet
+    sockets.
     """
 
     rbufsize: int = -1
@@ -112,7 +112,7 @@ class StreamRequestHandler(BaseRequestHandler):
 
 
 class DatagramRequestHandler(BaseRequestHandler):
-    """A handler of a datagram server: `rfile` holds the datagram; what was written to `wfile` is sent as one."""
+    """Serves a request of a datagram server: `rfile` holds the datagram; `finish()` sends `wfile` as one datagram."""
 
     rfile: BinaryIO
     wfile: BinaryIO
@@ -127,7 +127,7 @@ class DatagramRequestHandler(BaseRequestHandler):
 
 
 class _SocketWriter(io.BufferedIOBase):
-    """An unbuffered file to write to: `write` sends all of its data."""
+    """Writes to a connection without a buffer: `write` sends all of its data."""
 
     __slots__ = ("_connection",)
 

@@ -1,7 +1,6 @@
-"""`AsyncRequestHandler`: the same wants, awaited.
+"""`AsyncRequestHandler`: a request as a coroutine that awaits wants.
 
-It is driven by the table's loop. There is no asyncio inside: what is awaited is a want, and a coroutine of the
-handler's own that awaits wants.
+The table's loop runs it. There is no asyncio inside: a handler awaits wants, and its own coroutines that await wants.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from reqtable.table.wants import NOTHING, Want, call, check_timeout, hand_off, s
 
 T = TypeVar("T")
 
-_AWAITED = ("read", "sleep", "call", "hand_off")  # what does nothing where nobody awaits it
-_NO_LOOP = ("event loop", "async context", "create_future")  # what asyncio, trio and anyio say where they are not
+_AWAITED = ("read", "sleep", "call", "hand_off")  # the methods that do nothing unless awaited
+_NO_LOOP = ("event loop", "async context", "create_future")  # phrases of asyncio's, trio's and anyio's errors
 _NO_ASYNCIO = (
     "there is no asyncio inside: an AsyncRequestHandler awaits self.read(…), self.send(…), self.sleep(…) or "
-    "self.call(…), and what uses an event loop of its own runs in self.call(…)"
+    "self.call(…); run code that needs its own event loop in self.call(…)"
 )
 
 
 class _Done:
-    """An awaitable that is done already: awaiting it costs no step."""
+    """Completes at once when awaited, without a step."""
 
     __slots__ = ()
 
@@ -44,15 +43,15 @@ _DONE = _Done()
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class AsyncRequestHandler(ResumableHandler):
-    """A resumable handler written as a coroutine: redefine `handle`."""
+    """Serves a request with the coroutine `handle`, which a handler redefines."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Raises HandlerError for a `handle` that is no coroutine, and for a want that nobody awaits."""
-        super(AsyncRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # of a class method mypyc has it wrong
+        """Raise HandlerError if `handle` is not a coroutine function, or if a want is made but not awaited."""
+        super(AsyncRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # mypyc breaks a bare super() here
         functions = list(functions_in(cls.handle))
         if functions and not any(inspect.iscoroutinefunction(each) for each in functions):
             raise HandlerError(
-                f"{cls.__name__}.handle is no coroutine: write async def handle(self), without a yield "
+                f"{cls.__name__}.handle is not a coroutine function: write async def handle(self), without a yield "
                 f"({place_of(cls.handle)})"
             )
         refuse_discarded(cls, AsyncRequestHandler, _AWAITED)
@@ -63,7 +62,7 @@ class AsyncRequestHandler(ResumableHandler):
         self._waits: Want[Any] = NOTHING
 
     async def handle(self) -> None:
-        """Serve the request; when it returns, what was sent is flushed, then the connection is closed."""
+        """Serve the request. When this returns, the engine sends the remaining output and closes the connection."""
         raise HandlerError(str(self._unfit()))
 
     @classmethod
@@ -73,10 +72,10 @@ class AsyncRequestHandler(ResumableHandler):
         return f"{cls.__name__} must define async def handle(self) ({place_of(cls)})"
 
     def read(self, want: Want[T], timeout: float | None = None) -> Awaitable[T]:
-        """What `want` asks for. `timeout` is in seconds; None: as the server allows.
+        """Return the item that `want` asks for. `timeout` is in seconds; None: as the server allows.
 
-        At the peer's end of file `line`, `chunk` and `rest` give what is left, b"" in the end; `exactly` and `until`
-        raise IncompleteRead, which carries it. Raises TimeoutError and LimitExceeded.
+        At the peer's end of file, `line`, `chunk` and `rest` return what is left, and b"" after that; `exactly` and
+        `until` raise IncompleteRead, whose `partial` is what is left. Raises TimeoutError and LimitExceeded.
         """
         if timeout is not None:
             check_timeout(timeout)
@@ -84,10 +83,10 @@ class AsyncRequestHandler(ResumableHandler):
         return want
 
     def send(self, data: bytes | bytearray | memoryview) -> Awaitable[None]:
-        """Queue output. Awaiting suspends only while more than the high-water mark waits for the peer to take it.
+        """Queue output. Awaiting suspends only while the peer has more than `high_water_bytes` still to take.
 
-        Without `await` it is sent all the same, but nothing holds up a handler that is faster than its peer: above the
-        mark that is a RuntimeWarning, once for each line, and above `output_bytes_max` LimitExceeded.
+        Without `await` the data is sent all the same, but a handler may outrun its peer: above `high_water_bytes` it
+        gets a RuntimeWarning, once for each line of code, and above `output_bytes_max` it gets LimitExceeded.
         """
         self._send(data)
         entry = self.entry
@@ -97,24 +96,24 @@ class AsyncRequestHandler(ResumableHandler):
         if held <= table.limits.high_water_bytes:
             return _DONE
         is_own = entry is table.running if step is None else step.thread == get_ident()
-        return Room() if is_own else _DONE  # who sends to another request can't wait for that one's peer
+        return Room() if is_own else _DONE  # a handler can't wait for the peer of another request
 
     def sleep(self, seconds: float) -> Awaitable[None]:
-        """Let `seconds` pass; the others go on."""
+        """Wait for `seconds`; other requests go on."""
         return sleep(seconds)
 
     def call(self, fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any) -> Awaitable[T]:
-        """`fn(*args, **kwargs)`, run elsewhere; what it raises is raised here."""
+        """Return `fn(*args, **kwargs)`, run by executor `on` (None: the configured one). Raises what `fn` raises."""
         return call(fn, *args, on=on, **kwargs)
 
     def hand_off(self, policy: str) -> Awaitable[None]:
-        """Go on under `policy`: `"thread"`, `"pool"` or `"fork"`."""
+        """Run the rest of the request under `policy`: `"thread"`, `"pool"` or `"fork"`."""
         return hand_off(policy)
 
     # -- for the engine -----------------------------------------------------------------------------------------------
 
     def _resume(self, item: Any) -> Want[Any] | None:
-        self.entry.timeout = None  # each read names its own
+        self.entry.timeout = None  # each read sets its own
         try:
             want = self._waits = self._coroutine.send(item)
         except StopIteration:
@@ -144,11 +143,11 @@ class AsyncRequestHandler(ResumableHandler):
             self.on_close()
 
     def _leave(self) -> None:
-        with contextlib.suppress(Exception):  # it is the child's, and this a copy
+        with contextlib.suppress(Exception):  # the child has the coroutine; this is a copy
             self._coroutine.close()
 
     def _refuse(self, awaited: object) -> Want[Any] | None:
-        """Whatever was awaited, the handler is told where it did it."""
+        """Raise InvalidTransition in the handler, at its `await` of what is not a want."""
         self._waits = NOTHING
         return self._throw(
             InvalidTransition(f"{type(self).__name__}.handle awaited {awaited!r}, which is not a want: {_NO_ASYNCIO}")
@@ -156,6 +155,6 @@ class AsyncRequestHandler(ResumableHandler):
 
 
 def _explain(error: Exception) -> None:
-    """Where another library misses its own loop, say why there is none."""
+    """Add a note to an error of a library that needs its own event loop: there is none."""
     if any(words in str(error) for words in _NO_LOOP):
         error.add_note(_NO_ASYNCIO)

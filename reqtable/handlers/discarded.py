@@ -1,7 +1,7 @@
-"""Wants that a statement makes and throws away, such as `self.sleep(1)` without `await`: alone they do nothing.
+"""Finds wants that a statement makes and discards, such as `self.sleep(1)` without `await`, which does nothing.
 
-They are found in the byte code when a handler class is made, so that serving pays nothing for it. A `send` without
-`await` is found when it matters: above the high-water mark.
+The search goes through the byte code when a handler class is made, so it costs nothing while serving. A `send` without
+`await` is reported when it matters: above the high-water mark.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reqtable.table.wants import Want, flushed
 
 
 class Room:
-    """What `send` gives above the high-water mark: awaited, it waits for the peer. A program that drops it is told."""
+    """Waits for the peer when awaited; warns if it never is. `send` returns it above the high-water mark."""
 
     __slots__ = ("_is_awaited",)
 
@@ -30,40 +30,40 @@ class Room:
 
     def __del__(self) -> None:
         if not self._is_awaited:
-            warn_at_caller("more output than high_water_bytes waits for the peer: write await self.send(…) to wait too")
+            warn_at_caller("output above high_water_bytes waits for the peer: write await self.send(…) to wait too")
 
 
 def refuse_discarded(cls: type, style: type, methods: tuple[str, ...] = ()) -> None:
-    """Raise HandlerError where a method of `cls`, or of a mix-in, has a statement that is no more than a want.
+    """Raise HandlerError if a method of `cls` or of a mix-in has a statement that only makes a want.
 
-    `methods` are the names of those methods of every handler of the same `style` that return a want to be awaited.
+    `style` is the handler class of the package that `cls` derives from; `methods` names its methods that return wants.
     """
     own = {name for name in methods if getattr(cls, name) is getattr(style, name)}
     for base in cls.__mro__:
         if base is not cls and issubclass(base, style):
-            continue  # it has been looked at
+            continue  # it was checked when it was made
         for function in vars(base).values():
             if isinstance(function, FunctionType):
                 for name, line in _discarded(function, own):
                     mend = f"await {name}(…)" if methods else f"return self.name, {name}(…)"
                     raise HandlerError(
-                        f"{function.__qualname__}: the statement {name}(…) alone waits for nothing: write {mend} "
+                        f"{function.__qualname__}: the statement {name}(…) alone does nothing: write {mend} "
                         f"({function.__code__.co_filename}:{line})"
                     )
 
 
 def _discarded(function: FunctionType, methods: set[str]) -> Iterator[tuple[str, int]]:
-    """The calls that make a want and whose result a statement drops: the name of what is called, and the line."""
+    """Find the calls that make a want which a statement discards. Yields the name of what is called, and the line."""
     code = function.__code__
     own = code.co_varnames[0] if code.co_argcount else None
-    called: dict[tuple[int, int], str] = {}  # by where it begins in the source: a call begins where its function does
+    called: dict[tuple[int, int], str] = {}  # by position in the source: a call begins where its function does
     before: dis.Instruction | None = None
     for each in dis.get_instructions(code):
         start = _start(each)
         if start is None or before is None:
             pass
         elif each.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            called.pop(start, None)  # what it is an attribute of is no statement
+            called.pop(start, None)  # an attribute of it is used, so it is no statement
             if before.argval == own and each.argval in methods:
                 called[start] = f"{own}.{each.argval}"
         elif each.opname == "LOAD_GLOBAL" and _makes_want(function.__globals__.get(each.argval)):

@@ -1,7 +1,7 @@
-"""What state and async handlers share: their entry, and sending.
+"""The base of state and async handlers: their entry, their fields, and sending.
 
-A resumable handler does no I/O: it says what it waits for, is given it, and queues output. So it runs on any transport
-and under any policy, and is tested with no sockets and no clock.
+A resumable handler does no I/O: it says what it waits for, receives that, and queues output. So it runs on any
+transport and under any policy, and its tests need no sockets and no clock.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _OVER = {State.LINGERING, State.CLOSED}
 
 
 def declared_fields(cls: type) -> tuple[str, ...]:
-    """The names of the fields of `cls`: all that it, its bases and its mix-ins annotate.
+    """Return the names of the fields of `cls`: the annotated names of the class, its bases and its mix-ins.
 
-    The nearest annotation decides, as for an attribute. No field is a ClassVar, an underscored name, or a name that
-    another class of these has given to a method or a property.
+    The nearest annotation decides, as for an attribute. A ClassVar is not a field, nor is a name that begins with an
+    underscore, nor a name that another of these classes uses for a method or a property.
     """
     nearest: dict[str, tuple[type, Any]] = {}
     for base in reversed(cls.__mro__):
@@ -55,7 +55,7 @@ def _is_class_var(hint: Any) -> bool:
 
 
 def _is_bound_by(cls: type, name: str, annotated_in: type) -> bool:
-    """Whether `name` is a property, or another class than the one that annotates it makes it a method."""
+    """Return whether `name` is a property, or a method in another class than `annotated_in`."""
     owner = owner_of(cls, name)
     if owner is None:
         return False
@@ -66,22 +66,22 @@ def _is_bound_by(cls: type, name: str, annotated_in: type) -> bool:
 def _not_bytes(data: Any) -> str:
     said = f"send() takes bytes, not {type(data).__name__}"
     if isinstance(data, Want):
-        return f"send() takes bytes, not {data!r}, which nobody has awaited: write data = await self.read({data!r})"
+        return f"send() takes bytes, not the want {data!r}: write data = await self.read({data!r})"
     if inspect.iscoroutine(data):
         return f"{said}: await it"
     return f"{said}: write send(text.encode())" if isinstance(data, str) else said
 
 
 def check_called(function: Any, given: tuple[str, ...]) -> None:
-    """Raise HandlerError for a method that the engine can't call as a plain function with the arguments `given`."""
+    """Raise HandlerError if the engine can't call `function` as a plain function with the arguments `given`."""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise HandlerError(
-            f"{function.__qualname__} is async def, and nobody awaits it: make it a plain def; a handler in the style "
-            f"of coroutines is a reqtable.AsyncRequestHandler ({place_of(function)})"
+            f"{function.__qualname__} is async def, but is called as a plain function: make it a plain def, or write "
+            f"the handler as a reqtable.AsyncRequestHandler ({place_of(function)})"
         )
     if inspect.isgeneratorfunction(function):
         raise HandlerError(
-            f"{function.__qualname__} has a yield, and nobody iterates over it: return in place of it "
+            f"{function.__qualname__} has a yield, but is called as a plain function: write return instead "
             f"({place_of(function)})"
         )
     if isinstance(function, FunctionType):
@@ -89,13 +89,13 @@ def check_called(function: Any, given: tuple[str, ...]) -> None:
             inspect.signature(function).bind(*given)
         except TypeError as error:
             raise HandlerError(
-                f"{function.__qualname__} is called with ({', '.join(given)}), and takes something else ({error}): "
+                f"{function.__qualname__} is called with ({', '.join(given)}), but takes other arguments ({error}): "
                 f"write def {function.__name__}({', '.join(given)}) ({place_of(function)})"
             ) from None
 
 
 def _needs_copying(cls: type, name: str) -> bool:
-    """Whether requests would share the default of that field, or find it bound to them."""
+    """Return whether each request needs a copy of a field's default: it is mutable, or would bind as a method."""
     owner = owner_of(cls, name)
     if owner is None:
         return False
@@ -106,13 +106,13 @@ def _needs_copying(cls: type, name: str) -> bool:
         return deepcopy(default) is not default or hasattr(default, "__get__")
     except Exception as error:
         raise HandlerError(
-            f"{cls.__name__}.{name} ({place_of(cls)}): each request has its own copy of a default, and {default!r} "
+            f"{cls.__name__}.{name} ({place_of(cls)}): each request gets a copy of the default, but {default!r} "
             f"can't be copied ({error}): annotate it as ClassVar to share it, or set it when the request begins"
         ) from None
 
 
 def _size_of(file: Any) -> int:
-    """How many bytes a file has. Raises ValueError where it does not know."""
+    """Return the size of a file in bytes. Raises ValueError if that can't be told."""
     try:
         status = os.fstat(file.fileno())
     except (AttributeError, OSError):
@@ -124,19 +124,19 @@ def _size_of(file: Any) -> int:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class ResumableHandler:
-    """The base of `StateRequestHandler` and `AsyncRequestHandler`; `entry` is the request's row in the table."""
+    """Holds a request's fields and queues its output; `entry` is the request's row in the table."""
 
     bound_to_thread: ClassVar[bool] = False
 
-    _hooks: ClassVar[dict[str, tuple[str, ...]]] = {"on_close": ("self",)}  # what the engine calls, and with what
+    _hooks: ClassVar[dict[str, tuple[str, ...]]] = {"on_close": ("self",)}  # name -> arguments of the engine's call
 
-    _begins_in: ClassVar[str] = "handle()"  # where its author prepares what a request begins with
+    _begins_in: ClassVar[str] = "handle()"  # where a handler sets up a request
 
     _fields: ClassVar[tuple[str, ...]] = ()
 
-    _copied: ClassVar[tuple[str, ...]] = ()  # fields whose default is mutable: each request gets its own
+    _copied: ClassVar[tuple[str, ...]] = ()  # fields whose default each request gets a copy of
 
-    _pinned: ClassVar[dict[str, str]] = {}  # where the steps of a state run that says so itself
+    _pinned: ClassVar[dict[str, str]] = {}  # state -> the policy that its `dispatch` names
 
     entry: Entry
 
@@ -154,12 +154,12 @@ class ResumableHandler:
 
     @classmethod
     def _unfit(cls) -> str | None:
-        """Why no request can be served by this class; None where it can."""
+        """Return why this class can't serve requests; None if it can."""
         return None
 
     @property
     def client_address(self) -> Any:
-        """The peer's address, as its socket gives it."""
+        """The peer's address, in the form of the socket module."""
         return self.entry.peer
 
     @property
@@ -169,24 +169,24 @@ class ResumableHandler:
 
     @property
     def tls(self) -> Any:
-        """The request's `ssl.SSLSocket`, for `getpeercert()`, `selected_alpn_protocol()`; None in the clear."""
+        """The request's `ssl.SSLSocket`, for `getpeercert()` and `selected_alpn_protocol()`; None without TLS."""
         request = self.entry.transport.request
         return request if is_tls(request) else None
 
     def _send(self, data: bytes | bytearray | memoryview) -> None:
-        """Queue output: the engine flushes it once after the step. From another request's step it works as well.
+        """Queue output, which the engine flushes once after the step. Other requests may call this too.
 
-        Raises LimitExceeded where more than `output_bytes_max` would be waiting for the peer to take it.
+        Raises LimitExceeded if more than `output_bytes_max` bytes would wait for the peer.
         """
         if type(data) is not bytes:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise TypeError(_not_bytes(data))
-            data = bytes(data)  # it may change before it has left
+            data = bytes(data)  # a copy: the caller may change its own
         entry = self.entry
         table = entry.table
         output = entry.output
         held = output.held
-        is_others = False  # another request's step sends, or the program
+        is_others = False  # sent by another request's step, or by the program
         if entry is not table.running or get_ident() != (table.thread or get_ident()):
             elsewhere = self._output_from_outside(self._send, data)
             if elsewhere is None:
@@ -198,9 +198,9 @@ class ResumableHandler:
         if held + len(data) > table.limits.output_bytes_max:
             if not is_others:
                 raise LimitExceeded("untaken output", table.limits.output_bytes_max)
-            # the sender is not to blame, and is not held up
+            # the sender is not to blame: close this request instead
             log.warning(
-                "%s: closed: more than %d bytes of output wait for it",
+                "%s: closed: more than %d bytes of output wait for the peer",
                 address_text(entry.peer),
                 table.limits.output_bytes_max,
             )
@@ -208,17 +208,17 @@ class ResumableHandler:
             return
         if is_others:
             table.touched.append(entry)
-        if output.first is None and data:  # what appending comes to, mostly
+        if output.first is None and data:  # fast path of Output.append
             output.first = data
             output.size = output.held = len(data)
-        elif data or not entry.input.is_stream:  # a datagram of no bytes is one
+        elif data or not entry.input.is_stream:  # an empty datagram is sent, too
             output.append(data)
 
     def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
-        """Queue `count` bytes of `file` from `offset` (None: up to its end). The kernel copies them where it can.
+        """Queue `count` bytes of `file` from `offset`; None: up to its end. The kernel copies them if it can.
 
-        The file must stay open until they are sent (`flushed()`); closing it is the caller's. Raises ValueError for a
-        negative count, and, without a count, for a file that does not know its size, such as a pipe or one of /proc.
+        The file must stay open until the bytes are sent (`flushed()`); the caller closes it. Raises ValueError for a
+        negative count or offset, and, without a count, for a file of unknown size, such as a pipe or one in /proc.
         """
         if count is None:
             count = _size_of(file) - offset
@@ -238,10 +238,10 @@ class ResumableHandler:
             output.append_file(FileSlice(file, offset, count))
 
     def _output_from_outside(self, again: Callable[..., None], *args: Any) -> Output | None:
-        """Where a send goes that is not of the step that the loop is in; None where it goes nowhere, at least not now.
+        """Return the output that takes a send from outside the step that the loop runs; None if nothing is sent now.
 
-        A step that runs in another thread has an output of its own. Any other thread has the loop send, `again`: the
-        output of a request is its own loop's.
+        A step that runs in another thread has its own output. Any other thread must not touch the request's output: it
+        has the loop call `again(*args)`. A request that is over takes nothing.
         """
         entry = self.entry
         table = entry.table
@@ -255,15 +255,16 @@ class ResumableHandler:
         return entry.output if self._is_open() else None
 
     def _is_open(self) -> bool:
-        """Whether others may still send to this request: nothing shall follow its last answer."""
+        """Return whether others may still send to this request: nothing may follow its last answer."""
         if self.entry.state is State.DELEGATED:
             raise HandlerError(f"request {self.entry.id} is in a child process: nothing can be sent to it from here")
         return self.entry.state not in _OVER and self.entry.want is not ENDED
 
     def _leave(self) -> None:
-        """A child process has the request: free what is held here."""
+        """In the parent: free the handler's copy of a request that a forked child has."""
 
     def on_close(self) -> Any:
-        """The request has ended, however it did. Called once, last; nothing can be sent any more.
+        """Clean up: the request has ended, for whatever reason. Called once, as the last method; nothing can be sent.
 
-        What it returns is ignored."""
+        The result is ignored.
+        """

@@ -1,11 +1,11 @@
 """`StateRequestHandler`: a request as an explicit state machine.
 
-A state is a method; `@state(want, timeout=…)` says what it waits for and how long. It is called with what it waited
-for, and returns a transition:
+A state is a method; `@state(want, timeout=…)` says what the state waits for and how long. The engine calls the method
+with the item that the want gave. The method returns a transition:
 
-    self.name             that state next, waiting for what it declares
-    self.name, want       that state next, waiting for `want`
-    None                  done: what was sent is flushed, then the connection is closed
+    self.name             go to that state, which waits for the want that it declares
+    self.name, want       go to that state, which waits for `want`
+    None                  done: the engine sends the remaining output, then closes the connection
 
 The whole request is data: the name of its state, its declared fields, unread input, unsent output, current want.
 """
@@ -32,22 +32,22 @@ from reqtable.table.wants import NOTHING, Want, check_timeout
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Transition = Any  # a state, (a state, a want), or None: checked when it is taken
+Transition = Any  # a state, (a state, a want), or None: `_follow` checks it
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What `@state` says of a method; it stands on the function as `declaration`."""
+    """Holds the arguments of `@state`. The decorated function has it as its attribute `declaration`."""
 
     name: str
     want: Want[Any]
     timeout: float | None
     dispatch: str | None
-    function: Callable[[Any, Any], Transition]  # the method's, or what some decorator has made of it
+    function: Callable[[Any, Any], Transition]  # the method, or what another decorator made of it
 
 
 class StateInfo(NamedTuple):
-    """One line of a handler's state table. `successors` holds names of states, and None where it may end there."""
+    """Describes a state. `successors` are the names of the states that may follow, and None if the request may end."""
 
     name: str
     want: str
@@ -61,8 +61,8 @@ class StateInfo(NamedTuple):
 def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: str | None = None) -> Callable[[F], F]:
     """Declare a method to be a state that waits for `want`, at most `timeout` seconds (None: as the server allows).
 
-    `dispatch` pins the policy under which it runs. Raises TypeError or ValueError for an argument that isn't one, and
-    HandlerError where it is put before anything but a plain method.
+    `dispatch` names the policy under which the state runs. Raises TypeError or ValueError for a wrong argument, and
+    HandlerError if anything but a plain method is decorated.
     """
     if not isinstance(want, Want):
         raise TypeError(f"@state takes a want, as in @state(line()), not {want!r}")
@@ -74,7 +74,7 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
     def declare(function: F) -> F:
         if not isinstance(function, FunctionType):
             raise HandlerError(
-                f"@state stands before a {type(function).__name__}: a state is a plain method ({place_of(function)})"
+                f"@state decorates a {type(function).__name__}: a state is a plain method ({place_of(function)})"
             )
         check_called(function, ("self", "item"))
         function.declaration = Declaration(function.__name__, want, timeout, dispatch, function)  # type: ignore[attr-defined]
@@ -85,7 +85,7 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class StateRequestHandler(ResumableHandler):
-    """A resumable handler whose states are methods. Class annotations declare its fields, which are plain data."""
+    """Serves a request with methods that are its states. Class annotations declare its fields, which are plain data."""
 
     _hooks: ClassVar[dict[str, tuple[str, ...]]] = {
         "start": ("self",),
@@ -101,10 +101,10 @@ class StateRequestHandler(ResumableHandler):
     _initial: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Raises HandlerError for a state whose name every handler uses, or that something else overrides."""
+        """Raise HandlerError if a state has a name that every handler uses, or is overridden by what is no state."""
         for name in sorted(_meant_as_states(cls)):
             _check_state(cls, name)
-        super(StateRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # of a class method mypyc has it wrong
+        super(StateRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # mypyc breaks a bare super() here
         refuse_discarded(cls, StateRequestHandler)
         declared = cls._declared()
         cls._initial = next(iter(declared), "")
@@ -112,13 +112,13 @@ class StateRequestHandler(ResumableHandler):
 
     def __init__(self, entry: Entry) -> None:
         super().__init__(entry)
-        self._state = _START  # what many share: a bound method of its own would be 64 bytes of each request
+        self._state = _START  # shared by requests: a bound method would cost each one 64 bytes
         self._ended = False
 
     # -- for the handler's author -------------------------------------------------------------------------------------
 
     def start(self) -> Transition:
-        """Run on accept; the default goes to the first state declared."""
+        """Begin the request; may return a transition. The default goes to the first state declared."""
         if not self._initial:
             raise HandlerError(str(self._unfit()))
         return getattr(self, self._initial)
@@ -126,28 +126,28 @@ class StateRequestHandler(ResumableHandler):
     send: ClassVar = ResumableHandler._send
 
     def on_timeout(self) -> Transition:
-        """The state's timeout passed. May return a transition; the default closes."""
+        """Handle the timeout of the state. May return a transition; the default closes."""
         return None
 
     def on_eof(self, partial: bytes) -> Transition:
-        """The peer's end of file came before what the state waits for; `partial` had arrived. The default closes."""
+        """Handle end of file before the state's item was complete; `partial` had arrived. The default closes."""
         return None
 
     def on_limit(self, error: LimitExceeded) -> Transition:
-        """More arrived than the want's limit. The default closes, with one line in the log.
+        """Handle input beyond the want's limit. The default closes the connection, with one line in the log.
 
-        The input is still unread. To go on, go to a state that takes it: by `skip_line()`, or in parts by `chunk()`.
-        A handler that waits for the same want again is ended with HandlerError, because it would be told for ever.
+        The input is still unread. To go on, go to a state that takes it: whole with `skip_line()`, or in parts with
+        `chunk()`. A handler that waits for the same want again ends with HandlerError: else this would repeat for ever.
         """
         raise error
 
     def on_error(self, error: Exception) -> Transition:
-        """A step raised `error`, or a `call` did. The default closes, through the server's `handle_error`."""
+        """Handle `error`, which a step or a `call` raised. The default reports it to the server's `handle_error`."""
         raise error
 
     @classmethod
     def states(cls) -> list[StateInfo]:
-        """The machine as a table, in the order of declaration. Successors are read from the methods' code."""
+        """Return the states in the order of declaration. Their successors are read from the methods' code."""
         declared = cls._declared()
         return [
             StateInfo(
@@ -164,16 +164,16 @@ class StateRequestHandler(ResumableHandler):
 
     @classmethod
     def field_names(cls) -> list[str]:
-        """The declared fields: every annotation that is neither a ClassVar nor underscored, mix-ins' included."""
+        """Return the declared fields: annotations, mix-ins' included, that are neither ClassVar nor underscored."""
         return list(cls._fields)
 
     def fields(self) -> dict[str, Any]:
-        """The values of the declared fields that have one."""
+        """Return the values of the declared fields that are set."""
         return {name: getattr(self, name) for name in self.field_names() if hasattr(self, name)}
 
     @property
     def state_name(self) -> str:
-        """The name of the state that the request is in; "start" before its first."""
+        """The name of the current state; "start" before the first."""
         return self._state.name
 
     @classmethod
@@ -185,11 +185,11 @@ class StateRequestHandler(ResumableHandler):
     # -- for the engine -----------------------------------------------------------------------------------------------
 
     def _save(self) -> tuple[str | None, dict[str, Any], bool]:
-        """The request as data: the name of its state, its fields, and whether it was told of the end of file."""
+        """Return the request as data: the name of its state, its fields, and whether `on_eof` was called."""
         return None if self._state is _START else self.state_name, self.fields(), self._ended
 
     def _restore(self, saved: tuple[str | None, dict[str, Any], bool]) -> None:
-        """Go on where `_save` was called."""
+        """Restore what `_save` returned."""
         name, fields, self._ended = saved
         for field in self.field_names():
             if field in fields:
@@ -197,11 +197,11 @@ class StateRequestHandler(ResumableHandler):
             elif field in vars(self):
                 delattr(self, field)
         self._state = _START if name is None else _declaration_of(getattr(type(self), name))
-        self.entry.timeout = self._state.timeout  # as long as it stays in that state
+        self.entry.timeout = self._state.timeout  # the whole timeout of that state
 
     @classmethod
     def _declared(cls) -> dict[str, Declaration]:
-        """The states, in the order of their first declaration, those of the bases first."""
+        """Return the states in the order of their first declaration, those of the bases first."""
         names = [name for base in reversed(cls.__mro__) for name, value in vars(base).items() if _is_state(value)]
         return {name: getattr(cls, name).declaration for name in names}
 
@@ -216,7 +216,7 @@ class StateRequestHandler(ResumableHandler):
             if type(error) is TypeError:
                 self._explain(error)
             return self._throw(error)
-        if type(transition) is MethodType and transition.__self__ is self:  # `_follow`, sooner, in most cases
+        if type(transition) is MethodType and transition.__self__ is self:  # fast path of _follow
             function = transition.__func__
             if function is current.function:
                 return current.want
@@ -232,7 +232,7 @@ class StateRequestHandler(ResumableHandler):
             return self._follow(self.on_timeout(), self.on_timeout)
         if isinstance(error, IncompleteRead):
             if self._ended:
-                return None  # it was told, and waits for input that can't come
+                return None  # on_eof was called already: no more input can come
             self._ended = True
             return self._follow(self.on_eof(error.partial), self.on_eof)
         if isinstance(error, LimitExceeded):
@@ -245,7 +245,7 @@ class StateRequestHandler(ResumableHandler):
         self.on_close()
 
     def _follow(self, transition: Transition, by: Callable[..., Any]) -> Want[Any] | None:
-        """Take the transition that `by` returned; say what it waits for. Raises InvalidTransition if it isn't one."""
+        """Take the transition that `by` returned, and return the next want. Raises InvalidTransition if it is none."""
         if transition is None:
             if log.isEnabledFor(logging.DEBUG):
                 self._log_end(by)
@@ -254,7 +254,7 @@ class StateRequestHandler(ResumableHandler):
         want = None
         if type(transition) is tuple and len(transition) == 2:
             target, want = transition
-        declaration = getattr(target, "declaration", None)  # a bound method answers for its function
+        declaration = getattr(target, "declaration", None)  # a bound method passes this on to its function
         if type(target) is not MethodType or target.__self__ is not self or type(declaration) is not Declaration:
             name, place = self._source_of(by)
             raise InvalidTransition(f"{name} returned {self._cure(transition, target)} ({place})")
@@ -263,7 +263,7 @@ class StateRequestHandler(ResumableHandler):
         elif not isinstance(want, Want):
             name, place = self._source_of(by)
             raise InvalidTransition(
-                f"{name} returned {reprlib.repr(want)} as what {declaration.name} waits for: "
+                f"{name} returned {reprlib.repr(want)} as the want of {declaration.name}: "
                 f"return a want, such as line() or exactly(n) ({place})"
             )
         self._state = _declaration_of(target.__func__)
@@ -271,7 +271,7 @@ class StateRequestHandler(ResumableHandler):
         return want
 
     def _log_end(self, by: Callable[..., Any]) -> None:
-        """For a `return` that was forgotten; the default of a hook has none."""
+        """Log the method that ended the request: its author may have forgotten a `return`. Defaults aren't logged."""
         name = self._name_of(by)
         default = getattr(StateRequestHandler, name, None)
         if default is None or getattr(type(self), name) is not default:
@@ -281,12 +281,12 @@ class StateRequestHandler(ResumableHandler):
         return "start" if by is _START.function else by.__name__
 
     def _source_of(self, by: Callable[..., Any]) -> tuple[str, str]:
-        """The name of the method that returned a transition, and where it is defined."""
+        """Return the name of the method that returned a transition, and where it is defined."""
         name = self._name_of(by)
         return f"{type(self).__name__}.{name}", place_of(getattr(type(self), name, by))
 
     def _cure(self, transition: Any, target: Any) -> str:
-        """What is wrong with a transition to `target`, and what to return in its place."""
+        """Say what is wrong with a transition to `target`, and what to return instead."""
         own = isinstance(target, MethodType) and target.__self__ is self
         if own:
             return f"self.{target.__name__}, which has no @state: put @state(…) before it at {place_of(target)}"
@@ -295,25 +295,25 @@ class StateRequestHandler(ResumableHandler):
         if isinstance(target, Want):
             state = transition[1] if target is not transition else None
             name = getattr(state, "__name__", self._initial or "name")
-            return f"{target!r} in the place of a state: return self.{name}, {target!r}"
+            return f"{target!r} in place of a state: return self.{name}, {target!r}"
         if isinstance(target, str) and target in self._declared():
             return f"the string {target!r}: return self.{target}"
         if inspect.iscoroutine(target):
             target.close()
-            return "a coroutine: a state calls plain functions; what awaits is a reqtable.AsyncRequestHandler"
+            return "a coroutine: a state can't await, so write the handler as a reqtable.AsyncRequestHandler"
         return (
             f"{reprlib.repr(transition)}: return a state of this handler (self.{self._initial or 'name'}), a pair of a "
             "state and a want, or None"
         )
 
     def _explain(self, error: TypeError) -> None:
-        """Where a state was called in place of returned, say so."""
+        """Add a note to `error` if a state was called instead of returned."""
         callee, missing, _ = str(error).partition("() missing ")
         name = callee.rpartition(".")[2]
         if missing and name in self._declared():
             error.add_note(
-                f"self.{name}() runs that state at once, and needs its item: return self.{name} to have it run when "
-                "what it waits for has come"
+                f"self.{name}() runs that state at once, without its item: return self.{name}, and the engine runs "
+                "it with the item of its want"
             )
 
 
@@ -321,7 +321,7 @@ _START = Declaration("start", NOTHING, None, None, StateRequestHandler._first)
 
 
 def _declaration_of(function: Any) -> Declaration:
-    """Of a state. Another decorator's function has the attributes of the one that it wraps, and is what is called."""
+    """Return the declaration of a state. A decorator's wrapper copies that of the method, but itself is called."""
     declaration: Declaration = function.declaration
     return declaration if declaration.function is function else replace(declaration, function=function)
 
@@ -331,7 +331,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _meant_as_states(cls: type) -> set[str]:
-    """The names that `@state` stands before somewhere in `cls` or its bases, whatever has become of these methods."""
+    """Return the names of all methods that `@state` decorates in `cls` or its bases, even if they lost it again."""
     return {
         name
         for base in cls.__mro__
@@ -342,7 +342,7 @@ def _meant_as_states(cls: type) -> set[str]:
 
 
 def _check_state(cls: type, name: str) -> None:
-    """Raise HandlerError where what `cls` has under the name of a state is none, or is what every handler has."""
+    """Raise HandlerError if the attribute `name` of `cls` is not a state, or if every handler uses that name."""
     if hasattr(StateRequestHandler, name):
         raise HandlerError(
             f"{cls.__name__}.{name}: StateRequestHandler has a {name} of its own: rename the state "
@@ -357,21 +357,21 @@ def _check_state(cls: type, name: str) -> None:
     overridden = next((base for base in cls.__mro__ if _is_state(vars(base).get(name))), None)
     if overridden is None:
         raise HandlerError(
-            f"{full_name} has lost its @state to another decorator: put @state(…) above the others, or use "
-            f"functools.wraps in that one, and make it a function ({place_of(value)})"
+            f"{full_name} has lost its @state to another decorator: put @state(…) above the other, or have the other "
+            f"return a function with functools.wraps ({place_of(value)})"
         )
     want = vars(overridden)[name].declaration.want
     if isinstance(value, FunctionType):
         mend, place = f"put @state({want!r}) before it", place_of(value)
     else:
-        mend, place = "override it by a method that has @state, or rename the one that is none", place_of(owner)
+        mend, place = "override the state with a method that has @state, or rename this attribute", place_of(owner)
     raise HandlerError(
-        f"{full_name} is no state, but overrides the state {overridden.__name__}.{name}: {mend} ({place})"
+        f"{full_name} is not a state, but overrides the state {overridden.__name__}.{name}: {mend} ({place})"
     )
 
 
 def _successors(cls: type, name: str, names: set[str]) -> tuple[str | None, ...]:
-    """Where the code of method `name`, and of the helpers it calls on itself, can lead."""
+    """Return the states to which method `name` can lead, by its code and that of the methods of `self` it uses."""
     found: list[str | None] = []
     seen = set()
     waiting = [name]
@@ -389,7 +389,7 @@ def _successors(cls: type, name: str, names: set[str]) -> tuple[str | None, ...]
                         found.append(each.argval)
                 elif isinstance(getattr(cls, each.argval, None), FunctionType):
                     waiting.append(each.argval)
-            # Code that can't fall off its end has no implicit `return None`, so this finds just what may end it.
+            # Code that can't reach its end has no implicit `return None`, so this finds only methods that may end.
             returns_none = each.opname == "RETURN_CONST" and each.argval is None
             if each.opname == "RETURN_VALUE" and before is not None and before.opname == "LOAD_CONST":
                 returns_none = before.argval is None

@@ -1,1 +1,1 @@
-"""Sockets: listening, what comes before a request, and the transports that receive and send for a request."""
+"""Sockets: listeners, connection preambles, and the transports that receive and send for a request."""

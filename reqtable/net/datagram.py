@@ -1,10 +1,12 @@
 """Datagram transports (UDP, Unix datagram): sessions over the one socket of a server.
 
-A datagram makes an entry, and is its whole input, as if of a stream that ends with it. Once a handler has taken a
-`datagram()`, its entry is the *session* of that peer's address with the address that it asked: later datagrams from the
-one to the other go to it, a bounded number of them waiting, until it ends. Those that come before the handler has read
-anything wait too: if it is no session, they begin requests of their own when it has ended. Each `send` is one datagram.
-A peer without an address can be neither answered nor told from others, and has no session.
+A datagram makes an entry. It is the whole input of that entry, like a stream that ends after it. When the handler takes
+a `datagram()`, the entry becomes a *session* between two addresses: the peer's, and the local one that the datagram was
+sent to. Later datagrams between the two go to the session until it ends; a bounded number of them wait in its inbox.
+
+Datagrams that arrive before the handler has read anything wait too. If the entry ends without becoming a session, each
+of them begins a request of its own. Each `send` is one datagram. A peer without an address can't be answered, nor told
+apart from others, and has no session.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ log = logging.getLogger("reqtable")
 
 
 class Sessions:
-    """The sessions of one engine, and what may yet become one.
+    """Finds the session that a datagram belongs to, among those of one engine.
 
-    `take_again(server, request, peer)` takes a datagram that has waited for a session and belongs to none.
+    An entry whose handler has not read anything counts as a session: it may become one. `take_again(server, request,
+    peer)` begins a request with a datagram that has waited in such an entry in vain.
     """
 
     def __init__(self, steps: Steps, take_again: Callable[[Server, Any, Any], None]) -> None:
@@ -40,19 +43,19 @@ class Sessions:
         return len(self.known)
 
     def find(self, server: Server, request: Any, peer: Any) -> Session | None:
-        """The session that a datagram is for, or what may yet become it; None where the datagram begins a request."""
+        """Return the session that a datagram belongs to; None if the datagram begins a request."""
         session = self.known.get(_key(server, request, peer)) if peer else None
         if session is None or session.entry.state is State.CLOSED:
             return None
         return session if session.inbox.is_session or not session.inbox.asked else None
 
     def add(self, session: Session) -> None:
-        """Later datagrams of that peer go to `session`."""
+        """Send later datagrams of its peer to `session`."""
         entry = session.entry
         self.known[_key(entry.server, session.request, entry.peer)] = session
 
     def discard(self, session: Session) -> None:
-        """`session` has ended."""
+        """Forget `session`, which has ended."""
         entry = session.entry
         key = _key(entry.server, session.request, entry.peer)
         if self.known.get(key) is session:
@@ -60,12 +63,12 @@ class Sessions:
 
 
 def _key(server: Server, request: Any, peer: Any) -> tuple[Server, Any, Any]:
-    """What tells one session from another: a peer may ask several addresses of this machine from one socket."""
+    """Return the key of a session. The local address is part of it: one socket of a peer may send to several."""
     return server, peer, request.local if type(request) is Datagram else None
 
 
 class Session:
-    """What the datagrams of one peer go to. `request` is the pair `(data, socket)` of `socketserver`."""
+    """Receives the datagrams of one peer, and sends it answers. `request` is `socketserver`'s pair `(data, socket)`."""
 
     __slots__ = ("entry", "forward", "inbox", "request", "sessions", "steps", "timeout_s")
 
@@ -76,10 +79,10 @@ class Session:
         self.timeout_s: float | None = self.steps.table.limits.session_timeout_s
         self.inbox = Inbox()
         self.entry: Entry
-        self.forward: Callable[[bytes], None] | None = None  # to whoever has the request now
+        self.forward: Callable[[bytes], None] | None = None  # to the thread or the child that has the request
 
     def attach(self, entry: Entry) -> None:
-        """Be the transport of `entry`, and give it its first datagram."""
+        """Become the transport of `entry`, and put the first datagram into its inbox."""
         self.entry = entry
         entry.input = self.inbox
         self.inbox.has_peer = bool(entry.peer)
@@ -90,7 +93,7 @@ class Session:
             self.sessions.add(self)
 
     def deliver(self, data: bytes) -> None:
-        """A later datagram of this peer."""
+        """Take a later datagram of this peer."""
         if self.forward is not None:
             self.forward(data)
             return
@@ -104,8 +107,8 @@ class Session:
             self.steps.count_buffers(entry)
 
     def watch(self, interest: int) -> None:
-        # Reading is the server's: its listener delivers. Writing is retried, not polled for: a Unix datagram socket
-        # polls as writable while the queue of the one peer that matters is full.
+        # The server's listener reads the socket and delivers. Sending is retried in each pass, not polled for: a Unix
+        # datagram socket polls as writable even while this peer's queue is full.
         if interest & WRITE:
             self.steps.mailbox.call_later(self._drain)
 
@@ -148,7 +151,7 @@ class Session:
         return True
 
     def leave(self) -> None:
-        """A child process has the request, until it has ended."""
+        """Keep the socket, which is the server's: the parent goes on receiving for the child."""
 
     def finish(self) -> None:
         self.steps.end(self.entry, Event.RELEASED)
@@ -158,32 +161,32 @@ class Session:
         self.sessions.discard(self)
         if self.inbox.dropped:
             log.info(
-                "%s: %d datagrams dropped: %d waited",
+                "%s: %d datagrams dropped: no more than inbox_max = %d may wait",
                 address_text(entry.peer),
                 self.inbox.dropped,
                 self.steps.table.limits.inbox_max,
             )
         entry.server.close_request(self.request)
         if not self.inbox.is_session:
-            own = 0 if self.inbox.asked else 1  # its own datagram is not another request's, though it was never read
+            own = 0 if self.inbox.asked else 1  # the first datagram, though unread, belongs to this request
             others = self.inbox.unopened()[own:]
-            entry.bytes_in -= sum(map(len, others))  # each counts for the request that it begins
+            entry.bytes_in -= sum(map(len, others))  # they count for the requests that they begin
             self.readmit(others)
 
     def readmit(self, datagrams: list[bytes]) -> None:
-        """Datagrams that waited for what has turned out to be no session begin requests of their own."""
+        """Have each datagram begin a request of its own: this entry did not become a session."""
         server = self.entry.server
         for data in datagrams:
             if server.fileno() >= 0:
                 self.steps.post(self.sessions.take_again, server, later(self.request, data), self.entry.peer)
 
     def abandon(self) -> None:
-        """The socket is the server's."""
+        """Keep the socket: it is the server's."""
 
     def end_input(self) -> None:
-        """No more datagrams come: the session is over."""
+        """End the session: it gets no more datagrams."""
         self.entry.ending = Ending.DRAINED
         self.steps.end(self.entry, Event.CANCELLED)
 
     def shut(self) -> None:
-        """There is no connection."""
+        """Do nothing: there is no connection."""

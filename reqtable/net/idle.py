@@ -1,4 +1,4 @@
-"""Whether a request is idle, as its peer sees it: nothing unread, nothing unsent, nothing running."""
+"""Tells whether a request is idle, as its peer sees it: nothing unread, nothing unsent, nothing running."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from reqtable.table.table import Entry
 
 
 def is_idle(entry: Entry) -> bool:
-    """Whether `entry` has waited for its peer for `drain_idle_s`, with nothing unread. From another thread: a guess."""
+    """Return whether `entry` has waited for input for `drain_idle_s` and has none. In another thread: a guess."""
     table = entry.table
     waits = entry.state is State.READING and table.running is not entry
     quiet = waits and not entry.input and not entry.input.ended
@@ -15,6 +15,6 @@ def is_idle(entry: Entry) -> bool:
 
 
 def end_if_idle(entry: Entry) -> None:
-    """Tell a request that is idle that no more input will come. Only for the thread of its loop."""
+    """End the input of `entry` if it is idle. Only the thread of its loop may call this."""
     if is_idle(entry):
         entry.transport.end_input()

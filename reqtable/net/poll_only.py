@@ -1,6 +1,6 @@
 """The transport of a handler that reads and writes its socket itself: the engine only polls the socket.
 
-Where the handler never waits in the loop, the engine does not touch the socket at all.
+If the handler never waits in the loop, the engine does not touch the socket at all.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from reqtable.table.compiled import mypyc_attr
 from reqtable.table.states import READ, WRITE, Event, State
 from reqtable.table.table import Entry
 
-# As in the loop: names, because looking a member up takes 100 ns.
+# Names, as in the loop: looking up an Enum member takes 100 ns.
 _READING: Final = State.READING
 _WRITING: Final = State.WRITING
 _LINGERING: Final = State.LINGERING
 _INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
 _OUTPUT_TAKEN: Final = Event.OUTPUT_TAKEN
-_SOMETHING = b"?"  # stands in for input that is the handler's to read
+_SOMETHING = b"?"  # stands in for input that the handler will read itself
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class PollOnly(Selectable):
-    """The socket of a handler that does its own I/O; `request` is what the server's hooks are called with.
+    """Polls the socket of a handler that does its own I/O; `request` is the argument of the server's hooks.
 
-    A thread or a child may have the request (`give`). Then it ends the request by the server's hooks, over there.
+    The request may be given to a thread or a child (`give`), which then ends it with the server's hooks.
     """
 
     __slots__ = ("_ended", "_hold", "entry", "fd", "request", "steps")
@@ -45,7 +45,7 @@ class PollOnly(Selectable):
         self.request = request
         self.entry: Entry
         self._ended = False  # the server's hooks have ended the request
-        self._hold: socket.socket | None = None  # our own hold on the connection
+        self._hold: socket.socket | None = None  # our duplicate of the connection's socket
 
     @property
     def poller(self) -> Poller:
@@ -61,7 +61,7 @@ class PollOnly(Selectable):
                 entry.input.data = _SOMETHING
                 steps.step(entry, _INPUT_ARRIVED)
         elif state is _WRITING:
-            if mask & WRITE and steps.send_share:  # else it comes up again in the next pass
+            if mask & WRITE and steps.send_share:  # without a share, the socket is reported again in the next pass
                 entry.active_at = steps.table.now
                 entry.result = None
                 steps.step(entry, _OUTPUT_TAKEN)
@@ -72,25 +72,25 @@ class PollOnly(Selectable):
         return True
 
     def give(self, hold: bool = True) -> None:
-        """A thread or a child has the request from here on, and ends it with the server's hooks.
+        """Give the request to a thread or a child, which ends it with the server's hooks.
 
-        Our hold on the connection is what a cancellation shuts, and what lingers. Without `hold` there is none: the
-        kernel sends no end of file while a duplicate is open, and only the loop would close it.
+        With `hold`, this process keeps a duplicate of the descriptor: a cancellation shuts it, and it lingers. While
+        it is open the kernel sends no end of file, so `hold` is False if no loop goes on to close it.
         """
         self.watch(0)
         self._ended = True
         self._hold = self._duplicate() if hold else None
 
     def take_back(self) -> None:
-        """It could not be handed over after all."""
+        """Take the request back: no thread or child could take it."""
         self._ended = False
         self._let_go()
 
     def finish(self) -> None:
-        """The handler has returned: the hooks `shutdown_request` and `close_request` end its request.
+        """End the request with the hooks `shutdown_request` and `close_request`: its handler has returned.
 
-        Closing a connection with unread input resets it (tcp(7)), and the reset may overtake the answer. So where
-        there is some, a duplicate of the descriptor outlives the hooks, and lingers.
+        Closing a connection with unread input resets it (tcp(7)), and the reset may overtake the answer. So if there
+        is unread input, a duplicate of the descriptor outlives the hooks, and lingers.
         """
         self.watch(0)
         if not self._ended:
@@ -111,16 +111,16 @@ class PollOnly(Selectable):
             self.steps.linger(self.entry)
 
     def shut(self) -> None:
-        """End the connection for whoever has the request now: what they wait for comes to an end."""
+        """Shut the connection, so that the thread or the child that has the request stops waiting for it."""
         connection = self._hold if self._hold is not None else self.request
         if isinstance(connection, socket.socket):
-            with contextlib.suppress(OSError):  # it has ended already
+            with contextlib.suppress(OSError):  # the connection has ended already
                 self.steps.system.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def end_input(self) -> None:
-        """Have the handler meet the end of its input: shut the reading side, and it reads what there is, then that."""
+        """Shut the reading side if nothing is unread: the handler reads end of file."""
         if isinstance(self.request, socket.socket) and not has_unread(self.request, self.steps.system.socket):
-            with contextlib.suppress(OSError):  # it has ended already
+            with contextlib.suppress(OSError):  # the connection has ended already
                 self.request.shutdown(socket.SHUT_RD)
 
     def release(self) -> None:
@@ -129,10 +129,10 @@ class PollOnly(Selectable):
         if not self._ended:
             self._ended = True
             end_request(self.entry.server.shutdown_request, self.request)
-        self.request = None  # a cooperative socket knows its transport: a cycle would keep open what no hook closes
+        self.request = None  # a cooperative socket refers back: the cycle would keep it open if no hook closes it
 
     def leave(self) -> None:
-        """A child has the connection; the parent keeps its own hold on it."""
+        """Keep this process's duplicate of the connection, which a child has."""
 
     def abandon(self) -> None:
         self.watched = 0
@@ -140,7 +140,7 @@ class PollOnly(Selectable):
         abandon_socket(self._hold)
 
     def _duplicate(self) -> socket.socket | None:
-        """Another hold on the connection; None where there is none to be had."""
+        """Return a duplicate of the connection's socket; None if there can't be one."""
         own, system = self.request, self.steps.system
         if not isinstance(own, socket.socket) or own.fileno() < 0:
             return None

@@ -1,8 +1,8 @@
-"""What comes before a request: a PROXY protocol header, a TLS handshake. It is in the table meanwhile, OPENING.
+"""Preambles: the PROXY protocol header and the TLS handshake before a request, whose entry is OPENING meanwhile.
 
-Neither is done in accept, so a client that sends nothing holds up nobody; `handshake_timeout_s` ends it. When both are
-over the server's hooks `verify_request` and `process_request` take the request as if it had just come: from the real
-client's address, by a secured socket.
+The loop reads them, not accept, so a client that sends nothing holds up nobody; `handshake_timeout_s` ends it. After
+the preamble, the server's hooks `verify_request` and `process_request` get the request as if it had just arrived: from
+the real client's address, over a secured socket.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ from reqtable.table.errors import ConfigurationError, PeerError, ending_of
 from reqtable.table.states import READ, WRITE, Event, State
 from reqtable.table.table import Entry
 
-try:  # with the package: a program's tests may have patched `socket.socket` when the first server is made
+try:  # now, not with the first server: by then a program's tests may have patched `socket.socket`
     import ssl
 
     from reqtable.net import tls
-except ImportError:  # there is no ssl
+except ImportError:  # this Python has no ssl
     tls = None  # type: ignore[assignment]
 
 log = logging.getLogger("reqtable")
 
 
 class PreambleSpec:
-    """What the connections of a server begin with. Raises ConfigurationError for certificates that can't be used."""
+    """Says which preamble a server's connections have. Raises ConfigurationError for unusable certificates."""
 
     def __init__(self, config: Config) -> None:
         self.context: Any = None
         if config.tls.cert is not None:
             if tls is None:
                 raise ConfigurationError(
-                    "tls.cert: this Python has no module ssl: install one that has, or leave tls.cert out"
+                    "tls.cert: this Python has no module ssl: install a Python with ssl, or leave tls.cert out"
                 )
-            if config.limits.recv_bytes < tls.RECORD_BYTES:  # no selector tells of what is left of a record in OpenSSL
+            if config.limits.recv_bytes < tls.RECORD_BYTES:  # no selector reports bytes that OpenSSL holds
                 raise ConfigurationError(
-                    f"limits.recv_bytes is {config.limits.recv_bytes}: TLS needs {tls.RECORD_BYTES}"
+                    f"limits.recv_bytes is {config.limits.recv_bytes}: TLS needs at least {tls.RECORD_BYTES}"
                 )
             self.context = tls.server_context(config.tls)
         self._networks = config.proxy.networks()
         self._trusts_unix = "unix" in config.proxy.trusted
 
     def comes_first(self, request: Any, client_address: Any) -> bool:
-        """Whether anything comes before the request itself."""
+        """Return whether the connection begins with a preamble."""
         if not isinstance(request, socket.socket) or request.type != socket.SOCK_STREAM:
             return False
         return self.context is not None or self.is_proxy(client_address)
 
     def is_proxy(self, client_address: Any) -> bool:
-        """Whether whoever connects from there is trusted to say for whom."""
+        """Return whether `client_address` is a trusted proxy's, which names the real client."""
         if not isinstance(client_address, tuple):
             return self._trusts_unix
         if not self._networks:
@@ -71,16 +71,16 @@ class PreambleSpec:
 
 
 def stream_over(steps: Steps, request: Any) -> Stream:
-    """The transport of a resumable handler's connection."""
+    """Return a transport for the connection of a resumable handler."""
     if is_tls(request):
         return tls.TLSStream(steps, request)
     return Stream(steps, request)
 
 
 class Preamble(Selectable):
-    """The transport of a connection that is being opened. `request` is its socket, non-blocking meanwhile.
+    """Reads the preamble of a connection, whose transport it is meanwhile. `request` is the socket, non-blocking.
 
-    `on_done(preamble)` is called once all of it has come. `is_proxied` says that a proxy has named the entry's peer.
+    `on_done(preamble)` is called once the preamble is complete. `is_proxied` says that a proxy has named the peer.
     """
 
     __slots__ = ("_on_done", "_progress", "_spec", "_timeout", "entry", "fd", "is_proxied", "request", "steps")
@@ -112,7 +112,7 @@ class Preamble(Selectable):
         return self.steps.poller
 
     def begin(self) -> None:
-        """Do what can be done at once. The entry is in the table, and its deadline is set."""
+        """Do as much as possible at once. The entry is in the table, and its deadline is set."""
         self.on_ready(READ)
 
     def on_ready(self, mask: int) -> None:
@@ -133,7 +133,7 @@ class Preamble(Selectable):
             self._on_done(self)
 
     def _open(self) -> Iterator[int]:
-        """Do all of it; yields what to wait for."""
+        """Go through the whole preamble; yields the interest to wait for."""
         entry = self.entry
         if self._spec.is_proxy(entry.peer):
             entry.want = PROXY_HEADER
@@ -143,13 +143,13 @@ class Preamble(Selectable):
             yield from self._shake_hands()
 
     def _read_header(self) -> Iterator[int]:
-        """Take the header, and no byte of what follows it."""
+        """Read the header, and no byte beyond it."""
         data = b""
         while (end := header_end(data)) is None or len(data) < end:
             try:
                 more = self.request.recv(HEADER_BYTES_MAX - len(data), socket.MSG_PEEK)
                 if not more:
-                    raise ConnectionError("the connection ended before it was over")
+                    raise ConnectionError("the connection ended before the header was complete")
                 end = header_end(data + more)
                 taken = self.request.recv(len(more) if end is None else min(len(more), end - len(data)))
             except (BlockingIOError, InterruptedError):
@@ -164,22 +164,22 @@ class Preamble(Selectable):
             self.is_proxied = True
 
     def _shake_hands(self) -> Iterator[int]:
-        send_at_once(self.request)  # a handler's first answer comes after OpenSSL's session tickets
+        send_at_once(self.request)  # else the handler's first answer is held back behind OpenSSL's session tickets
         self.request = self.entry.policy.secured(self.entry, self.request, self._spec.context)
         while True:
             try:
-                ssl.SSLSocket.do_handshake(self.request)  # not as a cooperative socket does it
+                ssl.SSLSocket.do_handshake(self.request)  # a cooperative socket's method would wait
             except ssl.SSLWantReadError:
                 yield READ
             except ssl.SSLWantWriteError:
                 yield WRITE
             except ssl.SSLEOFError:
-                raise ConnectionError("the connection ended before it was over") from None
+                raise ConnectionError("the connection ended before the handshake was complete") from None
             else:
                 return
 
     def _give_up(self, error: Exception) -> None:
-        """No request comes of it. An alert that says so (RFC 8446, 6.2) is not to be cut off."""
+        """End the connection without a request. Linger, so that a TLS alert (RFC 8446, 6.2) is not cut off."""
         what = "TLS handshake" if self.entry.want is HANDSHAKE else "PROXY header"
         log.info("%s: its %s failed: %s", address_text(self.entry.peer), what, printable(error))
         self.entry.ending = ending_of(error)
@@ -202,10 +202,10 @@ class Preamble(Selectable):
         pass
 
     def end_input(self) -> None:
-        """It has begun: its request may still be served."""
+        """Do nothing: the connection has begun, so its request may still be served."""
 
     def leave(self) -> None:
-        """No child has what has not begun."""
+        """Do nothing: no child gets a connection before its request begins."""
 
     def release(self) -> None:
         self.watch(0)

@@ -1,7 +1,7 @@
-"""The PROXY protocol, versions 1 and 2: what a proxy says of its client, before the client's own first byte.
+"""The PROXY protocol, versions 1 and 2: a proxy names its client before the client's own first byte.
 
-Source: HAProxy's doc/proxy-protocol.txt. Pure: bytes in, a header out. Version 1 is a line of text, version 2 is binary
-and says its length. What version 2 may add (type-length-value fields) is read over.
+Source: HAProxy's doc/proxy-protocol.txt. Pure: bytes in, a header out. Version 1 is a line of text. Version 2 is binary
+and states its length; its optional type-length-value fields are skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"  # of version 2
 _FIXED_BYTES = 16
 _LINE = b"PROXY "
 _LINE_BYTES_MAX = 107
-HEADER_BYTES_MAX = 4096  # of version 2, whose length field could say 64 KiB
+HEADER_BYTES_MAX = 4096  # of version 2, whose length field allows 64 KiB
 
 _LOCAL, _PROXIED = 0x20, 0x21
 _INTERNET, _INTERNET6, _UNIX = 1, 2, 3
@@ -25,14 +25,14 @@ _UNIX_PATH_BYTES = 108
 
 
 class ProxyHeaderError(PeerError):
-    """What came from a trusted proxy is no PROXY protocol header."""
+    """A trusted proxy did not send a valid PROXY protocol header."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """The addresses of the client's own connection, as the socket module has them; None where the proxy names none.
+    """Holds the addresses of the client's own connection, in the socket module's form; None if the proxy names none.
 
-    It names none for its own connections (a health check), and for those of kinds that it does not know.
+    A proxy names none for its own connections (health checks), nor for connections of a kind that it does not know.
     """
 
     source: Any = None
@@ -40,7 +40,7 @@ class ProxyHeader:
 
 
 def header_end(data: bytes) -> int | None:
-    """How long the header is that `data` begins with; None while that can't be told. Raises ProxyHeaderError."""
+    """Return the length of the header that begins `data`; None while it is unknown. Raises ProxyHeaderError."""
     if data.startswith(_LINE[: len(data)]):
         end = data.find(b"\r\n", 0, _LINE_BYTES_MAX)
         if end >= 0:
@@ -49,17 +49,17 @@ def header_end(data: bytes) -> int | None:
             raise ProxyHeaderError(f"a PROXY line of more than {_LINE_BYTES_MAX} bytes")
         return None
     if not data.startswith(_SIGNATURE[: len(data)]):
-        raise ProxyHeaderError(f"no PROXY header begins with {data[:_FIXED_BYTES]!r}")
+        raise ProxyHeaderError(f"not a PROXY header: it begins with {data[:_FIXED_BYTES]!r}")
     if len(data) < _FIXED_BYTES:
         return None
     end = _FIXED_BYTES + int.from_bytes(data[14:_FIXED_BYTES], "big")
     if end > HEADER_BYTES_MAX:
-        raise ProxyHeaderError(f"a PROXY header of {end} bytes; {HEADER_BYTES_MAX} are allowed")
+        raise ProxyHeaderError(f"a PROXY header of {end} bytes: at most {HEADER_BYTES_MAX} are allowed")
     return end
 
 
 def parse(header: bytes) -> ProxyHeader:
-    """What a whole header says. Raises ProxyHeaderError."""
+    """Parse a complete header. Raises ProxyHeaderError."""
     return _parse_line(header) if header.startswith(_LINE) else _parse_binary(header)
 
 
@@ -73,7 +73,7 @@ def _parse_line(header: bytes) -> ProxyHeader:
         raise ProxyHeaderError(f"not a PROXY line: {header!r}")
     source, destination, *ports = words[1:]
     if "%" in source + destination:
-        raise ProxyHeaderError(f"a PROXY line with the zone of an address, which means nothing here: {header!r}")
+        raise ProxyHeaderError(f"a PROXY line with an address zone, which has no meaning on this machine: {header!r}")
     try:
         return ProxyHeader(_address(kind(source), _port(ports[0])), _address(kind(destination), _port(ports[1])))
     except ValueError as error:
@@ -114,6 +114,6 @@ def _address(host: IPv4Address | IPv6Address, port: int) -> Any:
 
 
 def _path(field: bytes) -> str:
-    """A Unix address; one in the abstract namespace begins with a NUL (unix(7))."""
+    """Return a Unix address. An abstract one begins with a NUL (unix(7))."""
     name = field.rstrip(b"\0")
     return name.decode("utf-8", "surrogateescape")

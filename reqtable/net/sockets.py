@@ -1,4 +1,4 @@
-"""What may be asked of a request's socket: what it holds unread, whose fault an error is, whether it is TLS."""
+"""Questions about a request's socket: has it unread input, is it TLS, and did the peer cause its error?"""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, Final
 from reqtable.table.errors import PeerError
 
 _PEEK_NOW: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
-# What a call on a socket fails with though the peer and the network have done nothing: the descriptor is closed or no
-# socket, an argument is wrong, or the kernel is out of memory.
+# Errors of socket calls that neither the peer nor the network causes: the descriptor is closed or is no socket, an
+# argument is wrong, or the kernel is out of memory.
 _NOT_PEERS = {
     errno.EBADF,
     errno.ENOTSOCK,
@@ -27,25 +27,25 @@ _NOT_PEERS = {
 
 
 def has_unread(request: Any, plain: type[socket.socket]) -> bool:
-    """Whether a stream connection has input that nobody has read.
+    """Return whether a stream connection has unread input.
 
-    `plain` is the class whose calls are made: a cooperative socket's would wait.
+    `plain` is the socket class whose methods are called: those of a cooperative socket would wait.
     """
     if not isinstance(request, socket.socket) or request.fileno() < 0:
         return False
     try:
-        # As a number: for `request.type` a member of an Enum is looked up.
+        # The plain number: `request.type` would look up an Enum member.
         if socket.SocketType.type.__get__(request) == socket.SOCK_STREAM:
             if plain.gettimeout(request):
-                plain.settimeout(request, 0)  # with a timeout MSG_DONTWAIT waits; the descriptor is non-blocking then
+                plain.settimeout(request, 0)  # with a timeout MSG_DONTWAIT waits; the descriptor is non-blocking anyway
             return bool(plain.recv(request, 1, _PEEK_NOW))
     except OSError:
-        pass  # nothing is there, or nobody is
+        pass  # nothing to read, or the peer has gone
     return False
 
 
 def discarded_all(connection: socket.socket, count: int) -> bool:
-    """Throw away up to `count` bytes of input; True at its end."""
+    """Read and discard up to `count` bytes of input; True at the end of the input."""
     try:
         return not connection.recv(count, socket.MSG_DONTWAIT)
     except (BlockingIOError, InterruptedError):
@@ -55,7 +55,7 @@ def discarded_all(connection: socket.socket, count: int) -> bool:
 
 
 def end_request(hook: Callable[[Any], Any], request: Any) -> None:
-    """Have a hook of the server close a request. Where the hook raises, its socket is closed all the same."""
+    """Have a hook of the server close a request. If the hook raises, close the request's socket all the same."""
     try:
         hook(request)
     except BaseException:
@@ -65,24 +65,24 @@ def end_request(hook: Callable[[Any], Any], request: Any) -> None:
 
 
 def is_peers_error(error: OSError) -> bool:
-    """Whether a call on a connected socket failed by the peer's doing, or the network's."""
+    """Return whether the peer or the network caused the `error` of a call on a connected socket."""
     return error.errno not in _NOT_PEERS
 
 
 def is_tls(request: socket.socket) -> bool:
-    """Whether it is a TLS socket. There may be no ssl here."""
+    """Return whether `request` is a TLS socket; works without the module ssl."""
     ssl = sys.modules.get("ssl")
     return ssl is not None and isinstance(request, ssl.SSLSocket)
 
 
 def is_peers_doing(error: BaseException | None) -> bool:
-    """Whether the other end has brought it about: worth a line, and no traceback.
+    """Return whether the peer caused `error`, which then deserves a line in the log but no traceback.
 
-    A group is the other end's doing if all of its exceptions are.
+    The peer caused an exception group if it caused all of its exceptions.
     """
     if isinstance(error, BaseExceptionGroup):
         return all(is_peers_doing(each) for each in error.exceptions)
     if isinstance(error, PeerError | ConnectionError | TimeoutError):
-        return not isinstance(error, ConnectionRefusedError)  # it is that of a connection which the handler made
+        return not isinstance(error, ConnectionRefusedError)  # that is of a connection which the handler opened
     ssl = sys.modules.get("ssl")
     return ssl is not None and isinstance(error, ssl.SSLError)

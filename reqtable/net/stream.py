@@ -20,7 +20,7 @@ log = logging.getLogger("reqtable")
 
 INTERNET = (socket.AF_INET, socket.AF_INET6)
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
-# As in the loop: names, because looking a member up takes 100 ns.
+# Names, as in the loop: looking up an Enum member takes 100 ns.
 _READING: Final = State.READING
 _WRITING: Final = State.WRITING
 _LINGERING: Final = State.LINGERING
@@ -29,9 +29,9 @@ _INPUT_ENDED: Final = Event.INPUT_ENDED
 
 
 def send_at_once(connection: socket.socket) -> None:
-    """Have no second small segment held back until the first is acknowledged (tcp(7), TCP_NODELAY).
+    """Set TCP_NODELAY (tcp(7)): a second small segment leaves before the first is acknowledged.
 
-    That would only add the peer's delayed acknowledgement, 40 ms, to an answer that leaves in two.
+    Else an answer sent in two pieces would wait 40 ms for the peer's delayed acknowledgement.
     """
     if connection.family in INTERNET:
         with contextlib.suppress(OSError):  # the peer may be gone already
@@ -40,7 +40,7 @@ def send_at_once(connection: socket.socket) -> None:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Stream(Selectable):
-    """One connection. `request` is its socket, which is non-blocking from here on."""
+    """Receives and sends for one connection. `request` is its socket, which is non-blocking from now on."""
 
     __slots__ = ("entry", "request", "steps")
 
@@ -50,13 +50,13 @@ class Stream(Selectable):
         self.watched = 0
         self.steps = steps
         request.setblocking(False)
-        send_at_once(request)  # output leaves once a step, joined
+        send_at_once(request)  # the output of a step is joined and leaves at once
         self.request = request
         self.entry: Entry
 
     @property
     def fd(self) -> int:
-        """Its socket's. Kept here as well, it would be 48 bytes of each connection."""
+        """The socket's descriptor. A copy of it here would cost 48 bytes per connection."""
         return self.request.fileno()  # type: ignore[no-any-return]
 
     @property
@@ -87,7 +87,7 @@ class Stream(Selectable):
             if unread.data:
                 unread.feed(data)
             else:
-                unread.data = data  # what feeding it comes to, mostly
+                unread.data = data  # fast path of Input.feed
             steps.step(entry, _INPUT_ARRIVED)
         else:
             entry.input.ended = True
@@ -109,7 +109,7 @@ class Stream(Selectable):
         entry = self.entry
         output = entry.output
         try:
-            if 0 < output.size < SMALL_BYTES and output.size == output.held:  # it goes, whatever others have sent
+            if 0 < output.size < SMALL_BYTES and output.size == output.held:  # small output ignores the share
                 sent = self.request.send(output.front() if output.more else output.first)
                 entry.bytes_out += sent
                 if sent == output.size:
@@ -125,7 +125,7 @@ class Stream(Selectable):
             return False
 
     def _flush_much(self) -> bool:
-        """Send it within the request's share of the pass; a little goes in any case."""
+        """Send output within the request's share of the pass; up to SMALL_BYTES may leave without a share."""
         output = self.entry.output
         share = self.steps.send_share
         if not share:
@@ -148,9 +148,9 @@ class Stream(Selectable):
         return True
 
     def _send_file(self, piece: FileSlice, most: int) -> int:
-        """Send some of a file. Raises SendFileError where the file fails, OSError where the connection does.
+        """Send part of a file. Raises SendFileError if the file fails, OSError if the connection does.
 
-        What sendfile(2) refuses may be the fault of either: reading and sending tells which.
+        An error of sendfile(2) may be the fault of either; a read and a send show whose it is.
         """
         source = piece.descriptor()
         if source >= 0:
@@ -167,7 +167,7 @@ class Stream(Selectable):
         return int(self.request.send(piece.read(most)))
 
     def finish(self) -> None:
-        """Shut the write side; wait for the peer's end of file unless it has come: closing now could cut the answer."""
+        """Shut the write side, then linger unless the peer has ended too: closing at once could cut the answer off."""
         try:
             self.request.shutdown(socket.SHUT_WR)
         except OSError:
@@ -179,7 +179,7 @@ class Stream(Selectable):
             self.steps.linger(self.entry)
 
     def end_input(self) -> None:
-        """Have the handler meet the end of its input, unless more has come that nobody has read."""
+        """End the input that the handler sees, unless the socket has unread bytes."""
         if not has_unread(self.request, self.steps.system.socket):
             self.entry.input.ended = True
             self.steps.step(self.entry, _INPUT_ENDED)
@@ -189,11 +189,11 @@ class Stream(Selectable):
         end_request(self.entry.server.close_request, self.request)
 
     def leave(self) -> None:
-        """A child process has the connection, until it has ended."""
+        """Keep the socket open: a child process has the connection."""
 
     def shut(self) -> None:
-        """End the connection for whoever has it."""
-        with contextlib.suppress(OSError):  # it has ended already
+        """Shut the connection for every process that has it."""
+        with contextlib.suppress(OSError):  # the connection has ended already
             self.request.shutdown(socket.SHUT_RDWR)
 
     def abandon(self) -> None:
@@ -207,8 +207,8 @@ class Stream(Selectable):
         self._lost(error)
 
     def _lost(self, error: OSError) -> None:
-        """The connection is gone. Raises `error` where that is not the peer's doing."""
+        """End the request: the connection is lost. Raises `error` if the peer did not cause it."""
         if not is_peers_error(error):
             raise error
-        log.debug("%s: gone: %s", address_text(self.entry.peer), printable(error))
+        log.debug("%s: connection lost: %s", address_text(self.entry.peer), printable(error))
         self.steps.end(self.entry, Event.LOST)

@@ -1,7 +1,7 @@
 """TLS: contexts from a configuration, the socket of a request, and the stream transport over it.
 
-The handshake is done while the request is OPENING (see `opening`), so what is here begins with a connection that has
-been secured. OpenSSL reads and writes the descriptor by itself, a record at a time.
+The handshake takes place while the request is OPENING (see `preamble`), so these sockets are secured already. OpenSSL
+reads and writes the descriptor itself, a record at a time.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from reqtable.table.buffers import FileSlice
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.states import READ, WRITE, Event, State
 
-RECORD_BYTES = 16_384  # RFC 8446, 5.1: the most that a record holds
+RECORD_BYTES = 16_384  # the largest record (RFC 8446, 5.1)
 _GOODBYE_S = 2.0  # how long a blocking socket waits for room for its close_notify
 _GIVE_PEM = "give PEM files, the key without a passphrase"
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class TLSSocket(ssl.SSLSocket):
-    """A request's secured socket. Its end says close_notify (RFC 8446, 6.1): that nobody has cut it."""
+    """Secures a request's socket. It ends with close_notify (RFC 8446, 6.1), so the peer knows nothing was cut."""
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """OpenSSL takes all of what it is given, or nothing: a record at a time lets the loop see what was taken."""
+        """Send; if non-blocking, a record at most: OpenSSL takes all or nothing, and the loop counts what was taken."""
         if len(data) > RECORD_BYTES and self.gettimeout() == 0:
             data = memoryview(data)[:RECORD_BYTES]
         return super().send(data, flags)
 
     def say_goodbye(self) -> bool:
-        """On a non-blocking socket: send close_notify, wait for nothing. False while there is no room for it."""
+        """Send close_notify on a non-blocking socket, without waiting; False if the kernel has no room for it."""
         try:
             self.unwrap()
         except ssl.SSLWantWriteError:
             return False
         except (OSError, ValueError):
-            pass  # it is said, and the peer's has not come; or nobody is there
+            pass  # it was sent, but the peer has not sent its own; or the peer has gone
         return True
 
     def end_politely(self) -> None:
-        """Send close_notify; a blocking socket waits a moment for room for it."""
+        """Send close_notify; a blocking socket waits up to `_GOODBYE_S` for room."""
         before = self.gettimeout()
         self.settimeout(0)
         until = monotonic() + (0 if before == 0 else _GOODBYE_S)
@@ -57,7 +57,7 @@ class TLSSocket(ssl.SSLSocket):
         self.settimeout(before)
 
     def forget(self) -> None:
-        """A child process has the secured connection: what this one knows of it is out of date."""
+        """Drop the TLS state: a child process has the connection, so this copy is out of date."""
         self._sslobj = None
 
     def shutdown(self, how: int) -> None:
@@ -72,10 +72,10 @@ class TLSSocket(ssl.SSLSocket):
 
 
 class TLSStream(Stream):
-    """A secured connection whose I/O is the engine's.
+    """Receives and sends for one secured connection.
 
-    Where its end comes without a close_notify, somebody may have cut it: that is an end of input only while nothing
-    has come of what is waited for.
+    If the connection ends without close_notify, somebody may have cut it. That counts as the end of input only while
+    nothing is unread; otherwise the connection is lost.
     """
 
     __slots__ = ()
@@ -116,7 +116,7 @@ class TLSStream(Stream):
             super()._unwritable(error)
 
     def _waits(self, error: OSError) -> bool:
-        """Whether OpenSSL only has to read or to write first, of which the selector will tell."""
+        """Return whether OpenSSL only has to read or write first; the selector then watches for that."""
         if isinstance(error, ssl.SSLWantReadError):
             self.watch(READ)
         elif isinstance(error, ssl.SSLWantWriteError):
@@ -130,7 +130,7 @@ class TLSStream(Stream):
 
 
 def server_context(options: TLSOptions) -> ssl.SSLContext:
-    """The context of a server. Raises ConfigurationError, naming the key, the file and the mend."""
+    """Make a server's context. Raises ConfigurationError, which names the key, the file and the mend."""
     assert options.cert is not None
     context = _context(options, "tls", Certificate(options.cert, options.key))
     others = {
@@ -167,11 +167,11 @@ def _context(options: TLSOptions, key: str, certificate: Certificate) -> ssl.SSL
 def _load(context: ssl.SSLContext, key: str, certificate: Certificate) -> None:
     cert, own = certificate.cert, certificate.key
     try:
-        # a key with a passphrase would have OpenSSL ask for it on the terminal
+        # without `password`, OpenSSL would ask for the passphrase of a key on the terminal
         context.load_cert_chain(cert, own, password=lambda: b"")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            problem = f"is not the certificate of the key in {own or cert}: give the two that belong together"
+            problem = f"is not the certificate of the key in {own or cert}: give a certificate and its key"
         else:
             problem = _lack(key, cert, own) or f"or its key {own or cert}: {_reason(error)}: {_GIVE_PEM}"
     except OSError as error:
@@ -184,7 +184,7 @@ def _load(context: ssl.SSLContext, key: str, certificate: Certificate) -> None:
 
 
 def _lack(key: str, cert: str, own: str | None) -> str | None:
-    """Which part is not in the files, if one isn't: OpenSSL doesn't say."""
+    """Describe the part that the files lack; None if they lack nothing. OpenSSL doesn't say."""
     if not _has(cert, b"CERTIFICATE"):
         return f"has no certificate in it: {_GIVE_PEM}"
     if _has(own or cert, b"PRIVATE KEY"):
@@ -195,7 +195,7 @@ def _lack(key: str, cert: str, own: str | None) -> str | None:
 
 
 def _has(path: str, label: bytes) -> bool:
-    """Whether a PEM file has a part whose label ends so (RFC 7468, 2)."""
+    """Return whether a PEM file has a part whose label ends with `label` (RFC 7468, 2)."""
     return re.search(rb"^-----BEGIN [A-Z ]*" + label + b"-----", Path(path).read_bytes(), re.MULTILINE) is not None
 
 
@@ -210,7 +210,7 @@ def _reason(error: OSError) -> str:
 
 
 def _choose(others: dict[str, ssl.SSLContext], connection: Any, name: str | None) -> None:
-    """Serve with the certificate of the name asked for, or of the domain that it is in; else with the default one."""
+    """Serve with the certificate of `name`, else with its domain's wildcard certificate, else with the default."""
     asked = (name or "").lower()
     chosen = others.get(asked) or others.get("*." + asked.partition(".")[2])
     if chosen is not None:

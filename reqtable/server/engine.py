@@ -38,7 +38,7 @@ class Engine:
         self.servers: list[Hosted] = []
         self.listeners = Listeners(self.loop)
         self.admission = Admission(self.steps)
-        self.intake = Intake(self.loop, self.admission, self.listeners.rest)
+        self.intake = Intake(self.loop, self.admission, self.listeners.pause)
         self._stop_when: Callable[[], Any] = bool  # what else ends `serve`
         self._stopping = False
         self._stopped = threading.Event()

@@ -44,17 +44,17 @@ class Listeners:
                 listener.take_the_last()
         self.unlisten(server)
 
-    def rest(self, server: Hosted, error: OSError) -> None:
+    def pause(self, server: Hosted, error: OSError) -> None:
         """No request can be had for `server`, for want of descriptors or memory: look again in a while."""
         for listener in self._listeners:
             if listener.server is server:
-                listener.rest(error)
+                listener.pause(error)
 
     def after_pass(self, now: float, freed: bool) -> None:
         """Listen again where there is room again; `freed` says that something has closed in this pass."""
         for listener in self._listeners:
             if not listener.watched:
-                listener.consider(now, freed)
+                listener.listen_again_if_room(now, freed)
 
     def close(self) -> None:
         """Unlisten for every server."""

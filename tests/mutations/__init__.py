@@ -125,11 +125,11 @@ MUTATIONS = [
     ),
     Mutation(
         "a full table is never looked at again",
-        *(Listener, "consider", "self._full or self.resting_until < inf", "self.resting_until < inf"),
+        *(Listener, "listen_again_if_room", "self._full or self.paused_until < inf", "self.paused_until < inf"),
     ),
     Mutation(
         "accepting that fails is tried again at once",
-        *(Listener, "_rest", "self.watch(0)", "self.resting_until = inf"),
+        *(Listener, "_pause_until", "self.watch(0)", "self.paused_until = inf"),
     ),
     Mutation(
         "a burst that stops at the high-water mark is forgotten",
