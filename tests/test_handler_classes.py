@@ -361,11 +361,11 @@ class OwnInitBlocking(reqtable.StreamRequestHandler):
             f"Stateless declares no state: put @state(line()) before a method ({line_of('# abstract')})",
         ),
         (Handless, f"Handless must define async def handle(self) ({line_of('# the same')})"),
-        (Typed[int], "Typed[int] is no handler class, but a hint for type checkers: give Typed"),
+        (Typed[int], "Typed[int] is a type hint, not a handler class: give Typed"),
         (functools.partial(Typed[int]), "give Typed"),
-        (None, "None is no handler class: give a class that is derived from reqtable.StateRequestHandler, Async"),
-        (exercise(Login).handler, "is no handler class: give a class"),
-        (b"Login", "b'Login' is no handler class"),
+        (None, "None is not a handler class: give a class derived from reqtable.StateRequestHandler, Async"),
+        (exercise(Login).handler, "is not a handler class: give a class"),
+        (b"Login", "b'Login' is not a handler class"),
         (
             OwnInit,
             "OwnInit can't be called with (entry): too many positional arguments: a handler has no parameters of its "

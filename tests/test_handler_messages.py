@@ -305,7 +305,7 @@ def test_a_coroutine_in_a_blocking_handler_is_refused() -> None:
             pass
 
     said = (
-        "Mixed.handle is a coroutine, and nothing awaits that of a blocking handler: derive Mixed from "
+        "Mixed.handle is a coroutine, but a blocking handler's handle() is not awaited: derive Mixed from "
         f"reqtable.AsyncRequestHandler ({line_of('# of a blocking handler')})"
     )
     with pytest.raises(reqtable.ConfigurationError, match=re.escape(said)):
@@ -338,8 +338,11 @@ def test_what_can_not_be_sent_to_another_process_is_one_line(caplog: pytest.LogC
     first, second = (each for each in caplog.records if each.name == "reqtable")
     assert (first.exc_info, second.exc_info) == (None, None)
     said = first.getMessage()
-    assert "call(Calling.command.<locals>.<lambda>) can't be sent to another process: it can't be pickled" in said
-    assert "define it at the top of a module, or say on='thread'" in said
+    assert (
+        "call(Calling.command.<locals>.<lambda>) can't be sent to another process: its function can't be pickled"
+        in said
+    )
+    assert "define it at the top of a module, or pass on='thread'" in said
     assert f"which Calling.command ({line_of('# of a lambda')}) asked for" in said
     assert "call(print) can't be sent to another process: its argument <memory" in second.getMessage()
     assert "\n" not in said + second.getMessage()

@@ -1,7 +1,7 @@
 """Dispatch policies: where the steps of a request run.
 
-The author of a policy needs what is here, and nothing else. Derive the policy from `Policy`, and register it under the
-entry point group `reqtable.dispatch`. `examples/stopwatch.py` is one.
+This package has all that the author of a policy needs. Derive the policy from `Policy`, and register it under the entry
+point group `reqtable.dispatch`. See `examples/stopwatch.py`.
 """
 
 from reqtable.dispatch.checks import check_servable, is_resumable

@@ -1,4 +1,4 @@
-"""Whether requests can be served by a handler class, told before anything is bound."""
+"""Checks that a handler class can serve requests, before anything is bound."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from reqtable.table.errors import ConfigurationError
 from reqtable.table.places import owner_of, place_of
 from reqtable.table.snapshot import handler_name, unwrapped
 
-# Where those hooks of a server are defined that make a handler by calling its class.
+# The modules whose server hooks make a handler by calling its class.
 _DEFAULT_HOOKS = {"socketserver", "reqtable.server.base", "reqtable.server.mixins", "reqtable.server.classes"}
 
 
 @lru_cache(maxsize=1024)
 def is_resumable(handler_class: Any) -> bool:
-    """Whether a handler class, or a `functools.partial` of one, is a state or an async handler."""
+    """Whether a handler class, or a `functools.partial` of one, is a state machine or an async handler."""
     handler_class = unwrapped(handler_class)
     return isinstance(handler_class, type) and issubclass(handler_class, ResumableHandler)
 
 
 def check_servable(handler_class: Any, server: object = None) -> None:
-    """Raise ConfigurationError where no request can be served by that handler class, with the reason.
+    """Raise ConfigurationError, with the reason, if that handler class can't serve requests.
 
-    As in `socketserver`, what makes a blocking handler may be any function, which nobody looks into, and is the
-    server's own matter where that has a `finish_request` or a `process_request` of its own.
+    As in `socketserver`, any function may make a blocking handler; it is not looked into. Blocking handlers are not
+    checked at all if the server has its own `finish_request` or `process_request`, which may make them as it likes.
     """
     own = unwrapped(handler_class)
     generic = get_origin(own)
     if is_resumable(generic):
-        raise ConfigurationError(f"{own!r} is no handler class, but a hint for type checkers: give {generic.__name__}")
+        raise ConfigurationError(f"{own!r} is a type hint, not a handler class: give {generic.__name__}")
     if is_resumable(own):
         if (unfit := own._unfit()) is not None:
             raise ConfigurationError(unfit)
@@ -39,7 +39,7 @@ def check_servable(handler_class: Any, server: object = None) -> None:
     elif not _makes_handlers_itself(server):
         if not callable(own):
             raise ConfigurationError(
-                f"{own!r} is no handler class: give a class that is derived from reqtable.StateRequestHandler, "
+                f"{own!r} is not a handler class: give a class derived from reqtable.StateRequestHandler, "
                 "AsyncRequestHandler or BaseRequestHandler"
             )
         if isinstance(own, type):
@@ -47,16 +47,16 @@ def check_servable(handler_class: Any, server: object = None) -> None:
             handle = getattr(own, "handle", None)
             if inspect.iscoroutinefunction(handle):
                 raise ConfigurationError(
-                    f"{handler_name(own)}.handle is a coroutine, and nothing awaits that of a blocking handler: derive "
-                    f"{handler_name(own)} from reqtable.AsyncRequestHandler ({place_of(handle)})"
+                    f"{handler_name(own)}.handle is a coroutine, but a blocking handler's handle() is not awaited: "
+                    f"derive {handler_name(own)} from reqtable.AsyncRequestHandler ({place_of(handle)})"
                 )
 
 
 def _check_call(handler_class: Any, given: tuple[str, ...], begins_in: str) -> None:
-    """Raise ConfigurationError where a handler can't be made by a call with what it is given."""
+    """Raise ConfigurationError if the handler class can't be called with the arguments `given`."""
     try:
         signature = inspect.signature(handler_class)
-    except (TypeError, ValueError):  # of a class written in C, perhaps
+    except (TypeError, ValueError):  # perhaps a class written in C
         return
     try:
         signature.bind(*given)

@@ -1,4 +1,4 @@
-"""`Executors`: where the functions of `call()` run, for one server under one configuration."""
+"""`Executors`: what runs the functions of `call()`, for one server under one configuration."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from reqtable.table.wants import Call, Failure
 
 
 class Executors:
-    """The executors that `call(on=…)` names, each made when it is first needed."""
+    """Makes the executors that `call(on=…)` names, each when it is first needed, and runs calls in them."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._executors: dict[str, Executor] = {}
-        self._lock = threading.Lock()  # the private loops of other threads come here too
+        self._lock = threading.Lock()  # private loops in other threads use it too
 
     def make_configured(self) -> None:
-        """Make those of the configuration. Raises ConfigurationError for one that can't be made."""
+        """Make the executors of the configuration. Raises ConfigurationError if one can't be made."""
         config = self._host.config
         for each in config.executors:
             self.named(each)
@@ -35,7 +35,7 @@ class Executors:
             raise ConfigurationError(f"{place}{place and ': '}call_on: {self._no_executor(config.call_on)}")
 
     def named(self, name: str) -> Executor:
-        """The executor of that name. Raises ConfigurationError where there is none."""
+        """Return the executor of that name. Raises ConfigurationError if there is none."""
         with self._lock:
             executor = self._executors.get(name)
             if executor is None:
@@ -43,14 +43,14 @@ class Executors:
             return executor
 
     def run_calls_by(self, make: Callable[[str], Executor]) -> None:
-        """Have what `make(name)` makes stand in for every executor, those of the configuration too: for simulations."""
+        """Replace every executor, including the configured ones, by what `make(name)` returns: for simulations."""
         for name in self._known():
             self._executors[name] = make(name)
 
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
-        """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
+        """Run the function of a `call` and have its result delivered. Returns a function that gives the call up."""
         executor = self.named(want.on or self._host.config.call_on)
-        is_sent = isinstance(executor, RestartingPool)  # to another process, perhaps
+        is_sent = isinstance(executor, RestartingPool)  # perhaps to another process
         if is_sent:
             future = executor.submit(guarded, want.fn, want.args, want.kwargs)
         else:
@@ -67,12 +67,12 @@ class Executors:
         return future.cancel
 
     def close(self, wait: bool) -> None:
-        """Shut them down; with `wait`, calls that are out end first."""
+        """Shut the executors down. With `wait`, running calls return first."""
         while self._executors:
             self._executors.popitem()[1].shutdown(wait=wait, cancel_futures=True)
 
     def abandon(self) -> None:
-        """In a forked child: what is the parent's stays the parent's; what is needed is made anew."""
+        """In a forked child: leave the parent's executors alone. New ones are made when they are needed."""
         self._lock = threading.Lock()
         for executor in self._executors.values():
             if isinstance(executor, RestartingPool | ForkExecutor):
@@ -106,21 +106,24 @@ def _outcome(want: Call[Any], done: Future[Any], is_sent: bool) -> Any:
         return done.result()
     if is_sent:
         error = _unfit(want) or error
-    if not isinstance(error, Exception):  # a SystemExit, say: it ended the call, and shall not end the server
+    if not isinstance(error, Exception):  # a SystemExit, say: it ends the call, not the server
         error = HandlerError(f"{want!r} raised {error!r}")
     return Failure(error)
 
 
 def _unfit(want: Call[Any]) -> HandlerError | None:
-    """What of a call can't be sent to another process; None where all of it can."""
-    named = {"it": want.fn, **{f"its argument {each!r}": each for each in (*want.args, *want.kwargs.values())}}
+    """Return an error that names the part of a call that can't be pickled; None if all of it can."""
+    named = {
+        "its function": want.fn,
+        **{f"its argument {each!r}": each for each in (*want.args, *want.kwargs.values())},
+    }
     for name, each in named.items():
         try:
             pickle.dumps(each)
         except Exception as problem:
             mend = "define it at the top of a module" if each is want.fn else "pass plain data"
             return HandlerError(
-                f"{want!r} can't be sent to another process: {name} can't be pickled ({problem}): {mend}, or say "
+                f"{want!r} can't be sent to another process: {name} can't be pickled ({problem}): {mend}, or pass "
                 "on='thread'"
             )
     return None

@@ -1,13 +1,13 @@
-"""Handing a whole request off: to a thread, or to a child process.
+"""Handing a whole request off to a thread or to a child process.
 
-A `Handoff` is one such request, from the moment when somebody else is to have it until they are done with it. It stands
-in the row in place of the handler, and, once the request is given, in place of the transport as well:
+A `Handoff` stands in the row in place of the handler. Once the request is given, it stands in for the transport as
+well. It goes through three stages:
 
-* It *waits* (want `VACANCY`) while the policy has as many requests as it may.
-* It is *given* (want `ELSEWHERE`): a thread or a child has the request. The loop neither reads nor writes its socket.
-* It is *returned*: the thread or the child is done. The loop ends the connection, so nobody's thread has to linger.
+* *Waiting* (want `VACANCY`): the policy already has as many requests as it may.
+* *Given* (want `ELSEWHERE`): a thread or a child has the request. The loop neither reads nor writes its socket.
+* *Returned*: the thread or the child is done. The loop ends the connection, so no thread has to linger.
 
-Where giving it away fails, `undo` puts the handler and the transport back, and the handler is told of the error.
+If the request can't be given, `undo` puts the handler and the transport back, and the handler gets the error.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from reqtable.table.wants import Want
 
 
 class Handoff:
-    """A request that a thread or a child has, or is to have.
+    """Stands in the row of a request that a thread or a child has, or will have.
 
-    `handler` goes on with the request should that fail; None: a blocking handler, which has not begun.
+    If the request can't be given, `handler` goes on with it. None: a blocking handler, which has not begun.
     """
 
     bound_to_thread: ClassVar[bool] = False
@@ -39,17 +39,17 @@ class Handoff:
         self.handler = handler
         self.transport: Any = entry.transport
         self.request = entry.transport.request
-        self.number = 0  # of the call that the end of it is posted with
+        self.number = 0  # `Entry.begin_call` returned it: the wait that a result is for
         self.is_given = False
-        self.is_let_go = False  # the server closes without waiting: the thread or the child goes on
+        self.is_let_go = False  # the server closes, but the thread or the child goes on
 
     @property
     def ends_itself(self) -> bool:
-        """A blocking handler's request is ended by the server's hooks, over there."""
+        """Whether the thread or the child ends the request by the server's hooks. True for blocking handlers."""
         return isinstance(self.transport, PollOnly)
 
     def begin(self, number: int) -> Want[Any]:
-        """Give the request away, or wait until that can be. Raises what hinders it: then the handler has it again."""
+        """Give the request, or wait for a vacancy. Returns the want. On an error the handler has the request again."""
         self.entry.resumable = self
         self.number = number
         try:
@@ -59,13 +59,13 @@ class Handoff:
             raise
 
     def give(self) -> None:
-        """Stand in for the transport, too: from here on what can be read is somebody else's to read."""
+        """Stand in for the transport too: from here on only the thread or the child reads the socket."""
         self.is_given = True
         self.transport.watch(0)
         self.entry.transport = self
 
     def take_back(self) -> None:
-        """Nobody could be found for it: the loop has the transport again."""
+        """Put the transport back: no thread or child could be had."""
         if self.is_given:
             self.is_given = False
             self.entry.transport = self.transport
@@ -73,13 +73,13 @@ class Handoff:
                 self.transport.take_back()
 
     def undo(self) -> None:
-        """It is not to be given away after all: the handler and the transport are as they were."""
+        """Put the transport and the handler back."""
         self.take_back()
         if self.handler is not None:
             self.entry.resumable = self.handler
 
     def returned(self) -> None:
-        """In the loop: the thread or the child is done with the request."""
+        """In the loop: tell the entry that the thread or the child is done with the request."""
         assert self.entry.table.owner is not None
         self.entry.table.owner.deliver(self.entry, self.number, None)
 
@@ -118,14 +118,14 @@ class Handoff:
         self.transport.finish()
 
     def release(self) -> None:
-        """The request has ended before it was returned: so does what the thread or the child does for it."""
+        """Release the transport. If the request was not returned yet, subclasses also stop the thread or the child."""
         self.transport.release()
 
     def shut(self) -> None:
         self.transport.shut()
 
     def end_input(self) -> None:
-        """Nobody can tell whether code that reads by itself waits for more, or is at work and will."""
+        """Do nothing: the loop can't tell whether code that reads by itself is waiting for input or busy."""
 
     def leave(self) -> None:
         pass
@@ -135,7 +135,7 @@ class Handoff:
 
 
 class HandoffPolicy(Policy):
-    """A policy that takes requests over, each whole, as many at a time as `most` says; the others wait in the table."""
+    """Takes over whole requests, at most `most` at a time. The others wait in the table."""
 
     steps_on_loop = False
 
@@ -146,20 +146,20 @@ class HandoffPolicy(Policy):
     @property
     @abstractmethod
     def most(self) -> int | None:
-        """How many requests at a time; None: no bound."""
+        """How many requests the policy may have at a time; None: any number."""
 
     @property
     @abstractmethod
     def busy(self) -> int:
-        """How many requests it has now."""
+        """How many requests the policy has now."""
 
     @abstractmethod
     def handoff(self, entry: Entry, handler: Resumable | None) -> Handoff:
-        """What stands in the row of a request that this policy is to have."""
+        """Make what stands in the row of a request that is handed off to this policy."""
 
     @abstractmethod
     def start(self, handoff: Handoff) -> None:
-        """Give the request to a thread or a child. Raises OSError or RuntimeError where the machine has none left."""
+        """Give the request to a thread or a child. Raises OSError or RuntimeError if the machine has none left."""
 
     def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
         return self.handoff(entry, None)
@@ -168,7 +168,7 @@ class HandoffPolicy(Policy):
         return self.handoff(entry, entry.resumable).begin(entry.calls)
 
     def take(self, handoff: Handoff) -> Want[Any]:
-        """Start, or wait for a vacancy. Returns what the request waits for; raises what hinders both."""
+        """Give the request, or have it wait for a vacancy. Returns the want. Raises if waiting would not help."""
         most = self.most
         if most is None or self.busy < most:
             try:
@@ -181,8 +181,8 @@ class HandoffPolicy(Policy):
         return VACANCY
 
     def vacate(self) -> None:
-        """There may be a vacancy: let those go on that wait for one."""
-        for _ in range(len(self._waiting)):  # once each: one for which there is no thread waits again
+        """Let the waiting requests try again, because there may be a vacancy."""
+        for _ in range(len(self._waiting)):  # each once: a request that gets no thread waits again
             if self.most is not None and self.busy >= self.most:
                 break
             handoff = self._waiting.popleft()
@@ -195,11 +195,11 @@ class HandoffPolicy(Policy):
 
     @property
     def loop_goes_on(self) -> bool:
-        """Whether the loop will see the end of a request that has just been given away."""
+        """Whether the loop will see the end of a request that is given now."""
         return self.host.steps.running and not self.host.steps.failures.hooks_raise
 
     def in_pass(self, entry: Entry) -> bool:
-        """Whether the engine takes `entry` over in a pass, so that there is an end of it to leave something for."""
+        """Whether the engine hands `entry` off during a pass, so that work can be left for the end of the pass."""
         return entry.table.owner is self.host.steps and self.host.steps.in_loop_thread
 
     def abandon(self) -> None:

@@ -1,4 +1,4 @@
-"""A request that a thread has. Policies `thread` and `pool` differ only in where that thread comes from."""
+"""Giving a request to a thread. Policies `thread` and `pool` differ only in where the thread comes from."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from reqtable.table.table import Entry
 
 
 class InThread(Handoff):
-    """A request that a thread has: `serve()` is what the thread runs.
+    """Gives a request to a thread, which runs `serve()`.
 
-    A blocking handler runs there as it is; a resumable one is driven by a loop of its own (`PrivateLoop`).
+    The thread runs a blocking handler as it is, and a resumable one in a loop of its own (`PrivateLoop`).
     """
 
     def __init__(self, policy: HandoffPolicy, entry: Entry, handler: Resumable | None) -> None:
         super().__init__(policy, entry, handler)
         self._lock = threading.Lock()
         self._served = self._given_up = False
-        self._forwarded: deque[bytes] = deque()  # later datagrams, which the private loop has still to take
-        self.thread: int | None = None  # the number of the thread that serves it
+        self._forwarded: deque[bytes] = deque()  # later datagrams that the private loop has not taken yet
+        self.thread: int | None = None  # the identifier of the thread that serves the request
         self.driver: PrivateLoop | None = None
         self._policy_before = entry.policy
 
@@ -61,7 +61,7 @@ class InThread(Handoff):
             with self._lock:
                 self._served = True
             if self._given_up and self.driver is not None:
-                self.transport.release()  # it was left open for us to the last
+                self.transport.release()  # `release` left the transport to this thread
 
     def finish(self) -> None:
         if self.driver is not None:
@@ -80,13 +80,13 @@ class InThread(Handoff):
         self.driver.post(self._deliver)
 
     def _deliver(self) -> None:
-        """In the thread of the private loop."""
+        """In the thread of the private loop: deliver the later datagrams."""
         assert self.driver is not None
         while self._forwarded and self.driver.entry.state is not State.CLOSED:
             self.driver.transport.deliver(self._forwarded.popleft())
 
     def _readmit(self) -> None:
-        """What came after the session's end, before the end was known here, begins requests of its own."""
+        """Begin new requests with the datagrams that the session did not take before it ended."""
         if isinstance(self.transport, Session):
             self.transport.readmit(list(self._forwarded))
 
@@ -113,12 +113,12 @@ class InThread(Handoff):
 
 
 class InThreadPolicy(HandoffPolicy):
-    """A policy that gives a request to a thread."""
+    """Gives each request to a thread."""
 
     def handoff(self, entry: Entry, handler: Resumable | None) -> InThread:
         return InThread(self, entry, handler)
 
     def taken_back(self, handoff: Handoff) -> None:
-        """In the loop: the thread that had a request is done with it, and free."""
+        """In the loop: return the request, and let a waiting request have the thread."""
         handoff.returned()
         self.vacate()

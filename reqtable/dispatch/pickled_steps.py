@@ -1,8 +1,8 @@
 """Shipping steps of a state machine to another process, as data.
 
-Out goes: the handler's class by name (and by file), its state, its fields, and the item or the error that the step is
-for. Back comes: the fields, what was sent, the want, and the error if there was one. The handler in the table is a copy
-that is brought up to date after each step; the class runs only over there.
+A step request carries the handler's class by name (and by file), its state, its fields, and the step's item or error.
+The step result carries the fields, the output, the want, and the error if there was one. The handler in the table is a
+copy, which each result brings up to date. The handler's code runs only in the other process.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from reqtable.table.snapshot import handler_name
 from reqtable.table.table import Entry, RequestTable
 from reqtable.table.wants import NOTHING, Want
 
-_REFERENCES: dict[type, Reference | type] = {}  # looked up once for each class
+_REFERENCES: dict[type, Reference | type] = {}  # of the classes that were looked up before
 _OWN_ATTRIBUTES = {"entry", "_state", "_ended"}
 
 
 class Reference(NamedTuple):
-    """A class as another process can find it."""
+    """Says where another process finds a class."""
 
     module: str
     name: str
@@ -46,7 +46,7 @@ class Reference(NamedTuple):
 
 
 class StepRequest(NamedTuple):
-    """What goes out, pickled: the request, without its buffers, and what its step is."""
+    """Carries a step to another process, pickled: the request without its buffers, and the method to call."""
 
     record: bytes  # see `reqtable.table.record`
     method: str  # "_resume", "_throw" or "on_close"
@@ -56,24 +56,24 @@ class StepRequest(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What comes back, pickled: the request after its step, with what the step sent."""
+    """Carries the outcome of a step back, pickled: the request after the step, and what the step sent."""
 
-    record: bytes | None  # None: it can't be pickled, and `error` says so
+    record: bytes | None  # None: the request can't be pickled, and `error` says so
     unsent: tuple[bytes, ...]
     ends: bool  # the step returned None
     error: BaseException | None
 
 
 def check_pickled(handler_class: Any, policy: str, by_import: bool = True) -> None:
-    """Raise ConfigurationError where the steps of that class can't be shipped, with the reason.
+    """Raise ConfigurationError, with the reason, if steps of that class can't be shipped.
 
-    With `by_import`, another process must be able to find the class; a forked child has it.
+    With `by_import`, another process must be able to import the class. A forked child need not: it has the class.
     """
     name = handler_name(handler_class)
     if isinstance(handler_class, partial):
         raise ConfigurationError(
             f"{name} can't run under policy {policy!r} as a functools.partial, whose arguments are not shipped: "
-            "give the class, and declare them as fields with a default"
+            "give the class itself, and declare the arguments as fields with defaults"
         )
     if not (isinstance(handler_class, type) and issubclass(handler_class, StateRequestHandler)):
         raise ConfigurationError(
@@ -92,7 +92,7 @@ def check_pickled(handler_class: Any, policy: str, by_import: bool = True) -> No
 
 
 def reference_to(handler_class: Any) -> Reference:
-    """How another process finds that class. Raises ConfigurationError where it can't."""
+    """Return where another process finds that class. Raises ConfigurationError if it can't be found."""
     name = handler_class.__qualname__
     module = sys.modules.get(handler_class.__module__)
     path = getattr(module, "__file__", None)
@@ -106,7 +106,7 @@ def reference_to(handler_class: Any) -> Reference:
 
 
 class PickledSteps(RemoteSteps):
-    """Steps run in another process, on a handler that is made for each from what was shipped."""
+    """Runs steps in another process. Each step gets a new handler, made from what was shipped."""
 
     bound_to_thread: ClassVar[bool] = False
 
@@ -121,7 +121,7 @@ class PickledSteps(RemoteSteps):
     def _submit(self, method: str, argument: Any) -> Future[Any]:
         entry = self._entry
         handler = self._handler
-        _check_declared(handler)  # a state that runs on the loop may have set what would be lost here
+        _check_declared(handler)  # a state pinned to the loop may have set an undeclared attribute
         try:
             record = to_bytes(record_of(entry, handler, buffers=False), pickle.dumps)
             data = pickle.dumps(StepRequest(record, method, argument, entry.table.limits, entry.input.is_stream))
@@ -171,7 +171,7 @@ class PickledSteps(RemoteSteps):
 
 
 def _reference(handler_class: type) -> Reference | type:
-    """By name where that can be; a forked child has the class itself."""
+    """Return where other processes find the class; if they can't, the class itself, which forked children have."""
     try:
         return reference_to(handler_class)
     except ConfigurationError:
@@ -182,14 +182,14 @@ def _unpacked(data: bytes) -> StepResult:
     try:
         return pickle.loads(data)  # type: ignore[no-any-return]
     except Exception as error:
-        raise HandlerError(f"what a step sent back can't be read: {type(error).__name__}: {error}") from error
+        raise HandlerError(f"the result of a step can't be read: {type(error).__name__}: {error}") from error
 
 
-# -- over there -------------------------------------------------------------------------------------------------------
+# -- in the other process ---------------------------------------------------------------------------------------------
 
 
 def run_step(reference: Reference | type, data: bytes) -> bytes:
-    """Run one step. What it raises comes back as data too, with the traceback as a note."""
+    """Run one step. An error that it raises is returned as data too, with the traceback as a note."""
     handler_class = reference if isinstance(reference, type) else resolve(reference)
     asked: StepRequest = pickle.loads(data)
     record = from_bytes(asked.record, pickle.loads)
@@ -242,7 +242,7 @@ def _check_declared(handler: Any) -> None:
 
 @lru_cache(maxsize=256)
 def resolve(reference: Reference) -> Any:
-    """The class, here. Raises ImportError or AttributeError."""
+    """Return the class in this process. Raises ImportError or AttributeError."""
     module = sys.modules.get(reference.module)
     if module is None or not _is_from(module, reference.path):
         module = _import(reference)
@@ -253,7 +253,7 @@ def resolve(reference: Reference) -> Any:
 
 
 def _import(reference: Reference) -> Any:
-    """The module of that name, unless the one of that name is another file than the one that is meant."""
+    """Import the module by its name, or by its file if the name means another file in this process."""
     try:
         spec = importlib.util.find_spec(reference.module)
     except (ImportError, ValueError):

@@ -1,10 +1,10 @@
-"""What a dispatch policy is: where the steps of a request run.
+"""The interface of a dispatch policy, which decides where the steps of a request run.
 
-A policy makes what runs the handler of a request: a `Resumable`, which the loop steps. Some policies can also take a
-whole request over. The loop, the table, the limits and the deadlines are the same under every policy.
+A policy makes the `Resumable` that runs the handler of a request; the loop steps it. Some policies can also take over a
+whole request. The loop, the table, the limits and the deadlines are the same under every policy.
 
-An outside package registers a policy under the entry point group `reqtable.dispatch`; its value is a subclass of
-`Policy`. What such a policy needs is in `reqtable.dispatch`, and nowhere else.
+An outside package registers a subclass of `Policy` under the entry point group `reqtable.dispatch`. All that it needs
+can be imported from `reqtable.dispatch`.
 """
 
 from __future__ import annotations
@@ -28,106 +28,106 @@ from reqtable.table.wants import Call, HandOff, Want
 
 
 class Host(Protocol):
-    """What a policy may ask of the server that it works for."""
+    """Gives a policy what it may use of the server that it works for."""
 
-    server: Any  # the program's own, with whatever attributes its class has
+    server: Any  # the program's own server, with whatever attributes its class has
     config: Config
-    steps: Steps  # what steps the requests of the server's engine: its table, its mailbox, its limits
-    requests: int  # that this configuration admitted and that have not ended
+    steps: Steps  # steps the requests of the server's engine; has its table, its mailbox and its limits
+    requests: int  # how many requests this configuration admitted that have not ended
 
     @property
     def watching(self) -> Steps:
-        """Whose loop children are watched in: the engine's, or, in a child, that of its one request."""
+        """The steps whose loop watches children: the engine's; in a child, those of its one request."""
 
     def watch_in(self, steps: Steps) -> None:
-        """In a child: watch children of its own in the loop of its one request."""
+        """In a child: watch the child's own children in the loop of its one request."""
 
     def leave_parent(self, own: Entry | None) -> None:
         """In a new child: close this process's copies of all descriptors but those of `own`."""
 
     def close(self, wait: bool, calls: bool = False) -> None:
-        """Give back what is held. With `wait`, steps that are out end first; with `calls`, calls too."""
+        """Close the policies and executors. With `wait`, running steps return first; with `calls`, calls do too."""
 
     @property
     def daemon_threads(self) -> bool:
-        """Whether neither `server_close()` nor the interpreter's exit waits for threads of this server's."""
+        """Whether `server_close()` and the interpreter's exit don't wait for this server's threads."""
 
     def policy(self, name: str) -> Policy:
-        """The policy of that name, for this server. Raises ConfigurationError."""
+        """Return this server's policy of that name. Raises ConfigurationError."""
 
     def executor(self, name: str) -> Executor:
-        """The executor that `call(on=name)` means. Raises ConfigurationError."""
+        """Return the executor that `call(on=name)` means. Raises ConfigurationError."""
 
     def threads(self, most: int, name: str) -> Executor:
-        """An executor of that many threads, of its own."""
+        """Make an executor of at most `most` threads, which are named after `name`."""
 
     def resumable(self, entry: Entry, handler: Any, policy: Policy | None) -> Resumable:
-        """What runs `handler` under `policy`, but for the states that say where they run; None: on the spot."""
+        """Return what runs `handler`: itself if `policy` is None. Pinned states run under the policies they name."""
 
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
-        """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
+        """Run the function of a `call` and have its result delivered. Returns a function that gives the call up."""
 
     def adopt(self, entry: Entry, pid: int, pidfd: int) -> Want[Any]:
-        """A child that the handler has forked has the rest of `entry`. Returns what to wait for."""
+        """Watch the child `pid`, which the handler forked and which has the rest of `entry`. Returns the want."""
 
     def ended(self) -> None:
-        """One of its requests has ended."""
+        """Note that a request of this configuration has ended."""
 
     def run_posted(self) -> None:
-        """Call what was posted, where no loop runs that would."""
+        """Call the posted functions, unless a running loop will."""
 
 
 class Policy(ABC):
-    """Where the steps of the requests of one server run. `name` is what `dispatch=` calls it.
+    """Decides where the steps of one server's requests run. `name` is what `dispatch=` calls the policy.
 
-    Its constructor raises ConfigurationError for a configuration that it can't work with.
+    The constructor raises ConfigurationError if the policy can't work with the configuration.
     """
 
     name: ClassVar[str]
     steps_on_loop: ClassVar[bool] = True  # handlers run in the loop's own thread
     takes_whole_requests: ClassVar[bool] = False  # a request runs elsewhere from its first step on
-    blocking_holds_loop: ClassVar[bool] = False  # a blocking handler that waits holds up all others
+    blocking_holds_loop: ClassVar[bool] = False  # a blocking handler that waits holds up all other requests
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
     @classmethod
     def check(cls, handler_class: Any) -> None:
-        """Raise ConfigurationError where handlers of that class can't run under this policy, with the reason."""
+        """Raise ConfigurationError, with the reason, if handlers of that class can't run under this policy."""
 
     @classmethod
     def check_step(cls, handler_class: Any) -> None:
-        """The same for a single step, which `@state(dispatch=…)` pins to this policy."""
+        """Check the same for single steps, which `@state(dispatch=…)` pins to this policy."""
         cls.check(handler_class)
 
     # -- what runs a handler ------------------------------------------------------------------------------------------
 
     @abstractmethod
     def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
-        """What runs a blocking handler: somewhere in it, `run(entry, transport)` of `reqtable.dispatch`."""
+        """Return what runs a blocking handler, by calling `run(entry, transport)` of `reqtable.dispatch`."""
 
     def resumable(self, entry: Entry, handler: Any) -> Resumable:
-        """What runs a resumable handler; the handler itself where its steps run on the loop."""
+        """Return what runs a resumable handler: the handler itself if its steps run on the loop."""
         return self.stepping(entry, handler)
 
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
-        """What runs single steps of a resumable handler while the loop does the I/O."""
+        """Return what runs single steps of a resumable handler while the loop does the I/O."""
         return handler  # type: ignore[no-any-return]
 
     def take_over(self, entry: Entry) -> Want[Any]:
-        """Take over the rest of a request. Returns what the entry waits for until it is done."""
+        """Take over the rest of a request. Returns the want that the entry waits for until the request is done."""
         raise ConfigurationError(f"policy {self.name!r} can't take over a request: hand it off to 'thread' or 'fork'")
 
     # -- a request comes in -------------------------------------------------------------------------------------------
 
     def transport_for(self, request: Any) -> PollOnly:
-        """The transport of a blocking handler's request."""
+        """Make the transport of a blocking handler's request."""
         if isinstance(request, socket.socket):
-            send_at_once(request)  # http.server writes the headers and the body of an answer one after the other
+            send_at_once(request)  # http.server, for one, writes the headers and the body of an answer separately
         return PollOnly(self.host.steps, request)
 
     def secured(self, entry: Entry, request: Any, context: Any) -> Any:
-        """The TLS socket of a request whose handshake is about to be done."""
+        """Make the TLS socket of a request. The engine does the handshake afterwards."""
         blocking = not is_resumable(entry.server.RequestHandlerClass)
         return context.wrap_socket(
             request, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=blocking
@@ -147,31 +147,31 @@ class Policy(ABC):
     # -- what an entry and the engine call ----------------------------------------------------------------------------
 
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
-        """Run a call elsewhere and have its result delivered. Returns what gives it up."""
+        """Run a call elsewhere and have its result delivered. Returns a function that gives the call up."""
         return self.host.begin_call(entry, want)
 
     def hand_off(self, entry: Entry, want: HandOff) -> Want[Any]:
-        """Have another policy take the request over. Returns what to wait for."""
+        """Have another policy take over the request. Returns the want to wait for."""
         return self.host.policy(want.policy).take_over(entry)
 
     def admitted(self) -> None:
-        """A request of its own has entered the table."""
+        """Note that a request of this policy has entered the table."""
         self.host.requests += 1
 
     def released(self) -> None:
-        """A request of its own has left the table."""
+        """Note that a request of this policy has left the table."""
         self.host.ended()
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def wait(self) -> None:
-        """Wait until the requests that it has taken over have ended."""
+        """Wait until the requests that this policy took over have ended."""
 
     def let_go(self) -> None:
-        """Those that have not ended go on by themselves."""
+        """Let the requests that this policy took over go on after the server has closed."""
 
     def close(self, wait: bool) -> None:
-        """Give back what the policy holds; with `wait`, steps that are out end first."""
+        """Free what the policy holds. With `wait`, running steps return first."""
 
     def abandon(self) -> None:
-        """In a forked child: give up what was the parent's, without touching what the parent still uses."""
+        """In a forked child: drop what the parent's policy holds, without disturbing the parent."""

@@ -1,4 +1,4 @@
-"""`PolicySet`: the policies and the executors of one server under one configuration, each made when first needed."""
+"""`PolicySet`: the policies and the executors of one server under one configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from typing import Any, Protocol
 from weakref import ref
 
-# With the package, and not when a server first needs the policy: the module `greenlet` says why.
+# Imported with the package, not when a server first needs the policy: `policies/greenlet.py` says why.
 import reqtable.dispatch.policies.executor
 import reqtable.dispatch.policies.inline
 import reqtable.dispatch.policies.pool  # noqa: F401
@@ -30,7 +30,7 @@ from reqtable.table.wants import Call, Want
 
 
 class Engine(Protocol):
-    """What a policy set needs of the engine that hosts its server."""
+    """Gives a policy set what it needs of the engine that hosts its server."""
 
     system: System
     steps: Steps
@@ -40,12 +40,12 @@ class Engine(Protocol):
 
 
 class PolicySet:
-    """The policy `name` of `server`, and what its handlers ask for beside it. Raises ConfigurationError.
+    """Makes the policy `name` of `server`, and the other policies and executors when its handlers first need them.
 
-    `engine` is the engine that hosts the server; None: the server joins one later.
+    `engine` hosts the server; None: the server joins one later. The constructor raises ConfigurationError.
     """
 
-    steps: Steps  # what steps the requests of the server's engine
+    steps: Steps  # steps the requests of the server's engine
 
     def __init__(self, server: Any, engine: Engine | None, name: str, config: Config) -> None:
         self._engine = engine
@@ -53,12 +53,12 @@ class PolicySet:
             self.steps = engine.steps
         self.server = server
         self.config = config
-        self.requests = 0  # that it admitted and that have not ended
-        self.is_former = False  # another configuration has taken its place: it goes with its last request
+        self.requests = 0  # how many requests this configuration admitted that have not ended
+        self.is_former = False  # another configuration has replaced this one, which closes after its last request
         self._child_steps: Steps | None = None
         self._policies: dict[str, Policy] = {}
         self.executors = Executors(self)
-        self._lock = threading.Lock()  # the drivers of other threads come here too
+        self._lock = threading.Lock()  # private loops in other threads use it too
         try:
             self.executors.make_configured()
             self.chosen = self.policy(name)
@@ -67,7 +67,7 @@ class PolicySet:
             raise
 
     def check(self, handler_class: Any) -> None:
-        """Raise ConfigurationError where handlers of that class can't run so, with the reason."""
+        """Raise ConfigurationError, with the reason, if handlers of that class can't run under these policies."""
         check_servable(handler_class, self.server)
         self.chosen.check(handler_class)
         for name, pinned in _pins(handler_class).items():
@@ -84,17 +84,17 @@ class PolicySet:
                 )
 
     def join(self, engine: Engine) -> None:
-        """The server is hosted by `engine` from here on."""
+        """Take `engine` as the engine that hosts the server from here on."""
         self._engine = engine
         self.steps = engine.steps
 
     @property
     def watching(self) -> Steps:
-        """Whose loop children are watched in: the engine's, or, in a child, that of its one request."""
+        """The steps whose loop watches children: the engine's; in a child, those of its one request."""
         return self._child_steps or self.steps
 
     def watch_in(self, steps: Steps) -> None:
-        """In a child: watch children of its own in the loop of its one request."""
+        """In a child: watch the child's own children in the loop of its one request."""
         self._child_steps = steps
 
     @property
@@ -102,7 +102,7 @@ class PolicySet:
         return SYSTEM.get() if self._engine is None else self._engine.system
 
     def policy(self, name: str) -> Policy:
-        """The policy of that name, for this server."""
+        """Return this server's policy of that name. Raises ConfigurationError."""
         with self._lock:
             policy = self._policies.get(name)
         if policy is None:
@@ -115,7 +115,7 @@ class PolicySet:
         return policy
 
     def adopt(self, entry: Entry, pid: int, pidfd: int) -> Want[Any]:
-        """A child that the handler has forked has the rest of `entry`. Returns what to wait for."""
+        """Watch the child `pid`, which the handler forked and which has the rest of `entry`. Returns the want."""
         return self.forking.adopt(entry, pid, pidfd)
 
     @property
@@ -128,7 +128,7 @@ class PolicySet:
     # -- what runs a handler ------------------------------------------------------------------------------------------
 
     def resumable(self, entry: Entry, handler: Any, policy: Policy | None) -> Resumable:
-        """What runs `handler` under `policy`, but for the states that say where they run; None: on the spot."""
+        """Return what runs `handler`: itself if `policy` is None. Pinned states run under the policies they name."""
         default: Resumable = handler if policy is None else policy.resumable(entry, handler)
         pins = handler._pinned
         if not pins:
@@ -140,33 +140,33 @@ class PolicySet:
     # -- what runs a function -----------------------------------------------------------------------------------------
 
     def executor(self, name: str) -> Executor:
-        """The executor that `call(on=name)` means. Raises ConfigurationError where there is none."""
+        """Return the executor that `call(on=name)` means. Raises ConfigurationError if there is none."""
         return self.executors.named(name)
 
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
-        """Run what a `call` asks for and have its result delivered. Returns what gives it up."""
+        """Run the function of a `call` and have its result delivered. Returns a function that gives the call up."""
         return self.executors.begin_call(entry, want)
 
     def threads(self, most: int, name: str) -> Executor:
-        """An executor of that many threads, for which the interpreter's exit waits unless they are daemons."""
-        kind, server = type(self.server), ref(self.server)  # idle threads shall not keep a server that is dropped
+        """Make an executor of at most `most` threads. The interpreter's exit waits for them unless they are daemons."""
+        kind, server = type(self.server), ref(self.server)  # so that idle threads don't keep a dropped server alive
         return self._system.executor(most, name, lambda: bool(getattr(server() or kind, "daemon_threads", False)))
 
     @property
     def daemon_threads(self) -> bool:
-        """Whether neither `server_close()` nor the interpreter's exit waits for threads of this server's."""
+        """Whether `server_close()` and the interpreter's exit don't wait for this server's threads."""
         return bool(getattr(self.server, "daemon_threads", False))
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def ended(self) -> None:
-        """One of its requests has ended."""
+        """Note that a request of this configuration has ended."""
         self.requests -= 1
         if self.is_former and not self.requests:
             self.close(wait=False)
 
     def retire(self) -> None:
-        """Another one takes its place; its requests end under it."""
+        """Close as soon as the requests of this configuration have ended, because another one replaces it."""
         self.is_former = True
         if not self.requests:
             self.close(wait=False)
@@ -177,7 +177,7 @@ class PolicySet:
             policy.wait()
 
     def let_go(self) -> None:
-        """Who has a request goes on with it, though the server closes."""
+        """Let threads and children go on with their requests after the server has closed."""
         for entry in self.steps.table:
             if entry.server is self.server and isinstance(entry.transport, Handoff):
                 entry.transport.is_let_go = True
@@ -185,13 +185,13 @@ class PolicySet:
             policy.let_go()
 
     def close(self, wait: bool, calls: bool = False) -> None:
-        """Give back what is held. With `wait`, steps that are out end first; with `calls`, calls too."""
+        """Close the policies and executors. With `wait`, running steps return first; with `calls`, calls do too."""
         for policy in self._policies.values():
             policy.close(wait)
         self.executors.close(calls)
 
     def run_posted(self) -> None:
-        """Call what was posted, where no loop runs that would."""
+        """Call the posted functions, unless a running loop will."""
         engine = self._engine
         if engine is not None and not engine.steps.running and not engine.steps.poller.is_copy:
             engine.steps.mailbox.run_posts()
@@ -209,7 +209,7 @@ class PolicySet:
         engine.abandon(own)
 
     def abandon(self) -> None:
-        """In a forked child: what is the parent's stays the parent's; what is needed is made anew."""
+        """In a forked child: leave what is the parent's alone. Executors are made again when they are needed."""
         self._lock = threading.Lock()
         self.executors.abandon()
         for policy in self._policies.values():
@@ -217,5 +217,5 @@ class PolicySet:
 
 
 def _pins(handler_class: Any) -> Mapping[str, str]:
-    """The states of a handler class that say where they run."""
+    """Return the pinned states of a handler class, each with the name of its policy."""
     return getattr(unwrapped(handler_class), "_pinned", {})

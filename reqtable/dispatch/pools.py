@@ -1,4 +1,4 @@
-"""Executors: where `call(on=…)` and shipped steps run. All have the interface of `concurrent.futures.Executor`."""
+"""Executors that run calls (`call(on=…)`) and shipped steps, with the interface of `concurrent.futures.Executor`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _PIPE_BYTES = 65_536
 
 
 class RestartingPool(Executor):
-    """An executor made by its factory, and made anew when it breaks.
+    """Runs functions in an executor made by a factory. If the executor breaks, makes another one.
 
-    `place` is where it is configured. Its constructor raises ConfigurationError, before anything is submitted, for a
-    factory that can't be imported, that fails, or that returns no Executor.
+    `place` is where the factory is configured. The constructor makes the first executor. It raises ConfigurationError
+    if the factory can't be imported, fails, or returns no Executor.
     """
 
     def __init__(self, name: str, options: ExecutorOptions, place: str | None = None) -> None:
@@ -51,7 +51,7 @@ class RestartingPool(Executor):
         executor = self._current()
         try:
             future = executor.submit(fn, *args, **kwargs)
-        except RuntimeError:  # it is broken, or someone who shares it has shut it down
+        except RuntimeError:  # the executor is broken, or other code that shares it has shut it down
             self._drop(executor)
             executor = self._current()
             future = executor.submit(fn, *args, **kwargs)
@@ -66,7 +66,7 @@ class RestartingPool(Executor):
         return future
 
     def wait_for_all(self) -> None:
-        """Wait for what is out."""
+        """Wait for everything that was submitted."""
         concurrent.futures.wait(list(self._out))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -78,7 +78,7 @@ class RestartingPool(Executor):
             executor.shutdown(wait=wait)  # not every Executor knows cancel_futures
 
     def abandon(self) -> None:
-        """In a forked child: the workers are the parent's; what is needed is made anew."""
+        """In a forked child: drop the executor, whose workers are the parent's. Another one is made when needed."""
         self._lock = threading.Lock()
         keep(self._executor)
         self._executor = None
@@ -91,13 +91,13 @@ class RestartingPool(Executor):
             return self._executor
 
     def _drop(self, broken: Executor) -> None:
-        """Make another one for what comes next. Several requests may report the same one.
+        """Have the next `submit` make another executor. Several requests may report the same broken one.
 
-        It is shut down later: this may be called while it holds its own lock.
+        The broken executor is shut down later, because this may be called while it holds its own lock.
         """
         with self._lock:
             if self._executor is broken:
-                log.warning("%s broke: a worker died, or someone shut it down; it is made anew", self._name)
+                log.warning("%s broke: a worker died, or someone shut it down; a new one is made", self._name)
                 self._executor = None
                 self._broken.append(broken)
 
@@ -109,11 +109,11 @@ class RestartingPool(Executor):
         factory, arguments = self._options.factory, self._options.arguments
         try:
             if factory is None:
-                # Imported only here: both are slow to import.
+                # Only here, because both are slow to import.
                 import multiprocessing
                 from concurrent.futures import ProcessPoolExecutor
 
-                # Not forked: a worker would hold copies of the server's descriptors.
+                # Not forked, or a worker would hold copies of the server's descriptors.
                 context = multiprocessing.get_context("spawn")
                 ours = {"mp_context": context, "initializer": end_with_parent}
                 made: Any = ProcessPoolExecutor(**{**ours, **arguments})
@@ -130,9 +130,9 @@ class RestartingPool(Executor):
 
 
 class ForkExecutor(Executor):
-    """A child for each call, at most `children_max` at a time. Only the result has to pickle.
+    """Runs each call in a forked child, at most `children_max` at a time. Only the result has to be picklable.
 
-    Cancelling a call ends its child.
+    Cancelling a call kills its child.
     """
 
     def __init__(self, host: Host, children_max: int) -> None:
@@ -145,7 +145,7 @@ class ForkExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = _ForkedCall(self, lambda: fn(*args, **kwargs))
-        self._host.watching.post(self._begin, future)  # the loop's selector is its own thread's
+        self._host.watching.post(self._begin, future)  # only the loop's thread may use its selector
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -156,7 +156,7 @@ class ForkExecutor(Executor):
                 future.child.collect(blocking=True)
 
     def abandon(self) -> None:
-        """In a forked child: the other children are its siblings."""
+        """In a forked child: drop the other children, which are the parent's."""
         for future in self._running:
             future.abandon()
         self._running.clear()
@@ -170,14 +170,14 @@ class ForkExecutor(Executor):
             future.start(self._host)
 
     def ended(self, future: _ForkedCall) -> None:
-        """The child of `future` has been waited for."""
+        """Start calls that wait, because the child of `future` has been waited for."""
         self._running.discard(future)
         while self._waiting and len(self._running) < self._children_max:
             self._begin(self._waiting.popleft())
 
 
 class _ForkedCall(Future[Any]):
-    """One call, and the child and the pipe that its result comes by."""
+    """Runs one call in a child, and receives the result through a pipe."""
 
     def __init__(self, executor: ForkExecutor, run: Callable[[], Any]) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class _ForkedCall(Future[Any]):
             ends = reader, writer = os.pipe()
             flush_streams()
             pid = fork()
-        except Exception as error:  # no descriptor or process left; or 3.12's warning about threads, made an error
+        except Exception as error:  # no descriptor or process left, or Python 3.12's warning about threads as an error
             for end in ends:
                 os.close(end)
             self._executor.ended(self)
@@ -228,7 +228,7 @@ class _ForkedCall(Future[Any]):
         self._executor.ended(self)
         how = child.how_it_failed()
         if not data:
-            self.set_exception(HandlerError(f"the child that ran a call {how or 'left without a result'}"))
+            self.set_exception(HandlerError(f"the child that ran a call {how or 'exited without a result'}"))
             return
         try:
             error, value = pickle.loads(data)
@@ -241,7 +241,7 @@ class _ForkedCall(Future[Any]):
 
 
 class _Pipe(Descriptor):
-    """What a child writes, read as it comes: one that has more to write than a pipe holds would wait for ever."""
+    """Reads what a child writes as it comes. Otherwise a child that writes more than a pipe holds would never exit."""
 
     __slots__ = ("_data",)
 
@@ -264,7 +264,7 @@ class _Pipe(Descriptor):
         return data
 
     def end(self) -> bytes:
-        """All that was written."""
+        """Read the rest, close the pipe, and return all that the child has written."""
         self.watch(0)
         while self._read():
             pass
@@ -273,7 +273,7 @@ class _Pipe(Descriptor):
 
 
 def _pickled(run: Callable[[], Any]) -> bytes:
-    """What `run` raises or returns, as bytes."""
+    """Call `run`. Returns the pair of what it raised and what it returned, pickled."""
     error: BaseException | None = None
     value: Any = None
     try:
@@ -289,7 +289,7 @@ def _pickled(run: Callable[[], Any]) -> bytes:
 
 
 def end_with_parent() -> None:
-    """In a worker: end when the server is gone, however it went. By itself a worker would wait for work for ever."""
+    """In a worker: exit when the server has gone, however it went. Otherwise the worker would wait for ever."""
     from multiprocessing import connection, parent_process
 
     parent = parent_process()
@@ -304,9 +304,9 @@ def end_with_parent() -> None:
 
 
 def guarded(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """In a worker: `fn(*args, **kwargs)`. What it raises is raised so that it can be read back.
+    """In a worker: return `fn(*args, **kwargs)`, and make an error that it raises portable.
 
-    An exception that pickles and can't be unpickled would break the whole pool.
+    An exception that can be pickled but not unpickled would break the whole pool.
     """
     try:
         return fn(*args, **kwargs)
@@ -315,7 +315,7 @@ def guarded(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, 
 
 
 def portable(error: BaseException) -> BaseException:
-    """The error itself where it survives pickling, else its words."""
+    """Return the error itself if it survives pickling, else a HandlerError with its text and notes."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -1,7 +1,7 @@
 """A loop with one request, for the thread or the child that has the request.
 
-It is the same loop, so the request finds the same wants, limits and timeouts. What a private loop does not do is end
-the connection: the loop that the request came from does, so that nobody's thread has to linger.
+It is the same loop as the engine's, so wants, limits and timeouts work the same. But it does not end the connection.
+The loop that the request came from does, so no thread has to linger.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from reqtable.table.table import Entry
 DATAGRAM_BYTES = 65_536
 _MARK = b"+"
 
-# The descriptor of an epoll would be one more for each request.
+# Not epoll, which would cost one more descriptor for each request.
 _Selector: Callable[[], selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.DefaultSelector)
 
 
 class _DrivenStream(Stream):
-    """The connection, while it is driven."""
+    """Reads and writes a connection in a private loop, and leaves ending the connection to the loop it came from."""
 
     __slots__ = ()
 
@@ -47,10 +47,10 @@ class _DrivenStream(Stream):
 
 @cache
 def _driven_tls() -> type[Stream]:
-    from reqtable.net.tls import TLSStream  # where it is used, ssl is there
+    from reqtable.net.tls import TLSStream  # only here, because Python may lack ssl
 
     class DrivenTLSStream(_DrivenStream, TLSStream):
-        """A secured connection, while it is driven: by a child, perhaps, and nobody else can end it then."""
+        """Does the same for TLS, but says goodbye (close_notify) itself: if this is a child, the parent can't."""
 
         __slots__ = ()
 
@@ -64,14 +64,14 @@ def _driven_tls() -> type[Stream]:
 
 
 def _kind_for(request: Any) -> Any:
-    """The transport of a request that is driven."""
+    """Return the transport class for a request in a private loop."""
     if isinstance(request, tuple):
         return _DrivenSession
     return _driven_tls() if is_tls(request) else _DrivenStream
 
 
 class _DrivenSession(Session):
-    """The datagrams of one peer, while they are driven; in a child, the later ones come by `feed`."""
+    """Takes the datagrams of one peer in a private loop. In a child, the later ones arrive through `feed`."""
 
     __slots__ = ("feed",)
 
@@ -82,7 +82,7 @@ class _DrivenSession(Session):
     def watch(self, interest: int) -> None:
         super().watch(interest)
         if self.feed is not None:
-            # what is no session leaves them to the parent
+            # if the request is no session, later datagrams are the parent's
             self.feed.watch(READ if interest & READ and self.inbox.is_session else 0)
 
     def finish(self) -> None:
@@ -93,7 +93,7 @@ class _DrivenSession(Session):
 
 
 class _Feed(Descriptor):
-    """The end of a socket pair by which a child gets the later datagrams of its peer."""
+    """Receives the later datagrams of a child's peer from one end of a socket pair."""
 
     __slots__ = ("_end", "_session")
 
@@ -106,21 +106,21 @@ class _Feed(Descriptor):
         with contextlib.suppress(BlockingIOError):
             data = take_message(self._end)
             if data is None:
-                self.watch(0)  # the parent has gone: no more will come
+                self.watch(0)  # the parent has gone, so no more will come
             else:
                 self._session.deliver(data)
 
 
 def send_message(end: socket.socket, data: bytes) -> None:
-    """Send a datagram by a pair of sockets. Raises OSError, BlockingIOError where the pair is full.
+    """Send a datagram through a socket pair. Raises OSError, which is BlockingIOError if the pair is full.
 
-    A byte before it tells a datagram of no bytes from the end of the pair.
+    A marker byte comes first, to tell an empty datagram from the end of the pair.
     """
     end.send(_MARK + data, socket.MSG_DONTWAIT)
 
 
 def take_message(end: socket.socket) -> bytes | None:
-    """The next datagram of a pair; None at its end. Raises BlockingIOError where there is none."""
+    """Return the next datagram of a socket pair; None at its end. Raises BlockingIOError if none is waiting."""
     message = end.recv(len(_MARK) + DATAGRAM_BYTES, socket.MSG_DONTWAIT)
     return message[len(_MARK) :] if message else None
 
@@ -130,11 +130,11 @@ class _PrivateSteps(Steps):
 
     def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
         super().step(entry, cause, error)
-        entry.active_at = self.table.clock()  # its step may have waited as long as it liked: threads are there for that
+        entry.active_at = self.table.clock()  # a step may block here, and that does not count as idle
 
 
 class PrivateLoop:
-    """Drives the request of `origin`, which stays in its own table, DELEGATED, meanwhile."""
+    """Drives the request of `origin`. Meanwhile `origin` stays in its own table, as DELEGATED."""
 
     def __init__(self, origin: Entry, policy: Policy, request: Any) -> None:
         table = origin.table
@@ -142,7 +142,7 @@ class PrivateLoop:
         self._loop = Loop(steps)
         steps.on_release.append(self._released)
         steps.table.driver = policy.name
-        steps.table.last_id = origin.id - 1  # the request keeps its number
+        steps.table.last_id = origin.id - 1  # the request keeps its id
         transport = _kind_for(request)(steps, request)
         self.origin = origin
         self.entry = entry = Entry(steps.table, origin.server, policy, origin.peer, origin.local, transport)
@@ -157,11 +157,11 @@ class PrivateLoop:
         self._over = False
 
     def feed(self, end: socket.socket) -> None:
-        """Take the later datagrams of the peer from there."""
+        """Take the later datagrams of the peer from `end`, one end of a socket pair."""
         self.transport.feed = _Feed(end, self.transport)
 
     def drive(self) -> None:
-        """Run the request to its end. Raises what ends the program, such as Ctrl-C: the request does not outlive it."""
+        """Run the request to its end. Raises what ends the program, such as Ctrl-C; the request ends first."""
         self.post(self._begin)
         try:
             self._loop.run(lambda: self._over)
@@ -177,11 +177,11 @@ class PrivateLoop:
         self._loop.mailbox.post(function, *args)
 
     def cancel_request(self) -> None:
-        """End it. Callable from any thread."""
+        """End the request as cancelled. Callable from any thread."""
         self.post(self._cancel)
 
     def send_back(self) -> None:
-        """Give the request's counters and buffers back to the entry it came from."""
+        """Move the handler, the counters and the buffers back to the entry they came from."""
         move(self.entry, self.origin)
 
     def close_descriptors(self) -> None:
@@ -189,7 +189,7 @@ class PrivateLoop:
         self._loop.poller.close()
 
     def _begin(self) -> None:
-        if not self._over:  # it was not cancelled before it began
+        if not self._over:  # the request was not cancelled before it began
             self.steps.table.add(self.entry)
             self.steps.begin(self.entry)
 
@@ -201,11 +201,11 @@ class PrivateLoop:
 
 
 def _never(server: Server, request: Any, peer: Any) -> None:
-    """What is no session leaves the later datagrams to the loop that it came from."""
+    """Do nothing: datagrams that belong to no session stay with the loop that the request came from."""
 
 
 def move(source: Entry, target: Entry) -> None:
-    """Let `target` have what is the request's own."""
+    """Move what belongs to the request itself from the entry `source` to the entry `target`."""
     target.handler = source.handler
     target.timeout = source.timeout
     target.active_at = source.active_at

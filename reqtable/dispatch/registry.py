@@ -13,7 +13,7 @@ from reqtable.table.errors import ConfigurationError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-# By their places: a program that never chooses one does not import it.
+# Import paths, so that a program imports only the policies it uses.
 _BUILT_IN = {
     "inline": "reqtable.dispatch.policies.inline:Inline",
     "greenlet": "reqtable.dispatch.policies.greenlet:Greenlet",
@@ -25,7 +25,7 @@ _BUILT_IN = {
 
 
 def policy_names() -> list[str]:
-    """The names that `dispatch=` knows."""
+    """Return the names that `dispatch=` knows."""
     return sorted({*_BUILT_IN, *(each.name for each in _entry_points())})
 
 
@@ -36,7 +36,7 @@ def _entry_points() -> Iterable[EntryPoint]:
 
 
 def policy_named(name: str) -> type[Policy]:
-    """The policy of that name. Raises ConfigurationError where there is none, or where it can't be imported."""
+    """Return the policy of that name. Raises ConfigurationError if there is none, or if it can't be imported."""
     try:
         if name in _BUILT_IN:
             module, _, attribute = _BUILT_IN[name].partition(":")
@@ -54,7 +54,7 @@ def policy_named(name: str) -> type[Policy]:
 
 
 def check_policy(name: str, origin: str) -> None:
-    """Raise ConfigurationError where there is no policy of that name; it says where the name came from."""
+    """Raise ConfigurationError if `policy_named` does; the message says where the name came from."""
     try:
         policy_named(name)
     except ConfigurationError as error:

@@ -1,8 +1,8 @@
 """Resumables that run single steps of a handler elsewhere, while the loop does the I/O.
 
-Each submits one step, wants its result (`STEP`), and then returns the want that the step gave. The next step is
-submitted only when that want is satisfied, so the steps of one request never overlap. A request that ends while its
-step is out is closed when the step has returned.
+Each submits a step, wants its outcome (`STEP`), and then returns the want that the step returned. It submits the next
+step only when that want is satisfied, so the steps of one request never overlap. If the request ends while a step is
+running, the handler is closed when the step has returned.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from reqtable.table.wants import Want
 
 
 class RemoteSteps:
-    """Runs the steps of one handler elsewhere. Where, a subclass says."""
+    """Runs the steps of one handler elsewhere. A subclass says where."""
 
     bound_to_thread: ClassVar[bool] = False
 
     def __init__(self, entry: Entry, handler: Any) -> None:
         self._entry = entry
         self._handler = handler
-        self._is_out = False  # a step runs elsewhere
-        self._awaits_step = False  # its outcome is the next item; it may have come, and the request have yet to go on
-        self._closes = False  # the request ended while its step was out
-        self._thrown: BaseException | None = None  # what the step that is out was given instead of its item
+        self._is_out = False  # a step is running elsewhere
+        self._awaits_step = False  # the next item is a step's outcome, which may have come already
+        self._closes = False  # the request ended while its step was running
+        self._thrown: BaseException | None = None  # the error that the last step got instead of an item
 
     def _submit(self, method: str, argument: Any) -> Future[Any]:
-        """Begin a step: `method` of the handler, `_resume` or `_throw`."""
+        """Submit a step: a call of the handler's `method`, which is `_resume` or `_throw`."""
         raise NotImplementedError
 
     def _arrive(self, done: Future[Any]) -> Want[Any] | None:
-        """A step is done: what it wants now. Raises what it raised."""
+        """Return the want of the step that is done. Raises what the step raised."""
         raise NotImplementedError
 
     def _close_handler(self) -> None:
@@ -79,7 +79,7 @@ class RemoteSteps:
         return STEP
 
     def _done(self, number: int, done: Future[Any]) -> None:
-        """In the loop again."""
+        """In the loop: deliver the outcome of a step, or close the handler of a request that has ended."""
         entry = self._entry
         self._is_out = False
         if self._closes:
@@ -93,7 +93,7 @@ class RemoteSteps:
 
 
 class ThreadSteps(RemoteSteps):
-    """Steps run in threads of this process, on the handler itself."""
+    """Runs steps in threads of this process, on the handler itself."""
 
     def __init__(self, entry: Entry, handler: Any, executor: Executor) -> None:
         super().__init__(entry, handler)
@@ -119,7 +119,7 @@ class ThreadSteps(RemoteSteps):
 
 
 class _ThreadStep:
-    """One step in a thread, and what it sends: the entry's own output is the loop's."""
+    """Runs one step in a thread and collects what it sends, because only the loop may touch the entry's output."""
 
     __slots__ = ("output", "thread")
 
@@ -134,10 +134,10 @@ class _ThreadStep:
             return method(argument)
         except BaseException as error:
             if os.getpid() != process:
-                end_child(error)  # the thread that would go on is the parent's
+                end_child(error)  # the step forked, and only the parent's thread goes on
             if isinstance(error, Exception):
                 raise
-            # a SystemExit, say: it ended the step, and shall not end the server
+            # a SystemExit, say: it ends the step, not the server
             raise HandlerError(f"a step raised {error!r}") from error
         finally:
             self.thread = None
@@ -146,7 +146,7 @@ class _ThreadStep:
 
 
 class ByState:
-    """A state machine some of whose states say where they run (`@state(dispatch=…)`)."""
+    """Runs a state machine that pins some of its states to a policy (`@state(dispatch=…)`)."""
 
     bound_to_thread: ClassVar[bool] = False
 
@@ -157,7 +157,7 @@ class ByState:
         self._last = default
 
     def _resume(self, item: Any) -> Want[Any] | None:
-        if not getattr(self._last, "_awaits_step", False):  # else it is the result of that one's step
+        if not getattr(self._last, "_awaits_step", False):  # else the item is the outcome of its step
             self._choose()
         return self._last._resume(item)
 

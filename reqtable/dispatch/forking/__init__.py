@@ -1,1 +1,1 @@
-"""Forked children: what forks one, what a child does first, and how the parent learns of its end."""
+"""Forked children: what forks them, what they do first, and how the parent learns that they have exited."""

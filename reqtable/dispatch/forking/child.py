@@ -1,7 +1,7 @@
-"""Forked children: watching for their exit in the loop's selector, and what a process does on becoming one.
+"""Forked children: what a new child does first, and how the loop learns that it has exited.
 
-A child holds one request. It closes its copies of every other descriptor of the engine, serves the request to its end,
-and leaves by `os._exit`: it runs none of the parent's `atexit` functions and never returns into the parent's loop.
+A child has one request. It closes its copies of all other descriptors of the engine, serves the request to its end, and
+leaves by `os._exit`. So it runs none of the parent's `atexit` functions and never returns into the parent's loop.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _HELD = (_signal.SIGINT, _signal.SIGTERM)
 
 
 class Child(Descriptor):
-    """A child, until it has been waited for. `on_exit(child)` is called in the loop, once, with `status` set.
+    """Watches a child until it has been waited for. Then calls `on_exit(child)`, once, in the loop, with `status` set.
 
-    Its exit makes its pidfd readable (pidfd_open(2)); where there is none, the loop looks every few milliseconds.
+    When the child exits, its pidfd becomes readable (pidfd_open(2)). Without a pidfd, the loop looks every few
+    milliseconds.
     """
 
     __slots__ = ("_on_exit", "_steps", "pid", "status")
@@ -38,7 +39,7 @@ class Child(Descriptor):
         super().__init__(steps.poller, _pidfd(pid) if pidfd is None else pidfd)
         self._steps = steps
         self.pid = pid
-        self.status: int | None = None  # as `os.waitstatus_to_exitcode` gives it, once it has exited
+        self.status: int | None = None  # as `os.waitstatus_to_exitcode` returns it; None: not waited for
         self._on_exit = on_exit
         if self.fd >= 0:
             self.watch(READ)
@@ -49,13 +50,13 @@ class Child(Descriptor):
         self.collect()
 
     def collect(self, blocking: bool = False) -> bool:
-        """Wait for it if it has exited, or until it has. True once it has been waited for."""
+        """Wait for the child if it has exited; with `blocking`, until it has. True once it has been waited for."""
         if self.status is not None:
             return True
         try:
             pid, status = os.waitpid(self.pid, 0 if blocking else os.WNOHANG)
         except ChildProcessError:
-            pid, status = self.pid, 0  # someone else has waited for it
+            pid, status = self.pid, 0  # other code has waited for the child
         if not pid:
             return False
         self.status = os.waitstatus_to_exitcode(status)
@@ -64,23 +65,23 @@ class Child(Descriptor):
         return True
 
     def unwatch(self) -> None:
-        """Look at it no more."""
+        """Stop watching the child, and close its pidfd."""
         if self.fd >= 0:
             self.watch(0)
             os.close(self.fd)
             self.fd = -1
 
     def tell(self, number: int) -> None:
-        """Send it a signal, if it has not been waited for."""
+        """Send the child a signal, unless it has been waited for."""
         if self.status is None:
             send_signal(self.pid, self.fd, number)
 
     def kill(self) -> None:
-        """End it, now."""
+        """Kill the child."""
         self.tell(signal.SIGKILL)
 
     def how_it_failed(self) -> str | None:
-        """How it ended, in words; None where that was well."""
+        """Return how the child failed, in words; None if it did not fail."""
         if not self.status:
             return None
         if self.status > 0:
@@ -90,7 +91,7 @@ class Child(Descriptor):
         return f"was killed by signal {-self.status}"
 
     def abandon(self) -> None:
-        """In another child: the descriptor is a copy of the parent's."""
+        """In another child: close this process's copy of the pidfd."""
         self.watched = 0
         close_copy(self.fd)
 
@@ -100,19 +101,22 @@ class Child(Descriptor):
 
 
 class Forked:
-    """A child that a handler has forked. The handler may wait for it, so its number may soon be another process's."""
+    """Kills or waits for a child that a handler has forked.
+
+    The handler may wait for the child too. Then its pid may soon be another process's, so this holds a pidfd.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._pidfd = _pidfd(pid)
 
     def kill(self) -> None:
-        """End it, now."""
+        """Kill the child."""
         send_signal(self.pid, self._pidfd, signal.SIGKILL)
 
     def wait(self) -> None:
-        """Wait until it has exited."""
-        with contextlib.suppress(ChildProcessError):  # the handler has waited for it
+        """Wait until the child has exited."""
+        with contextlib.suppress(ChildProcessError):  # the handler has waited for the child
             if self._pidfd >= 0:
                 os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
             else:
@@ -120,15 +124,15 @@ class Forked:
         close_copy(self.detach())
 
     def detach(self) -> int:
-        """Give up its pidfd (pidfd_open(2)), which is the caller's to close; -1 where there is none."""
+        """Return the pidfd (pidfd_open(2)), which the caller has to close; -1 if there is none."""
         pidfd, self._pidfd = self._pidfd, -1
         return pidfd
 
 
 def send_signal(pid: int, pidfd: int, number: int) -> None:
-    """Signal a child: by its pidfd, or by its number where the child is known not to have been waited for.
+    """Signal a child by its pidfd or, if `pidfd` is -1, by its pid. Does nothing if the child has gone.
 
-    The number of a child that was waited for may be another process's by now.
+    The pid of a child that was waited for may be another process's by now, so the pid is checked first.
     """
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         if pidfd >= 0:
@@ -139,7 +143,7 @@ def send_signal(pid: int, pidfd: int, number: int) -> None:
 
 
 def _pidfd(pid: int) -> int:
-    """-1 where there is none: an old kernel, another system, or no descriptor left."""
+    """Open a pidfd; -1 if there can be none: an old kernel, another system, or no descriptor left."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
@@ -147,11 +151,12 @@ def _pidfd(pid: int) -> int:
 
 
 def fork() -> int:
-    """`os.fork()`, with SIGINT and SIGTERM held back until it has returned.
+    """Call `os.fork()`, with SIGINT and SIGTERM held back until it has returned.
 
-    Python drops what a signal handler raises within a hook of the fork (os.register_at_fork): Ctrl-C would be lost.
+    Python drops an exception that a signal handler raises inside a fork hook (os.register_at_fork), so Ctrl-C would be
+    lost.
     """
-    # Not `signal.pthread_sigmask`: it makes enums, for which a child copies pages.
+    # Not `signal.pthread_sigmask`, which makes enum members: for these a child copies pages.
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, _HELD)
     try:
         return os.fork()
@@ -165,12 +170,12 @@ _kept: list[Any] = []
 def keep(executor: Any) -> None:
     """In a forked child: never free an executor of the parent's.
 
-    Freeing one takes a lock, and that is held for ever where a thread that is not in this process had it at the fork.
+    Freeing it takes a lock. If another thread held that lock at the fork, nobody in this process ever releases it.
     """
     _kept.append(executor)
 
 
 def become_child(own: Entry | None, host: Host) -> None:
-    """In a new child: let go of all that is the parent's but the connection of `own`, if there is one."""
+    """In a new child: drop all that is the parent's, except the connection of `own` if there is one."""
     gc.freeze()  # a collection here would copy every page that holds an object of the parent's
     host.leave_parent(own)

@@ -1,4 +1,4 @@
-"""A request that a forked child has, as the parent's table sees it."""
+"""Giving a request to a forked child, as the parent's table sees it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from reqtable.table.states import Ending
 from reqtable.table.table import Entry
 from reqtable.table.wants import Failure
 
-# The exit statuses by which a child says how its request ended; 0 says that it is done.
+# The exit statuses by which a child says how its request ended; 0: done.
 STATUSES = {ending: 200 + number for number, ending in enumerate(Ending)} | {Ending.DONE: 0}
 _ENDINGS = {status: ending for ending, status in STATUSES.items() if status}
-# Keeps messages apart, and holds as many as its buffer does.
+# SOCK_SEQPACKET keeps messages apart, and queues as many as fit into its buffer.
 _PACKETS = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 
 Pair = tuple[socket.socket, socket.socket]
 
 
 class Killer(Protocol):
-    """What can end a child."""
+    """Kills a child."""
 
     def kill(self, pid: int) -> None: ...
 
 
 class InChild(Handoff):
-    """A request that a child has, or will have when this pass ends.
+    """Gives a request to a child, which is forked at once or when this pass ends.
 
-    The later datagrams of a session reach the child by a pair of sockets. The parent reads back what the child leaves
-    unread of them: if the request was no session, they are new requests.
+    The later datagrams of a session reach the child through a socket pair. The parent reads back those that the child
+    has left unread. If the request was no session, they become new requests.
     """
 
     def __init__(self, policy: HandoffPolicy, entry: Entry, handler: Resumable | None, killer: Killer) -> None:
@@ -48,7 +48,7 @@ class InChild(Handoff):
         self._pair: Pair | None = None
 
     def fork(self) -> int:
-        """Fork the child. In the child: 0, with the pair's ends still open."""
+        """Fork the child. Returns its pid; in the child 0, with both ends of the pair still open."""
         try:
             if isinstance(self.transport, Session) and self.entry.peer:
                 self._pair = socket.socketpair(socket.AF_UNIX, _PACKETS)
@@ -59,14 +59,14 @@ class InChild(Handoff):
             raise
 
     def keep_feed(self) -> socket.socket | None:
-        """In the child: the end by which the later datagrams come; None where there is none."""
+        """In the child: return the end of the pair that later datagrams arrive at; None if there is no pair."""
         if self._pair is None:
             return None
         self._pair[0].close()
         return self._pair[1]
 
     def begun(self, pid: int) -> None:
-        """In the parent: the child `pid` has the request."""
+        """In the parent: note that the child `pid` has the request."""
         entry, transport = self.entry, self.transport
         self._pid = pid
         entry.policy = self.policy
@@ -76,7 +76,7 @@ class InChild(Handoff):
             transport.give(hold=self.policy.loop_goes_on)
 
     def leave(self) -> None:
-        """In the parent, once the child runs: the child sends the output, and reads the input of a stream."""
+        """In the parent: drop the output, which the child sends, and a stream's input, which the child reads."""
         entry = self.entry
         if self.ends_itself:
             entry.server.close_request(self.request)
@@ -89,12 +89,12 @@ class InChild(Handoff):
         entry.table.hold(entry, len(entry.input))
 
     def fail(self, problem: Exception) -> None:
-        """In the loop: it could not be begun, or gone on with."""
+        """In the loop: deliver the error that kept the child from being forked or watched."""
         assert self.entry.table.owner is not None
         self.entry.table.owner.post_result(self.entry, self.number, Failure(problem))
 
     def exited(self, child: Child) -> None:
-        """In the loop that children are watched in: the child has been waited for."""
+        """In the loop that watches children: note how the child ended, and return the request."""
         entry = self.entry
         how = child.how_it_failed()
         if child.status in _ENDINGS:
@@ -117,7 +117,7 @@ class InChild(Handoff):
         if self._pid is not None and not self.is_let_go:
             self._is_killed = True
             self._killer.kill(self._pid)
-            self.transport.shut()  # for children of its own, too
+            self.transport.shut()  # also for the child's own children
         self._read_back()
         super().release()
 
@@ -149,7 +149,7 @@ class InChild(Handoff):
 
 
 def _send_later_ones(inbox: Inbox, end: socket.socket) -> None:
-    """Datagrams that came after the request's own, and that nothing has been read of, go the way of those to come."""
+    """Send the child the unread datagrams that came after the request's own."""
     waiting = inbox.unopened()
     own = 0 if inbox.asked else 1
     for data in waiting[:own]:

@@ -1,8 +1,9 @@
-"""Running a blocking handler, on whatever thread it runs, and what becomes of it when it forks.
+"""Running a blocking handler, in whatever thread, and what happens when the handler forks.
 
-A fork in `handle()` leaves the child with the request: the parent's `handle()` returns, and the connection stays open
-until the child has ended. That holds for `self.hand_off("fork")`, which unwinds the parent by `HandedOff`, and for a
-plain `os.fork()`. The child's `handle()` returns too; then its process ends, without a return into the parent's loop.
+A fork in `handle()` gives the request to the child. The parent's `handle()` returns, and the connection stays open
+until the child has exited. This holds for `self.hand_off("fork")`, which unwinds the parent's handler by raising
+`HandedOff`, and for a plain `os.fork()`. When `handle()` returns in the child, the child exits. It never returns into
+the parent's loop.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ from reqtable.table.wants import Want
 
 log = logging.getLogger("reqtable")
 
-# The request of each thread that serves one with a blocking handler, where it is not the loop's thread.
+# By thread, except the loop's thread: the request whose blocking handler the thread runs.
 _SERVED: dict[int, Entry] = {}
-# The child that the handler of a request has forked and not yet returned from.
+# By request: the child that the handler has forked, until the handler has returned.
 _FORKED: dict[Entry, Forked] = {}
-# Where `process_request_thread` is defined that does no more than is done anyway.
+# The modules whose `process_request_thread` does no more than is done here anyway.
 _DEFAULT_HOOKS = {"socketserver", "reqtable.server.mixins"}
-# A fork by these is not one that hands the request to the child.
+# A fork by one of these packages does not give the request to the child.
 _NOT_HANDLERS = {"multiprocessing", "subprocess", "pty", "loky"}
-_pipes: dict[int, tuple[Entry, int, int]] = {}  # of the forks that are under way
+_pipes: dict[int, tuple[Entry, int, int]] = {}  # by thread: the pipe of the fork that is under way
 
 
 def run(entry: Entry, transport: PollOnly) -> Want[Any] | None:
     """Run the blocking handler of `entry`, in the loop.
 
-    Returns None, or, if the handler has forked a child that has the rest of it, what to wait for. In that child it does
-    not return.
+    Returns None, or the want to wait for if the handler has forked a child, which then has the rest of the request. In
+    that child the function does not return.
     """
     parent = os.getpid()
     failed = False
@@ -75,7 +76,7 @@ def run(entry: Entry, transport: PollOnly) -> Want[Any] | None:
             raise
         else:
             failed = True
-            _report(server, request, entry.peer)  # a child that was forked before has the rest all the same
+            _report(server, request, entry.peer)  # a child that was forked before still has the rest
     if os.getpid() != parent:
         try:
             _wait_for_forked(entry)
@@ -90,7 +91,7 @@ def run(entry: Entry, transport: PollOnly) -> Want[Any] | None:
 
 
 def serve(server: Server, request: Any, client_address: Any) -> None:
-    """All that a thread or a child does for a request: what `process_request_thread` does."""
+    """Do all that a thread or a child does for a request, as `process_request_thread` does."""
     try:
         if _is_open(request, client_address):
             server.finish_request(request, client_address)
@@ -98,9 +99,9 @@ def serve(server: Server, request: Any, client_address: Any) -> None:
         pass
     except BaseException as error:
         if ends_program(error) or isinstance(error, SystemExit):
-            raise  # the latter ends the thread alone
+            raise  # a SystemExit ends the thread alone
         if (entry := _SERVED.get(get_ident())) is not None:
-            entry.ending = entry.ending or ending_of(error)  # its loop may have ended it before
+            entry.ending = entry.ending or ending_of(error)  # the loop may have ended the entry before
         server.handle_error(request, client_address)
     finally:
         _wait_for_forked(_SERVED.get(get_ident()))  # this thread has nothing else to do
@@ -111,18 +112,18 @@ def serve(server: Server, request: Any, client_address: Any) -> None:
 
 
 def serve_in_thread(entry: Entry, request: Any) -> None:
-    """Run a blocking handler in a thread that is its own, by the server's `process_request_thread` if it has one."""
+    """Run a blocking handler in its own thread, by the server's `process_request_thread` if there is one."""
     hook = getattr(entry.server, "process_request_thread", None)
     _serve_by(entry, request, hook or partial(serve, entry.server))
 
 
 def serve_in_child(entry: Entry, request: Any) -> None:
-    """Run a blocking handler in a child that is its own."""
+    """Run a blocking handler in its own child."""
     _serve_by(entry, request, partial(serve, entry.server))
 
 
 def end_forked(entry: Entry) -> None:
-    """End the child that the handler of `entry` has forked, if there is one."""
+    """Kill the child that the handler of `entry` has forked, if there is one."""
     child = _FORKED.get(entry)
     if child is not None:
         child.kill()
@@ -142,9 +143,10 @@ def _serve_by(entry: Entry, request: Any, hook: Callable[[Any, Any], None]) -> N
 
 
 def runs_concurrently(server: object) -> bool:
-    """Whether a server's class has a thread or a child for each request: its handlers count on that, or its callers.
+    """Whether a server's class promises a thread or a child for each request.
 
-    So a SystemExit ends the request alone, and `handle_request` holds up no other.
+    Its handlers and callers count on the promise. So a SystemExit ends the request alone, and `handle_request` holds up
+    no other request.
     """
     return hasattr(server, "process_request_thread") or hasattr(server, "collect_children")
 
@@ -156,7 +158,7 @@ def _host(entry: Entry) -> Host:
 
 
 def _is_open(request: Any, client_address: Any) -> bool:
-    """Do the TLS handshake that `get_request` left to be done. One that fails is no request, as in `socketserver`."""
+    """Do the TLS handshake that `get_request` put off. False if it fails: there is no request then."""
     if getattr(request, "handshake_due", False):
         try:
             request.do_handshake()
@@ -172,7 +174,7 @@ def _report(server: Server, request: Any, client_address: Any) -> None:
 
 
 def _wait_for_forked(entry: Entry | None) -> None:
-    """Wait for the child that has the rest of the request."""
+    """Wait for the child that has the rest of the request, if there is one."""
     child = _FORKED.get(entry) if entry is not None else None
     if child is not None and entry is not None:
         child.wait()
@@ -180,11 +182,11 @@ def _wait_for_forked(entry: Entry | None) -> None:
 
 
 # -- os.fork() in a handler -------------------------------------------------------------------------------------------
-# The parent learns the child's number by a pipe: nothing else tells it in these hooks (os.register_at_fork).
+# The parent learns the child's pid through a pipe, because its fork hook is not told (os.register_at_fork).
 
 
 def _serving() -> Entry | None:
-    """The request whose blocking handler this thread is in."""
+    """Return the request whose blocking handler is running in this thread; None if there is none."""
     ident = get_ident()
     entry = _SERVED.get(ident)
     if entry is None and (loop := LOOPS.get(ident)) is not None:
@@ -199,7 +201,7 @@ def _before_fork() -> None:
     caller = sys._getframe(1).f_globals.get("__name__", "")
     if caller.partition(".")[0] in _NOT_HANDLERS or caller.startswith("reqtable.dispatch."):
         return
-    with contextlib.suppress(OSError):  # out of descriptors: the child runs as if forked by any program
+    with contextlib.suppress(OSError):  # out of descriptors: the parent keeps the request
         _pipes[get_ident()] = entry, *os.pipe()
 
 

@@ -1,1 +1,1 @@
-"""What suspends a blocking handler under policy `greenlet`: the sockets of its own request."""
+"""Greenlets and sockets that suspend a blocking handler under policy `greenlet`."""

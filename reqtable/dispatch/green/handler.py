@@ -1,4 +1,4 @@
-"""Blocking handlers that suspend: each runs in a greenlet, whose stack is kept while the handler waits."""
+"""Blocking handlers that suspend: each runs in a greenlet, which keeps the handler's stack while it waits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from reqtable.table.errors import TimedOut
 from reqtable.table.wants import Want
 
 _SPARE_MAX = 64
-_UNWINDINGS_MAX = 16  # how often a handler that is being ended may catch that and wait again
+_UNWINDINGS_MAX = 16  # how often a handler may catch the GreenletExit that ends it, and wait again
 
 
 class RequestGreenlet(greenlet):
-    """The greenlet of a request, and then of others. `lent` is that of the one that it serves; None: it is spare.
+    """Runs the handler of one request, and later those of others.
 
-    `loop` is what it suspends to, its parent: the greenlet that the loop runs in; None in a forked child, which has no
-    loop, and waits by itself.
+    `lent` is the transport of the request; None: the greenlet is spare. `loop` is the greenlet that the loop runs in,
+    to which this one suspends; None: this is a forked child, which has no loop and waits by polling.
     """
 
     __slots__ = ("lent", "loop")
@@ -30,7 +30,7 @@ class RequestGreenlet(greenlet):
     loop: greenlet | None
 
     def resumed_by(self, loop: greenlet) -> None:
-        """Suspend to `loop` from here on. Raises ValueError in another thread than its own."""
+        """Suspend to `loop` from here on. Raises ValueError in any thread but the greenlet's own."""
         self.parent = self.loop = loop
 
 
@@ -39,13 +39,13 @@ def can_suspend() -> bool:
     return isinstance(getcurrent(), RequestGreenlet)
 
 
-# Greenlets whose requests have ended, of the main thread: to make one maps memory, and to end it unmaps that. Those of
-# another thread would outlive it.
+# Greenlets that are free for other requests, because making one maps memory, and ending it unmaps the memory. Only the
+# main thread's: those of another thread would outlive the thread.
 _spare: list[RequestGreenlet] = []
 
 
 def _in_child() -> None:
-    _spare.clear()  # another thread may be the main one there
+    _spare.clear()  # another thread may be the main one in the child
     current = getcurrent()
     if type(current) is RequestGreenlet:
         current.loop = None
@@ -56,17 +56,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def _serve(_: object) -> Want[Any] | None:
-    """What a greenlet runs: a request, then others. It ends by what a handler raises, or where there are enough."""
+    """Serve one request after another, in a greenlet. Ends when a handler raises, or if no spare greenlet is needed."""
     while True:
         lent: PollOnly = getcurrent().lent  # type: ignore[attr-defined]
         outcome = run(lent.entry, lent)
-        own: Any = getcurrent()  # not before: a stack that holds on to itself could never be dropped
+        own: Any = getcurrent()  # not before: a stack that refers to its own greenlet is never freed
         own.lent = None
         if len(_spare) >= _SPARE_MAX or not _in_main_thread():
             return outcome
         _spare.append(own)
         loop = own.loop
-        del own, lent  # what is spare holds on to nothing
+        del own, lent  # a spare greenlet keeps nothing alive
         loop.switch(outcome)
 
 
@@ -75,7 +75,7 @@ def _in_main_thread() -> bool:
 
 
 class GreenHandler:
-    """A blocking handler whose stack is kept by a greenlet while it waits."""
+    """Runs a blocking handler in a greenlet, and resumes it when its wait is over."""
 
     __slots__ = ("_greenlet", "_lent")
 
@@ -83,7 +83,7 @@ class GreenHandler:
 
     def __init__(self, lent: PollOnly) -> None:
         self._lent = lent
-        self._greenlet: RequestGreenlet | None = None  # it has not begun
+        self._greenlet: RequestGreenlet | None = None  # None: the handler has not begun
 
     def _resume(self, item: Any) -> Want[Any] | None:
         own = self._greenlet
@@ -95,7 +95,7 @@ class GreenHandler:
         return own.switch(item)  # type: ignore[no-any-return]
 
     def _begun(self) -> RequestGreenlet:
-        """Find it a greenlet."""
+        """Return a greenlet for the handler, a spare one if possible."""
         if _spare and _in_main_thread():
             own = _spare.pop()
             own.gr_context = None
@@ -115,7 +115,7 @@ class GreenHandler:
         return own.throw(TimeoutError("timed out") if isinstance(error, TimedOut) else error)  # type: ignore[no-any-return]
 
     def _close(self) -> None:
-        """Unwind the handler's stack, so that its `finally`s run; what they still wait for fails at once."""
+        """Unwind the handler's stack, so that its `finally` blocks run. If these wait, their waits fail at once."""
         own = self._greenlet
         for _ in range(_UNWINDINGS_MAX):
             if own is None or own.dead or own.lent is not self._lent:
@@ -123,5 +123,5 @@ class GreenHandler:
             try:
                 own.resumed_by(getcurrent())
             except ValueError:
-                return  # it is bound to another thread, and can only be dropped
+                return  # the greenlet is bound to another thread, and can only be dropped
             own.throw(GreenletExit)

@@ -1,4 +1,4 @@
-"""What `makefile("rb")` of a cooperative socket reads by."""
+"""The raw file behind `makefile("rb")` of a cooperative socket."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 class Reader(socket.SocketIO):
-    """As the standard library's, which asks itself each time whether it may be read."""
+    """Reads like its base class, but without the checks that the base class makes on every read."""
 
-    __slots__ = ("_sock", "_timeout_occurred")  # found at once, where its base class has a dictionary
+    __slots__ = ("_sock", "_timeout_occurred")  # found faster than in the dictionary of the base class
 
     _sock: socket.socket | None
     _timeout_occurred: bool
@@ -17,7 +17,7 @@ class Reader(socket.SocketIO):
     def readinto(self, buffer: Any) -> int | None:
         own = self._sock
         if own is None or self._timeout_occurred:
-            return super().readinto(buffer)  # which says so
+            return super().readinto(buffer)  # raises the error
         try:
             return own.recv_into(buffer, len(buffer))
         except TimeoutError:

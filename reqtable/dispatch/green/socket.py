@@ -1,8 +1,8 @@
-"""The socket of a blocking handler that suspends: it switches to the loop where a call would block.
+"""The socket of a blocking handler under policy `greenlet`: a call that would block suspends the request.
 
-Where a call on the socket would block, the greenlet says which readiness it wants and switches to the loop, which
-resumes it as it resumes everything else. The descriptor is left blocking, because it may be handed to a subprocess, or
-duplicated: it is the calls that say MSG_DONTWAIT.
+The greenlet says which readiness it wants and switches to the loop, which resumes it like any other request. The
+descriptor stays blocking, because it may be handed to a subprocess or duplicated. Instead, each call passes
+MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from reqtable.table.states import READ, WRITE
 from reqtable.table.wants import Want
 
 T = TypeVar("T")
-# As plain numbers: the socket module's are enum members, whose `&` is a Python call on the path of every read.
+# Plain numbers: with the socket module's enum members, `&` would be a Python call in every read.
 _DONTWAIT, _PEEK, _WAITALL = int(socket.MSG_DONTWAIT), int(socket.MSG_PEEK), int(socket.MSG_WAITALL)
-_END_OF_FILE = 4096  # bytes that reading it counts as: some handlers do so for ever
+_END_OF_FILE = 4096  # how many bytes reading it counts as: some handlers do so for ever
 
 
 @cache
 def cooperative(plain: type[socket.socket]) -> type[CooperativeSocket]:
-    """The class of cooperative sockets over sockets of class `plain`, which can be simulated ones."""
+    """Return the class of cooperative sockets over sockets of class `plain`, which may be simulated ones."""
     calls = {f"_{name}_now": getattr(plain, name) for name in ("recv", "recv_into", "send")}
     return type("CooperativeSocket", (CooperativeSocket, plain), {"__slots__": (), "plain": plain, **calls})
 
 
 class CooperativeSocket(socket.socket):
-    """A request's socket, to its handler a blocking one with the usual timeouts. It has the methods of a socket.
+    """Behaves, for the handler of a request, like a blocking socket with the usual methods and timeouts.
 
-    The timeout is kept here; the plain socket underneath has none. In its own request's greenlet a call that would
-    block suspends the request; anywhere else, such as in another thread, it waits by polling the descriptor.
+    The timeout is kept here; the plain socket underneath has none. In the greenlet of its own request, a call that
+    would block suspends the request. Anywhere else, such as in another thread, it waits by polling the descriptor.
     """
 
-    plain: ClassVar[type[socket.socket]] = socket.socket  # whose calls never wait, because all of them say so
+    plain: ClassVar[type[socket.socket]] = socket.socket  # its calls never wait, because they pass MSG_DONTWAIT
 
     __slots__ = ("_is_drained", "_since_suspended", "_wait_s", "lent")
 
-    # Those that are called most, found at once: none of them waits.
+    # The most frequent calls of `plain`, which save a look-up here. They never wait.
     _recv_now: ClassVar[Any] = socket.socket.recv
     _recv_into_now: ClassVar[Any] = socket.socket.recv_into
     _send_now: ClassVar[Any] = socket.socket.send
@@ -62,11 +62,11 @@ class CooperativeSocket(socket.socket):
         self.lent: PollOnly
         self._wait_s: float | None = None
         self._since_suspended = 0  # bytes in and out
-        self._is_drained = False  # the last call took less than there was room for: the next one would only learn that
+        self._is_drained = False  # the last read did not fill its buffer, so the next one would find nothing
 
     @classmethod
     def over(cls, plain: socket.socket) -> CooperativeSocket:
-        """Take over the descriptor and the timeout of `plain`."""
+        """Make one that takes over the descriptor and the timeout of `plain`."""
         timeout = plain.gettimeout()
         taken = cls(plain.family, plain.type, plain.proto, fileno=plain.detach())
         taken._wait_s = timeout
@@ -101,7 +101,7 @@ class CooperativeSocket(socket.socket):
     # -- what may block -----------------------------------------------------------------------------------------------
 
     def _until_done(self, want: Want[None], flags: int, operation: Callable[..., T], *args: Any) -> T:
-        """`operation`, again whenever the socket is ready for `want`, until it does not say that it would block."""
+        """Call `operation`, and again whenever the socket is ready for `want`, until it would not block."""
         until: float | None = None
         while True:
             try:
@@ -117,10 +117,10 @@ class CooperativeSocket(socket.socket):
         return (self._wait_s is None or self._wait_s > 0) and not flags & _DONTWAIT
 
     def _wait(self, want: Want[None], until: float | None) -> float | None:
-        """Suspend until the socket is ready. Returns when the waiting is over; raises TimeoutError.
+        """Suspend until the socket is ready. Returns when the call times out (None: never); raises TimeoutError.
 
-        `until` is what it returned the last time: the timeout is that of a whole call, and a socket that is reported
-        ready and is not gives nobody more time.
+        If the call waits again, it passes that time as `until`: the timeout covers the whole call, even if the socket
+        is reported ready and is not.
         """
         lent = self.lent
         timeout_s = self._wait_s
@@ -136,17 +136,17 @@ class CooperativeSocket(socket.socket):
             return until
         own, loop = current.lent, current.loop
         assert own is not None
-        del current  # a stack that holds on to itself could never be dropped
+        del current  # a stack that refers to its own greenlet is never freed
         if own is not lent:
             self._wait_for_another(own, loop, want, timeout_s)
             return until
         fd = self.fileno()
-        if lent.fd != fd:  # a duplicate, perhaps of one that is closed by now
+        if lent.fd != fd:  # this socket is a duplicate, perhaps of a closed one
             self._check_open()
             lent.watch(0)
             lent.fd = fd
         interest = READ if want is READABLE else WRITE
-        if lent.watched != interest:  # it may have stopped when the other one was closed
+        if lent.watched != interest:  # closing another duplicate may have changed it
             lent.watch(interest)
         lent.entry.timeout = timeout_s
         self._since_suspended = 0
@@ -154,7 +154,7 @@ class CooperativeSocket(socket.socket):
         return until
 
     def _poll(self, want: Want[None], timeout_s: float | None) -> None:
-        """Wait without the loop."""
+        """Wait by polling the descriptor, without the loop."""
         self._check_open()
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN if want is READABLE else select.POLLOUT)
@@ -162,14 +162,14 @@ class CooperativeSocket(socket.socket):
             raise TimeoutError("timed out")
 
     def _check_open(self) -> None:
-        """Another thread may have closed it meanwhile."""
+        """Raise OSError if the socket is closed: another thread may have closed it meanwhile."""
         if self.fileno() < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def _wait_for_another(self, own: PollOnly, loop: greenlet, want: Want[None], timeout_s: float | None) -> None:
-        """Suspend the request of `own`, whose handler uses this socket of another request: a chat's, say.
+        """Suspend the request of `own`, whose handler uses this socket of another request, as in a chat.
 
-        By a duplicate, because the other one may be waiting for the descriptor itself.
+        The loop polls a duplicate, because the other request may be waiting for the descriptor itself.
         """
         system = own.steps.system
         duplicate = system.socket(self.family, self.type, self.proto, fileno=system.dup(self.fileno()))
@@ -200,7 +200,7 @@ class CooperativeSocket(socket.socket):
         return count
 
     def _wait_its_turn(self) -> None:
-        """One whose socket is always ready would never suspend: above its share of a pass it waits its turn."""
+        """Suspend a request that has used its share of the pass. If its socket is always ready, nothing else would."""
         count, self._since_suspended = self._since_suspended, 0
         current = getcurrent()
         if type(current) is RequestGreenlet and current.lent is self.lent and current.loop is not None:
@@ -248,13 +248,13 @@ class CooperativeSocket(socket.socket):
         room = nbytes or (buffer if type(buffer) is memoryview else memoryview(buffer)).nbytes
         self._is_drained = 0 < count < room
         self._came_in(count, flags)
-        # The kernel heeds MSG_WAITALL only on a blocking descriptor: one without a timeout, which this stands in for.
+        # MSG_WAITALL works only on a socket without a timeout. Do its work here, because MSG_DONTWAIT undoes it.
         if flags & _WAITALL and not flags & (_DONTWAIT | _PEEK) and self._wait_s is None:
             return self._fill(memoryview(buffer).cast("B")[:room], count)
         return count
 
     def _fill(self, view: memoryview, count: int) -> int:
-        """Receive until `view` is full, or until the end. `count` bytes are there; returns how many there are then."""
+        """Receive until `view` is full or the input ends. Returns how many bytes `view` has; it has `count` already."""
         more = count
         while more and count < len(view):
             more = self._until_done(READABLE, 0, self.plain.recv_into, view[count:], 0, _DONTWAIT)
@@ -292,11 +292,11 @@ class CooperativeSocket(socket.socket):
         return self._went_out(self._until_done(WRITABLE, flags, self.plain.send, data, flags | _DONTWAIT))
 
     def _sends_all(self, flags: int) -> bool:
-        """Whether a call of `send` takes all that it is given: on a blocking stream (send(2)), which has no timeout."""
+        """Whether `send` takes all that it is given, as on a blocking stream without a timeout (send(2))."""
         return self._wait_s is None and not flags & _DONTWAIT and self.type == socket.SOCK_STREAM
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """As the standard library's: the timeout is that of all of it."""
+        """Send all of `data`. As in the standard library, the timeout covers the whole call."""
         left = data if type(data) is bytes else memoryview(data).cast("B")
         until = self.lent.steps.table.clock() + self._wait_s if self._wait_s else None
         while left:
@@ -333,7 +333,7 @@ class CooperativeSocket(socket.socket):
         return sent
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        # not os.sendfile: the standard library's use of it polls the descriptor by itself
+        # not by os.sendfile, around which the standard library polls the descriptor itself
         if self._wait_s == 0:
             raise ValueError("non-blocking sockets are not supported")
         return self._sendfile_use_send(file, offset, count)  # type: ignore[attr-defined,no-any-return]
@@ -368,19 +368,19 @@ class CooperativeSocket(socket.socket):
             self._wake_waiting()
 
     def _forget(self) -> bool:
-        """Stop polling a descriptor before it goes: its number may be another request's a moment later.
+        """Stop polling the descriptor before it is closed: its number may be another request's a moment later.
 
-        True where a handler may wait for it that is not the one which closes it.
+        True if a handler other than the closing one may be waiting for the descriptor.
         """
         lent = self.lent
         if lent.fd != self.fileno():
             return False
-        by_another_thread = lent.steps.in_other_thread  # which may be just ahead of the waiting
+        by_another_thread = lent.steps.in_other_thread  # then the handler may be about to wait
         is_polled = bool(lent.watched)
         if is_polled:
             lent.watch(0)
         return by_another_thread or (is_polled and lent.entry is not lent.steps.table.running)
 
     def _wake_waiting(self) -> None:
-        """Have it try again, and find the socket closed."""
+        """Wake the waiting handler, which tries again and finds the socket closed."""
         self.lent.steps.post(self.lent.on_ready, READ | WRITE)

@@ -1,14 +1,14 @@
-"""TLS for blocking handlers that must not stop everyone: handshake, reads and writes suspend as plain ones do.
+"""TLS for blocking handlers: handshakes, reads and writes suspend the request instead of blocking the loop.
 
-`ssl.SSLContext.sslsocket_class` is what a context's `wrap_socket` makes. The class that stands there once the
-module is used, which is under every policy but `inline`, looks where it is called:
+`wrap_socket` of an SSLContext makes a socket of the class `ssl.SSLContext.sslsocket_class`. Every policy but `inline`
+replaces that class (`install`) with one that picks the kind of socket by its caller:
 
-* in a handler, with the request's cooperative socket, it makes a cooperative TLS socket;
-* in a server's `get_request`, be it that the listening socket is a TLS one, or that the hook wraps what it accepted, it
-  makes one whose handshake is due: that is part of the request, or a silent client would freeze the server;
-* anywhere else it makes what was made before.
+* A handler that wraps its request's cooperative socket gets a cooperative TLS socket.
+* A server's `get_request` gets a socket whose handshake is still due, whether the listening socket is a TLS socket or
+  the hook wraps what it accepted. The handshake is part of the request, or a silent client would freeze the server.
+* Any other caller gets a socket of the replaced class.
 
-A context on which a program has set `sslsocket_class` itself keeps its own.
+A context keeps an `sslsocket_class` that the program has set on it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _BLOCKED = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[misc]
-    """A request's TLS socket. OpenSSL reads and writes the descriptor by itself, so this one is non-blocking."""
+    """Suspends the request when a TLS call would block. OpenSSL does the I/O, so the descriptor is non-blocking."""
 
-    handshake_due = False  # whoever uses it first does it
+    handshake_due = False  # if so, the first use of the socket does the handshake
 
     @classmethod
     def within(cls, sock: CooperativeSocket, *, do_handshake_on_connect: bool, **options: Any) -> CooperativeTLSSocket:
@@ -48,17 +48,17 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
                 if made.gettimeout() == 0:
                     raise ValueError("do_handshake_on_connect should not be specified for non-blocking sockets")
                 made.do_handshake()
-            except BaseException:  # the request may be ended meanwhile
+            except BaseException:  # the request may end meanwhile
                 made.close()
                 raise
         return made
 
     @classmethod
     def accepted(cls, sock: Any, steps: Steps, *, do_handshake_on_connect: bool, **options: Any) -> Any:
-        """Wrap the socket of a request that is being taken."""
+        """Wrap the socket of a connection that is being accepted."""
         made = cls._over(sock, do_handshake_on_connect, **options)
         made.lent = PollOnly(steps, made)
-        made.lent.request = None  # until it is lent: a cycle would keep a connection open that `get_request` drops
+        made.lent.request = None  # until `transport_for`: a cycle would keep a connection open that `get_request` drops
         return made
 
     @classmethod
@@ -72,7 +72,7 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
         return made
 
     def _when_ready(self, operation: Callable[..., T], *args: Any) -> T:
-        """`operation`, again whenever the socket is ready for what OpenSSL wants of it."""
+        """Call `operation`, and again whenever the socket is ready for what OpenSSL wants of it, until it succeeds."""
         if self.handshake_due:
             self.do_handshake()
         until: float | None = None
@@ -123,7 +123,7 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
     def get_channel_binding(self, cb_type: str = "tls-unique") -> Any:
         return self._when_ready(super().get_channel_binding, cb_type)
 
-    # -- before it is known whose it is -------------------------------------------------------------------------------
+    # -- before the connection has an entry ---------------------------------------------------------------------------
 
     def _came_in(self, count: int, flags: int) -> None:
         if self._is_admitted:
@@ -141,18 +141,18 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
 
 
 class ServedTLSSocket(TLSSocket, CooperativeTLSSocket):  # type: ignore[misc]
-    """One whose handshake the engine does."""
+    """Leaves its handshake to the engine."""
 
     def _wait_for_room(self, seconds: float) -> bool:
         if seconds <= 0 or not can_suspend():
-            return False  # the loop waits for nobody
+            return False  # this is the loop, which must not wait
         with suppress(TimeoutError):
             self._wait(WRITABLE, self.lent.steps.table.clock() + seconds)
         return True
 
 
 def secured(steps: Steps, request: Any, context: ssl.SSLContext) -> ServedTLSSocket:
-    """The cooperative TLS socket of a request whose handshake is about to be done."""
+    """Make the cooperative TLS socket of a request. The engine does the handshake afterwards."""
     made: ServedTLSSocket = ServedTLSSocket.accepted(
         request, steps, server_side=True, do_handshake_on_connect=False, context=context
     )
@@ -160,7 +160,7 @@ def secured(steps: Steps, request: Any, context: ssl.SSLContext) -> ServedTLSSoc
 
 
 class _Chooser(ssl.SSLSocket):
-    """What is called in place of `ssl.SSLSocket`, of which it never makes one itself."""
+    """Stands in for `ssl.SSLSocket` and picks the class of the socket to make, which is never its own."""
 
     before: type[ssl.SSLSocket]
 
@@ -175,7 +175,7 @@ class _Chooser(ssl.SSLSocket):
 
 
 def _accepting() -> Steps | None:
-    """What steps the requests of this thread's loop, while that takes a request for a blocking handler."""
+    """Return the steps of this thread's loop while it accepts a connection for a blocking handler, else None."""
     loop = LOOPS.get(get_ident())
     if loop is None:
         return None
@@ -184,7 +184,7 @@ def _accepting() -> Steps | None:
 
 
 def install() -> None:
-    """Have every context make what is called for."""
+    """Have every SSLContext make sockets by `_Chooser`."""
     if ssl.SSLContext.sslsocket_class is not _Chooser:
         _Chooser.before = ssl.SSLContext.sslsocket_class
         ssl.SSLContext.sslsocket_class = _Chooser

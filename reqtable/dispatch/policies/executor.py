@@ -1,7 +1,7 @@
 """Policy `executor`: each step of a state machine is shipped, as data, to any `concurrent.futures.Executor`.
 
-The loop does the I/O. A step goes out as the handler's class, fields, state and item, and comes back as fields, output
-and transition (see `shipping`), so it may run in a pool of processes or on another machine of a cluster.
+The loop does the I/O. A step and its result are plain data (see `pickled_steps`), so the step may run in a pool of
+processes or on another machine of a cluster.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reqtable.table.table import Entry
 
 
 class Executor(Policy):
-    """Each step as data, in an executor."""
+    """Ships each step to an executor, as data."""
 
     name = "executor"
     steps_on_loop = False
@@ -33,7 +33,7 @@ class Executor(Policy):
         check_pickled(handler_class, cls.name)
 
     def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
-        raise ConfigurationError("policy 'executor' can't run a blocking handler")  # `check` refused it
+        raise ConfigurationError("policy 'executor' can't run a blocking handler")  # `check` has refused it before
 
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
         return PickledSteps(entry, handler, self._workers)
@@ -41,7 +41,7 @@ class Executor(Policy):
     def close(self, wait: bool) -> None:
         if wait:
             self._workers.wait_for_all()
-        self.host.run_posted()  # handlers whose step was out are closed now, over there
+        self.host.run_posted()  # close the handlers, in the executor, of requests that ended during a step
         self._workers.shutdown(wait=wait)
 
     def abandon(self) -> None:

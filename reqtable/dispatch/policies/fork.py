@@ -1,11 +1,11 @@
 """Policy `fork`: a child process per request.
 
-The child has a copy of the memory as it was; nothing that it changes there reaches the parent or another child. It
-closes its copies of all other descriptors of the server, serves its one request, and leaves. The parent keeps the row,
-and the connection open, until the child has exited; then it ends the connection without cutting off the answer.
+The child has a copy of the parent's memory; its changes reach neither the parent nor another child. It closes its
+copies of the server's other descriptors, serves its one request, and exits. The parent keeps the row and the open
+connection until the child has exited. Then it ends the connection without cutting off the answer.
 
-All that a pass hands off is forked at its end (`_fork_due`): after a fork the first write to a page of memory copies
-the page, here as in the child, so little is done between two forks.
+The policy forks for all hand-offs of a pass together, at the end of the pass (`_fork_due`). After a fork, the first
+write to a page of memory copies the page, in the parent as in the child, so little is done between two forks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MAX_CHILDREN = 40  # as in `socketserver`
 
 
 class Fork(HandoffPolicy):
-    """A child for each request."""
+    """Forks a child for each request."""
 
     name = "fork"
     takes_whole_requests = True
@@ -47,7 +47,7 @@ class Fork(HandoffPolicy):
             raise ConfigurationError("dispatch policy 'fork': this platform has no fork(): choose 'thread'")
         super().__init__(host)
         self.children: dict[int, Child | None] = {}  # None: about to be watched
-        self._due: deque[InChild] = deque()  # to be forked when this pass ends, or when there is a process left
+        self._due: deque[InChild] = deque()  # to fork for at the end of the pass, or once a process can be had
 
     @classmethod
     def check_step(cls, handler_class: Any) -> None:
@@ -88,7 +88,7 @@ class Fork(HandoffPolicy):
         self._watch(handoff, pid)
 
     def adopt(self, entry: Entry, pid: int, pidfd: int) -> Want[Any]:
-        """The child `pid`, which its handler has forked, has the rest of `entry`. Returns what to wait for."""
+        """Watch the child `pid`, which the handler forked and which has the rest of `entry`. Returns the want."""
         handoff = self.handoff(entry, entry.resumable)
         entry.resumable = handoff
         handoff.number = entry.calls
@@ -97,7 +97,7 @@ class Fork(HandoffPolicy):
         return ELSEWHERE
 
     def _fork_due(self) -> None:
-        """Fork for all that this pass has handed off, and only then go on with each."""
+        """Fork for all hand-offs of this pass, before going on with any of them."""
         flush_streams()
         begun: deque[tuple[InChild, int]] = deque()
         try:
@@ -109,7 +109,7 @@ class Fork(HandoffPolicy):
                     begun.append((handoff, self._fork(handoff)))
                 except Exception as problem:
                     if isinstance(problem, BlockingIOError) and (begun or self.children):
-                        self._due.appendleft(handoff)  # no process is left, until a child has ended
+                        self._due.appendleft(handoff)  # no process can be had until a child has exited
                         self.host.steps.mailbox.call_later(self._fork_due)
                         break
                     handoff.undo()
@@ -121,7 +121,7 @@ class Fork(HandoffPolicy):
     def _go_on(self, handoff: InChild, pid: int) -> None:
         try:
             self._watch(handoff, pid)
-        except Exception as problem:  # of a hook
+        except Exception as problem:  # raised by a hook of the server
             handoff.fail(problem)
 
     def _fork(self, handoff: InChild) -> int:
@@ -131,7 +131,7 @@ class Fork(HandoffPolicy):
         return pid
 
     def _watch(self, handoff: InChild, pid: int, pidfd: int | None = None) -> None:
-        """In the parent: the child `pid` has the request."""
+        """In the parent: watch the child `pid`, which has the request."""
         handoff.begun(pid)
         server = self.host.server
         if getattr(server, "active_children", None) is None:
@@ -139,14 +139,14 @@ class Fork(HandoffPolicy):
         server.active_children.add(pid)
         self.children[pid] = None
         watching = self.host.watching
-        if watching.in_other_thread:  # a private loop of another thread may be gone before the child is
+        if watching.in_other_thread:  # the private loop of this thread may end before the child does
             watching.post(self._register, pid, handoff, pidfd)
         else:
             self._register(pid, handoff, pidfd)
         handoff.leave()
 
     def _register(self, pid: int, handoff: InChild, pidfd: int | None) -> None:
-        """In the loop that all children are watched in."""
+        """In the loop that watches all children: register this one."""
 
         def ended(child: Child) -> None:
             self._forget(pid)
@@ -156,7 +156,7 @@ class Fork(HandoffPolicy):
         self.children[pid] = Child(self.host.watching, pid, ended, pidfd)
 
     def kill(self, pid: int) -> None:
-        """End a child, now, unless it has been waited for."""
+        """Kill a child, unless it has been waited for."""
         child = self.children.get(pid)
         if child is not None:
             child.kill()
@@ -164,13 +164,13 @@ class Fork(HandoffPolicy):
             send_signal(pid, -1, signal.SIGKILL)
 
     def collect(self, blocking: bool = False) -> None:
-        """Wait for the children that have exited; with `blocking`, for all."""
+        """Wait for the children that have exited; with `blocking`, for all children."""
         steps = self.host.watching
-        if steps.in_other_thread:  # that thread does it; here we can only wait
+        if steps.in_other_thread:  # only the loop's thread waits for children; this thread waits until none is left
             none_left = threading.Event()
             steps.post(self._watch_for_none, none_left)
             while blocking and steps.running and not none_left.wait(_LOOK_S):
-                pass  # someone may end the loop meanwhile
+                pass  # the loop may end meanwhile
         for child in [] if steps.in_other_thread else list(self.children.values()):
             if child is not None:
                 child.collect(blocking)
@@ -186,7 +186,7 @@ class Fork(HandoffPolicy):
 
     def let_go(self) -> None:
         self.collect()
-        if self.children and not self.host.steps.in_other_thread:  # they go on; someone has to wait for them
+        if self.children and not self.host.steps.in_other_thread:  # they go on, and something has to wait for them
             left = list(self.children)
             for child in self.children.values():
                 if child is not None:
@@ -213,7 +213,7 @@ class Fork(HandoffPolicy):
         entry = handoff.entry
         status = 1
         try:
-            handoff.undo()  # it is ours
+            handoff.undo()  # this process serves the request
             become_child(entry, self.host)
             request = entry.transport.request
             if handoff.ends_itself:
@@ -232,7 +232,7 @@ class Fork(HandoffPolicy):
             entry.server.handle_error(entry.transport.request, entry.peer)
         finally:
             try:
-                self.host.close(wait=True, calls=True)  # no exit function will
+                self.host.close(wait=True, calls=True)  # `leave_child` runs no exit functions
             finally:
                 leave_child(status)
 

@@ -1,10 +1,10 @@
 """Policy `greenlet`: unmodified blocking handlers, interleaved on one thread.
 
-Each request's handler runs in a greenlet, suspended where a call on its own socket would block (see `cooperative`).
-Resumable handlers run as under `inline`, and then the package greenlet is not needed.
+Each blocking handler runs in a greenlet, which is suspended when a call on the request's own socket would block (see
+`green/socket.py`). Resumable handlers run as under `inline`; they don't need the package greenlet.
 
-What still blocks everyone: whatever does not go through the request's own socket, such as `time.sleep`, a socket that
-the handler opens, or a lock held across a read.
+Whatever bypasses the request's own socket still blocks the loop, such as `time.sleep`, a socket that the handler opens,
+or a lock held across a read.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from reqtable.table.errors import ConfigurationError
 from reqtable.table.parts import Resumable
 from reqtable.table.table import Entry
 
-# Imported with the package, not when a server is first made: a program's tests may have patched `socket.socket` by
-# then, and the classes of these modules would be built on the patch.
+# Imported with the package, not when a server is first made. By then a program's tests may have patched
+# `socket.socket`, and the classes of these modules would be built on the patch.
 try:
     from reqtable.dispatch.green.handler import GreenHandler
     from reqtable.dispatch.green.socket import CooperativeSocket, cooperative
@@ -30,12 +30,12 @@ except ImportError:
     has_greenlet = False
 try:
     from reqtable.dispatch.green import tls as green_tls
-except ImportError:  # there is no greenlet, or no ssl
+except ImportError:  # the package greenlet or the module ssl is missing
     green_tls = None  # type: ignore[assignment]
 
 
 def policy_for_blocking() -> str:
-    """The policy under which a blocking handler that waits for its client holds up no other."""
+    """Return the policy under which a blocking handler that waits for its client holds up no other request."""
     return "greenlet" if has_greenlet else "thread"
 
 
@@ -46,7 +46,7 @@ def defer_handshakes() -> None:
 
 
 class Greenlet(Policy):
-    """A greenlet for each blocking handler, on the loop's thread."""
+    """Runs each blocking handler in a greenlet, on the loop's thread."""
 
     name = "greenlet"
 

@@ -1,7 +1,7 @@
-"""Policy `inline`: everything on the loop.
+"""Policy `inline`: everything runs on the loop.
 
-A resumable handler's steps interleave with all others'. A blocking handler runs to its end before anything else does,
-as under the plain four classes of `socketserver`.
+The steps of resumable handlers interleave. A blocking handler runs to its end before anything else does, as in the four
+plain classes of `socketserver`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reqtable.table.wants import Want
 
 
 class Inline(Policy):
-    """Everything on the loop."""
+    """Runs everything on the loop."""
 
     name = "inline"
     blocking_holds_loop = True
@@ -27,7 +27,7 @@ class Inline(Policy):
 
 
 class _ToItsEnd:
-    """One step: the whole handler."""
+    """Runs a whole blocking handler as one step."""
 
     __slots__ = ("_entry", "_transport")
 

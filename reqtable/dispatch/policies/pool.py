@@ -1,8 +1,8 @@
 """Policy `pool`: a bounded number of threads.
 
-The loop does the I/O of a resumable handler; only a step whose input is complete goes to a thread, so any number of
-slow clients share a few. Steps of one request never overlap. A blocking handler has a thread of the pool to itself.
-The server's `daemon_threads` and `block_on_close` mean what they mean under policy `thread`.
+The loop does the I/O of a resumable handler. Only a step whose input is complete goes to a thread, so any number of
+slow clients share a few threads. Steps of one request never overlap. A blocking handler has a thread of the pool to
+itself. The server's `daemon_threads` and `block_on_close` mean the same as under policy `thread`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reqtable.table.table import Entry
 
 
 class Pool(InThreadPolicy):
-    """A bounded number of threads, for all requests."""
+    """Runs all requests in a bounded number of threads."""
 
     name = "pool"
 
@@ -67,7 +67,7 @@ class Pool(InThreadPolicy):
             if handoff.driver is not None:
                 handoff.driver.close_descriptors()
         keep(self._threads)
-        self._make_threads()  # the parent's are not in this process
+        self._make_threads()  # the parent's threads are not in this process
 
     def _make_threads(self) -> None:
         self._serving: dict[InThread, Future[None]] = {}

@@ -1,7 +1,7 @@
 """Policy `thread`: a thread per request.
 
-A blocking handler runs in it unchanged; a resumable one is driven in it (see `driver`). The handlers share the memory
-of the process, and need locks where they share data.
+The thread runs a blocking handler unchanged, and a resumable one in a loop of its own (see `private_loop`). The
+handlers share the memory of the process, so they need locks around data that they share.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from reqtable.table.table import Entry
 
 
 class RequestThread(threading.Thread):
-    """A thread whose `start()` does not wait until it runs: for that, the loop would for each request give away the
-    interpreter's lock, wait for two switches between threads, and fight for it again.
+    """Runs `serve` in a thread whose `start()` does not wait until the thread runs.
+
+    To wait, the loop would, for each request, release the interpreter's lock, sit through two thread switches, and
+    compete for the lock again.
     """
 
     def __init__(self, serve: Callable[[], None], name: str, daemon: bool) -> None:
         super().__init__(target=serve, name=name, daemon=daemon)
-        self._started: Any  # the Event that `start()` would wait for; where a Python has none, it waits
+        self._started: Any  # the Event that `start()` waits for; `bool()` returns at once
         self._started.wait = bool
 
     def wait_until_begun(self, timeout: float | None = None) -> bool:
@@ -42,15 +44,15 @@ class RequestThread(threading.Thread):
 
 
 class Thread(InThreadPolicy):
-    """A thread for each request."""
+    """Starts a thread for each request."""
 
     name = "thread"
     takes_whole_requests = True
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self.threads: dict[threading.Thread, InThread] = {}  # those that have not finished
-        self._starting: deque[RequestThread] = deque()  # in this pass
+        self.threads: dict[threading.Thread, InThread] = {}  # those that have not ended
+        self._starting: deque[RequestThread] = deque()  # those started in this pass
 
     @property
     def most(self) -> int | None:
@@ -78,7 +80,7 @@ class Thread(InThreadPolicy):
             del self.threads[thread]
             handoff.take_back()
             raise
-        # No later than this pass ends: Python does not wait at its exit for a thread that has not begun.
+        # The interpreter's exit does not wait for a thread that has not begun, so wait here or at the end of the pass.
         if not self.in_pass(handoff.entry):
             thread.wait_until_begun()
             return
