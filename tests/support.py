@@ -23,8 +23,15 @@ WAIT_S = 20.0  # how long a client waits for what must come
 
 
 def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
-    """The values of a test's parameter, of which all but the `quick` ones are slow (see pyproject.toml)."""
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    """The values of a test's parameter, of which all but the `quick` ones are slow (see pyproject.toml).
+
+    A value for several parameters is a tuple.
+    """
+
+    def slow(value: Any) -> Any:
+        return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+
+    return [value if value in quick else slow(value) for value in values]
 
 
 class Client:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import WAIT_S, Client
+from tests.support import WAIT_S, Client, slow_but
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "reqtable"]
@@ -123,10 +123,8 @@ class Calling(reqtable.StateRequestHandler):
 @pytest.mark.parametrize(
     ("handler", "dispatch"),
     [
-        *(("Lines", dispatch) for dispatch in ("greenlet", "fork")),
-        *(("Calling", dispatch) for dispatch in ("inline", "pool")),
-        *(pytest.param("Lines", dispatch, marks=pytest.mark.slow) for dispatch in ("thread", "pool")),
-        *(pytest.param("Calling", dispatch, marks=pytest.mark.slow) for dispatch in ("thread", "fork")),
+        *slow_but((("Lines", dispatch) for dispatch in ("greenlet", "thread", "pool", "fork")), ("Lines", "fork")),
+        *slow_but((("Calling", dispatch) for dispatch in ("inline", "thread", "pool", "fork")), ("Calling", "inline")),
     ],
 )
 def test_sigint_ends_at_once_whoever_stays(handler: str, dispatch: str, tmp_path: Path) -> None:
