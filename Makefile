@@ -99,7 +99,7 @@ build/compiled.stamp: $(BIN)/python pyproject.toml $(shell find reqtable tests e
 	cp -r reqtable pyproject.toml README.md LICENSE build/source
 	HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build build/source
 	$(BIN)/python -m zipfile -e build/reqtable-*.whl build/compiled
-	cp -r tests examples docs pyproject.toml README.md Makefile build/compiled
+	cp -r tests examples docs pyproject.toml Makefile LICENSE *.md build/compiled
 	cd build/compiled && $(BIN)/python -c 'import reqtable.loop.loop as loop; assert not loop.__file__.endswith(".py")'
 	@touch $@
 

@@ -706,7 +706,7 @@ def test_who_makes_the_descriptor_non_blocking_changes_no_call(unblock: Callable
         return got, os.get_blocking(own.fileno()), next(iter(server_of(own).table)).steps - steps < 1000
 
     def server_of(own: Any) -> Any:
-        return own.lent.entry.server
+        return own.transport.entry.server
 
     def script(client: Client, suspended: Callable[..., None]) -> bytes:
         suspended(READING)

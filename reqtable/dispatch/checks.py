@@ -12,7 +12,7 @@ from reqtable.table.places import owner_of, place_of
 from reqtable.table.snapshot import handler_name, unwrapped
 
 # The modules whose server hooks make a handler by calling its class.
-_DEFAULT_HOOKS = {"socketserver", "reqtable.server.base", "reqtable.server.mixins", "reqtable.server.classes"}
+_STANDARD_HOOKS = {"socketserver", "reqtable.server.base", "reqtable.server.mixins", "reqtable.server.classes"}
 
 
 @lru_cache(maxsize=1024)
@@ -71,4 +71,4 @@ def _check_call(handler_class: Any, given: tuple[str, ...], begins_in: str) -> N
 
 def _makes_handlers_itself(server: object) -> bool:
     hooks = [getattr(type(server), name, None) for name in ("finish_request", "process_request")]
-    return any(hook is not None and getattr(hook, "__module__", None) not in _DEFAULT_HOOKS for hook in hooks)
+    return any(hook is not None and getattr(hook, "__module__", None) not in _STANDARD_HOOKS for hook in hooks)

@@ -48,7 +48,7 @@ class Handoff:
         """Whether the thread or the child ends the request by the server's hooks. True for blocking handlers."""
         return isinstance(self.transport, PollOnly)
 
-    def begin(self, number: int) -> Want[Any]:
+    def try_give(self, number: int) -> Want[Any]:
         """Give the request, or wait for a vacancy. Returns the want. On an error the handler has the request again."""
         self.entry.resumable = self
         self.number = number
@@ -89,7 +89,7 @@ class Handoff:
         if self.is_given:
             return None
         try:
-            return self.begin(self.entry.begin_call())
+            return self.try_give(self.entry.begin_call())
         except Exception as problem:
             if self.handler is None:
                 raise
@@ -165,7 +165,7 @@ class HandoffPolicy(Policy):
         return self.handoff(entry, None)
 
     def take_over(self, entry: Entry) -> Want[Any]:
-        return self.handoff(entry, entry.resumable).begin(entry.calls)
+        return self.handoff(entry, entry.resumable).try_give(entry.calls)
 
     def take(self, handoff: Handoff) -> Want[Any]:
         """Give the request, or have it wait for a vacancy. Returns the want. Raises if waiting would not help."""

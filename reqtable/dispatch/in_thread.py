@@ -118,7 +118,7 @@ class InThreadPolicy(HandoffPolicy):
     def handoff(self, entry: Entry, handler: Resumable | None) -> InThread:
         return InThread(self, entry, handler)
 
-    def taken_back(self, handoff: Handoff) -> None:
+    def thread_done(self, handoff: Handoff) -> None:
         """In the loop: return the request, and let a waiting request have the thread."""
         handoff.returned()
         self.vacate()

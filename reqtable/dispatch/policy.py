@@ -36,7 +36,7 @@ class Host(Protocol):
     requests: int  # how many requests this configuration admitted that have not ended
 
     @property
-    def watching(self) -> Steps:
+    def watching_steps(self) -> Steps:
         """The steps whose loop watches children: the engine's; in a child, those of its one request."""
 
     def watch_in(self, steps: Steps) -> None:

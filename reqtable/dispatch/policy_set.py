@@ -89,7 +89,7 @@ class PolicySet:
         self.steps = engine.steps
 
     @property
-    def watching(self) -> Steps:
+    def watching_steps(self) -> Steps:
         """The steps whose loop watches children: the engine's; in a child, those of its one request."""
         return self._child_steps or self.steps
 
@@ -201,7 +201,7 @@ class PolicySet:
         """In a new child: close this process's copies of all descriptors but those of `own`."""
         engine = self._engine
         assert engine is not None
-        private = {self.watching} if own is None else {self.watching, own.table.owner}
+        private = {self.watching_steps} if own is None else {self.watching_steps, own.table.owner}
         for steps in private:
             if isinstance(steps, Steps) and steps is not engine.steps:
                 steps.poller.close()

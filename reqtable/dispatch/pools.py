@@ -145,7 +145,7 @@ class ForkExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = _ForkedCall(self, lambda: fn(*args, **kwargs))
-        self._host.watching.post(self._begin, future)  # only the loop's thread may use its selector
+        self._host.watching_steps.post(self._begin, future)  # only the loop's thread may use its selector
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -201,8 +201,8 @@ class _ForkedCall(Future[Any]):
         if not pid:
             self._be_child(host, writer)
         os.close(writer)
-        self._pipe = _Pipe(host.watching, reader)
-        self.child = Child(host.watching, pid, self._on_exit)
+        self._pipe = _Pipe(host.watching_steps, reader)
+        self.child = Child(host.watching_steps, pid, self._on_exit)
 
     def cancel(self) -> bool:
         if self.child is not None:

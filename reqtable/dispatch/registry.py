@@ -20,7 +20,7 @@ _BUILT_IN = {
     "thread": "reqtable.dispatch.policies.thread:Thread",
     "pool": "reqtable.dispatch.policies.pool:Pool",
     "fork": "reqtable.dispatch.policies.fork:Fork",
-    "executor": "reqtable.dispatch.policies.executor:Executor",
+    "executor": "reqtable.dispatch.policies.executor:ExecutorPolicy",
 }
 
 

@@ -32,7 +32,7 @@ class PollOnly(Selectable):
     The request may be given to a thread or a child (`give`), which then ends it with the server's hooks.
     """
 
-    __slots__ = ("_ended", "_hold", "entry", "fd", "request", "steps")
+    __slots__ = ("_hooks_done", "_own_hold", "entry", "fd", "request", "steps")
 
     fd: int
 
@@ -44,8 +44,8 @@ class PollOnly(Selectable):
         self.fd = request.fileno() if isinstance(request, socket.socket) else -1
         self.request = request
         self.entry: Entry
-        self._ended = False  # the server's hooks have ended the request
-        self._hold: socket.socket | None = None  # our duplicate of the connection's socket
+        self._hooks_done = False  # the server's hooks have ended the request
+        self._own_hold: socket.socket | None = None  # our duplicate of the connection's socket
 
     @property
     def poller(self) -> Poller:
@@ -78,12 +78,12 @@ class PollOnly(Selectable):
         it is open the kernel sends no end of file, so `hold` is False if no loop goes on to close it.
         """
         self.watch(0)
-        self._ended = True
-        self._hold = self._duplicate() if hold else None
+        self._hooks_done = True
+        self._own_hold = self._duplicate() if hold else None
 
     def take_back(self) -> None:
         """Take the request back: no thread or child could take it."""
-        self._ended = False
+        self._hooks_done = False
         self._let_go()
 
     def finish(self) -> None:
@@ -93,26 +93,26 @@ class PollOnly(Selectable):
         is unread input, a duplicate of the descriptor outlives the hooks, and lingers.
         """
         self.watch(0)
-        if not self._ended:
-            self._ended = True
+        if not self._hooks_done:
+            self._hooks_done = True
             if has_unread(self.request, self.steps.system.socket):
-                self._hold = self._duplicate()
+                self._own_hold = self._duplicate()
             try:
                 end_request(self.entry.server.shutdown_request, self.request)
             except BaseException:
                 self.steps.end(self.entry, Event.RELEASED)
                 raise
-        elif not has_unread(self._hold, self.steps.system.socket):
+        elif not has_unread(self._own_hold, self.steps.system.socket):
             self._let_go()
-        if self._hold is None:
+        if self._own_hold is None:
             self.steps.end(self.entry, Event.RELEASED)
         else:
-            self.fd = self._hold.fileno()
+            self.fd = self._own_hold.fileno()
             self.steps.linger(self.entry)
 
     def shut(self) -> None:
         """Shut the connection, so that the thread or the child that has the request stops waiting for it."""
-        connection = self._hold if self._hold is not None else self.request
+        connection = self._own_hold if self._own_hold is not None else self.request
         if isinstance(connection, socket.socket):
             with contextlib.suppress(OSError):  # the connection has ended already
                 self.steps.system.socket.shutdown(connection, socket.SHUT_RDWR)
@@ -126,8 +126,8 @@ class PollOnly(Selectable):
     def release(self) -> None:
         self.watch(0)
         self._let_go()
-        if not self._ended:
-            self._ended = True
+        if not self._hooks_done:
+            self._hooks_done = True
             end_request(self.entry.server.shutdown_request, self.request)
         self.request = None  # a cooperative socket refers back: the cycle would keep it open if no hook closes it
 
@@ -137,7 +137,7 @@ class PollOnly(Selectable):
     def abandon(self) -> None:
         self.watched = 0
         abandon_socket(self.request)
-        abandon_socket(self._hold)
+        abandon_socket(self._own_hold)
 
     def _duplicate(self) -> socket.socket | None:
         """Return a duplicate of the connection's socket; None if there can't be one."""
@@ -150,11 +150,11 @@ class PollOnly(Selectable):
             return None  # out of descriptors
 
     def _let_go(self) -> None:
-        if self._hold is not None:
-            self._hold.close()
-            self._hold = None
+        if self._own_hold is not None:
+            self._own_hold.close()
+            self._own_hold = None
 
     def _discard(self) -> None:
-        assert self._hold is not None
-        if discarded_all(self._hold, self.steps.table.limits.recv_bytes):
+        assert self._own_hold is not None
+        if discarded_all(self._own_hold, self.steps.table.limits.recv_bytes):
             self.steps.end(self.entry, Event.INPUT_ENDED)

@@ -65,7 +65,7 @@ class InChild(Handoff):
         self._pair[0].close()
         return self._pair[1]
 
-    def begun(self, pid: int) -> None:
+    def forked(self, pid: int) -> None:
         """In the parent: note that the child `pid` has the request."""
         entry, transport = self.entry, self.transport
         self._pid = pid

@@ -39,7 +39,7 @@ _SERVED: dict[int, Entry] = {}
 # By request: the child that the handler has forked, until the handler has returned.
 _FORKED: dict[Entry, Forked] = {}
 # The modules whose `process_request_thread` does no more than is done here anyway.
-_DEFAULT_HOOKS = {"socketserver", "reqtable.server.mixins"}
+_STANDARD_HOOKS = {"socketserver", "reqtable.server.mixins"}
 # A fork by one of these packages does not give the request to the child.
 _NOT_HANDLERS = {"multiprocessing", "subprocess", "pty", "loky"}
 _pipes: dict[int, tuple[Entry, int, int]] = {}  # by thread: the pipe of the fork that is under way
@@ -57,7 +57,7 @@ def run(entry: Entry, transport: PollOnly) -> Want[Any] | None:
     request = transport.request
     try:
         hook = getattr(server, "process_request_thread", None)
-        if hook is not None and getattr(hook, "__module__", None) not in _DEFAULT_HOOKS:
+        if hook is not None and getattr(hook, "__module__", None) not in _STANDARD_HOOKS:
             transport.give()  # the hook ends the request
             hook(request, entry.peer)
         elif _is_open(request, entry.peer):

@@ -20,13 +20,13 @@ _UNWINDINGS_MAX = 16  # how often a handler may catch the GreenletExit that ends
 class RequestGreenlet(greenlet):
     """Runs the handler of one request, and later those of others.
 
-    `lent` is the transport of the request; None: the greenlet is spare. `loop` is the greenlet that the loop runs in,
-    to which this one suspends; None: this is a forked child, which has no loop and waits by polling.
+    `transport` is that of the request; None: the greenlet is spare. `loop` is the greenlet that the loop runs in, to which
+    this one suspends; None: this is a forked child, which has no loop and waits by polling.
     """
 
-    __slots__ = ("lent", "loop")
+    __slots__ = ("loop", "transport")
 
-    lent: PollOnly | None
+    transport: PollOnly | None
     loop: greenlet | None
 
     def resumed_by(self, loop: greenlet) -> None:
@@ -58,15 +58,15 @@ if hasattr(os, "register_at_fork"):
 def _serve(_: object) -> Want[Any] | None:
     """Serve one request after another, in a greenlet. Ends when a handler raises, or if no spare greenlet is needed."""
     while True:
-        lent: PollOnly = getcurrent().lent  # type: ignore[attr-defined]
-        outcome = run(lent.entry, lent)
+        transport: PollOnly = getcurrent().transport  # type: ignore[attr-defined]
+        outcome = run(transport.entry, transport)
         own: Any = getcurrent()  # not before: a stack that refers to its own greenlet is never freed
-        own.lent = None
+        own.transport = None
         if len(_spare) >= _SPARE_MAX or not _in_main_thread():
             return outcome
         _spare.append(own)
         loop = own.loop
-        del own, lent  # a spare greenlet keeps nothing alive
+        del own, transport  # a spare greenlet keeps nothing alive
         loop.switch(outcome)
 
 
@@ -77,12 +77,12 @@ def _in_main_thread() -> bool:
 class GreenHandler:
     """Runs a blocking handler in a greenlet, and resumes it when its wait is over."""
 
-    __slots__ = ("_greenlet", "_lent")
+    __slots__ = ("_greenlet", "_transport")
 
     bound_to_thread: ClassVar[bool] = True
 
-    def __init__(self, lent: PollOnly) -> None:
-        self._lent = lent
+    def __init__(self, transport: PollOnly) -> None:
+        self._transport = transport
         self._greenlet: RequestGreenlet | None = None  # None: the handler has not begun
 
     def _resume(self, item: Any) -> Want[Any] | None:
@@ -102,7 +102,7 @@ class GreenHandler:
         else:
             own = RequestGreenlet(_serve)
             own.loop = getcurrent()
-        own.lent = self._lent
+        own.transport = self._transport
         self._greenlet = own
         return own
 
@@ -118,7 +118,7 @@ class GreenHandler:
         """Unwind the handler's stack, so that its `finally` blocks run. If these wait, their waits fail at once."""
         own = self._greenlet
         for _ in range(_UNWINDINGS_MAX):
-            if own is None or own.dead or own.lent is not self._lent:
+            if own is None or own.dead or own.transport is not self._transport:
                 return
             try:
                 own.resumed_by(getcurrent())

@@ -50,7 +50,7 @@ class CooperativeSocket(socket.socket):
 
     plain: ClassVar[type[socket.socket]] = socket.socket  # its calls never wait, because they pass MSG_DONTWAIT
 
-    __slots__ = ("_is_drained", "_since_suspended", "_wait_s", "lent")
+    __slots__ = ("_is_drained", "_since_suspended", "_wait_s", "transport")
 
     # The most frequent calls of `plain`, which save a look-up here. They never wait.
     _recv_now: ClassVar[Any] = socket.socket.recv
@@ -59,7 +59,7 @@ class CooperativeSocket(socket.socket):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.lent: PollOnly
+        self.transport: PollOnly
         self._wait_s: float | None = None
         self._since_suspended = 0  # bytes in and out
         self._is_drained = False  # the last read did not fill its buffer, so the next one would find nothing
@@ -122,33 +122,33 @@ class CooperativeSocket(socket.socket):
         If the call waits again, it passes that time as `until`: the timeout covers the whole call, even if the socket
         is reported ready and is not.
         """
-        lent = self.lent
+        transport = self.transport
         timeout_s = self._wait_s
         if until is not None:
-            timeout_s = until - lent.steps.table.clock()
+            timeout_s = until - transport.steps.table.clock()
             if timeout_s <= 0:
                 raise TimeoutError("timed out")
         elif timeout_s is not None:
-            until = lent.steps.table.clock() + timeout_s
+            until = transport.steps.table.clock() + timeout_s
         current = getcurrent()
         if type(current) is not RequestGreenlet or current.loop is None:
             self._poll(want, timeout_s)
             return until
-        own, loop = current.lent, current.loop
+        own, loop = current.transport, current.loop
         assert own is not None
         del current  # a stack that refers to its own greenlet is never freed
-        if own is not lent:
+        if own is not transport:
             self._wait_for_another(own, loop, want, timeout_s)
             return until
         fd = self.fileno()
-        if lent.fd != fd:  # this socket is a duplicate, perhaps of a closed one
+        if transport.fd != fd:  # this socket is a duplicate, perhaps of a closed one
             self._check_open()
-            lent.watch(0)
-            lent.fd = fd
+            transport.watch(0)
+            transport.fd = fd
         interest = READ if want is READABLE else WRITE
-        if lent.watched != interest:  # closing another duplicate may have changed it
-            lent.watch(interest)
-        lent.entry.timeout = timeout_s
+        if transport.watched != interest:  # closing another duplicate may have changed it
+            transport.watch(interest)
+        transport.entry.timeout = timeout_s
         self._since_suspended = 0
         loop.switch(want)
         return until
@@ -185,17 +185,17 @@ class CooperativeSocket(socket.socket):
 
     def _came_in(self, count: int, flags: int) -> None:
         if not flags & _PEEK:
-            lent = self.lent
-            lent.entry.bytes_in += count
+            transport = self.transport
+            transport.entry.bytes_in += count
             self._since_suspended += count or _END_OF_FILE
-            if self._since_suspended >= lent.steps.table.limits.recv_bytes:
+            if self._since_suspended >= transport.steps.table.limits.recv_bytes:
                 self._wait_its_turn()
 
     def _went_out(self, count: int) -> int:
-        lent = self.lent
-        lent.entry.bytes_out += count
+        transport = self.transport
+        transport.entry.bytes_out += count
         self._since_suspended += count
-        if self._since_suspended >= lent.steps.table.limits.recv_bytes:
+        if self._since_suspended >= transport.steps.table.limits.recv_bytes:
             self._wait_its_turn()
         return count
 
@@ -203,10 +203,10 @@ class CooperativeSocket(socket.socket):
         """Suspend a request that has used its share of the pass. If its socket is always ready, nothing else would."""
         count, self._since_suspended = self._since_suspended, 0
         current = getcurrent()
-        if type(current) is RequestGreenlet and current.lent is self.lent and current.loop is not None:
+        if type(current) is RequestGreenlet and current.transport is self.transport and current.loop is not None:
             loop = current.loop
             del current
-            self.lent.steps.spend(count)
+            self.transport.steps.spend(count)
             loop.switch(TURN)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
@@ -298,9 +298,11 @@ class CooperativeSocket(socket.socket):
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send all of `data`. As in the standard library, the timeout covers the whole call."""
         left = data if type(data) is bytes else memoryview(data).cast("B")
-        until = self.lent.steps.table.clock() + self._wait_s if self._wait_s else None
+        until = self.transport.steps.table.clock() + self._wait_s if self._wait_s else None
         while left:
-            share = left if len(left) <= SMALL_BYTES else memoryview(left)[: self.lent.steps.send_share or SMALL_BYTES]
+            share = (
+                left if len(left) <= SMALL_BYTES else memoryview(left)[: self.transport.steps.send_share or SMALL_BYTES]
+            )
             try:
                 sent = self._send_now(share, flags | _DONTWAIT)
             except InterruptedError:
@@ -313,7 +315,7 @@ class CooperativeSocket(socket.socket):
                 if sent == len(left):
                     return
                 left = memoryview(left)[sent:]
-                if until is not None and self.lent.steps.table.clock() >= until:
+                if until is not None and self.transport.steps.table.clock() >= until:
                     raise TimeoutError("timed out")
                 continue
             self._wait(WRITABLE, until)
@@ -347,11 +349,11 @@ class CooperativeSocket(socket.socket):
     # -- the descriptor -----------------------------------------------------------------------------------------------
 
     def dup(self) -> CooperativeSocket:
-        copy = type(self)(self.family, self.type, self.proto, fileno=self.lent.steps.system.dup(self.fileno()))
+        copy = type(self)(self.family, self.type, self.proto, fileno=self.transport.steps.system.dup(self.fileno()))
         if socket.getdefaulttimeout() is not None:
             self.plain.settimeout(copy, None)
         copy._wait_s = self._wait_s
-        copy.lent = self.lent
+        copy.transport = self.transport
         return copy
 
     def detach(self) -> int:
@@ -372,15 +374,15 @@ class CooperativeSocket(socket.socket):
 
         True if a handler other than the closing one may be waiting for the descriptor.
         """
-        lent = self.lent
-        if lent.fd != self.fileno():
+        transport = self.transport
+        if transport.fd != self.fileno():
             return False
-        by_another_thread = lent.steps.in_other_thread  # then the handler may be about to wait
-        is_polled = bool(lent.watched)
+        by_another_thread = transport.steps.in_other_thread  # then the handler may be about to wait
+        is_polled = bool(transport.watched)
         if is_polled:
-            lent.watch(0)
-        return by_another_thread or (is_polled and lent.entry is not lent.steps.table.running)
+            transport.watch(0)
+        return by_another_thread or (is_polled and transport.entry is not transport.steps.table.running)
 
     def _wake_waiting(self) -> None:
         """Wake the waiting handler, which tries again and finds the socket closed."""
-        self.lent.steps.post(self.lent.on_ready, READ | WRITE)
+        self.transport.steps.post(self.transport.on_ready, READ | WRITE)

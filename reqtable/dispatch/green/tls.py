@@ -42,7 +42,7 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
     def within(cls, sock: CooperativeSocket, *, do_handshake_on_connect: bool, **options: Any) -> CooperativeTLSSocket:
         """Wrap the socket of a request that is being served."""
         made = cls._over(sock, do_handshake_on_connect, **options)
-        made.lent = sock.lent
+        made.transport = sock.transport
         if made.handshake_due:
             try:
                 if made.gettimeout() == 0:
@@ -57,8 +57,10 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
     def accepted(cls, sock: Any, steps: Steps, *, do_handshake_on_connect: bool, **options: Any) -> Any:
         """Wrap the socket of a connection that is being accepted."""
         made = cls._over(sock, do_handshake_on_connect, **options)
-        made.lent = PollOnly(steps, made)
-        made.lent.request = None  # until `transport_for`: a cycle would keep a connection open that `get_request` drops
+        made.transport = PollOnly(steps, made)
+        made.transport.request = (
+            None  # until `transport_for`: a cycle would keep a connection open that `get_request` drops
+        )
         return made
 
     @classmethod
@@ -134,7 +136,7 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
 
     @property
     def _is_admitted(self) -> bool:
-        return hasattr(getattr(self, "lent", None), "entry")
+        return hasattr(getattr(self, "transport", None), "entry")
 
     def _forget(self) -> bool:
         return self._is_admitted and super()._forget()
@@ -147,7 +149,7 @@ class ServedTLSSocket(TLSSocket, CooperativeTLSSocket):  # type: ignore[misc]
         if seconds <= 0 or not can_suspend():
             return False  # this is the loop, which must not wait
         with suppress(TimeoutError):
-            self._wait(WRITABLE, self.lent.steps.table.clock() + seconds)
+            self._wait(WRITABLE, self.transport.steps.table.clock() + seconds)
         return True
 
 

@@ -17,7 +17,7 @@ from reqtable.table.parts import Resumable
 from reqtable.table.table import Entry
 
 
-class Executor(Policy):
+class ExecutorPolicy(Policy):
     """Ships each step to an executor, as data."""
 
     name = "executor"

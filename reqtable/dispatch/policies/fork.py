@@ -132,13 +132,13 @@ class Fork(HandoffPolicy):
 
     def _watch(self, handoff: InChild, pid: int, pidfd: int | None = None) -> None:
         """In the parent: watch the child `pid`, which has the request."""
-        handoff.begun(pid)
+        handoff.forked(pid)
         server = self.host.server
         if getattr(server, "active_children", None) is None:
             server.active_children = set()
         server.active_children.add(pid)
         self.children[pid] = None
-        watching = self.host.watching
+        watching = self.host.watching_steps
         if watching.in_other_thread:  # the private loop of this thread may end before the child does
             watching.post(self._register, pid, handoff, pidfd)
         else:
@@ -153,7 +153,7 @@ class Fork(HandoffPolicy):
             handoff.exited(child)
             self.vacate()
 
-        self.children[pid] = Child(self.host.watching, pid, ended, pidfd)
+        self.children[pid] = Child(self.host.watching_steps, pid, ended, pidfd)
 
     def kill(self, pid: int) -> None:
         """Kill a child, unless it has been waited for."""
@@ -165,7 +165,7 @@ class Fork(HandoffPolicy):
 
     def collect(self, blocking: bool = False) -> None:
         """Wait for the children that have exited; with `blocking`, for all children."""
-        steps = self.host.watching
+        steps = self.host.watching_steps
         if steps.in_other_thread:  # only the loop's thread waits for children; this thread waits until none is left
             none_left = threading.Event()
             steps.post(self._watch_for_none, none_left)
@@ -177,7 +177,7 @@ class Fork(HandoffPolicy):
 
     def _watch_for_none(self, none_left: threading.Event) -> None:
         if self.children:
-            self.host.watching.mailbox.call_later(lambda: self._watch_for_none(none_left))
+            self.host.watching_steps.mailbox.call_later(lambda: self._watch_for_none(none_left))
         else:
             none_left.set()
 

@@ -62,14 +62,14 @@ class Greenlet(Policy):
 
     def transport_for(self, request: Any) -> PollOnly:
         if isinstance(request, CooperativeSocket):  # a TLS socket that `get_request` made
-            request.lent.request = request
-            return request.lent
+            request.transport.request = request
+            return request.transport
         if type(request) is not self.host.steps.system.socket:
             return super().transport_for(request)
         send_at_once(request)
         own = cooperative(type(request)).over(request)  # type: ignore[arg-type]
-        lent = own.lent = PollOnly(self.host.steps, own)
-        return lent
+        transport = own.transport = PollOnly(self.host.steps, own)
+        return transport
 
     def secured(self, entry: Entry, request: Any, context: Any) -> Any:
         if is_resumable(entry.server.RequestHandlerClass):

@@ -77,4 +77,4 @@ class Pool(InThreadPolicy):
         self._serving.pop(handoff, None)
         owner = handoff.entry.table.owner
         assert owner is not None
-        owner.post(self.taken_back, handoff)
+        owner.post(self.thread_done, handoff)

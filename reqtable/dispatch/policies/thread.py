@@ -112,4 +112,4 @@ class Thread(InThreadPolicy):
             handoff.serve()
         finally:
             self.threads.pop(threading.current_thread(), None)
-            owner.post(self.taken_back, handoff)
+            owner.post(self.thread_done, handoff)
