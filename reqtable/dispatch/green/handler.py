@@ -20,8 +20,8 @@ _UNWINDINGS_MAX = 16  # how often a handler may catch the GreenletExit that ends
 class RequestGreenlet(greenlet):
     """Runs the handler of one request, and later those of others.
 
-    `transport` is that of the request; None: the greenlet is spare. `loop` is the greenlet that the loop runs in, to which
-    this one suspends; None: this is a forked child, which has no loop and waits by polling.
+    `transport` is that of the request; None: the greenlet is spare. `loop` is the greenlet that the loop runs in, to
+    which this one suspends; None: this is a forked child, which has no loop and waits by polling.
     """
 
     __slots__ = ("loop", "transport")
