@@ -1,7 +1,7 @@
 """What happens to a loop in a fork: it runs on in the process that opened it, and never in a child of that process.
 
 A handler, or a library such as `multiprocessing`, may fork while a loop runs. The child then has a copy of the loop.
-The descriptors of that copy, its selector and its wake-up, still work on the parent's. So every child closes its copies
+The descriptors of that copy, its selector and its wake-up, are shared with the parent. So every child closes its copies
 at once, however it was forked (os.register_at_fork). The child runs what it was forked for, and no part of the loop.
 
 Later the child may serve with a server that it has inherited. Then the loop begins anew (`Loop.open`).
@@ -29,7 +29,7 @@ class RunningLoop(Protocol):
         """Leave everything to the parent, in a child that was forked while the loop ran."""
 
 
-# The loop that each thread runs, by the thread's number. A fork looks up here which request forked.
+# The loop that each thread runs, by the thread's number. Code that forks finds here which request it runs for.
 LOOPS: dict[int, RunningLoop] = {}
 
 
@@ -54,7 +54,7 @@ def leave_child(status: int = 0) -> NoReturn:
 
 
 def end_child(error: BaseException | None = None) -> NoReturn:
-    """End a child that has returned from the step or hook that forked it: the calling loop is the parent's.
+    """End a child that has returned from the step or hook that forked it, because the calling loop is the parent's.
 
     `error` is what the step or hook raised in the child. A SystemExit gives the exit status of the child (sys.exit).
     """

@@ -77,7 +77,7 @@ class Input:
         end = found + len(separator)
         if end - start > limit:
             raise LimitExceeded(f"input up to {separator!r}", limit)
-        if type(data) is bytes:  # the common cases of _take_to, on the path of every line
+        if type(data) is bytes:  # fast path of _take_to, which most lines take
             self._sought = None
             if end < len(data):
                 self._start = end
@@ -92,7 +92,7 @@ class Input:
         data = self.data
         start = self._start
         end = start + count
-        if end < len(data) and type(data) is bytes:  # the common case of _take_to
+        if end < len(data) and type(data) is bytes:  # fast path of _take_to
             self._start = end
             self._sought = None
             return data[start:end]
@@ -307,7 +307,7 @@ class Output:
 
     def append(self, data: bytes) -> None:
         """Add a piece of bytes."""
-        if self.more is not None:  # the most frequent case of `_add`
+        if self.more is not None:  # fast path of _add
             self.more.append(data)
         else:
             self._add(data)
