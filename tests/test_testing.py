@@ -222,7 +222,9 @@ class AnsweringAwaiting(reqtable.AsyncRequestHandler):
 
 @pytest.mark.parametrize("handler", [Answering, AnsweringAwaiting])
 def test_an_answer_to_a_limit_that_would_never_end_is_refused(handler: Any) -> None:
-    said = r"waits for line\(limit=5\) again, whose limit the same input exceeds: take it away by skip_line\(\)"
+    said = (
+        r"waits for line\(limit=5\) again, but the same input still exceeds the limit: skip the line with skip_line\(\)"
+    )
     with pytest.raises(reqtable.HandlerError, match=said):
         exercise(handler).send(b"x" * 9)
     client = Client().send(b"x" * 9).expect(b"too long\n")

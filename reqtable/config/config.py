@@ -5,8 +5,8 @@ file; the class attribute `dispatch`, which a mix-in sets; the default. The file
 `[tool.reqtable]` of `pyproject.toml`:
 
     dispatch = "pool"
-    call_on = "thread"            # where a call() runs that does not say
-    workers = 4                   # processes that serve; without it, one, by itself
+    call_on = "thread"            # where a call() without `on` runs
+    workers = 4                   # processes that serve; without it, the process itself
 
     [limits]                      # any field of reqtable.Limits
     entries_max = 10_000
@@ -17,24 +17,24 @@ file; the class attribute `dispatch`, which a mix-in sets; the default. The file
     size = 8
     [fork]
     max_children = 40
-    [executor]                    # policy "executor"; without it, a pool of processes
+    [executor]                    # for policy "executor"; without it, a pool of processes
     factory = "module:callable"
     arguments = { max_workers = 4 }
     [executors.cluster]           # call(…, on="cluster")
     factory = "module:callable"
 
-    [tls]                         # what tls:// binds serve with; paths of PEM files
+    [tls]                         # for tls:// binds; paths of PEM files
     cert = "server.pem"
     key = "server.key"
-    client_ca = "clients.pem"     # ask for certificates of these authorities
+    client_ca = "clients.pem"     # ask clients for a certificate of these authorities
     alpn = ["h2", "http/1.1"]
-    [tls.names."b.example"]       # for those who ask for that name (SNI)
+    [tls.names."b.example"]       # for clients that ask for this name (SNI)
     cert = "b.pem"
 
-    [proxy]                       # whose connections begin with a PROXY protocol header
+    [proxy]                       # connections from these begin with a PROXY protocol header
     trusted = ["10.0.0.0/8", "::1", "unix"]
 
-A key that there isn't and a value of the wrong type are refused, with the key, the value, the file and the line.
+An unknown key, or a value of the wrong type, is an error that names the key, the value, the file and the line.
 """
 
 from __future__ import annotations
@@ -67,11 +67,13 @@ _BUILT_IN_EXECUTORS = {"thread", "process", "fork"}
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The configuration of a server. `call_on` is where a `call` runs that does not say; `executors` are its own names.
+    """Holds the configuration of a server.
 
-    `workers` is how many processes serve where `serve()` does; None: the one that calls it.
-    `origins` says for each key that was set where its value came from. Raises ConfigurationError, naming the key, for
-    a value that can't be.
+    `call_on` says where a `call` without `on` runs. `executors` are the executors that `on` may name, besides the
+    built-in ones. `workers` is how many processes `serve()` starts; None: `serve()` serves in the calling process.
+    `origins` says, for each key that was set, where its value came from.
+
+    Raises ConfigurationError, naming the key, for a value that can't be used.
     """
 
     dispatch: str | None = None
@@ -102,22 +104,23 @@ class Config:
         dispatch: str | None = None,
         workers: int | None = None,
     ) -> Config:
-        """Read the configuration: `path`, or the file that `REQTABLE_CONFIG` names, or `reqtable.toml`, or the table
-        `[tool.reqtable]` of `pyproject.toml`, whichever is there first; with none of them, the defaults.
+        """Read the configuration from one file, or use the defaults if there is none.
 
-        `dispatch`, `workers` and `REQTABLE_DISPATCH` are stronger than the file. Raises ConfigurationError: one line
-        with the key, the value, the file and the line.
+        The file is `path`, or else the file that `REQTABLE_CONFIG` names, or else `reqtable.toml`, or else the table
+        `[tool.reqtable]` of `pyproject.toml`. `dispatch`, `workers` and `REQTABLE_DISPATCH` override the file.
+
+        Raises ConfigurationError: one line with the key, the value, the file and the line.
         """
         return _load(path, dispatch, workers)
 
 
 def from_environment() -> Config:
-    """What a server that was given no configuration uses: the file that `REQTABLE_CONFIG` names, or the defaults."""
+    """Return the configuration for a server that was given none: the file in `REQTABLE_CONFIG`, or the defaults."""
     return Config.load() if os.environ.get(CONFIG_VARIABLE) else Config()
 
 
 def given_or_found(config: Any) -> Config:
-    """`config`, or, if that is None, what the environment names. Raises ConfigurationError where it is no Config."""
+    """Return `config`, or `from_environment()` if it is None. Raises ConfigurationError if it is not a Config."""
     if config is None:
         return from_environment()
     if not isinstance(config, Config):
@@ -126,7 +129,7 @@ def given_or_found(config: Any) -> Config:
 
 
 def chosen_dispatch(argument: str | None, config: Config, attribute: str) -> tuple[str, str]:
-    """The policy's name by the order of precedence, and where it came from."""
+    """Return the policy's name, by the order of precedence, and where the name came from."""
     if argument:
         return argument, ARGUMENT
     if config.dispatch and config.origins.get("dispatch") == ARGUMENT:
@@ -139,7 +142,7 @@ def chosen_dispatch(argument: str | None, config: Config, attribute: str) -> tup
 
 
 def _load(path: str | os.PathLike[str] | None, dispatch: str | None, workers: int | None) -> Config:
-    """See `Config.load`."""
+    """Do what `Config.load` says."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     file = _find(path)
@@ -155,7 +158,7 @@ def _load(path: str | os.PathLike[str] | None, dispatch: str | None, workers: in
 
 
 def _find(path: str | os.PathLike[str] | None) -> File | None:
-    """The file that was named, which must be there, or one of those that are looked for."""
+    """Return the file that was named, which must exist, or else the first default file that exists."""
     if path is not None:
         return File(Path(path))
     if named := os.environ.get(CONFIG_VARIABLE):
@@ -172,7 +175,7 @@ def _find(path: str | os.PathLike[str] | None) -> File | None:
 
 
 def effective(config: Config) -> Iterator[tuple[str, Any, str]]:
-    """Every key of a configuration, its value in `reqtable serve`, and where that came from."""
+    """Yield every key of a configuration, its value in `reqtable serve`, and where the value came from."""
     yield "dispatch", *chosen_dispatch(None, config, "inline")
     for key, value, origin in _flat(config, "", config.origins):
         if key == "tls.client_cert_required" and config.tls.client_ca is None:

@@ -1,4 +1,4 @@
-"""A configuration file in TOML: its values, the line that each stands on, and the keys that there are none of."""
+"""A configuration file in TOML: its values, the line of each value, and errors for unknown keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROJECT_FILE = "pyproject.toml"
 
 
 class File:
-    """One file: its keys, and where in it they are."""
+    """Reads one file, and finds the lines of its keys."""
 
     def __init__(self, path: Path) -> None:
         import tomllib  # only reading a file needs it
@@ -35,13 +35,13 @@ class File:
             self.table = self.table.get(key) if isinstance(self.table, dict) else None
 
     def place(self, key: tuple[str, ...]) -> str:
-        """`file:line` of a key, or the file alone where it can't be told."""
+        """Return `file:line` of a key, or the file alone if the line can't be found."""
         line = _line_of(self._text, self.prefix + key)
         return f"{self.name}:{line}" if line else self.name
 
 
 def values_of(kind: Any, table: Any, key: tuple[str, ...], file: File, origins: dict[str, str]) -> dict[str, Any]:
-    """The values of a table of the file, by the fields of `kind`. Their types are checked when the object is made."""
+    """Return the values of a table of the file, by the fields of `kind`. Calling `kind` will check their types."""
     if not isinstance(table, dict):
         raise ConfigurationError(f"{file.place(key)}: {_dotted(key) or 'reqtable'} must be a table, not {table!r}")
     types = {name: hint for name, hint in hints(kind).items() if name != "origins"}
@@ -70,7 +70,7 @@ def _value(hint: Any, value: Any, key: tuple[str, ...], file: File, origins: dic
 
 
 def _made(kind: Any, table: Any, key: tuple[str, ...], file: File, origins: dict[str, str]) -> Any:
-    """An object of `kind` from its table. What it says of a value is said of the key's place."""
+    """Return an object of `kind` made from its table. An error in a value names the place of its key."""
     values = values_of(kind, table, key, file, origins)
     try:
         return kind(**values)
@@ -84,9 +84,9 @@ def _dotted(key: tuple[str, ...]) -> str:
 
 
 def _line_of(text: str, key: tuple[str, ...]) -> int | None:
-    """The line on which a key is given its value, or its table begins. None for a spelling that this does not know."""
+    """Return the number of the line that sets a key or begins its table. None if this simple search finds no line."""
     if '"""' in text or "'''" in text:
-        return None  # what looks like a key may stand in a string
+        return None  # a line of a string may look like a key
     table: tuple[str, ...] = ()
     opened = None
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,4 +1,4 @@
-"""Finding code by what people write, `module:name` or `path/to/file.py:name`, and saying where in it an error is."""
+"""Imports code by a string, `module:name` or `path/to/file.py:name`, and says where in that code an error is."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _OWN = str(Path(__file__).parent.parent) + os.sep
 _INSTALLED = ("site-packages", "dist-packages")
 
 
-_importing: list[str] = []  # the places that `module_at` is at
+_importing: list[str] = []  # what `module_at` is importing now
 
 
 def check_not_importing() -> None:
-    """Raise ConfigurationError in a module that `module_at` is importing: what serves must not be part of that."""
+    """Raise ConfigurationError if `module_at` is importing a module: an import must not start to serve."""
     if _importing:
         raise ConfigurationError('serve() is called by the import: put it under if __name__ == "__main__":')
 
 
 def module_at(place: str) -> Any:
-    """The module of that name, looked for in the working directory too, or the one in that `.py` file.
+    """Import the module of that name, also from the working directory, or the module in that `.py` file.
 
-    A file's module is known by the file's name from then on, so that what it defines can be pickled. The file's folder
-    is first on the path, as where Python runs the file, so it can import what lies beside it.
+    The module of a file is registered under the file's name, so that its classes and functions can be pickled. The
+    file's folder becomes the first on the path, as if Python ran the file, so that it can import its neighbours.
     """
     _importing.append(place)
     try:
@@ -66,7 +66,7 @@ def _module_at(place: str) -> Any:
 
 
 def thing_at(reference: str) -> Any:
-    """What `module:name` names; the name may have dots. Raises ImportError or AttributeError."""
+    """Import and return what `module:name` names. The name may have dots. Raises ImportError or AttributeError."""
     place, _, name = reference.rpartition(":")
     thing = module_at(place)
     for part in name.split("."):
@@ -75,23 +75,23 @@ def thing_at(reference: str) -> Any:
 
 
 def account_of(error: BaseException) -> str:
-    """`Type: message (file:line)` of an error in somebody's code: the line is of that code, not of a library it calls.
+    """Describe an error in the user's code as `Type: message (file:line)`, with the innermost line of that code.
 
-    Without a place where no such code is to blame: there is no such module, or it has no such name.
+    If no line of that code is to blame (the module or the name does not exist), the place is left out.
     """
     if isinstance(error, SyntaxError) and error.filename is not None:
         place, message = f"{error.filename}:{error.lineno}", error.msg
     else:
         place, message = _place_of(error.__traceback__), " ".join(str(error).split())
     if re.search(r"\(\S+:\d+\)$", message):
-        place = ""  # it is told already
+        place = ""  # the message has a place already
     return f"{type(error).__name__}: {message}" + (f" ({place})" if place else "")
 
 
 def _place_of(caught: TracebackType | None) -> str:
-    """The innermost line of the program's own code; if there is none, of a package that it uses."""
-    places = {}  # by whether it is a package's
-    traceback = caught and caught.tb_next  # the first line is that of the caller, who has caught it
+    """Return the innermost line of the program's own code, or if there is none, of a package that it uses."""
+    places = {}  # keyed by whether the file is a package's
+    traceback = caught and caught.tb_next  # the first frame is the one that caught the error
     while traceback is not None:
         file = traceback.tb_frame.f_code.co_filename
         if is_of_program(file):
@@ -101,11 +101,11 @@ def _place_of(caught: TracebackType | None) -> str:
 
 
 def is_of_program(file: str) -> bool:
-    """Whether a file's code is the program's or a package's that it uses, not ours nor the standard library's."""
+    """Return whether a file belongs to the program or to a package it uses, not to us or the standard library."""
     standard = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
     return not file.startswith(("<", _OWN)) and (_is_installed(file) or not file.startswith(standard))
 
 
 def _is_installed(file: str) -> bool:
-    """Packages are installed below the standard library's folder."""
+    """Return whether a file is an installed package's. These are below the standard library's folder."""
     return any(each in file for each in _INSTALLED)

@@ -1,4 +1,4 @@
-"""The options of each table of the configuration, as classes, and the check of their values' types."""
+"""The options of the configuration: a class for each table, and a check of the values' types."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class ThreadOptions:
-    """Policy `thread`. None: no bound. Above it, requests wait in the table."""
+    """Sets the options of policy `thread`. Above `threads_max`, requests wait in the table. None: no bound."""
 
     threads_max: int | None = None
 
@@ -30,7 +30,7 @@ class ThreadOptions:
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """Policy `pool`: the number of its threads."""
+    """Sets the options of policy `pool`. `size` is the number of its threads."""
 
     size: int = 8
 
@@ -40,7 +40,10 @@ class PoolOptions:
 
 @dataclass(frozen=True, slots=True)
 class ForkOptions:
-    """Policy `fork`. None: as the server class says (`max_children`, 40). Above it, requests wait in the table."""
+    """Sets the options of policy `fork`. Above `max_children`, requests wait in the table.
+
+    None: the server class decides (its `max_children`, by default 40).
+    """
 
     max_children: int | None = None
 
@@ -50,9 +53,9 @@ class ForkOptions:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorOptions:
-    """An executor: `factory` is `module:callable`, called with `arguments`; None: a pool of processes.
+    """Sets the options of an executor. `factory` is `module:callable`, which is called with `arguments`.
 
-    What it returns has the interface of `concurrent.futures.Executor`.
+    What the factory returns must have the interface of `concurrent.futures.Executor`. None: a pool of processes.
     """
 
     factory: str | None = None
@@ -66,7 +69,7 @@ class ExecutorOptions:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Paths of PEM files: a certificate with its chain, and its key, which may be in the same file."""
+    """Holds paths of PEM files: a certificate with its chain, and its key, which may be in the same file."""
 
     cert: str = ""
     key: str | None = None
@@ -79,10 +82,11 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class TLSOptions:
-    """TLS of stream servers; without `cert` there is none. `names` has other certificates by the name asked for (SNI).
+    """Sets the TLS options of stream servers. Without `cert` there is no TLS.
 
-    With `client_ca`, clients are asked for a certificate of one of its authorities, and served without one only where
-    it is not `client_cert_required`. `alpn` is the server's protocols, the most wanted first.
+    `names` has other certificates, by the name that a client asks for (SNI). With `client_ca`, clients are asked for a
+    certificate of one of its authorities. A client without one is refused, unless `client_cert_required` is false.
+    `alpn` lists the server's protocols in order of preference.
     """
 
     cert: str | None = None
@@ -92,7 +96,7 @@ class TLSOptions:
     client_cert_required: bool = True
     min_version: str = "1.2"
     alpn: tuple[str, ...] = ()
-    ciphers: str | None = None  # of TLS 1.2, as OpenSSL's ciphers(1) writes them
+    ciphers: str | None = None  # for TLS 1.2, in the format of OpenSSL's ciphers(1)
 
     def __post_init__(self) -> None:
         check(self, "tls.")
@@ -110,9 +114,9 @@ class TLSOptions:
 
 @dataclass(frozen=True, slots=True)
 class ProxyOptions:
-    """From whom a connection begins with a PROXY protocol header, and only from them.
+    """Names the proxies. Connections from them, and no others, begin with a PROXY protocol header.
 
-    `trusted` are addresses and networks of IP; `unix` is everyone who comes by a Unix socket.
+    `trusted` lists IP addresses and networks. `unix` stands for every connection by a Unix socket.
     """
 
     trusted: tuple[str, ...] = ()
@@ -122,8 +126,8 @@ class ProxyOptions:
         self.networks()
 
     def networks(self) -> list[IPv4Network | IPv6Network]:
-        """The networks of IP among them."""
-        from ipaddress import ip_network  # only who has proxies needs it
+        """Return the IP addresses and networks in `trusted`, as networks. Raises ConfigurationError."""
+        from ipaddress import ip_network  # imported here: only servers with proxies need it
 
         found = []
         for each in self.trusted:
@@ -166,7 +170,7 @@ EXAMPLES = {
 def check(options: Any, prefix: str = "", origins: Mapping[str, str] | None = None) -> None:
     """Raise ConfigurationError for the first field whose value is not of the field's type.
 
-    The error names the field (after `prefix`, and after its place among `origins`), and shows a value that it takes.
+    The error names the field, after its place from `origins` and after `prefix`. It also shows a valid value.
     """
     for name, hint in hints(options.__class__).items():
         value = getattr(options, name)
@@ -184,7 +188,7 @@ def hints(kind: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type. Whole numbers are counts, so above 0; a list is as good as a tuple."""
+    """Return whether a value is of a field's type. Whole numbers must be above 0. A list passes for a tuple."""
     if hint is Any:
         return True
     if hint is int:
@@ -200,12 +204,12 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _kind(name: str, hint: Any) -> str:
-    """What a field takes, in words, with an example where the words alone leave a doubt."""
+    """Describe what a field takes, with an example if EXAMPLES has one."""
     hint = get_args(hint)[0] if get_origin(hint) is UnionType else hint
     kind = _KINDS.get(get_origin(hint) or hint) or hint.__name__
     return f"{kind}, such as {EXAMPLES[name]}" if name in EXAMPLES else kind
 
 
 def _mend(value: Any, hint: Any) -> str:
-    """A value that is no number at all may have been meant to say that there is no bound."""
+    """Return a hint for an optional field: a value that is not a number may have been meant as "no bound"."""
     return " (or leave it out)" if type(None) in get_args(hint) and not isinstance(value, int) else ""

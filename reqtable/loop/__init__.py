@@ -1,1 +1,1 @@
-"""One pass of the loop, and one step of a request. Nothing here knows a server, a listener or a protocol."""
+"""One pass of the loop, and one step of a request. Nothing here knows of servers, listeners or protocols."""

@@ -1,7 +1,7 @@
-"""How requests end: an entry is marked closed, lingers where that is needed, and is freed.
+"""How requests end: an entry may linger, is marked closed, and is released.
 
-Nothing is freed in mid-pass: an earlier event of a batch may close an entry whose own event comes later. So `end`
-marks an entry closed, and `reap` frees, once a pass, all that were marked.
+`end` only marks an entry closed. Once a pass, `reap` releases all marked entries. In mid-pass that would be too early:
+the poll may have found an event for an entry that an earlier event of the same pass has closed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ENDING = {Event.CANCELLED: Ending.CANCELLED, Event.LOST: Ending.RESET}
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Endings:
-    """Ends the requests of one table, and frees what they held."""
+    """Ends the requests of one table, and releases what they held."""
 
     def __init__(self, limits: Limits | None, system: System) -> None:
         self.system = system
@@ -34,24 +34,24 @@ class Endings:
         self.deadlines: Deadlines[Entry] = Deadlines()
         self.poller = Poller(system)
         self.failures = Failures(self.poller, self.end)
-        self.closed: list[Entry] = []  # marked closed, and still to be freed
-        self.calls: dict[Entry, Callable[[], Any]] = {}  # what gives up the call that an entry waits for
-        self.on_release: list[Callable[[Entry], Any]] = []  # each is told when an entry has left the table
+        self.closed: list[Entry] = []  # marked closed, not yet released
+        self.calls: dict[Entry, Callable[[], Any]] = {}  # the function that gives up the call an entry waits for
+        self.on_release: list[Callable[[Entry], Any]] = []  # called with each entry that has left the table
 
     def end(self, entry: Entry, event: Event) -> None:
-        """Mark `entry` closed by `event`; this pass's reaping frees the entry. Closed already: nothing."""
+        """Mark `entry` closed by `event`, unless it is closed. The pass releases it when it reaps."""
         if entry.state is not State.CLOSED:
             if entry.ending is None and not (entry.state is State.LINGERING and event is Event.CANCELLED):
-                entry.ending = _ENDING.get(event)  # one that lingers is done, and only its connection ends
+                entry.ending = _ENDING.get(event)  # a lingering request is done: only its connection ends
             self.closed.append(entry)
             entry.advance(event)
 
     def linger(self, entry: Entry) -> None:
-        """Our last byte is sent: wait a bounded time for the peer's end of file, so that no reset cuts it off."""
+        """Wait a bounded time for the peer's end of file, after our last byte: a reset could cut that byte off."""
         if entry.state is State.CLOSED:
             return
         entry.advance(Event.FINISHED)
-        entry.input.leftover()  # nobody will read it
+        entry.input.leftover()  # drop it: nobody will read it
         self.table.hold(entry, 0)
         entry.transport.watch(INTEREST[entry.state])
         self.deadlines.arm(entry, self.table.now + self.table.limits.linger_timeout_s)
@@ -63,14 +63,14 @@ class Endings:
                 ends_loop = None  # see Failures.outside_step
 
     def cancel(self, entry: Entry) -> None:
-        """End a request: what it had not sent is dropped. In a forked child the request is the parent's."""
+        """End the request of `entry` and drop its unsent output. In a forked child do nothing: it is the parent's."""
         if not self.poller.is_copy:
             self.end(entry, Event.CANCELLED)
             if self.table.thread is None:
                 self.reap()
 
     def reap(self) -> bool:
-        """Free what has closed; True when there was something."""
+        """Release all closed entries. Returns whether there were any."""
         freed = bool(self.closed)
         while self.closed:
             self._release(self.closed.pop())
@@ -100,14 +100,17 @@ class Endings:
             give_up()
 
     def _close_handler(self, entry: Entry, request: Any) -> BaseException | None:
-        """The handler's part is over, though its connection may linger. Returns what ends the loop."""
+        """Close the handler; the connection may still linger. Returns the exception that ends the loop, or None."""
         resumable, entry.resumable = entry.resumable, OVER
         if entry.handler is resumable:
             entry.handler = type(resumable)
         return self._free(entry, request, resumable._close)
 
     def _free(self, entry: Entry, request: Any, free: Callable[..., Any], *args: Any) -> BaseException | None:
-        """Free something of `entry`: what that raises is reported, and hinders nothing. Returns what ends the loop."""
+        """Call `free(*args)`, which frees something of `entry`. Report what it raises, and continue.
+
+        Returns the exception that ends the loop, or None.
+        """
         try:
             free(*args)
         except BaseException as problem:
@@ -120,30 +123,30 @@ class Endings:
 
     @staticmethod
     def is_closed(entry: Entry) -> bool:
-        """A flush that meets a reset closes its entry: look again, whatever was known before the flush."""
+        """Return whether `entry` is closed. Ask again after each flush: a flush that meets a reset closes its entry."""
         return entry.state is State.CLOSED
 
     # -- which thread runs the loop -----------------------------------------------------------------------------------
 
     @property
     def running(self) -> bool:
-        """Some thread runs the loop."""
+        """True if some thread runs the loop."""
         return self.table.thread is not None
 
     @property
     def in_other_thread(self) -> bool:
-        """The loop runs, and in another thread than the caller's."""
+        """True if the loop runs in another thread than the caller's."""
         return self.table.thread not in (None, get_ident())
 
     @property
     def in_loop_thread(self) -> bool:
-        """The caller runs in the thread that runs the loop."""
+        """True if the loop runs in the caller's thread."""
         return self.table.thread == get_ident()
 
     # -- in a forked child --------------------------------------------------------------------------------------------
 
     def start_over(self) -> None:
-        """The child is to serve itself: the unfinished requests are the parent's."""
+        """Abandon all unfinished requests, in a child that will serve by itself: they stay with the parent."""
         self.abandon(None)
         for entry in self.table:
             if entry.state is not State.CLOSED:
@@ -158,6 +161,6 @@ class Endings:
     def abandon(self, own: Entry | None) -> None:
         """Close this process's copies of the sockets of all requests but `own`."""
         for entry in self.table:
-            # its own request may stand in two tables: in a private loop's, and in the one that it was taken over from
+            # Its own request may be in two tables: a private loop's, and the table that handed the request off.
             if own is None or entry.transport.request is not own.transport.request:
                 entry.transport.abandon()

@@ -1,4 +1,4 @@
-"""What becomes of a request whose deadline has passed."""
+"""What happens to a request whose deadline has passed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = logging.getLogger("reqtable")
 
 
 class Expiry:
-    """Goes on with the requests whose deadlines have passed, or ends them."""
+    """Continues or ends the requests whose deadlines have passed."""
 
     def __init__(self, steps: Steps, times: LoopTimes) -> None:
         self._steps = steps
         self._times = times
 
     def expire_due(self, now: float) -> None:
-        """Expire those whose deadlines have passed, a bounded number of them."""
+        """Expire entries whose deadlines have passed. Looks at `expiries_per_pass` deadlines at most."""
         steps = self._steps
         begun = steps.table.clock()
         for at, entry in steps.deadlines.expired(now, steps.table.limits.expiries_per_pass):
@@ -34,7 +34,7 @@ class Expiry:
                 steps.failures.outside_step(entry, problem)
 
     def _expire(self, entry: Entry) -> None:
-        """Its deadline has passed: go on with what it waited for in vain, or end it."""
+        """End `entry`, end its sleep, give it more time, or raise TimedOut in its handler."""
         steps = self._steps
         limits = steps.table.limits
         now = steps.table.now
@@ -66,7 +66,7 @@ class Expiry:
         self._steps.end(entry, Event.LOST)
 
     def _comes_fast_enough(self, entry: Entry) -> bool:
-        """Whether what has come of a want since its deadline was set is worth as much time again."""
+        """Return whether enough input has arrived since the deadline was set to earn as much time again."""
         limits = self._steps.table.limits
         expected = limits.read_timeout_s * limits.read_bytes_per_s_min
         has_no_other = entry.timeout is None and entry.transport.timeout_s is None

@@ -1,11 +1,11 @@
-"""What the loop does with an exception of code that is not the engine's: a handler, a file, a hook, a want, a logger.
+"""What the loop does with exceptions of foreign code: of a handler, a file, a hook, a want or a logger.
 
 The rules:
 
-* KeyboardInterrupt and SystemExit in the main thread are meant for the program: they end the loop. Nothing else does.
-* Any other exception ends the request that it belongs to, and no other. The server's `handle_error` is told of it once.
-* What `handle_error` itself raises is logged.
-* `handle_request()` serves one request for its caller: there the caller gets what the server's hooks raise, as in
+* KeyboardInterrupt and SystemExit in the main thread are meant for the program, so they end the loop.
+* Any other exception ends only the request that it belongs to. The server's `handle_error` is called once.
+* An exception of `handle_error` itself is logged.
+* `handle_request()` serves one request for its caller. There, exceptions of the server's hooks reach the caller, as in
   `socketserver`.
 """
 
@@ -28,26 +28,29 @@ log = logging.getLogger("reqtable")
 
 
 def ends_program(problem: BaseException) -> bool:
-    """Whether the exception is meant for the program: Ctrl-C or `sys.exit()`, in the main thread."""
+    """Return whether `problem` is meant for the program: Ctrl-C or `sys.exit()`, in the main thread."""
     return isinstance(problem, KeyboardInterrupt | SystemExit) and (
         threading.current_thread() is threading.main_thread()
     )
 
 
 class Failures:
-    """Reports the exceptions that the loop catches, and tells which of them end the loop.
+    """Reports the exceptions that the loop catches, and decides which of them end the loop.
 
-    `end` marks the entry of a request closed.
+    The function `end` marks an entry closed.
     """
 
     def __init__(self, poller: Poller, end: Callable[[Entry, Event], None]) -> None:
         self._poller = poller
         self._end = end
-        self.hooks_raise = False  # `handle_request()` runs the loop: its caller gets what the server's hooks raise
-        self.unwinding: BaseException | None = None  # ends the loop: it has been reported, and is on its way out
+        self.hooks_raise = False  # `handle_request()` runs the loop: its caller gets the exceptions of hooks
+        self.unwinding: BaseException | None = None  # the exception that is ending the loop; it is reported already
 
     def report(self, server: Server, request: Any, peer: Any, problem: BaseException) -> BaseException | None:
-        """Have the server's `handle_error` told of `problem`, which the caller handles. Returns what ends the loop."""
+        """Call the server's `handle_error`, inside the caller's `except` block for `problem`.
+
+        Returns the exception that ends the loop, or None.
+        """
         self._poller.end_if_copy(problem)
         if ends_program(problem) or (self.hooks_raise and isinstance(problem, KeyboardInterrupt | SystemExit)):
             self.unwinding = problem
@@ -64,9 +67,9 @@ class Failures:
         return None
 
     def outside_step(self, entry: Entry | None, problem: BaseException) -> None:
-        """What the loop did for `entry`, or for no request (None), raised `problem`: the request ends, at once.
+        """End the request of `entry` at once: the loop's work for it raised `problem`. None: no request is involved.
 
-        To be called where `problem` is handled. Raises what ends the loop.
+        Call this inside the `except` block for `problem`. Raises the exception that ends the loop, if there is one.
         """
         ends_loop: BaseException | None = None
         try:
@@ -84,11 +87,11 @@ class Failures:
             if ends_loop is not None:
                 raise ends_loop
         finally:
-            del problem, ends_loop  # its traceback holds this frame: a cycle would keep the request's socket open
+            del problem, ends_loop  # a traceback holds this frame, and the cycle would keep the request's socket open
 
     @staticmethod
     def _log(message: str, problem: BaseException) -> None:
-        """Log it; where the log fails too, print it."""
+        """Log `message` and `problem`. If the log fails too, print `problem`."""
         try:
             log.error("%s", message, exc_info=problem)
         except Exception:

@@ -1,15 +1,15 @@
-"""The loop: one pass after the other, each of them a poll and what follows from what the poll found.
+"""The loop: one pass after another. A pass polls the descriptors, then does everything that is due.
 
 The rules:
 
-* One pass is `run_once`: poll, step what is ready, give the waiting their turn, expire deadlines, call what was asked
-  for, reap what has closed.
-* Deadlines of a moment are as many as there are requests: a bounded number expires in a pass, and the next one does not
-  wait in its poll. Freeing is not bounded: whatever closed an entry in this pass has cost as much.
-* The loop never blocks but in its poll. Everything that can end a wait can end the poll: a socket, a deadline, a timer,
-  or a wake-up from another thread or a signal.
-* Clock, selector, wake-up and sockets come from the `System` that the loop is given, so that a simulation can own them.
-* What the loop does not know (listeners, invariants) is told of each pass by `after_pass`.
+* One pass is `run_once`: poll, step the ready requests, give READY requests their turn, expire deadlines, run timers
+  and posted functions, reap closed entries.
+* All requests may have the same deadline. So a pass expires a bounded number of deadlines, and the next pass does not
+  wait in its poll. Reaping needs no bound: each reaped entry was closed in this pass, which cost as much.
+* The loop blocks only in its poll. Everything that can end a wait can end the poll: a socket, a deadline, a timer, or
+  a wake-up from another thread or a signal.
+* Clock, selector, wake-up and sockets come from the loop's `System`, so that a simulation can replace them.
+* Parts that the loop does not know (listeners, invariants) register a function in `after_pass`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from reqtable.table.compiled import mypyc_attr
 from reqtable.table.errors import ReqtableError
 from reqtable.table.states import Event, State
 
-_PATIENCE_MAX_S = 86_400.0  # a poll of more overflows what the kernel takes
+_PATIENCE_MAX_S = 86_400.0  # a much longer timeout overflows in the kernel
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Loop:
-    """The loop over one table, whose requests `steps` steps."""
+    """Runs passes over one table. `steps` runs the steps of its requests."""
 
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
@@ -42,24 +42,24 @@ class Loop:
         self.poller = steps.poller
         self.mailbox = steps.mailbox
         self.times = LoopTimes()
-        self.after_pass: list[Callable[[float, bool], Any]] = []  # each is told the time, and whether a request went
-        self.in_child: list[Callable[[], Any]] = []  # called in a forked child, which leaves all of this behind
-        self.on_start_over: list[Callable[[], Any]] = []  # called in a forked child, which is to serve itself
+        self.after_pass: list[Callable[[float, bool], Any]] = []  # called with the time, and whether entries were freed
+        self.in_child: list[Callable[[], Any]] = []  # called in a forked child, where this loop does not run
+        self.on_start_over: list[Callable[[], Any]] = []  # called in a forked child that will serve by itself
         self._expiry = Expiry(steps, self.times)
-        self._ready: Iterator[tuple[Any, int]] = iter(())  # what the poll found and nobody has looked at yet
+        self._ready: Iterator[tuple[Any, int]] = iter(())  # what the poll found and the pass has not handled yet
         self._stop: Callable[[], Any] = bool
 
     def run(self, stop: Callable[[], Any], most_s: float | None = None, until: float | None = None) -> None:
-        """Make passes until `stop()` is true, looking at least every `most_s` seconds, or until that time has come.
+        """Run passes until `stop()` is true or the clock reaches `until`. A poll waits at most `most_s` seconds.
 
-        One thread at a time: raises ReqtableError while another one, or this one, is in it.
+        Raises ReqtableError if the loop runs already, in this thread or in another.
         """
         self.must_be_idle()
         self.steps.failures.unwinding = None
         self.open()
         self.table.thread = get_ident()
         self._stop = stop
-        outer = LOOPS.get(get_ident())  # a child that was forked in a pass drives its request inside that pass
+        outer = LOOPS.get(get_ident())  # a child forked during a pass runs its request's own loop inside that pass
         LOOPS[get_ident()] = self
         try:
             with self.poller.on_signals():
@@ -83,7 +83,7 @@ class Loop:
                 self.table.thread = None
 
     def run_once(self, most_s: float | None = None) -> None:
-        """One pass. It waits at most `most_s` seconds for something to do; None: as long as it takes."""
+        """Run one pass. The poll waits at most `most_s` seconds; None: until there is something to do."""
         steps, table, mailbox = self.steps, self.table, self.mailbox
         ready = self.poller.poll(self._patience(most_s))
         now = table.now = table.clock()
@@ -116,12 +116,15 @@ class Loop:
         self.times.add(table.clock() - now)
 
     def _rotated(self, ready: Ready) -> Ready:
-        """Who was left out of the pass before comes first: epoll(7) names those that are ready in the same order."""
+        """Rotate `ready`: epoll(7) keeps its order, so the requests at the end would always find the budget spent."""
         first = self.steps.spenders % max(1, len(ready))
         return ready[first:] + ready[:first]
 
     def _patience(self, most_s: float | None) -> float | None:
-        """How long the poll may last: not at all while there is something to do, else until the next deadline."""
+        """Return how many seconds the poll may wait: 0 if there is something to do, else until the next deadline.
+
+        None: no bound.
+        """
         steps, mailbox = self.steps, self.mailbox
         if steps.turns or steps.closed or self.table.touched or mailbox.posts or mailbox.at_end:
             return 0
@@ -132,7 +135,7 @@ class Loop:
         return wait if most_s is None else min(wait, most_s)
 
     def next_at(self) -> float:
-        """When it has to do something by itself, on its clock; infinity where nothing is due, ever."""
+        """Return when the loop next has something to do, if nothing arrives: a time on its clock, or infinity."""
         return self.table.now if self._patience(None) == 0 else self._due_at()
 
     def _due_at(self) -> float:
@@ -142,17 +145,17 @@ class Loop:
 
     @property
     def stopping(self) -> bool:
-        """The loop ends with this pass."""
+        """True if the loop ends with this pass."""
         return bool(self._stop())
 
     def must_be_idle(self) -> None:
-        """Raise ReqtableError while the loop runs, here or in another thread."""
+        """Raise ReqtableError if the loop runs, in this thread or in another."""
         if self.steps.running:
             raise ReqtableError("this engine's loop is running already")
 
     @property
     def progress(self) -> tuple[int, ...]:
-        """What changes while a pass goes on, though no step of a handler is seen in it."""
+        """Numbers that change while a pass makes progress, even if it runs no step of a handler."""
         steps, mailbox = self.steps, self.mailbox
         queues: tuple[Sized, ...] = (
             steps.turns,
@@ -168,19 +171,16 @@ class Loop:
     # -- its descriptors, also in a forked child ----------------------------------------------------------------------
 
     def open(self) -> None:
-        """Take the descriptors that a loop needs. Harmless when they are there."""
+        """Open the descriptors that the loop needs, unless they are open."""
         if self.poller.is_copy:
             self.start_over()
         self.poller.open()
 
     def forked(self) -> None:
-        """In a child that was forked while the loop ran: the loop runs in the parent, and not here.
-
-        The peers are told nothing.
-        """
+        """Leave the loop to the parent, in a child that was forked while the loop ran. The peers notice nothing."""
         self.table.thread = None
         for _ in self._ready:
-            pass  # the child does not go on with the pass, should it come back to it
+            pass  # if the child returns into the pass, it must find nothing left to do
         self.mailbox.clear()
         for queue in (self.steps.turns, self.steps.closed, self.table.touched):
             queue.clear()
@@ -189,10 +189,10 @@ class Loop:
             leave()
         running = self.table.running
         if running is not None and running.state is not State.CLOSED:
-            running.advance(Event.LOST)  # to this process
+            running.advance(Event.LOST)  # for this process
 
     def start_over(self) -> None:
-        """In a forked child, which is to serve itself: the unfinished requests are the parent's."""
+        """Begin anew in a forked child that will serve by itself. The unfinished requests stay with the parent."""
         self.poller.start_over()
         self.steps.start_over()
         self.steps.turns.clear()

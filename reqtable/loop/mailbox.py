@@ -1,4 +1,4 @@
-"""What the loop is asked to call: posted from any thread, at a time, or at the end of a pass."""
+"""The functions that the loop is asked to call: soon (from any thread), at a given time, or at the end of a pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SOON_S = 0.005
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Mailbox:
-    """The functions that one loop is asked to call. What they raise ends no loop."""
+    """Keeps the functions that one loop is asked to call, and calls them. `failures` handles their exceptions."""
 
     def __init__(self, clock: Callable[[], float], poller: Poller, failures: Failures) -> None:
         self.posts: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
@@ -35,7 +35,7 @@ class Mailbox:
         self._poller.wake()
 
     def call_later(self, function: Callable[[], Any], in_s: float = _SOON_S) -> None:
-        """Have the loop call `function` in so many seconds. Only for the loop's own thread."""
+        """Have the loop call `function` in `in_s` seconds. Only for the loop's own thread."""
         self._timers_set += 1
         heappush(self.timers, (self._clock() + in_s, self._timers_set, function))
 
@@ -44,25 +44,25 @@ class Mailbox:
         self.at_end.append(function)
 
     def run_timers(self, now: float, times: LoopTimes) -> None:
-        """Call what is due."""
+        """Call the functions that are due."""
         while self.timers and self.timers[0][0] <= now:
             due_at, _, function = heappop(self.timers)
             times.add_lag(self._clock() - due_at)
             self._run(function)
 
     def run_posts(self) -> None:
-        """Call what was posted. What is posted meanwhile has the next pass."""
+        """Call the posted functions. Functions that are posted meanwhile wait for the next pass."""
         for _ in range(len(self.posts)):
             function, args = self.posts.popleft()
             self._run(function, *args)
 
     def run_at_end(self) -> None:
-        """Call what waits for the end of the pass."""
+        """Call the functions that wait for the end of the pass."""
         while self.at_end:
             self._run(self.at_end.pop(0))
 
     def clear(self) -> None:
-        """In a forked child: all of it is the parent's."""
+        """Drop all functions, in a forked child: they belong to the parent."""
         self.posts.clear()
         self.timers.clear()
         self.at_end.clear()

@@ -1,4 +1,4 @@
-"""What an engine takes from the operating system, in one object, so that a simulation can stand in for all of it."""
+"""What an engine uses of the operating system, in one object, so that a simulation can replace all of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from reqtable.loop.wakeup import Wakeup
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """The defaults are the real one's."""
+    """Gives an engine the operating system. The defaults are the real one."""
 
     clock: Callable[[], float] = time.monotonic  # seconds; never goes back
     selector: Callable[[], selectors.BaseSelector] = DefaultSelector
@@ -26,10 +26,10 @@ class System:
     socket: type[socket.socket] = socket.socket
     dup: Callable[[int], int] = os.dup
     sendfile: Callable[[int, int, int, int], int] = os.sendfile
-    executor: Callable[[int, str, Callable[[], bool]], Executor] = Threads  # how many threads, their name, may_leave
-    stalls: bool = True  # a step may hold up the loop, and a thread looks on
-    policies: frozenset[str] | None = None  # what can run on it; None: all
+    executor: Callable[[int, str, Callable[[], bool]], Executor] = Threads  # called with the arguments of Threads
+    stalls: bool = True  # a thread watches for steps that hold up the loop
+    policies: frozenset[str] | None = None  # the names of the policies that can run on this system; None: all
 
 
-# Servers and engines are made in the one that is set here.
+# New servers and engines use the system that is set here.
 SYSTEM: ContextVar[System] = ContextVar("SYSTEM", default=System())  # noqa: B039  # it is frozen

@@ -18,24 +18,24 @@ from reqtable.table.states import READ
 
 
 class Poller:
-    """The selector and the wake-up of one loop. They are opened when they are first needed."""
+    """Holds the selector and the wake-up of one loop, and opens them when they are first needed."""
 
     def __init__(self, system: System) -> None:
-        self.poll: Callable[[float | None], Ready]  # waits so many seconds at most; None: as long as it takes
+        self.poll: Callable[[float | None], Ready]  # called with the most seconds to wait; None: no bound
         self._system = system
         self._selector: selectors.BaseSelector | None = None
         self._wakeup: Wakeup | None = None
-        self.forks = -1  # `Process.forks` of the process that opened them; -1: none has
+        self.forks = -1  # `Process.forks` of the process that opened the selector; -1: it is not open
 
     @property
     def selector(self) -> selectors.BaseSelector:
-        """What watches the descriptors."""
+        """The selector, which is opened if it is not open."""
         self.open()
         assert self._selector is not None
         return self._selector
 
     def open(self) -> None:
-        """Take the descriptors that a loop needs. Harmless when they are there."""
+        """Open the selector and the wake-up, unless they are open."""
         self.forks = Process.forks
         if self._selector is None:
             wakeup = self._system.wakeup()
@@ -49,7 +49,7 @@ class Poller:
             self._selector.register(wakeup, READ, wakeup)
 
     def close(self) -> None:
-        """Give back what `open` took."""
+        """Close the selector and the wake-up."""
         selector, self._selector = self._selector, None
         wakeup, self._wakeup = self._wakeup, None
         if selector is not None and wakeup is not None:
@@ -58,12 +58,12 @@ class Poller:
 
     def wake(self) -> None:
         """End the poll. Callable from any thread and from a signal handler."""
-        wakeup = self._wakeup  # another thread may be closing it
+        wakeup = self._wakeup  # a local name: another thread may be closing it
         if wakeup is not None and not self.is_copy:
             wakeup.wake()
 
     def on_signals(self) -> AbstractContextManager[None]:
-        """A signal ends the poll, too, while this is entered."""
+        """Return a context manager. Inside it, a signal ends the poll too."""
         assert self._wakeup is not None
         return self._wakeup.on_signals()
 
@@ -71,32 +71,32 @@ class Poller:
 
     @property
     def is_copy(self) -> bool:
-        """This process was forked from the one that opened the selector."""
+        """True if this process was forked from the one that opened the selector."""
         return self.forks != Process.forks and self.forks >= 0
 
     def end_if_copy(self, error: BaseException | None = None) -> None:
-        """After code that may have forked: its child ends. `error` is what the code raised there.
+        """End this process if foreign code has forked it. `error` is what that code raised in the child.
 
-        Where this is called often, `forks` is compared first.
+        Call this after code that may have forked. Frequent callers compare `forks` first, which is faster.
         """
         if self.is_copy:
             end_child(error)
 
     def forked(self) -> None:
-        """In a child that was forked while the loop ran: the selector is the parent's, so nothing is unregistered."""
+        """Close this child's copies. The selector is the parent's, so no descriptor is unregistered from it."""
         if self._wakeup is not None:
             self._wakeup.forked()
         self.close()
 
     def start_over(self) -> None:
-        """In a forked child that is to serve itself: the next `open` is its own."""
+        """Close this child's copies, so that the next `open` opens descriptors of its own."""
         self.close()
         self.forks = -1
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Selectable:
-    """What has a descriptor, `fd`, that the selector watches for what `watch` was last asked for."""
+    """Has the selector watch one descriptor, `fd`. `watched` is the interest that `watch` was last called with."""
 
     __slots__ = ("watched",)
 
@@ -112,7 +112,7 @@ class Selectable:
         raise NotImplementedError
 
     def on_ready(self, mask: int) -> None:
-        """The descriptor is ready for `mask`."""
+        """Handle the descriptor, which is ready for `mask`."""
         raise NotImplementedError
 
     def watch(self, interest: int) -> None:
@@ -131,7 +131,7 @@ class Selectable:
             else:
                 selector.modify(self.fd, interest, self)
         except KeyError:
-            # An exception from a signal handler (Ctrl-C) may have come between the selector and the next line.
+            # An earlier call may have changed the selector but not `watched`, if a signal handler (Ctrl-C) raised then.
             if interest:
                 with contextlib.suppress(KeyError):
                     selector.unregister(self.fd)
@@ -141,7 +141,7 @@ class Selectable:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Descriptor(Selectable):
-    """A selectable that is a descriptor and no more."""
+    """Watches a plain descriptor: stores the `fd` and the poller."""
 
     __slots__ = ("fd", "poller")
 
@@ -155,13 +155,13 @@ class Descriptor(Selectable):
 
 
 def abandon_socket(request: object) -> None:
-    """In a forked child: close its copy of a socket, for good, and without a word to the peer or the selector."""
+    """Close a forked child's copy of a socket, for good, without a word to the peer or the selector."""
     if isinstance(request, socket.socket):
-        close_copy(socket.socket.detach(request))  # `close` would wait for the files made of it
+        close_copy(socket.socket.detach(request))  # `close` would wait until files made from the socket are closed
 
 
 def close_copy(fd: int) -> None:
-    """In a forked child: close its copy of a descriptor, if it has one: another thread may just have closed it."""
+    """Close a forked child's copy of a descriptor, if there is one: a thread may have closed it before the fork."""
     if fd >= 0:
         with contextlib.suppress(OSError):
             os.close(fd)

@@ -1,10 +1,10 @@
-"""What a fork must not copy: a loop runs in the process that opened it, and in no child of that process.
+"""What happens to a loop in a fork: it runs on in the process that opened it, and never in a child of that process.
 
-A child that was forked while a loop ran, by a handler or by a library such as `multiprocessing`, has a copy of the
-loop. The descriptors of that copy, its selector and its wake-up, are still the parent's. So a child closes its copies
-of them at once, however it was forked (os.register_at_fork). It runs what it was forked for, and nothing of the loop.
+A handler, or a library such as `multiprocessing`, may fork while a loop runs. The child then has a copy of the loop.
+The descriptors of that copy, its selector and its wake-up, are shared with the parent. So every child closes its copies
+at once, however it was forked (os.register_at_fork). The child runs what it was forked for, and no part of the loop.
 
-A child may serve later, with a server that it has inherited: then the loop begins anew (`Loop.open`).
+Later the child may serve with a server that it has inherited. Then the loop begins anew (`Loop.open`).
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ log = logging.getLogger("reqtable")
 
 
 class RunningLoop(Protocol):
-    """A loop, while a thread runs it."""
+    """The part of a running loop that a fork needs."""
 
     table: RequestTable
 
     def forked(self) -> None:
-        """In a child that was forked meanwhile: give up what is the parent's."""
+        """Leave everything to the parent, in a child that was forked while the loop ran."""
 
 
-# The loop that each thread runs: what a fork looks up to learn whose request it happens in.
+# The loop that each thread runs, by the thread's number. Code that forks finds here which request it runs for.
 LOOPS: dict[int, RunningLoop] = {}
 
 
 class Process:
-    """This process. `forks` counts the forks between it and the one that imported this module."""
+    """Counts the forks of this process. `forks` is the number between it and the one that imported this module."""
 
     forks = 0
-    has_forked = False  # there may be another process that has its descriptors
+    has_forked = False  # True: a child may have copies of this process's descriptors
 
     @classmethod
     def shares_descriptors(cls) -> bool:
-        """Whether another process may have the same sockets open: whether one blocks is said of all of them."""
+        """Return whether another process may have the same sockets open. Such copies share the blocking mode."""
         return cls.has_forked or cls.forks > 0
 
 
 def leave_child(status: int = 0) -> NoReturn:
-    """End a child, without a return into the parent's code."""
+    """End a child without returning into the parent's code."""
     try:
         flush_streams()
     finally:
@@ -54,9 +54,9 @@ def leave_child(status: int = 0) -> NoReturn:
 
 
 def end_child(error: BaseException | None = None) -> NoReturn:
-    """End a child that comes back from the step or the hook that forked it: the loop that called that is the parent's.
+    """End a child that has returned from the step or hook that forked it, because the calling loop is the parent's.
 
-    `error` is what it comes back with. A SystemExit says with which status the child ends (sys.exit).
+    `error` is what the step or hook raised in the child. A SystemExit gives the exit status of the child (sys.exit).
     """
     if isinstance(error, SystemExit):
         code = error.code
@@ -65,17 +65,17 @@ def end_child(error: BaseException | None = None) -> NoReturn:
             code = 1
         leave_child(code or 0)
     log.error(
-        "a handler or a hook forked, and its child came back: the child ends here. To go on in a child, "
-        "hand_off('fork'), or call(fn, on='fork')",
+        "a handler or a hook forked, and its child returned to the server's loop: the child ends here. To continue in "
+        "a child, use hand_off('fork') or call(fn, on='fork')",
         exc_info=error,
     )
     leave_child(0 if error is None else 1)
 
 
 def flush_streams() -> None:
-    """Write what is buffered for the standard streams: else whoever is forked next would write it too."""
+    """Write what the standard streams have buffered. Otherwise the next forked child would write it again."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # there may be none, or it is closed
+        with contextlib.suppress(Exception):  # a stream may be None, or closed
             stream.flush()
 
 
@@ -88,7 +88,7 @@ def _in_child() -> None:
     loops = list(LOOPS.values())
     LOOPS.clear()
     for loop in loops:
-        with contextlib.suppress(Exception):  # of one; the others are given up all the same
+        with contextlib.suppress(Exception):  # if one loop fails, the others must still be left to the parent
             loop.forked()
 
 

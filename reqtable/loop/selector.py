@@ -1,4 +1,4 @@
-"""The selector: where there is epoll(7), one that keeps less for each descriptor than `selectors.EpollSelector`."""
+"""The default selector. With epoll(7), it takes less memory per descriptor than `selectors.EpollSelector`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from typing import Any
 
 from reqtable.table.states import READ, WRITE
 
-Ready = list[tuple[Any, int]]  # the data of each descriptor that is ready, and for what it is
+Ready = list[tuple[Any, int]]  # the data of each ready descriptor, and what it is ready for
 
 if hasattr(select, "epoll"):
-    _EVENTS = (0, select.EPOLLIN, select.EPOLLOUT, select.EPOLLIN | select.EPOLLOUT)  # by our bits
-    # What has gone wrong with a descriptor, whoever waits for it learns by using it.
+    _EVENTS = (0, select.EPOLLIN, select.EPOLLOUT, select.EPOLLIN | select.EPOLLOUT)  # indexed by READ and WRITE
+    # Any other event reports an error or a hang-up. It counts as ready for both: using the descriptor tells the error.
     _MASKS = {select.EPOLLIN: READ, select.EPOLLOUT: WRITE}
 
     class Epoll(selectors.BaseSelector):
-        """Descriptors are small numbers, and used again: lists by number take a tenth of what a dict of keys does.
+        """Watches descriptors with epoll(7), and keeps their data in lists that are indexed by descriptor.
 
-        What an exception (Ctrl-C) has interrupted between the kernel and the note of it here can be done again.
+        Descriptors are small numbers and reused, so the lists take a tenth of the memory of a dict of keys.
+
+        An exception (Ctrl-C) may interrupt a method after the kernel's change. Then the method can be called again.
         """
 
         def __init__(self) -> None:
             self._epoll = select.epoll()
             self._data: list[Any] = []
-            self._events = bytearray()  # 0: it is not registered
+            self._events = bytearray()  # 0: not registered
             self._count = 0
 
         def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
@@ -50,7 +52,7 @@ if hasattr(select, "epoll"):
         def unregister(self, fileobj: Any) -> selectors.SelectorKey:
             fd = self._known(fileobj)
             key = self._key(fd)
-            with contextlib.suppress(OSError):  # it was closed
+            with contextlib.suppress(OSError):  # the descriptor was closed
                 self._epoll.unregister(fd)
             self._note(fd, 0, None)
             return key
@@ -62,9 +64,9 @@ if hasattr(select, "epoll"):
             return self._key(fd)
 
         def ready(self, timeout: float | None = None) -> Ready:
-            """What is ready; a failed or a hung-up descriptor is ready for both. Waits `timeout` seconds at most."""
+            """Wait at most `timeout` seconds and return what is ready. A failed descriptor is ready for both."""
             events, data = self._events, self._data
-            # The kernel goes on telling of a descriptor that was closed while a duplicate of it is open.
+            # The kernel still reports a closed descriptor while a duplicate of it is open.
             return [(data[fd], _MASKS.get(event, READ | WRITE)) for fd, event in self._poll(timeout) if events[fd]]
 
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -78,7 +80,7 @@ if hasattr(select, "epoll"):
             self._epoll.close()
 
         def _poll(self, timeout: float | None) -> list[tuple[int, int]]:
-            # milliseconds: rounded up, because a pass before a deadline is one too many
+            # Rounded up to milliseconds: a pass just before a deadline would find nothing to do.
             wait = None if timeout is None else math.ceil(max(0, timeout) * 1000) / 1000
             try:
                 return self._epoll.poll(wait, self._count or 1)
@@ -111,6 +113,6 @@ else:
 
 
 def ready_of(selector: selectors.BaseSelector) -> Callable[[float | None], Ready]:
-    """What polls that selector for as many seconds, and gives the data of what is ready."""
+    """Return the function that polls `selector`: called with a timeout in seconds, it returns what is ready."""
     own: Callable[[float | None], Ready] | None = getattr(selector, "ready", None)
     return own or (lambda timeout: [(key.data, mask) for key, mask in selector.select(timeout)])

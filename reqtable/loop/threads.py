@@ -1,7 +1,7 @@
-"""`Threads`: the executor that runs the calls of a server and its policy `pool`.
+"""`Threads`: the executor for a server's calls and for policy `pool`.
 
-`concurrent.futures.ThreadPoolExecutor` has the interpreter's exit wait for each of its threads. These threads are
-daemons, so that a server can say whether the exit waits for them, as it says of the threads of policy `thread`.
+The interpreter's exit always waits for the threads of `concurrent.futures.ThreadPoolExecutor`. The threads here are
+daemons, so the server decides whether the exit waits for them, as it does for the threads of policy `thread`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _Task = tuple[Future[Any], Callable[[], Any]]
 
 
 class Threads(Executor):
-    """At most `most` threads, named after `name`. One is begun when a task comes and no other is idle.
+    """Runs tasks in at most `most` threads, named after `name`. If no thread is idle, a task starts another.
 
-    The interpreter's exit waits for the tasks that run, unless `may_leave()` is true then.
+    The interpreter's exit waits for running tasks, unless `may_leave()` is true then.
     """
 
     def __init__(self, most: int, name: str, may_leave: Callable[[], bool]) -> None:
         self._most = most
         self._name = name
         self._may_leave = may_leave
-        self._changed = threading.Condition(threading.Lock())  # there is a task, or no more to come
-        self._tasks: deque[_Task] = deque()  # that wait for a thread
+        self._changed = threading.Condition(threading.Lock())  # notified of a new task, and of the shutdown
+        self._tasks: deque[_Task] = deque()  # tasks that wait for a thread
         self._threads: list[threading.Thread] = []
-        self._idle = 0  # threads that wait for a task
+        self._idle = 0  # how many threads wait for a task
         self._is_shut = False
         _open.add(self)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run `fn` in a thread. Raises RuntimeError after `shutdown()`, and where not even one thread can be begun."""
+        """Run `fn` in a thread. Raises RuntimeError after `shutdown()`, or if not even one thread can be started."""
         future: Future[Any] = Future()
         with self._changed:
             if self._is_shut:
@@ -51,7 +51,7 @@ class Threads(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take nothing more; with `wait`, return when every thread has ended, but for the one that calls this."""
+        """Accept no more tasks. With `wait`, return when every thread has ended, except the caller's own."""
         cancelled: list[_Task] = []
         with self._changed:
             self._is_shut = True
@@ -61,14 +61,14 @@ class Threads(Executor):
             self._changed.notify_all()
         for future, _ in cancelled:
             future.cancel()
-        if wait:  # else the interpreter's exit may still have to
+        if wait:  # otherwise the interpreter's exit may still have to wait
             for thread in self._threads:
                 if thread is not threading.current_thread():
                     thread.join()
             _open.discard(self)
 
     def leave(self) -> None:
-        """At the interpreter's exit."""
+        """Wait for the threads at the interpreter's exit, unless `may_leave()` is true."""
         if not self._may_leave():
             self.shutdown(cancel_futures=True)
 
@@ -76,7 +76,7 @@ class Threads(Executor):
         thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self._threads)}", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the machine has none left
+        except RuntimeError:  # the system has no threads left
             if not self._threads:
                 raise
         else:
@@ -86,12 +86,12 @@ class Threads(Executor):
     def _run(self) -> None:
         while (task := self._next()) is not None:
             _perform(*task)
-            del task  # an idle thread holds on to nothing
+            del task  # an idle thread must not keep it alive
             with self._changed:
                 self._idle += 1
 
     def _next(self) -> _Task | None:
-        """The next task; None when there are no more to come."""
+        """Wait for the next task and return it. Returns None if no more will come."""
         with self._changed:
             while not self._tasks:
                 if self._is_shut:
@@ -108,12 +108,12 @@ def _perform(future: Future[Any], run: Callable[[], Any]) -> None:
     try:
         result = run()
         if os.getpid() != process:
-            end_child()  # the threads that would go on are the parent's
+            end_child()  # the task forked; this pool's other threads exist only in the parent
     except BaseException as error:
         if os.getpid() != process:
             end_child(error)
         future.set_exception(error)
-        del future  # else the error's traceback would hold on to the future, which holds the error
+        del future  # breaks a cycle: the error's traceback holds the future, and the future holds the error
     else:
         future.set_result(result)
 
@@ -128,4 +128,4 @@ def _leave_all() -> None:
 
 atexit.register(_leave_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_open.clear)  # the parent's threads are not in the child
+    os.register_at_fork(after_in_child=_open.clear)  # a child has none of the parent's threads

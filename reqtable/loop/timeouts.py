@@ -1,6 +1,7 @@
 """How long the requests of a table may wait.
 
-An entry has one deadline: the soonest of its want's own, its peer's, its timer's and that of the whole request.
+An entry has one deadline. It is the soonest of these: the handler's timeout or else the peer's, the end of a sleep, and
+the end of `request_timeout_s`.
 """
 
 from __future__ import annotations
@@ -11,24 +12,24 @@ from reqtable.table.deadlines import Deadlines
 from reqtable.table.states import State
 from reqtable.table.table import Entry, RequestTable
 
-# As in the loop: names, because looking a member up takes 100 ns.
+# Global names, as in step.py, because looking a member up in its Enum is slow.
 _READING: Final = State.READING
 _WRITING: Final = State.WRITING
 _READY: Final = State.READY
 
 
 class Timeouts:
-    """Sets the deadline of each entry that is suspended."""
+    """Sets the deadlines of suspended entries."""
 
     def __init__(self, table: RequestTable, deadlines: Deadlines[Entry]) -> None:
         self._table = table
         self._deadlines = deadlines
 
     def arm(self, entry: Entry) -> None:
-        """Set the deadline of the state that `entry` is in now."""
+        """Set the deadline of `entry` for the state that it is in now."""
         has_none = self._table.unbounded and entry.timeout is None
         if has_none and entry.state is _READING and not entry.held and entry.transport.timeout_s is None:
-            entry.deadline = None  # the most frequent case, first
+            entry.deadline = None  # the most frequent case comes first
             return
         now = self._table.now
         limits = self._table.limits
@@ -50,14 +51,14 @@ class Timeouts:
             self._deadlines.arm(entry, at)
 
     def arm_partial(self, entry: Entry) -> None:
-        """Some of what `entry` waits for has come: the rest of it has a bounded time, however much trickles in."""
+        """Bound the time for the rest of an item, part of which has arrived. A trickle of input does not extend it."""
         at = self._table.now + self._table.limits.read_timeout_s
         if entry.transport.timeout_s is None and (entry.deadline is None or at < entry.deadline):
             entry.bytes_in_when_armed = entry.bytes_in - len(entry.input)
             self._deadlines.arm(entry, at)
 
     def of(self, entry: Entry) -> float | None:
-        """How long `entry` may wait in its state: as it said itself, or, for its peer, as its transport has it."""
+        """Return how many seconds `entry` may wait in its state, or None: the handler's timeout, or else the peer's."""
         if not entry.want.is_timed:
             return None
         if entry.timeout is None and entry.state is _READING:

@@ -1,4 +1,4 @@
-"""What the loop did with its time."""
+"""How the loop spent its time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class LoopTimes:
-    """Seconds that passes took, and seconds by which deadlines and timers came late. The poll is no part of a pass."""
+    """Measures how long passes took, without their poll, and how late deadlines and timers fired. `_s` is seconds."""
 
     passes: int = 0
     busy_s: float = 0.0
@@ -18,21 +18,21 @@ class LoopTimes:
     lag_s_max: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count a pass that took so long."""
+        """Count a pass that took `seconds`."""
         self.passes += 1
         self.busy_s += seconds
         if seconds > self.pass_s_max:
             self.pass_s_max = seconds
 
     def add_lag(self, seconds: float) -> None:
-        """Count a deadline or a timer that came so late."""
+        """Count a deadline or a timer that fired `seconds` late."""
         self.due += 1
         self.lag_s += seconds
         if seconds > self.lag_s_max:
             self.lag_s_max = seconds
 
     def plain(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the figures as plain data."""
         return {
             "passes": self.passes,
             "busy_s": self.busy_s,

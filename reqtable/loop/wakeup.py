@@ -1,4 +1,4 @@
-"""Ending the loop's poll from another thread or from a signal handler."""
+"""How another thread or a signal handler ends the loop's poll."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 
 class Wakeup:
-    """A socket pair: a byte written to one end makes the other readable. `wake()` is safe from any thread.
+    """Ends a poll with a socket pair: a byte written to one end makes the other end readable.
 
-    Many wakes before the loop looks cost one byte.
+    `wake()` is safe from any thread. Many wakes before the loop looks cost one byte.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Wakeup:
     def wake(self) -> None:
         if not self._pending:
             self._pending = True
-            # full means that bytes enough are on their way; closed means that the loop has ended
+            # If the socket is full, enough bytes are on their way. If it is closed, the loop has ended.
             with contextlib.suppress(OSError):
                 self._writer.send(b"\0")
 
@@ -36,13 +36,13 @@ class Wakeup:
         with contextlib.suppress(BlockingIOError):
             while len(self._reader.recv(4096)) == 4096:
                 pass
-        # Only now: had it been cleared first, the byte of a wake in between could be drained here and the wake after
-        # it be lost. What the waker did before it called wake() is seen in this pass in either case.
+        # Clear this only after the drain. Otherwise a wake in between could set it and have its byte drained here, and
+        # every later wake would send nothing. This pass sees whatever a waker did before it called wake().
         self._pending = False
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """A signal that arrives just before the poll ends it too. Only the main thread can ask for this."""
+        """Have a signal end the poll, even a signal just before it. Has no effect outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -55,7 +55,7 @@ class Wakeup:
             signal.set_wakeup_fd(previous)
 
     def forked(self) -> None:
-        """In a forked child: its signals are no affair of the parent's loop."""
+        """Stop listening to signals in a forked child: they must not wake the parent's loop."""
         if self._hears_signals:
             self._hears_signals = False
             signal.set_wakeup_fd(-1)

@@ -1,1 +1,1 @@
-"""The table of unfinished requests: pure data. Nothing here knows a socket, a selector, a thread or the time."""
+"""The table of unfinished requests: pure data. Nothing here knows of sockets, selectors, threads or the time."""

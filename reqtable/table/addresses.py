@@ -1,4 +1,4 @@
-"""Addresses of peers and servers: as people write them, and what of them counts as one peer. Text that peers choose."""
+"""Addresses of peers and servers as text, the networks they belong to, and safe printing of text from peers."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from typing import Any
 
 
 def printable(text: object) -> str:
-    """Text that a peer may have chosen, fit for a log, a terminal or a table: one line, of printable characters alone.
+    """Return text that a peer may have chosen as one line of printable characters, for a log, a terminal or a table.
 
-    If `str(text)` has line ends, escape sequences, controls of the direction of text, or surrogates, which can't be
-    encoded, it is written as in a string literal of Python.
+    If `str(text)` has line ends, escape sequences, text-direction controls, or surrogates (which can't be encoded), it
+    is written as in a Python string literal.
     """
     text = str(text)
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def host_text(address: Any) -> str:
-    """The host of an internet address; a Unix address whole."""
+    """Return the host of an internet address, or the whole of a Unix address."""
     return printable(address[0]) if isinstance(address, tuple) and address else address_text(address)
 
 
 def network_of(address: Any) -> str | None:
-    """What counts as one peer: an IPv4 address, an IPv6 network of 64 bits; None for those that have no address."""
+    """Return what counts as one peer: an IPv4 address, or a /64 network of IPv6. None for any other address."""
     if not isinstance(address, tuple) or not address:
         return None
     host = str(address[0])
     if ":" not in host:
         return host
-    from ipaddress import IPv6Address  # only those who limit peers need it
+    from ipaddress import IPv6Address  # imported here: only `entries_per_peer_max` needs it
 
     try:
         number = IPv6Address(host.partition("%")[0])
@@ -37,7 +37,7 @@ def network_of(address: Any) -> str | None:
 
 
 def address_text(address: Any) -> str:
-    """An address as people write it: `127.0.0.1:80`, `[::1]:80`, `/run/x.sock`, `@abstract`; `-` for an unnamed one."""
+    """Return an address as text: `127.0.0.1:80`, `[::1]:80`, `/run/x.sock`, `@abstract`, or `-` if it has no name."""
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = address[:2]
         return printable(f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}")

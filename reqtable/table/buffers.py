@@ -1,8 +1,8 @@
 """Bounded input and output of one request. Pure: bytes in, bytes out.
 
-`Input` holds what has arrived and not been read. It never grows on its own: the engine receives only while a want is
-unsatisfied, so it holds less than that want's limit plus one `recv`. `Inbox` is the same for datagrams: each datagram
-is an input that ends. `Output` holds what was sent and the kernel has not taken.
+`Input` holds what has arrived and the handler has not read. The engine receives only while a want is unsatisfied, so an
+input holds less than that want's limit plus one `recv`. `Inbox` does the same for datagrams: each datagram is an input
+with an end. `Output` holds what the handler has sent and the kernel has not taken.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, ClassVar, Final
 
 from reqtable.table.errors import LimitExceeded, SendFileError
 
-# How much of many small pieces is joined for one send, and how much of a file is read at once.
+# The most that is joined from small pieces for one send, and the most that is read from a file at once.
 CHUNK_BYTES = 262_144
-SMALL_BYTES = 16_384  # an answer that is sent however much others have sent in the pass
+SMALL_BYTES = 16_384  # this much may be sent even if the pass has sent enough
 
 
 class _Missing(Enum):
@@ -28,28 +28,28 @@ Missing = _Missing
 
 
 class Input:
-    """The unread input of a stream request.
+    """Holds the unread input of a stream request.
 
-    A lone chunk is kept as the `bytes` it arrived in, so that a line that arrives whole is handed on without a copy;
-    a second chunk turns it into a `bytearray`, which grows in place.
+    A single chunk is kept as the `bytes` that arrived, so a line that arrives whole is passed on without a copy. A
+    second chunk turns it into a `bytearray`, which grows in place.
     """
 
     __slots__ = ("_sought", "_start", "data", "ended")
 
-    is_stream: ClassVar[bool] = True  # all that is unread is `data`
+    is_stream: ClassVar[bool] = True  # `data` has all that is unread
 
     def __init__(self) -> None:
-        self.data: bytes | bytearray = b""  # empty where nothing is unread
-        self._start = 0  # the first unread byte
-        # A separator, and before what no such one begins: a dribbled line is not searched from its start.
+        self.data: bytes | bytearray = b""  # empty if nothing is unread
+        self._start = 0  # the index of the first unread byte
+        # The separator sought last, and the first index where it may still begin: the next search starts there.
         self._sought: tuple[bytes, int] | None = None
-        self.ended = False  # the peer's end of file has come; what is here is all there will be
+        self.ended = False  # the peer's end of file has come: no more input will arrive
 
     def __len__(self) -> int:
         return len(self.data) - self._start
 
     def feed(self, data: bytes) -> None:
-        """Add what has arrived."""
+        """Add `data`, which has arrived."""
         if not self.data:
             self.data = data
             self._start = 0
@@ -69,7 +69,7 @@ class Input:
         data, start, sought = self.data, self._start, self._sought
         found = data.find(separator, start if sought is None or sought[0] != separator else sought[1])
         if found < 0:
-            # limit bytes with no separator among them can't become a piece of at most limit bytes
+            # limit bytes without a separator can't become an item of at most limit bytes
             if len(data) - start >= limit:
                 raise LimitExceeded(f"input up to {separator!r}", limit)
             self._sought = separator, max(start, len(data) - len(separator) + 1)
@@ -77,7 +77,7 @@ class Input:
         end = found + len(separator)
         if end - start > limit:
             raise LimitExceeded(f"input up to {separator!r}", limit)
-        if type(data) is bytes:  # the common cases of _take_to, on the path of every line
+        if type(data) is bytes:  # fast path of _take_to, which most lines take
             self._sought = None
             if end < len(data):
                 self._start = end
@@ -92,7 +92,7 @@ class Input:
         data = self.data
         start = self._start
         end = start + count
-        if end < len(data) and type(data) is bytes:  # the common case of _take_to
+        if end < len(data) and type(data) is bytes:  # fast path of _take_to
             self._start = end
             self._sought = None
             return data[start:end]
@@ -103,30 +103,30 @@ class Input:
         return bytes(self.data[self._start : self._start + count])
 
     def chunk(self, limit: int) -> bytes | Missing:
-        """Take what is here: at least one byte, at most `limit`."""
+        """Take what has arrived: at least one byte, at most `limit`."""
         size = len(self.data) - self._start
         if not size:
             return MISSING
         return self._take_to(self._start + min(size, limit))
 
     def rest(self, limit: int) -> bytes | Missing:
-        """Take everything, once it has ended."""
+        """Take everything, once the input has ended."""
         if len(self.data) - self._start > limit:
             raise LimitExceeded("the rest of the input", limit)
         return self._take_to(len(self.data)) if self.ended else MISSING
 
     def skip_line(self) -> Missing | None:
-        """Throw away what is here, up to and including a newline; None once a newline or the end has come."""
+        """Throw away input up to and including a newline. Returns None once a newline or the end has come."""
         found = self.data.find(b"\n", self._start)
         self._take_to(found + 1 if found >= 0 else len(self.data))
         return None if found >= 0 or self.ended else MISSING
 
     def datagram(self) -> bytes | Missing:
-        """A stream has no datagrams."""
+        """Raise TypeError: a stream has no datagrams."""
         raise TypeError("datagram() is for datagram servers; a stream is read by line(), exactly(), chunk(), …")
 
     def leftover(self) -> bytes:
-        """Take all that is left, ended or not."""
+        """Take all unread input, whether it has ended or not."""
         return self._take_to(len(self.data))
 
     def _take_to(self, end: int) -> bytes:
@@ -142,18 +142,18 @@ class Input:
         return item if type(item) is bytes else bytes(item)
 
     def save(self) -> dict[str, Any]:
-        """What is unread, as plain data."""
+        """Return the unread input as plain data."""
         return {"data": bytes(self.data[self._start :]), "ended": self.ended}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Hold what `save` gave; nothing has been read from this one."""
+        """Hold what `save` returned. Only for an input from which nothing has been read."""
         self.data, self.ended = saved["data"], saved["ended"]
 
 
 class Inbox(Input):
-    """The unread datagrams of a datagram request.
+    """Holds the unread datagrams of a datagram request.
 
-    `datagram()` takes one whole. Every other want reads the oldest one as if it were a stream that ends with it, so a
+    `datagram()` takes a whole datagram. Every other want reads the oldest datagram as a stream that ends with it, so a
     handler written for lines also answers a datagram of lines.
     """
 
@@ -165,20 +165,20 @@ class Inbox(Input):
         super().__init__()
         self._datagrams: deque[bytes] = deque()
         self._opened = False
-        self.asked = False  # something has been read: until then, whether this is a session is open
-        self.is_session = False  # a datagram() was taken: later datagrams of the peer belong here
-        self.has_peer = True  # it has an address, by which a later datagram can be known to be its
+        self.asked = False  # the handler has tried to read; before that we can't tell whether this is a session
+        self.is_session = False  # a datagram() was asked for: later datagrams of the peer belong here
+        self.has_peer = True  # the peer has an address, so its later datagrams can be recognised
         self.dropped = 0
 
     def __len__(self) -> int:
         return super().__len__() + sum(map(len, self._datagrams))
 
     def __bool__(self) -> bool:
-        """Whether anything is unread: a datagram of no bytes is one."""
+        """Return whether anything is unread. A datagram of no bytes counts."""
         return bool(self._datagrams) or super().__len__() > 0
 
     def deliver(self, data: bytes, most: int) -> None:
-        """Add a datagram, or drop it where `most` wait already."""
+        """Add a datagram, or drop it if `most` datagrams are waiting already."""
         if len(self._datagrams) >= most:
             self.dropped += 1
         else:
@@ -212,11 +212,11 @@ class Inbox(Input):
         self.asked = True
         self._opened = False
         if not self.is_session:
-            # from a peer without an address there will be no other: the end has come with the first
+            # A peer without an address can't send a second datagram to this request, so the input ends with the first.
             self.is_session = self.has_peer
         self.ended = not self.has_peer and not self._datagrams
         if self.data:
-            self.leftover()  # what an earlier want left of its datagram does not run into the next one
+            self.leftover()  # the unread rest of one datagram must not run into the next
         return self._datagrams.popleft() if self._datagrams else MISSING
 
     def save(self) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class Inbox(Input):
             setattr(self, name, saved[name])
 
     def unopened(self) -> list[bytes]:
-        """Take the datagrams that nothing has been read of."""
+        """Take the datagrams from which nothing has been read."""
         left = list(self._datagrams)
         self._datagrams.clear()
         return left
@@ -243,7 +243,7 @@ class Inbox(Input):
 
 
 class FileSlice:
-    """`remaining` bytes of `file` from `offset`, still to be sent."""
+    """Describes the part of a file that is still to be sent: `remaining` bytes of `file` from `offset`."""
 
     __slots__ = ("file", "kernel_refuses", "offset", "remaining")
 
@@ -254,18 +254,18 @@ class FileSlice:
         self.kernel_refuses = False  # sendfile(2) can't send this file: the engine reads it instead
 
     def descriptor(self) -> int:
-        """That of the file, for sendfile(2); -1 where there is none, or the kernel has refused it."""
+        """Return the file's descriptor for sendfile(2), or -1 if it has none or the kernel has refused it."""
         if not self.kernel_refuses:
             try:
                 return self.file.fileno()
-            except Exception:  # a file object of no descriptor, or a closed one: reading it tells which
+            except Exception:  # no descriptor, or a closed file: reading it will tell which
                 self.kernel_refuses = True
         return -1
 
     def read(self, most: int = CHUNK_BYTES) -> bytes:
-        """The next bytes, at most `most`, for what the kernel can't send by itself. Raises SendFileError."""
+        """Read the next bytes, at most `most`, of a file that the kernel can't send. Raises SendFileError."""
         count = min(self.remaining, most)
-        file: Any = self.file  # it may return what no file should
+        file: Any = self.file  # the user's object: its methods may return anything
         try:
             file.seek(self.offset)
             data = file.read(count)
@@ -282,7 +282,7 @@ class FileSlice:
         return bytes(data)
 
     def ended(self) -> SendFileError:
-        """The error of a file that has no more bytes, though some are still to be sent."""
+        """Return the error for a file that ended before all of it was sent."""
         return SendFileError(f"{self._what()} ended {self.remaining} bytes early, at offset {self.offset}")
 
     def _what(self) -> str:
@@ -293,12 +293,11 @@ class FileSlice:
 
 
 class Output:
-    """The unsent output of a request: pieces in order, each `bytes` or a `FileSlice`.
+    """Holds the unsent output of a request: pieces in order, each `bytes` or a `FileSlice`.
 
-    `first` is the one to send next, None where there is none; `more` are the others, None where there are none, which
-    is most often.
-    `size` counts all of it; `held` only what is in memory, which is what the limits are about. A datagram may have no
-    bytes, so `first`, and not `size`, tells whether anything is to be sent.
+    `first` is the piece to send next, or None. `more` is the list of the other pieces, or, most often, None.
+    `size` counts all bytes. `held` counts only the bytes in memory, to which the limits apply. A datagram may have no
+    bytes, so `first`, not `size`, tells whether there is anything to send.
     """
 
     __slots__ = ("first", "held", "more", "size")
@@ -311,12 +310,12 @@ class Output:
 
     @property
     def pieces(self) -> list[Any]:
-        """All of them."""
+        """All pieces, in order."""
         return [] if self.first is None else [self.first, *(self.more or ())]
 
     def append(self, data: bytes) -> None:
-        """Add some bytes."""
-        if self.more is not None:  # most often; else as `_add` has it
+        """Add a piece of bytes."""
+        if self.more is not None:  # fast path of _add
             self.more.append(data)
         else:
             self._add(data)
@@ -324,12 +323,12 @@ class Output:
         self.held += len(data)
 
     def append_file(self, piece: FileSlice) -> None:
-        """Add what is still to be sent of a file."""
+        """Add a part of a file."""
         self._add(piece)
         self.size += piece.remaining
 
     def extend(self, other: Output) -> None:
-        """Add all that `other` holds, which gives it up."""
+        """Move all pieces of `other` to the end of this output."""
         for piece in other.pieces:
             self._add(piece)
         self.size += other.size
@@ -337,12 +336,12 @@ class Output:
         other.clear()
 
     def front(self) -> Any:
-        """The first piece; small ones in a row are joined into one, so that they cost one send."""
+        """Return the first piece. Small pieces in a row are joined into one first, so that they cost one send."""
         others = self.more
         if others is not None and type(self.first) is bytes:
             if self.held == self.size <= CHUNK_BYTES:
                 count = len(others)
-            else:  # a file is among them, or too much for one send
+            else:  # a file is among the pieces, or they are too much for one send
                 count, total = 0, len(self.first)
                 for piece in others:
                     if type(piece) is not bytes or total + len(piece) > CHUNK_BYTES:
@@ -355,7 +354,7 @@ class Output:
         return self.first
 
     def consume(self, count: int) -> None:
-        """The kernel took `count` bytes of the first piece: all of it, or a part."""
+        """Drop `count` bytes from the first piece: the kernel has taken them."""
         first = self.first
         self.size -= count
         if type(first) is FileSlice:
@@ -366,7 +365,7 @@ class Output:
             self.held -= count
             is_sent = count == len(first)
             if not is_sent:
-                # a view, so that a 10 MB answer that leaves in small bites is not copied at each
+                # A view: a 10 MB answer that is sent in small parts is not copied for each of them.
                 self.first = memoryview(first)[count:]
         if is_sent:
             self.first = None
@@ -375,7 +374,7 @@ class Output:
                 self._drop(1)
 
     def clear(self) -> None:
-        """Forget all of it."""
+        """Drop all pieces."""
         self.first = self.more = None
         self.size = self.held = 0
 
@@ -388,7 +387,7 @@ class Output:
             self.more.append(piece)
 
     def _drop(self, count: int) -> None:
-        """The next `count` of the others are no longer among them."""
+        """Drop the first `count` pieces of `more`."""
         assert self.more is not None
         del self.more[:count]
         if not self.more:

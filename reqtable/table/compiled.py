@@ -1,6 +1,6 @@
-"""What mypyc is told of a class. Interpreted, it changes nothing and needs no package.
+"""A decorator for mypyc. In interpreted code it changes nothing and needs no package.
 
-A class that is compiled can be subclassed only by others that are, unless it says otherwise.
+By default only compiled classes can subclass a compiled class. `allow_interpreted_subclasses=True` lifts that.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 The rules:
 
 * An entry has at most one deadline, `entry.deadline` (seconds on the engine's clock, or None).
-* Moving it later, or dropping it, is an assignment: the heap is not touched. When the older time, now stale, comes up,
-  the entry is put back at its true deadline or forgotten. `entry.heap_time` is the heap time that counts for it.
-* Moving it earlier than `heap_time` pushes again; the later item is stale and is passed over.
-* Items of closed entries, and stale ones, never outnumber the live ones by more than two to one: then it is rebuilt.
+* To move a deadline later, or to drop it, only `entry.deadline` is assigned. The heap is not touched. When the old item
+  comes up, the entry is pushed again at its true deadline, or forgotten.
+* `entry.heap_time` is the time of the one item that is live for the entry. All other items of the entry are stale.
+* To move a deadline earlier than `heap_time`, a new item is pushed. The older item becomes stale and is skipped.
+* If stale items outnumber live items by more than two to one, the heap is rebuilt.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _SMALL = 64  # a heap this small is never rebuilt
 
 
 class Timed(Protocol):
-    """What has a deadline: an entry of the table."""
+    """The part of an entry that its deadline needs."""
 
     state: State
     deadline: float | None
@@ -33,26 +34,26 @@ T = TypeVar("T", bound=Timed)
 
 
 class Deadlines(Generic[T]):
-    """The deadlines of a table's entries, soonest first."""
+    """Orders the deadlines of a table's entries, soonest first."""
 
     __slots__ = ("_heap", "live", "serial")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, T]] = []
         self.live = 0  # entries with heap_time < inf
-        self.serial = 0  # of the last item; it also breaks ties, so that entries are never compared
+        self.serial = 0  # the number of the newest item; numbers break ties, so that entries are never compared
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def arm(self, entry: T, at: float) -> None:
-        """`entry` expires at `at` unless it is armed again or dropped (`entry.deadline = None`) before."""
+        """Set the deadline of `entry` to `at`. To drop it later, assign `entry.deadline = None`."""
         entry.deadline = at
         if at < entry.heap_time:
             self._push(entry, at)
 
     def forget(self, entry: T) -> None:
-        """`entry` has closed: its items are stale from now on."""
+        """Make all items of `entry` stale: it has closed."""
         entry.deadline = None
         if entry.heap_time < inf:
             entry.heap_time = inf
@@ -60,14 +61,14 @@ class Deadlines(Generic[T]):
         self._rebuild_if_stale()
 
     def next_at(self) -> float:
-        """When to look again: the soonest deadline, or a stale one before it; infinity where there is none."""
+        """Return when to look again: the time of the first item, live or stale, or infinity if there is none."""
         return self._heap[0][0] if self._heap else inf
 
     def expired(self, now: float, most: int) -> Iterator[tuple[float, T]]:
-        """Each entry whose deadline has passed, and when that was, the soonest first; its deadline is taken from it.
+        """Yield each entry whose deadline has passed, with that time, soonest first. The entry loses its deadline.
 
-        At most `most` items are looked at; the others are there the next time. One that is armed meanwhile is left for
-        then, too: it stops the search, as nothing is due sooner.
+        At most `most` items are looked at; the others are left for the next call. If an entry is armed during this
+        call, its item is left too. It ends the search, because no other item is due sooner.
         """
         heap = self._heap
         armed = self.serial
@@ -82,7 +83,7 @@ class Deadlines(Generic[T]):
             if entry.deadline is None or entry.state is State.CLOSED:
                 continue
             if entry.deadline > at:
-                # With its old number: it was not armed just now, and may be due by now all the same.
+                # The item keeps its number: it was not armed during this call, and its true deadline may have passed.
                 entry.heap_time = entry.deadline
                 self.live += 1
                 heappush(heap, (entry.deadline, serial, entry))

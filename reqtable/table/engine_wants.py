@@ -1,4 +1,4 @@
-"""The wants that no handler names: what the engine, a transport or a policy has a request wait for."""
+"""The wants that no handler names: the engine, a transport or a policy has a request wait for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reqtable.table.wants import Posted, Waiting, Want, want_type
 
 @want_type
 class Ended(Want[None]):
-    """The request is done; only its output is still to be taken. Never satisfied: the engine ends the entry."""
+    """Waits for the peer to take the last output of a finished request. Never satisfied: the engine ends the entry."""
 
     awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
 
@@ -20,7 +20,7 @@ class Ended(Want[None]):
 
 
 class _Opening(Want[None]):
-    """What comes before the request itself; the engine sees to it."""
+    """Waits for something that comes before the request itself. The engine handles it, so `take` finds nothing."""
 
     __slots__ = ()
 
@@ -30,17 +30,17 @@ class _Opening(Want[None]):
 
 @want_type
 class ProxyHeader(_Opening):
-    """The header by which a proxy says for whom it connects."""
+    """Waits for the header in which a proxy names its client."""
 
 
 @want_type
 class Handshake(_Opening):
-    """The TLS handshake to be done."""
+    """Waits for the end of the TLS handshake."""
 
 
 @want_type
 class Elsewhere(Posted[None]):
-    """The thread or the child that owns the rest of the request to be done."""
+    """Waits until the thread or the child that owns the rest of the request is done."""
 
     awaits: ClassVar[Event] = Event.HANDED_OFF
     is_timed: ClassVar[bool] = False
@@ -48,7 +48,7 @@ class Elsewhere(Posted[None]):
 
 @want_type
 class Vacancy(Posted[None]):
-    """A thread or a child to be free: as many as there may be are busy."""
+    """Waits for a free thread or child: as many as allowed are busy."""
 
     awaits: ClassVar[Event] = Event.AWAITS_RESULT
     is_timed: ClassVar[bool] = False
@@ -56,7 +56,7 @@ class Vacancy(Posted[None]):
 
 @want_type
 class Step(Posted[Any]):
-    """Its own step, which runs elsewhere, to return. No timeout runs: it would have the next step overlap this one."""
+    """Waits for the request's own step, which runs elsewhere. A timeout would start a second step, so none runs."""
 
     awaits: ClassVar[Event] = Event.AWAITS_RESULT
     is_timed: ClassVar[bool] = False
@@ -64,16 +64,16 @@ class Step(Posted[Any]):
 
 @want_type
 class Turn(Posted[None]):
-    """Its next turn, in the next pass: for handlers that do their own I/O and could go on and on."""
+    """Waits for a turn in the next pass. For handlers that do their own I/O and could go on without end."""
 
     awaits: ClassVar[Event] = Event.AWAITS_TURN
 
 
 @want_type
 class Readable(Want[None]):
-    """The request's own socket can be read: for handlers that do their own I/O (policy `greenlet`).
+    """Waits until the request's own socket is readable. For handlers that do their own I/O (policy `greenlet`).
 
-    The kernel keeps what is unread: as long as nobody has been told of it, something stands in for it as its input.
+    The unread bytes stay in the kernel. The transport sets `input.data` to a placeholder, which means "readable".
     """
 
     needs_bytes: ClassVar[bool] = True
@@ -87,7 +87,7 @@ class Readable(Want[None]):
 
 @want_type
 class Writable(Posted[None]):
-    """The request's own socket can be written."""
+    """Waits until the request's own socket is writable."""
 
     awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
 

@@ -1,13 +1,13 @@
 """Every error that reqtable raises, under one root, split by whose fault it is.
 
 ReqtableError
-├── ConfigurationError      the operator's: a bind, a policy, a value that can't be used
+├── ConfigurationError      the operator's: a bind, a policy or a value that can't be used
 ├── HandlerError            the handler author's
 │   ├── InvalidTransition   a step returned something that is neither a state nor a want
 │   └── SendFileError       a file that was being sent ended early, failed, or was closed
-└── PeerError               the other end's: one log line, never a traceback
-    ├── LimitExceeded       more input, or more untaken output, than was agreed to
-    ├── IncompleteRead      the end of file came before what was waited for (an EOFError)
+└── PeerError               the peer's: one log line, never a traceback
+    ├── LimitExceeded       more input or more unsent output than a limit allows
+    ├── IncompleteRead      end of file came before the item that the request waited for (an EOFError)
     └── TimedOut            a deadline passed (a TimeoutError)
 """
 
@@ -17,11 +17,11 @@ from reqtable.table.states import Ending
 
 
 class ReqtableError(Exception):
-    """The root of reqtable's own errors."""
+    """The base class of reqtable's own errors."""
 
 
 class ConfigurationError(ReqtableError):
-    """Something that was asked for can't be served; the message names the thing and the mend."""
+    """A setting or an argument can't be used. The message names it and says how to correct it."""
 
 
 class HandlerError(ReqtableError):
@@ -33,15 +33,15 @@ class InvalidTransition(HandlerError):
 
 
 class SendFileError(HandlerError):
-    """A file that `send_file` sends ended early, failed, or was closed. `__cause__` has the error of the file."""
+    """A file that `send_file` sends ended early, failed, or was closed. `__cause__` is the file's own error, if any."""
 
 
 class PeerError(ReqtableError):
-    """The other end did something that ends its request."""
+    """The peer did something that ends its request, unless the handler catches this."""
 
 
 class LimitExceeded(PeerError):
-    """A want's `limit`, or a buffer's, would have been exceeded. `limit` is in bytes."""
+    """The limit of a want or of a buffer was exceeded. `limit` is in bytes."""
 
     def __init__(self, what: str, limit: int) -> None:
         super().__init__(f"{what} exceeds its limit of {limit} bytes")
@@ -53,23 +53,23 @@ class LimitExceeded(PeerError):
 
 
 class IncompleteRead(PeerError, EOFError):
-    """The peer's end of file came before `waited_for`, a want; `partial` is what had arrived and was not yet read."""
+    """The peer's end of file came before the item of the want `waited_for`. `partial` is the input left unread."""
 
     def __init__(self, waited_for: object, partial: bytes) -> None:
         super().__init__(waited_for, partial)
         self.waited_for = waited_for
         self.partial = partial
 
-    def __str__(self) -> str:  # seldom asked for, and every request that ends between two others ends by this
+    def __str__(self) -> str:  # made on demand: it is seldom shown, and a peer that ends between two items raises it
         return f"end of file after {len(self.partial)} bytes while waiting for {shown(self.waited_for)}"
 
 
 class TimedOut(PeerError, TimeoutError):
-    """A deadline passed before what was waited for came."""
+    """A deadline passed before the item that the request waited for arrived."""
 
 
 def shown(thing: object) -> str:
-    """The text of an object that is not ours, such as a want; where it fails to give one, its type."""
+    """Return the text of a foreign object, such as a want. If that fails, name its type."""
     try:
         return str(thing)
     except Exception:
@@ -77,10 +77,10 @@ def shown(thing: object) -> str:
 
 
 def ending_of(problem: BaseException) -> Ending:
-    """How a request ended that ended by `problem`: TIMEOUT, LIMIT, RESET or ERROR.
+    """Return how a request ended that `problem` ended: DONE, TIMEOUT, LIMIT, RESET or ERROR.
 
-    A peer that ends between two items, with none begun, is DONE. A group (PEP 654) ends as all of its exceptions do.
-    Where they differ, the group is an ERROR if one of them is, and a RESET otherwise.
+    DONE means that the peer ended between two items. A group (PEP 654) ends as all of its exceptions do. If these
+    differ, the group is ERROR if one of them is, and RESET otherwise.
     """
     if isinstance(problem, BaseExceptionGroup):
         endings = {ending_of(each) for each in problem.exceptions}

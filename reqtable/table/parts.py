@@ -1,4 +1,4 @@
-"""The parts of an entry that live on higher floors, as the table sees them: handler, transport, server.
+"""The parts of an entry that are defined in higher layers, as the table sees them: handler, transport, server.
 
 `RELEASED` and `OVER` stand in for the transport and the handler of an entry that has ended.
 """
@@ -11,57 +11,57 @@ from reqtable.table.wants import Want
 
 
 class Resumable(Protocol):
-    """What runs the steps of one request: a state machine, a coroutine, a greenlet.
+    """Runs the steps of one request: a state machine, a coroutine or a greenlet.
 
-    The names are underscored because handlers are resumables themselves, and every name without an underscore belongs
-    to whoever writes the handler.
+    The methods begin with an underscore because handlers are resumables, and all other names belong to the author of
+    the handler.
     """
 
-    bound_to_thread: ClassVar[bool]  # it has a stack, which another thread can't go on with
+    bound_to_thread: ClassVar[bool]  # it has a stack, which another thread can't continue
 
     def _resume(self, item: Any) -> Want[Any] | None:
-        """Run one step with what it waited for; say what it waits for now, or None when it is done."""
+        """Run one step with `item`, which the request waited for. Returns the next want, or None if it is done."""
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
-        """The same, with an error in place of the item."""
+        """Run one step like `_resume`, but raise `error` in it."""
 
     def _close(self) -> None:
-        """The request has ended; free what is held."""
+        """Free what the handler holds: the request has ended."""
 
 
 class Transport(Protocol):
-    """What connects an entry to its socket. It lives in the engine; the core only names what it calls."""
+    """Connects an entry to its socket. Higher layers implement it; this lists what the table and the loop call."""
 
     request: Any
-    timeout_s: float | None  # how long a wait may last that names no timeout of its own
+    timeout_s: float | None  # for a wait without a timeout of its own; None: the limits decide
 
     def watch(self, interest: int) -> None:
         """Have the selector watch the socket for exactly `interest`."""
 
     def flush(self) -> bool:
-        """Give the kernel what it takes of the output; True when that is all of it."""
+        """Give the kernel as much output as it takes. Returns whether that was all of it."""
 
     def finish(self) -> None:
-        """The request is done and its output is with the kernel: end the connection without cutting it off."""
+        """End the connection politely: the request is done, and the kernel has all of its output."""
 
     def release(self) -> None:
         """Free the socket."""
 
     def shut(self) -> None:
-        """End the connection for whoever else has it."""
+        """Cut the connection, also for other threads and processes that have it."""
 
     def end_input(self) -> None:
-        """Have the handler meet the end of its input, though the peer has not ended it."""
+        """Let the handler see end of file, although the peer has not closed the connection."""
 
     def leave(self) -> None:
-        """In the parent: a forked child has the connection, until the child has ended."""
+        """Leave the connection to a forked child until the child has ended. Called in the parent."""
 
     def abandon(self) -> None:
-        """In a forked child: close this process's copy of the socket, without a word to the peer."""
+        """Close this process's copy of the socket without a word to the peer. Called in a forked child."""
 
 
 class Server(Protocol):
-    """The hooks of a server, which are `socketserver`'s. What they return is ignored."""
+    """Has the hooks of a server, which are those of `socketserver`. Their return values are ignored."""
 
     RequestHandlerClass: Any
     server_address: Any
@@ -107,7 +107,7 @@ class _Released:
 
 
 class _Over:
-    """Stands in for the handler of an entry whose handler has ended."""
+    """Stands in for a handler that has been closed."""
 
     bound_to_thread: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""Where the user's code stands: `file:line` for messages, and tracebacks that begin with the user's own lines."""
+"""Where the user's code is: `file:line` for messages, and tracebacks that begin with the user's own lines."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from typing import Any, NamedTuple
 
 _PACKAGE = __name__.partition(".")[0]
 _OWN = f"{_PACKAGE}."
-# The packages that run a handler: their frames above the handler's say nothing to its author.
+# The packages that run a handler. Their frames above the handler's tell its author nothing.
 _RUNNERS = {_PACKAGE, "concurrent", "socketserver", "threading"}
 _WRAPPERS = (FunctionType, MethodType, classmethod, staticmethod, property, partial, partialmethod)
 
 
 def place_of(thing: Any) -> str:
-    """`file:line` where a function or a class is defined, or its module where no source can be found."""
+    """Return `file:line` where a function or a class is defined, or its module if there is no source."""
     for function in functions_in(inspect.unwrap(thing)):
         return f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
     try:
         return f"{inspect.getsourcefile(thing)}:{inspect.getsourcelines(thing)[1]}"
-    except (OSError, TypeError):  # it was not read from a file, or is no class
+    except (OSError, TypeError):  # it does not come from a file, or is no class
         return f"module {getattr(thing, '__module__', None) or type(thing).__module__}"
 
 
 def owner_of(cls: type, name: str) -> type | None:
-    """The class of the MRO of `cls` that has the attribute `name`; None where there is none."""
+    """Return the first class in the MRO of `cls` that defines `name`, or None."""
     return next((base for base in cls.__mro__ if name in vars(base)), None)
 
 
 class Place(NamedTuple):
-    """A line of the user's: `Notes.command (file:line)`."""
+    """Names a line of the user's code: `Notes.command (file:line)`."""
 
     function: str
     file: str
@@ -45,13 +45,13 @@ class Place(NamedTuple):
 
 
 def caller() -> Place:
-    """Where the user's code has called into this package."""
+    """Return the line of the user's code that called into this package."""
     frame = _users_frame()
     return Place(frame.f_code.co_qualname, frame.f_code.co_filename, frame.f_lineno)
 
 
 def warn_at_caller(message: str) -> None:
-    """A RuntimeWarning of the user's line that has called into this package: by default shown once for each line."""
+    """Warn (RuntimeWarning) of the user's line that called into this package. By default each line is shown once."""
     frame = _users_frame()
     warnings.warn_explicit(
         message,
@@ -70,9 +70,9 @@ def _users_frame() -> FrameType:
 
 
 def trim(error: BaseException) -> bool:
-    """Let the traceback of `error`, and of the errors that led to it, begin with the user's frames.
+    """Cut the traceback of `error`, and of each error that led to it, so that it begins with the user's frames.
 
-    Returns whether there are any. A traceback without one stays whole.
+    A traceback without such frames stays whole. Returns whether any traceback has such frames.
     """
     found = False
     waiting: list[BaseException | None] = [error]
@@ -93,10 +93,10 @@ def trim(error: BaseException) -> bool:
 
 
 def functions_in(thing: Any) -> Iterator[FunctionType]:
-    """The functions in what decorators have made of one: `thing`, and what it wraps, binds or closes over."""
+    """Yield the functions inside a decorated function: `thing` itself, and what it wraps, binds or closes over."""
     waiting = [thing]
     if not isinstance(thing, (*_WRAPPERS, type)):
-        waiting += getattr(thing, "__dict__", {}).values()  # of a decorator that is a class
+        waiting += getattr(thing, "__dict__", {}).values()  # a decorator that is a class keeps the function there
     seen = set()
     while waiting:
         each = waiting.pop(0)
@@ -117,5 +117,5 @@ def _package_of(frame: FrameType) -> str:
 
 def _closed_over(function: FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
-        with suppress(ValueError):  # it is still empty
+        with suppress(ValueError):  # the cell is still empty
             yield cell.cell_contents

@@ -1,9 +1,9 @@
 """A request as data: its `Record`, and a record as bytes.
 
-A record has all of a request that is not bound to a process: what its handler holds, what it waits for, how long it may
-wait, what it has read and not sent. It has no socket, and no clock: times are seconds from now.
+A record has everything of a request that is not bound to a process: its handler's fields, its want, its timeouts, its
+unread input and its unsent output. It has no socket and no clock: its times are in seconds from now.
 
-How values become bytes is the caller's to say. The executor policy pickles; another caller may take plain data alone.
+The caller chooses how values become bytes. The executor policy pickles them; another caller may allow only plain data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reqtable.table.wants import Want
 VERSION = 1
 _HEAD = b"reqtable record %d\n"
 
-# What takes an entry to each state from RUNNING.
+# For each state, the event that leads there from RUNNING.
 _EVENTS = {
     after: event for event, after in TRANSITIONS[State.RUNNING].items() if event not in (Event.RELEASED, Event.LOST)
 }
@@ -37,31 +37,31 @@ _OURS = {
 
 
 class Saved(Protocol):
-    """A handler that is data: a `StateRequestHandler`."""
+    """The part of a handler that a record needs. Only a `StateRequestHandler` has it."""
 
     def _save(self) -> tuple[str | None, dict[str, Any], bool]:
-        """The name of its state, its fields, and whether it was told of the end of file."""
+        """Return the name of its state, its fields, and whether it was told of the end of file."""
 
     def _restore(self, saved: tuple[str | None, dict[str, Any], bool]) -> None:
-        """Go on where `_save` was called."""
+        """Set the handler to what `_save` returned."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request. `_s` is seconds; a time that is not set is None."""
+    """Holds the data of one request. `_s` is seconds; a time that is not set is None."""
 
     handler: str  # the name of its class
     handler_state: str | None  # None: its first step has not run
     fields: Mapping[str, Any]
     told_of_end: bool  # the handler knows of the end of file
-    state: str  # of its row, by name
+    state: str  # the name of the entry's state
     want: Want[Any] | None
     timeout_s: float | None
     deadline_s: float | None  # left until its deadline
     wakes_in_s: float | None  # left of its sleep
     peer: Any
     local: Any
-    unread: Mapping[str, Any]  # its input, as `Input.save` has it
+    unread: Mapping[str, Any]  # its input, as returned by `Input.save`
     unsent: tuple[bytes, ...]
     bytes_in: int
     bytes_out: int
@@ -71,9 +71,9 @@ class Record:
 
 
 def record_of(entry: Entry, handler: Saved, buffers: bool = True) -> Record:
-    """The request of `entry`, as it is now. Without `buffers`, what it has read and not sent is left out.
+    """Return a record of the request of `entry`. Without `buffers`, its unread input and unsent output are left out.
 
-    Raises HandlerError while a file is being sent, which is no data.
+    Raises HandlerError if part of a file is still to be sent: a file is not data.
     """
     now = entry.table.now
     handler_state, values, told_of_end = handler._save()
@@ -103,9 +103,9 @@ def record_of(entry: Entry, handler: Saved, buffers: bool = True) -> Record:
 
 
 def restore(record: Record, entry: Entry, handler: Saved) -> None:
-    """Have `entry`, a new one, be the request of the record, in the state of the record.
+    """Fill a new `entry` with the request of `record`, and bring it to the record's state.
 
-    Its deadline is set, and not armed: that, and what the selector watches, is the loop's.
+    The deadline is set but not armed. The loop has to arm it, and to have the selector watch the socket.
     """
     now = entry.table.now
     handler._restore((record.handler_state, dict(record.fields), record.told_of_end))
@@ -127,14 +127,14 @@ def restore(record: Record, entry: Entry, handler: Saved) -> None:
 
 
 def to_bytes(record: Record, encode: Callable[[Any], bytes]) -> bytes:
-    """The record as bytes. `encode` is given lists, dicts, text, bytes and numbers, and the values of the fields."""
+    """Return the record as bytes. `encode` gets lists, dicts, text, bytes, numbers, and the values of the fields."""
     plain = {each.name: getattr(record, each.name) for each in fields(record)}
     plain["want"] = None if record.want is None else _plain_want(record.want)
     return _HEAD % VERSION + encode(plain)
 
 
 def from_bytes(data: bytes, decode: Callable[[bytes], Any]) -> Record:
-    """The record that `to_bytes` made bytes of. Raises ValueError for bytes of another version, or of none."""
+    """Return the record that `to_bytes` encoded. Raises ValueError for another version, and for any other bytes."""
     head, found, body = data.partition(b"\n")
     if not found or head + found != _HEAD % VERSION:
         raise ValueError(f"not a record of version {VERSION}: it begins with {data[:24]!r}")
@@ -146,9 +146,9 @@ def from_bytes(data: bytes, decode: Callable[[bytes], Any]) -> Record:
 
 
 def _plain_want(want: Want[Any]) -> tuple[str, dict[str, Any]]:
-    """The class of a want, by its name, and its fields."""
+    """Return the name of the want's class, and the want's fields."""
     if not is_dataclass(want):
-        return "", {"want": want}  # of a program's own: whether that can be encoded is the caller's to say
+        return "", {"want": want}  # a program's own want: `encode` decides whether it can be encoded
     kind = type(want)
     name = kind.__name__ if _OURS.get(kind.__name__) is kind else f"{kind.__module__}:{kind.__qualname__}"
     return name, {each.name: getattr(want, each.name) for each in fields(want)}

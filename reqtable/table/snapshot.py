@@ -1,4 +1,4 @@
-"""What is shown of the table's entries: a `Row` of plain data each, and the rows as text."""
+"""How the table shows its entries: as a `Row` of plain data each, and as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES = {state: (state.name, state.value) for state in State}
 
 
 class Row(TypedDict):
-    """One row of a snapshot: plain data. `_s` is seconds; a value that is not known or not set is None."""
+    """Holds one row of a snapshot, as plain data. `_s` is seconds; a value that is not known or not set is None."""
 
     id: int
     peer: str
@@ -37,14 +37,14 @@ class Row(TypedDict):
 
 
 class Named(Protocol):
-    """A policy: its name is shown."""
+    """The part of a policy that a row shows: its name."""
 
     @property
     def name(self) -> str: ...
 
 
 class Shown(Protocol):
-    """What is shown of an entry."""
+    """The part of an entry that a row shows."""
 
     id: int
     peer: Any
@@ -69,7 +69,7 @@ class Shown(Protocol):
 
 
 class Listing:
-    """Makes the rows of entries that match every filter given; see `RequestTable.snapshot` for these."""
+    """Makes the rows of the entries that match every given filter. `RequestTable.snapshot` describes the filters."""
 
     def __init__(
         self,
@@ -83,10 +83,10 @@ class Listing:
         self._handler = handler if handler is None or isinstance(handler, str) else handler_name(handler)
         self._older_than = older_than
         self._shows_all = all(each is None for each in (state, peer, handler, older_than))
-        self._texts: dict[int, tuple[Any, str]] = {}  # what many rows share, written once
+        self._texts: dict[int, tuple[Any, str]] = {}  # texts that many rows share, each made once
 
     def rows(self, entries: Iterable[Shown], running: Shown | None, now: float) -> list[Row]:
-        """Of those that have not ended, and match. `running` is the entry whose step the loop is in."""
+        """Return the rows of entries that match and have not ended. `running` is the entry whose step is running."""
         rows = []
         for entry in entries:
             state = State.RUNNING if entry is running else entry.state
@@ -128,12 +128,12 @@ class Listing:
     def _text(self, thing: Any, write: Callable[[Any], str]) -> str:
         known = self._texts.get(id(thing))
         if known is None:
-            known = self._texts[id(thing)] = thing, write(thing)  # with the thing, whose id is nobody else's then
+            known = self._texts[id(thing)] = thing, write(thing)  # keep the thing, so that its id is not reused
         return known[1]
 
 
 def format_rows(rows: list[Row]) -> str:
-    """The rows as an aligned text table, one line each, with a heading."""
+    """Return the rows as an aligned text table with a heading, one line for each row."""
     heading = ("id", "st", "peer", "handler", "policy", "age", "idle", "left", "in", "out", "qin", "qout", "waits for")
     cells = [
         (
@@ -161,18 +161,18 @@ def format_rows(rows: list[Row]) -> str:
 
 
 def want_text(want: object) -> str:
-    """A want on one line. A want of a program's own, or the function of a call, may show what a peer sent."""
+    """Return a want as one line of printable text. A program's own want, or a call, may show what a peer sent."""
     return printable(shown(want))
 
 
 def handler_name(handler: Any) -> str:
-    """The name of a handler: its class's, whether the handler itself or what makes one is given."""
+    """Return the name of a handler's class. `handler` is the handler, its class, or a function that makes one."""
     handler = unwrapped(handler)
     return str(getattr(handler, "__name__", None) or type(handler).__name__)
 
 
 def unwrapped(handler: Any) -> Any:
-    """The handler class inside a `functools.partial`; anything else as it is."""
+    """Return the handler class inside a `functools.partial`, or anything else as it is."""
     return handler.func if isinstance(handler, partial) else handler
 
 

@@ -1,16 +1,16 @@
-"""The states of a request, and what may follow what: the file to open first.
+"""The states of a request, and which state may follow which. Read this file first.
 
 The rules:
 
 * A state says what a *suspended* request waits for. It is one field, `entry.state`.
-* Legality is one table: `TRANSITIONS[state][event]` is the next state; an absent pair is a bug in the engine.
+* `TRANSITIONS[state][event]` is the next state. If the pair is absent, the engine has a bug.
 * `entry.advance(event)` is the only place that assigns `entry.state`.
-* What the loop polls a request's socket for is derived from it: `INTEREST[state]`. A transport remembers only what it
-  last asked the selector for. Three poll for something else: a handshake (OPENING), TLS, a blocking handler's socket.
+* `INTEREST[state]` says what the loop polls the request's socket for. A transport remembers only what it last asked the
+  selector for. Three transports poll for something else: during OPENING, under TLS, and for a blocking handler.
 
-A request whose bytes arrive, whose step runs and whose answer the kernel takes, all in one pass of the loop, ends the
-pass in the state in which it began it: nobody on this one thread could have observed the states in between, so they
-are not written down and undone. While its step runs it is `table.running`, and `snapshot()` says RUNNING.
+Often a request's bytes arrive, its step runs, and the kernel takes its answer, all in one pass of the loop. Such a
+request ends the pass in the state in which it began the pass. The loop skips the states in between, because nothing
+else on its thread could observe them. While a step runs, its entry is `table.running`, and `snapshot()` shows RUNNING.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ WRITE = 2
 
 
 class State(Enum):
-    """What a request waits for. The value is the letter that stands for it in a listing."""
+    """Says what a request waits for. The value is the letter that a listing shows."""
 
     OPENING = "O"  # a PROXY header, a TLS handshake, or its first step
-    READING = "R"  # bytes of the peer
-    READY = "Y"  # its turn: it used up its share of this pass
-    RUNNING = "X"  # its step to return: the loop is in it now
+    READING = "R"  # bytes from the peer
+    READY = "Y"  # its turn: it has used up its share of this pass
+    RUNNING = "X"  # the end of its step, which the loop is running
     WRITING = "W"  # the peer to take output
     SLEEPING = "S"  # a timer
     OFFLOADED = "F"  # the result of a call, or of a step, that runs elsewhere
-    DELEGATED = "D"  # the thread or the child that owns the rest of it
+    DELEGATED = "D"  # the thread or the child that owns the rest of the request
     LINGERING = "L"  # the peer's end of file, after our last byte
-    CLOSED = "C"  # nothing
+    CLOSED = "C"  # nothing: the request has ended
 
-    # Members are singletons: identity is the right hash, and it is C instead of Python on every look-up.
+    # Members are singletons, so identity is the right hash. It runs in C; the Enum's own hash runs in Python.
     __hash__ = object.__hash__
 
 
 class Event(Enum):
-    """What happened to a request: first what ends a wait, then what a step asks for, then what ends it all."""
+    """Says what happened to a request.
+
+    The first group ends a wait. The second group is what a step asks for. The third group ends the request.
+    """
 
     OPENED = "opened"
     INPUT_ARRIVED = "input arrived"
@@ -75,7 +78,7 @@ class Ending(Enum):
     RESET = "reset"  # the peer, or the network, broke the connection
     ERROR = "error"  # the handler, a hook or the engine failed
     CANCELLED = "cancelled"  # the program ended the request
-    DRAINED = "drained"  # the server was told to end
+    DRAINED = "drained"  # the server was told to end before the request was done
 
     __hash__ = object.__hash__
 
@@ -87,8 +90,8 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     | {
         Event.OPENED: State.RUNNING,
         Event.DEADLINE_PASSED: State.CLOSED,
-        Event.FINISHED: State.LINGERING,  # what came first was not what has to
-        Event.RELEASED: State.CLOSED,  # a hook of the server did not want it
+        Event.FINISHED: State.LINGERING,  # its PROXY header or TLS handshake failed
+        Event.RELEASED: State.CLOSED,  # a hook of the server refused it, or took it elsewhere
     },
     State.READING: _ENDS
     | {
@@ -107,7 +110,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.OUTPUT_BLOCKED: State.WRITING,
         Event.HANDED_OFF: State.DELEGATED,
         Event.FINISHED: State.LINGERING,
-        Event.RELEASED: State.CLOSED,  # finished, and nothing to linger for
+        Event.RELEASED: State.CLOSED,  # finished, with no need to linger
     },
     State.WRITING: _ENDS | {Event.OUTPUT_TAKEN: State.RUNNING, Event.DEADLINE_PASSED: State.RUNNING},
     State.SLEEPING: _ENDS | {Event.DEADLINE_PASSED: State.RUNNING, Event.OUTPUT_BLOCKED: State.WRITING},

@@ -2,11 +2,11 @@
 
 The rules:
 
-* An entry is data. What it waits for, what it has read and not sent, how long it may take: all of it stands here, and
-  nothing of it on a stack.
-* The engine owns the table and its clock; anyone may look: `len()`, iteration and `snapshot()` are safe from a handler
-  and from another thread. `cancel(id)` is too.
-* Ids count up from 1 and are never used twice.
+* An entry is data. It holds what the request waits for, its unread input, its unsent output and its deadline. None of
+  this is kept on a stack.
+* Only the engine changes the table. Anyone may read it: `len()`, iteration and `snapshot()` are safe from a handler and
+  from another thread. So is `cancel(id)`.
+* Ids count up from 1 and are never reused.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ from reqtable.table.snapshot import Listing, Row, handler_name, want_text
 from reqtable.table.states import TRANSITIONS, Ending, Event, State
 from reqtable.table.wants import NOTHING, Want
 
-_REFUSALS_MAX = 16  # wants that a handler may try on the same input
-SLICE_ROWS = 250  # half a millisecond's worth
+_REFUSALS_MAX = 16  # how many wants a handler may try on the same input
+SLICE_ROWS = 250  # listing these takes half a millisecond
 
 
 class Policy(Protocol):
-    """The part of a dispatch policy that an entry shows and an engine calls."""
+    """The part of a dispatch policy that the engine calls and a snapshot shows."""
 
     name: ClassVar[str]
 
     def begin_call(self, entry: Entry, want: Any) -> Callable[[], Any]:
-        """Run a call elsewhere and have its result delivered. Returns what gives it up."""
+        """Run a call elsewhere and have its result posted. Returns the function that gives the call up."""
 
     def hand_off(self, entry: Entry, want: Any) -> Want[Any]:
-        """Have another policy take the request over. Returns what to wait for."""
+        """Hand the request over to another policy. Returns the want that the request waits for meanwhile."""
 
     def secured(self, entry: Entry, request: Any, context: Any) -> Any:
-        """The TLS socket of a request whose handshake is about to be done."""
+        """Return the TLS socket for a request, before its handshake."""
 
     def admitted(self) -> Any:
-        """A request of its own has entered the table."""
+        """Note that a request of this policy has entered the table."""
 
     def released(self) -> Any:
-        """A request of its own has left the table."""
+        """Note that a request of this policy has left the table."""
 
 
 class Owner(Protocol):
-    """What works on the rows of a table. What does not say otherwise is callable from any thread."""
+    """Runs the requests of a table. Its methods may be called from any thread, unless they say otherwise."""
 
     @property
     def in_other_thread(self) -> bool:
-        """The loop runs, and in another thread than the caller's."""
+        """True if the loop runs in another thread than the caller's."""
 
     def give_way(self) -> None:
-        """Let the thread that runs the loop run, before this one goes on."""
+        """Let the loop's thread run before the caller continues."""
 
     def cancel(self, entry: Entry) -> None:
-        """End a request."""
+        """End the request of `entry`."""
 
     def post(self, function: Callable[..., Any], *args: Any) -> None:
         """Have the loop call `function(*args)`."""
@@ -70,21 +70,21 @@ class Owner(Protocol):
         """Give `entry` the result of its call `number`."""
 
     def deliver(self, entry: Entry, number: int, item: Any) -> None:
-        """The same at once: only for the loop's own thread."""
+        """Give `entry` the result of its call `number` at once. Only for the loop's own thread."""
 
 
 class RemoteStep(Protocol):
     """A step that runs in another thread than the loop's."""
 
-    thread: int | None  # its `threading.get_ident()`, once it runs
-    output: Output  # what the step sends; the entry's own output is the loop's
+    thread: int | None  # the `threading.get_ident()` of its thread, once it runs
+    output: Output  # what the step sends; the entry's own output belongs to the loop
 
 
 class Entry:
-    """One unfinished request.
+    """Holds everything about one unfinished request.
 
-    `state` is what it waits for while suspended, `want` says that more exactly, and `timeout` (seconds, or None) for
-    how long. `handler` is the handler itself where it is resumable, its class otherwise.
+    `state` says what a suspended request waits for, and `want` says it exactly. `timeout` is how long it may wait, in
+    seconds, or None. `handler` is the handler object if that is resumable, and the handler's class otherwise.
     """
 
     __slots__ = (
@@ -134,8 +134,8 @@ class Entry:
         self.timeout: float | None = None
         self.deadline: float | None = None
         self.heap_time = inf  # see Deadlines
-        self.calls = 0  # calls begun; a result that comes after its call was given up is told by it
-        self.result: Any = MISSING  # what was posted for a want that is not satisfied from `input`
+        self.calls = 0  # number of the latest call: an older number marks the result of a call that was given up
+        self.result: Any = MISSING  # the item posted for a want that does not read from `input`
         self.wakes_at: float | None = None  # when its sleep ends
         self.created_at = self.active_at = table.now
         self.input = Input()
@@ -143,12 +143,12 @@ class Entry:
         self.bytes_in = 0
         self.bytes_out = 0
         self.bytes_in_when_armed = 0  # `bytes_in` when its deadline was set
-        self.held = 0  # what the table counts of its buffers
-        self.ending: Ending | None = None  # how it ended, where it was not simply done
+        self.held = 0  # bytes of its buffers, as the table last counted them
+        self.ending: Ending | None = None  # how the request ends; None: DONE
         self.steps = 0
 
     def advance(self, event: Event) -> None:
-        """Move to the state that follows `event`. Raises ReqtableError where there is none: a bug of the engine."""
+        """Move to the state that follows `event`. If there is none, raise ReqtableError: the engine has a bug."""
         before = self.state
         try:
             self.state = TRANSITIONS[before][event]
@@ -158,7 +158,7 @@ class Entry:
             self.table.on_transition(self, before, event)
 
     def begin_call(self) -> int:
-        """Wait for a result from elsewhere; returns the number that it is to come with."""
+        """Prepare to wait for a result from elsewhere. Returns the number that the result must carry."""
         self.result = MISSING
         self.calls += 1
         return self.calls
@@ -168,39 +168,39 @@ class Entry:
 
 
 class RequestTable:
-    """Every unfinished request of an engine, in the order in which they came."""
+    """Holds the unfinished requests of an engine, in order of arrival."""
 
     def __init__(self, clock: Callable[[], float], limits: Limits | None = None) -> None:
-        self.per_network: Counter[str | None] | None = None  # how many are of each, where that is limited
+        self.per_network: Counter[str | None] | None = None  # entries of each network; None: not limited
         self._entries: dict[int, Entry] = {}
         self.limits: Limits
         self.set_limits(limits if limits is not None else Limits())
-        self.buffered = 0  # bytes of input and output that the entries hold, as far as they have been counted
+        self.buffered = 0  # bytes of input and output in the entries' buffers: the sum of their `held`
         self.clock = clock
         self.now = clock()  # read once a pass
-        self.running: Entry | None = None  # the entry whose step the loop is in
-        self.accepting: Server | None = None  # the server whose `get_request` the loop is in
-        self.touched: list[Entry] = []  # entries that another one's step sent to
-        self.elsewhere: dict[Entry, RemoteStep] = {}  # those whose own step runs in another thread
-        # What each entry waited for when a limit was exceeded, and how much of its input had been taken by then.
+        self.running: Entry | None = None  # the entry whose step the loop is running
+        self.accepting: Server | None = None  # the server whose `get_request` the loop is calling
+        self.touched: list[Entry] = []  # entries to which another entry's step has sent
+        self.elsewhere: dict[Entry, RemoteStep] = {}  # entries whose step runs in another thread
+        # For each entry whose input exceeded a limit: how much input it had taken by then, and the wants that it tried.
         self._refused: dict[Entry, tuple[int, list[Want[Any]]]] = {}
         self.last_id = 0
         self.owner: Owner | None = None
-        self.thread: int | None = None  # the `threading.get_ident()` of the thread that runs the loop, while one does
-        self.on_transition: Callable[[Entry, State, Event], Any] | None = None  # told of each, when it has happened
-        self.driver: str | None = None  # the policy whose thread or child has this table to itself, for one request
+        self.thread: int | None = None  # the `threading.get_ident()` of the loop's thread; None: the loop does not run
+        self.on_transition: Callable[[Entry, State, Event], Any] | None = None  # called after each transition
+        self.driver: str | None = None  # the policy whose thread or child runs this table, for one request
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter(list(self._entries.values()))  # a copy: the loop may add and remove while someone looks
+        return iter(list(self._entries.values()))  # a copy: the loop may add and remove entries during the iteration
 
     def __contains__(self, entry: Entry) -> bool:
         return self._entries.get(entry.id) is entry
 
     def get(self, id: int) -> Entry | None:
-        """The entry with that id, or None when there is none any more."""
+        """Return the entry with that id, or None if there is none."""
         return self._entries.get(id)
 
     @property
@@ -209,15 +209,15 @@ class RequestTable:
         return len(self._entries) >= self.limits.entries_max
 
     def set_limits(self, limits: Limits) -> None:
-        """Be held to others from here on."""
+        """Apply `limits` from now on."""
         self.limits = limits
-        # A peer that has sent no part of an item may be silent for ever.
+        # True: a peer that has sent no part of an item may be silent for ever.
         self.unbounded = limits.idle_timeout_s is None and limits.request_timeout_s is None
         counted = limits.entries_per_peer_max is not None
         self.per_network = Counter(network_of(entry.peer) for entry in self) if counted else None
 
     def count_from(self, peer: Any) -> int:
-        """How many entries there are of that peer's network, where that is limited."""
+        """Return the number of entries from the peer's network; 0 if that number is not limited."""
         network = network_of(peer)
         return 0 if self.per_network is None or network is None else self.per_network[network]
 
@@ -236,7 +236,7 @@ class RequestTable:
             del self._entries[entry.id]
 
     def rename(self, entry: Entry, peer: Any) -> None:
-        """Its peer is another one than it seemed: a proxy has said for whom it connects."""
+        """Set the peer of `entry` to the client that a proxy has named."""
         self._discount(entry)
         entry.peer = peer
         if self.per_network is not None:
@@ -250,10 +250,10 @@ class RequestTable:
                 del self.per_network[network]
 
     def refuse(self, entry: Entry, want: Want[Any]) -> None:
-        """The unread input of `entry` exceeds the limit of `want`: the handler is about to be told.
+        """Note that the unread input of `entry` exceeds the limit of `want`. The caller then tells the handler.
 
-        Raises HandlerError where the handler was told of this before, and has taken no input since: it would be told
-        for ever.
+        Raises HandlerError if the handler was told so before and has taken no input since: it would repeat this for
+        ever.
         """
         taken = entry.bytes_in - len(entry.input)
         taken_before, refused = self._refused.get(entry, (-1, []))
@@ -261,20 +261,20 @@ class RequestTable:
             refused = []
         if want in refused or len(refused) >= _REFUSALS_MAX:
             raise HandlerError(
-                f"{handler_name(entry.handler)} waits for {shown(want)} again, whose limit the same input exceeds: "
-                "take it away by skip_line(), take it in parts by chunk(), or end the request"
+                f"{handler_name(entry.handler)} waits for {shown(want)} again, but the same input still exceeds the "
+                "limit: skip the line with skip_line(), read the input in parts with chunk(), or end the request"
             )
         self._refused[entry] = taken, [*refused, want]
 
     def hold(self, entry: Entry, count: int) -> None:
-        """Count what the buffers of `entry` hold now."""
+        """Set the count of bytes in the buffers of `entry`."""
         self.buffered += count - entry.held
         entry.held = count
 
     def cancel(self, id: int) -> bool:
-        """End the request with that id; False when there is none. Callable from any thread.
+        """End the request with that id. Returns False if there is none. Callable from any thread.
 
-        In a forked child the request is the parent's, and stays.
+        In a forked child it ends nothing: the request belongs to the parent.
         """
         entry = self._entries.get(id)
         if entry is None or entry.state is State.CLOSED or self.owner is None:
@@ -290,13 +290,13 @@ class RequestTable:
         handler: Any = None,
         older_than: float | None = None,
     ) -> list[Row]:
-        """The rows as plain data, those that match every filter given.
+        """Return the rows that match every given filter, as plain data.
 
-        In another thread than the loop's it lets the loop go on meanwhile. In a step it can't: where there may be
-        thousands of rows, `call(table.snapshot, on="thread")`.
+        If another thread calls this, the loop runs in between. If a step calls this, the loop stands still. With
+        thousands of rows, use `call(table.snapshot, on="thread")` there.
 
-        `state` is a State, its name or its letter; `peer` an address as shown, or its host alone; `handler` a class or
-        its name; `older_than` an age in seconds. Raises ValueError for a state that is none.
+        `state` is a State, its name or its letter. `peer` is an address as shown, or its host alone. `handler` is a
+        class or its name. `older_than` is an age in seconds. Raises ValueError for an unknown state.
         """
         rows: list[Row] = []
         for some in self.slices(Listing(state, peer, handler, older_than)):
@@ -306,7 +306,7 @@ class RequestTable:
         return rows
 
     def slices(self, listing: Listing) -> Iterator[list[Row]]:
-        """The rows in parts, at least one, each as it is when it is asked for: others have their turn in between."""
+        """Yield the matching rows in one or more parts. Between two parts the loop may run and change the entries."""
         entries = list(self)
         for first in range(0, max(1, len(entries)), SLICE_ROWS):
             yield listing.rows(entries[first : first + SLICE_ROWS], self.running, self.clock())

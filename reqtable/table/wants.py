@@ -1,10 +1,13 @@
-"""Wants: what a resumable handler waits for. Small immutable objects, made once and reused.
+"""Wants: what a resumable handler waits for. Wants are small immutable objects, made once and reused.
 
-A want is asked one thing, `take(entry)`: the item if it is there, `MISSING` if it is not. Taking never blocks, and
-loses nothing of what it waits for. `awaits` names the event, and so the state, of a request that waits for it.
-A want that reads says how much it may buffer: going over is `LimitExceeded`, never unbounded memory.
+`want.take(entry)` returns the item if it has arrived, and `MISSING` if it has not. It never blocks. If it returns
+`MISSING`, no part of the item is lost.
 
-Subclassing `Want` and giving it a `take` is how a protocol adds a want of its own.
+`want.awaits` names the event that suspends a request waiting for the want, and so the state that it waits in.
+
+A want that reads has a limit. If the input exceeds it, `take` raises `LimitExceeded`, so memory stays bounded.
+
+To add a want for a protocol, subclass `Want` and write its `take`.
 """
 
 from __future__ import annotations
@@ -27,19 +30,19 @@ LIMIT_BYTES = 65_536
 
 
 class Surroundings(Protocol):
-    """What a want may look at of the table that its request is in."""
+    """The part of a table that a want of its requests may read."""
 
     limits: Limits
     now: float  # the time of this pass, in seconds
-    driver: str | None  # the policy whose thread or child has this table to itself, for one request
+    driver: str | None  # the policy whose thread or child runs this table, for one request; None: an engine's table
 
 
 class Waiting(Protocol):
-    """What a want may look at, and take from, of the request that waits for it."""
+    """The part of a waiting request that its want may read and take from."""
 
     input: Input
     output: Output
-    result: Any  # what was posted: the result of a call, say; MISSING where nothing was
+    result: Any  # the posted item, such as the result of a call; MISSING if nothing was posted
     wakes_at: float | None  # when its sleep ends
 
     @property
@@ -47,17 +50,17 @@ class Waiting(Protocol):
 
 
 class Want(Generic[T_co]):
-    """What a request waits for. Awaiting one in an `AsyncRequestHandler` gives its item."""
+    """Says what a request waits for. In an `AsyncRequestHandler`, awaiting a want returns its item."""
 
     __slots__ = ()
 
     awaits: ClassVar[Event] = Event.AWAITS_INPUT
-    takes_partial: ClassVar[bool] = False  # at end of file, `AsyncRequestHandler.read` gives what is left
-    needs_bytes: ClassVar[bool] = False  # it has not come where a stream has nothing unread: no need to ask
-    is_timed: ClassVar[bool] = True  # the timeout that the handler named runs while it waits for this
+    takes_partial: ClassVar[bool] = False  # at end of file, `AsyncRequestHandler.read` returns what is left
+    needs_bytes: ClassVar[bool] = False  # a stream with nothing unread can't have the item: `take` is not called
+    is_timed: ClassVar[bool] = True  # the handler's timeout runs while the request waits for this want
 
     def take(self, entry: Waiting) -> T_co | Missing:
-        """The item, removed from `entry`; `MISSING` if it has not come. Raises LimitExceeded."""
+        """Remove the item from `entry` and return it; return `MISSING` if it has not arrived. Raises LimitExceeded."""
         raise NotImplementedError
 
     def __await__(self) -> Generator[Want[T_co], Any, T_co]:
@@ -65,7 +68,7 @@ class Want(Generic[T_co]):
         return item
 
     def __repr__(self) -> str:
-        # the factories are named as the classes, in lower case; a protocol's own want need not be a dataclass
+        # A factory has the name of its class, in lower case. A protocol's own want need not be a dataclass.
         names: list[str] = [field.name for field in fields(self)] if is_dataclass(self) else []
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__.lower()}({values})"
@@ -73,7 +76,7 @@ class Want(Generic[T_co]):
 
 @dataclass_transform(frozen_default=True)
 def want_type(cls: type[T]) -> type[T]:
-    """Make `cls` an immutable value, keeping `Want`'s repr."""
+    """Make `cls` an immutable dataclass that keeps `Want`'s repr."""
     return dataclass(frozen=True, slots=True, repr=False)(cls)
 
 
@@ -102,7 +105,7 @@ class Exactly(Want[bytes]):
     n: int
 
     def take(self, entry: Waiting) -> bytes | Missing:
-        # n is often the peer's own word for how much it will send
+        # n often comes from the peer: the length that it announced
         if self.n > entry.table.limits.input_bytes_max:
             raise LimitExceeded(repr(self), entry.table.limits.input_bytes_max)
         return entry.input.exactly(self.n)
@@ -171,7 +174,7 @@ class Nothing(Want[None]):
 
 
 class Posted(Want[T_co]):
-    """A want whose item is posted to the entry from outside."""
+    """Waits for an item that is posted to the entry from outside."""
 
     __slots__ = ()
 
@@ -191,7 +194,7 @@ class Call(Posted[T_co]):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     on: str | None
-    place: Place  # where the user's code asks for it
+    place: Place  # the user's line that asked for the call
     awaits: ClassVar[Event] = Event.AWAITS_RESULT
 
     def take(self, entry: Waiting) -> T_co | Missing:
@@ -199,7 +202,7 @@ class Call(Posted[T_co]):
             return Posted.take(self, entry)
         except Exception as error:
             note = f"raised by {self!r}, which {self.place} asked for"
-            if note not in getattr(error, "__notes__", ()):  # one that is raised again and again gathers none
+            if note not in getattr(error, "__notes__", ()):  # the same error object may be raised more than once
                 error.add_note(note)
             raise
 
@@ -209,7 +212,7 @@ class Call(Posted[T_co]):
 
 @want_type
 class HandOff(Posted[None]):
-    """The rest of the request runs under `policy`; satisfied at once where it does so already."""
+    """Has the rest of the request run under `policy`. Satisfied at once if the request runs under `policy` already."""
 
     policy: str
     awaits: ClassVar[Event] = Event.HANDED_OFF
@@ -224,13 +227,13 @@ class HandOff(Posted[None]):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is posted when a call raised instead of returning."""
+    """Carries the error of a call that raised, in place of its result."""
 
     error: BaseException
 
 
 def check_timeout(timeout: Any) -> None:
-    """Raise TypeError or ValueError for a timeout that is no number of seconds above 0."""
+    """Raise TypeError or ValueError unless `timeout` is a number of seconds above 0."""
     try:
         if timeout > 0:
             return
@@ -248,63 +251,65 @@ def _whole(name: str, value: Any, least: int) -> int:
 
 
 def line(limit: int = LIMIT_BYTES) -> Want[bytes]:
-    """Bytes up to and including `b"\\n"`, at most `limit` of them."""
+    """Wait for the bytes up to and including `b"\\n"`, at most `limit` of them."""
     return _line(limit)
 
 
 def until(separator: bytes, limit: int = LIMIT_BYTES) -> Want[bytes]:
-    """Bytes up to and including `separator`, at most `limit` of them."""
+    """Wait for the bytes up to and including `separator`, at most `limit` of them."""
     return _until(separator, limit)
 
 
 def skip_line() -> Want[None]:
-    """None, once the input is thrown away up to and including the next `b"\\n"`, or up to its end.
+    """Throw away the input up to and including the next `b"\\n"`, or up to its end. The item is None.
 
-    A line that exceeded the limit of `line()` is still unread. This want takes it away, however long it is.
+    A line that exceeded the limit of `line()` is still unread. This want skips it, however long it is.
     """
     return _SKIP_LINE
 
 
 def exactly(n: int) -> Want[bytes]:
-    """Exactly `n` bytes; `exactly(0)` is `b""`, at once. At most the engine's `input_bytes_max`."""
+    """Wait for exactly `n` bytes, at most the engine's `input_bytes_max`. `exactly(0)` gives `b""` at once."""
     return _exactly(n)
 
 
 def chunk(limit: int = LIMIT_BYTES) -> Want[bytes]:
-    """Whatever has arrived: at least 1 byte, at most `limit`."""
+    """Wait for whatever arrives: at least 1 byte, at most `limit`."""
     return _chunk(limit)
 
 
 def rest(limit: int) -> Want[bytes]:
-    """Everything up to the peer's end of file, at most `limit` bytes."""
+    """Wait for everything up to the peer's end of file, at most `limit` bytes."""
     return _rest(limit)
 
 
 def datagram() -> Want[bytes]:
-    """The next datagram of this peer. The entry becomes the session of that peer's address (datagram servers only)."""
+    """Wait for the peer's next datagram (datagram servers only). The request becomes the session of that peer."""
     return _DATAGRAM
 
 
 def sleep(seconds: float) -> Want[None]:
-    """None, `seconds` later."""
+    """Wait for `seconds`. The item is None."""
     return _sleep(seconds)
 
 
 def flushed() -> Want[None]:
-    """None, once all output so far is with the kernel."""
+    """Wait until the kernel has taken all output so far. The item is None."""
     return _FLUSHED
 
 
 def nothing() -> Want[None]:
-    """None, at once."""
+    """Wait for nothing. The item is None, at once."""
     return NOTHING
 
 
 def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any) -> Want[T]:
-    """`fn(*args, **kwargs)`, run elsewhere while the loop goes on; what it raises is raised in the handler.
+    """Run `fn(*args, **kwargs)` elsewhere while the loop continues. The item is its result.
 
-    `on` names where: `"thread"`, `"process"` (what crosses over must pickle), `"fork"` (only the result must), or an
-    executor of the configuration. None: where the configuration says, a thread unless it does.
+    An exception of `fn` is raised in the handler.
+
+    `on` says where `fn` runs: `"thread"`, `"process"` (function, arguments and result must pickle), `"fork"` (only the
+    result must pickle), or the name of a configured executor. None: the configuration's `call_on`, by default a thread.
     """
     if not callable(fn):
         raise TypeError(f"call() takes a function and its arguments, as in call(f, x), not {fn!r}")
@@ -314,7 +319,7 @@ def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any)
 
 
 def hand_off(policy: str) -> Want[None]:
-    """None, and the rest of this request runs under `policy`: `"thread"`, `"pool"` or `"fork"`."""
+    """Have the rest of this request run under `policy`: `"thread"`, `"pool"` or `"fork"`. The item is None."""
     return _hand_off(policy)
 
 
