@@ -89,7 +89,7 @@ class Handoff:
         if self.is_given:
             return None
         try:
-            return self.try_give(self.entry.begin_call())
+            return self.try_give(self.entry.expect_result())
         except Exception as problem:
             if self.handler is None:
                 raise

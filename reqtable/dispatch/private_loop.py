@@ -141,7 +141,7 @@ class PrivateLoop:
         self.steps = steps = _PrivateSteps(table.limits, System(clock=table.clock, selector=_Selector))
         self._loop = Loop(steps)
         steps.on_release.append(self._released)
-        steps.table.driver = policy.name
+        steps.table.driving_policy = policy.name
         steps.table.last_id = origin.id - 1  # the request keeps its id
         transport = _kind_for(request)(steps, request)
         self.origin = origin

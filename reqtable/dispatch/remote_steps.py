@@ -69,7 +69,7 @@ class RemoteSteps:
             self._close_handler()
 
     def _begin(self, method: str, argument: Any) -> Want[Any]:
-        number = self._entry.begin_call()
+        number = self._entry.expect_result()
         owner = self._entry.table.owner
         assert owner is not None
         post = owner.post

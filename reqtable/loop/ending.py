@@ -35,7 +35,7 @@ class Endings:
         self.poller = Poller(system)
         self.failures = Failures(self.poller, self.end)
         self.closed: list[Entry] = []  # marked closed, not yet released
-        self.calls: dict[Entry, Callable[[], Any]] = {}  # the function that gives up the call an entry waits for
+        self.give_ups: dict[Entry, Callable[[], Any]] = {}  # the function that gives up the call an entry waits for
         self.on_release: list[Callable[[Entry], Any]] = []  # called with each entry that has left the table
 
     def end(self, entry: Entry, event: Event) -> None:
@@ -95,7 +95,7 @@ class Endings:
 
     def give_up_call(self, entry: Entry) -> None:
         """Give up the call that `entry` waits for, if there is one."""
-        give_up = self.calls.pop(entry, None)
+        give_up = self.give_ups.pop(entry, None)
         if give_up is not None:
             give_up()
 
@@ -154,7 +154,7 @@ class Endings:
             entry.transport, entry.resumable = RELEASED, OVER
             self.table.remove(entry)
             self.deadlines.forget(entry)
-        self.calls.clear()
+        self.give_ups.clear()
         self.closed.clear()
         self.table.running = None
 

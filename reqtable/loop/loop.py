@@ -43,7 +43,7 @@ class Loop:
         self.mailbox = steps.mailbox
         self.times = LoopTimes()
         self.after_pass: list[Callable[[float, bool], Any]] = []  # called with the time, and whether entries were freed
-        self.in_child: list[Callable[[], Any]] = []  # called in a forked child, where this loop does not run
+        self.on_forked: list[Callable[[], Any]] = []  # called in a forked child, where this loop does not run
         self.on_start_over: list[Callable[[], Any]] = []  # called in a forked child that will serve by itself
         self._expiry = Expiry(steps, self.times)
         self._ready: Iterator[tuple[Any, int]] = iter(())  # what the poll found and the pass has not handled yet
@@ -117,7 +117,7 @@ class Loop:
 
     def _rotated(self, ready: Ready) -> Ready:
         """Rotate `ready`: epoll(7) keeps its order, so the requests at the end would always find the budget spent."""
-        first = self.steps.spenders % max(1, len(ready))
+        first = self.steps.large_sends % max(1, len(ready))
         return ready[first:] + ready[:first]
 
     def _patience(self, most_s: float | None) -> float | None:
@@ -185,7 +185,7 @@ class Loop:
         for queue in (self.steps.turns, self.steps.closed, self.table.touched):
             queue.clear()
         self.poller.forked()
-        for leave in self.in_child:
+        for leave in self.on_forked:
             leave()
         running = self.table.running
         if running is not None and running.state is not State.CLOSED:

@@ -57,7 +57,7 @@ class Steps(Endings):
         self.turns: deque[Entry] = deque()  # the READY entries, in order
         self.relieve: Callable[[], Any] = bool  # called when the buffers hold more than `buffered_bytes_max`
         self.send_share = self.table.limits.send_bytes  # bytes a request may send at once; 0: the pass has sent enough
-        self.spenders = 0  # how many large sends there have been
+        self.large_sends = 0  # how many large sends there have been
         self.spent = 0  # bytes of the large sends in this pass
 
     def set_limits(self, limits: Limits) -> None:
@@ -128,7 +128,7 @@ class Steps(Endings):
                 waits_on = idle and entry.state is _READING and not entry.held
                 if waits_on and (output.first is None or entry.transport.flush()):
                     entry.want = want  # type: ignore[assignment]  # not None: the request waits for it
-                    if table.unbounded and entry.timeout is None and unread.is_stream:
+                    if table.idle_is_unbounded and entry.timeout is None and unread.is_stream:
                         entry.deadline = None
                     else:
                         self.timeouts.arm(entry)
@@ -155,7 +155,7 @@ class Steps(Endings):
     def _take_failed(self, entry: Entry, want: Want[Any], problem: Exception) -> Want[Any] | None:
         """Tell the handler that `want.take` raised `problem`. Raises HandlerError if it would be told for ever."""
         if isinstance(problem, LimitExceeded):
-            self.table.refuse(entry, want)
+            self.table.note_refusal(entry, want)
         return self._throw(entry, problem)
 
     def _settle(self, entry: Entry, cause: Event, want: Want[Any] | None, stepped: bool, waits: bool) -> None:
@@ -206,11 +206,11 @@ class Steps(Endings):
         if isinstance(want, Sleep):
             entry.wakes_at = self.table.now + want.seconds
         elif isinstance(want, Call | HandOff):
-            number = entry.begin_call()
+            number = entry.expect_result()
             try:
                 if isinstance(want, HandOff):
                     return entry.policy.hand_off(entry, want)
-                self.calls[entry] = entry.policy.begin_call(entry, want)
+                self.give_ups[entry] = entry.policy.begin_call(entry, want)
             except Exception as problem:
                 self.post_result(entry, number, Failure(problem))
         return want
@@ -266,7 +266,7 @@ class Steps(Endings):
         waits_in = _RESULT_WAITED_FOR.get(entry.want.awaits)
         if entry.calls != number or waits_in is None or entry.state is _CLOSED:
             return
-        self.calls.pop(entry, None)
+        self.give_ups.pop(entry, None)
         entry.result = item
         entry.active_at = self.table.now
         if entry.state is waits_in:  # a READY or WRITING entry takes the result in its next step
@@ -316,7 +316,7 @@ class Steps(Endings):
         """Take `count` sent bytes from the budget of the pass, so that large answers do not make it long."""
         limits = self.table.limits
         self.spent += count
-        self.spenders += 1
+        self.large_sends += 1
         self.send_share = max(0, min(limits.send_bytes, limits.pass_bytes - self.spent))
 
     def renew_budget(self) -> None:

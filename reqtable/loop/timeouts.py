@@ -27,7 +27,7 @@ class Timeouts:
 
     def arm(self, entry: Entry) -> None:
         """Set the deadline of `entry` for the state that it is in now."""
-        has_none = self._table.unbounded and entry.timeout is None
+        has_none = self._table.idle_is_unbounded and entry.timeout is None
         if has_none and entry.state is _READING and not entry.held and entry.transport.timeout_s is None:
             entry.deadline = None  # the most frequent case comes first
             return

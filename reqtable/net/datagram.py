@@ -47,7 +47,7 @@ class Sessions:
         session = self.known.get(_key(server, request, peer)) if peer else None
         if session is None or session.entry.state is State.CLOSED:
             return None
-        return session if session.inbox.is_session or not session.inbox.asked else None
+        return session if session.inbox.is_session or not session.inbox.was_read else None
 
     def add(self, session: Session) -> None:
         """Send later datagrams of its peer to `session`."""
@@ -168,7 +168,7 @@ class Session:
             )
         entry.server.close_request(self.request)
         if not self.inbox.is_session:
-            own = 0 if self.inbox.asked else 1  # the first datagram, though unread, belongs to this request
+            own = 0 if self.inbox.was_read else 1  # the first datagram, though unread, belongs to this request
             others = self.inbox.unopened()[own:]
             entry.bytes_in -= sum(map(len, others))  # they count for the requests that they begin
             self.readmit(others)

@@ -159,7 +159,7 @@ class Preamble(Selectable):
             data += taken
         header = parse(data)
         if header.source is not None:
-            self.steps.table.rename(self.entry, header.source)
+            self.steps.table.set_peer(self.entry, header.source)
             self.entry.local = header.destination
             self.is_proxied = True
 

@@ -52,11 +52,11 @@ def _plain(handler: Any) -> Any:
 def handled_by(engine: Engine, handlers: Handlers) -> Iterator[None]:
     """The same while `engine` serves. A child that it forks has the handlers as they were: it is ended by them."""
     with handled(handlers) as restore:
-        engine.loop.in_child.append(restore)
+        engine.loop.on_forked.append(restore)
         try:
             yield
         finally:
-            engine.loop.in_child.remove(restore)
+            engine.loop.on_forked.remove(restore)
 
 
 def log_table(engine: Engine) -> None:

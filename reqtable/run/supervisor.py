@@ -235,7 +235,7 @@ class Supervisor:
             self._loop.abandon(None)
             for each in self._workers:
                 each.abandon()
-            self._served.loop.in_child.append(self._restore_signals)
+            self._served.loop.on_forked.append(self._restore_signals)
             watchdog_s = self._notifier.watchdog_s
             work(self._served, own, inf if watchdog_s is None else watchdog_s / 4, unblock)
             status = 0

@@ -77,7 +77,7 @@ def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[]
             drain()
 
     channel = Channel(engine.loop.poller, own, hear)
-    engine.loop.in_child.append(channel.abandon)
+    engine.loop.on_forked.append(channel.abandon)
     handlers: dict[int, Callable[..., Any]] = dict.fromkeys(HANDLED, lambda *_: None)  # the supervisor's affair
     handlers |= {
         signal.SIGINT: lambda *_: engine.stop(),

@@ -71,7 +71,7 @@ class Invariants:
                 turns[entry] == (entry.state is State.READY), entry, f"is {turns[entry]} times in the queue of turns"
             )
             self._must(
-                entry not in steps.calls or entry.state in (State.OFFLOADED, State.READY, State.WRITING),
+                entry not in steps.give_ups or entry.state in (State.OFFLOADED, State.READY, State.WRITING),
                 entry,
                 "has a call that it does not wait for",
             )
@@ -79,10 +79,10 @@ class Invariants:
         self._check_overdue()
         self._check_starved()
         self._check_registered()
-        for entry in (*steps.calls, *turns):
+        for entry in (*steps.give_ups, *turns):
             if entry.state is not State.CLOSED:
                 self._must(entry in loop.table, entry, "is not in the table, but goes on")
-        for entry in steps.calls:
+        for entry in steps.give_ups:
             gone = entry.state is State.CLOSED and entry not in closed
             self._must(not gone, entry, "is closed, and its call is not given up")
         for session in self._sessions:

@@ -157,7 +157,7 @@ class Inbox(Input):
     handler written for lines also answers a datagram of lines.
     """
 
-    __slots__ = ("_datagrams", "_opened", "asked", "dropped", "has_peer", "is_session")
+    __slots__ = ("_datagrams", "_opened", "dropped", "has_peer", "is_session", "was_read")
 
     is_stream: ClassVar[bool] = False
 
@@ -165,8 +165,8 @@ class Inbox(Input):
         super().__init__()
         self._datagrams: deque[bytes] = deque()
         self._opened = False
-        self.asked = False  # the handler has tried to read; before that we can't tell whether this is a session
-        self.is_session = False  # a datagram() was asked for: later datagrams of the peer belong here
+        self.was_read = False  # the handler has tried to read; before that we can't tell whether this is a session
+        self.is_session = False  # a datagram() was was_read for: later datagrams of the peer belong here
         self.has_peer = True  # the peer has an address, so its later datagrams can be recognised
         self.dropped = 0
 
@@ -209,7 +209,7 @@ class Inbox(Input):
         return super().skip_line()
 
     def datagram(self) -> bytes | Missing:
-        self.asked = True
+        self.was_read = True
         self._opened = False
         if not self.is_session:
             # A peer without an address can't send a second datagram to this request, so the input ends with the first.
@@ -220,13 +220,13 @@ class Inbox(Input):
         return self._datagrams.popleft() if self._datagrams else MISSING
 
     def save(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("_opened", "asked", "is_session", "has_peer")}
+        own = {name: getattr(self, name) for name in ("_opened", "was_read", "is_session", "has_peer")}
         return super().save() | own | {"datagrams": list(self._datagrams)}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         super().restore(saved)
         self._datagrams = deque(saved["datagrams"])
-        for name in ("_opened", "asked", "is_session", "has_peer"):
+        for name in ("_opened", "was_read", "is_session", "has_peer"):
             setattr(self, name, saved[name])
 
     def unopened(self) -> list[bytes]:
@@ -236,7 +236,7 @@ class Inbox(Input):
         return left
 
     def _open(self) -> None:
-        self.asked = True
+        self.was_read = True
         if not self._opened and self._datagrams:
             self.feed(self._datagrams.popleft())
             self.ended = self._opened = True

@@ -157,7 +157,7 @@ class Entry:
         if self.table.on_transition is not None:
             self.table.on_transition(self, before, event)
 
-    def begin_call(self) -> int:
+    def expect_result(self) -> int:
         """Prepare to wait for a result from elsewhere. Returns the number that the result must carry."""
         self.result = MISSING
         self.calls += 1
@@ -188,7 +188,7 @@ class RequestTable:
         self.owner: Owner | None = None
         self.thread: int | None = None  # the `threading.get_ident()` of the loop's thread; None: the loop does not run
         self.on_transition: Callable[[Entry, State, Event], Any] | None = None  # called after each transition
-        self.driver: str | None = None  # the policy whose thread or child runs this table, for one request
+        self.driving_policy: str | None = None  # the policy whose thread or child runs this table, for one request
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -212,7 +212,7 @@ class RequestTable:
         """Apply `limits` from now on."""
         self.limits = limits
         # True: a peer that has sent no part of an item may be silent for ever.
-        self.unbounded = limits.idle_timeout_s is None and limits.request_timeout_s is None
+        self.idle_is_unbounded = limits.idle_timeout_s is None and limits.request_timeout_s is None
         counted = limits.entries_per_peer_max is not None
         self.per_network = Counter(network_of(entry.peer) for entry in self) if counted else None
 
@@ -235,7 +235,7 @@ class RequestTable:
             self._discount(entry)
             del self._entries[entry.id]
 
-    def rename(self, entry: Entry, peer: Any) -> None:
+    def set_peer(self, entry: Entry, peer: Any) -> None:
         """Set the peer of `entry` to the client that a proxy has named."""
         self._discount(entry)
         entry.peer = peer
@@ -249,7 +249,7 @@ class RequestTable:
             if not self.per_network[network]:
                 del self.per_network[network]
 
-    def refuse(self, entry: Entry, want: Want[Any]) -> None:
+    def note_refusal(self, entry: Entry, want: Want[Any]) -> None:
         """Note that the unread input of `entry` exceeds the limit of `want`. The caller then tells the handler.
 
         Raises HandlerError if the handler was told so before and has taken no input since: it would repeat this for

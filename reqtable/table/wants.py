@@ -34,7 +34,9 @@ class Surroundings(Protocol):
 
     limits: Limits
     now: float  # the time of this pass, in seconds
-    driver: str | None  # the policy whose thread or child runs this table, for one request; None: an engine's table
+    driving_policy: (
+        str | None
+    )  # the policy whose thread or child runs this table, for one request; None: an engine's table
 
 
 class Waiting(Protocol):
@@ -219,7 +221,7 @@ class HandOff(Posted[None]):
     is_timed: ClassVar[bool] = False
 
     def take(self, entry: Waiting) -> Missing | None:
-        return None if entry.table.driver == self.policy else Posted.take(self, entry)
+        return None if entry.table.driving_policy == self.policy else Posted.take(self, entry)
 
     def __repr__(self) -> str:
         return f"hand_off({self.policy!r})"

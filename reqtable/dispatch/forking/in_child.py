@@ -151,7 +151,7 @@ class InChild(Handoff):
 def _send_later_ones(inbox: Inbox, end: socket.socket) -> None:
     """Send the child the unread datagrams that came after the request's own."""
     waiting = inbox.unopened()
-    own = 0 if inbox.asked else 1
+    own = 0 if inbox.was_read else 1
     for data in waiting[:own]:
         inbox.deliver(data, 1)
     for data in waiting[own:]:

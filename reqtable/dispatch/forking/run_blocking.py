@@ -86,7 +86,7 @@ def run(entry: Entry, transport: PollOnly) -> Want[Any] | None:
     child = _FORKED.pop(entry, None) if _FORKED else None
     if child is None:
         return None
-    entry.begin_call()
+    entry.expect_result()
     return _host(entry).adopt(entry, child.pid, child.detach())
 
 
