@@ -302,8 +302,8 @@ def test_what_it_runs_is_run_as_python_would(tmp_path: Path) -> None:
         (["run", "-m"], (), "say what to run"),
         (["run", "--dispatch", "nope", "x.py"], (), "'nope' is not one of"),
         (["run", "x.py"], ("-I",), "leave them out"),
-        (["run", "-I", "x.py"], (), "-I: say what is for python before"),
-        (["run", "-Xdev", "x.py"], (), "-Xdev: say what is for python before"),
+        (["run", "-I", "x.py"], (), "-I: give python's options before -m"),
+        (["run", "-Xdev", "x.py"], (), "-Xdev: give python's options before -m"),
         (["ran"], (), "No such command 'ran'"),
     ],
 )

@@ -199,7 +199,7 @@ def test_a_blocking_call_lets_time_pass(network: SimNetwork) -> None:
         near.recv(10)
     assert network.clock.now == 1008
     near.settimeout(None)
-    with pytest.raises(TimeoutError, match="waits for what will never come"):
+    with pytest.raises(TimeoutError, match="waits for something that never comes"):
         near.recv(10)
 
 

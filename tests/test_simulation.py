@@ -231,7 +231,7 @@ def test_a_request_that_nothing_will_end() -> None:
         def lost(self, _: None) -> Transition:
             return None
 
-    with pytest.raises(SimulationFailed, match="waits for what will never come"):
+    with pytest.raises(SimulationFailed, match="waits for something that never comes"):
         simulate(lambda: reqtable.TCPServer(ANY, Stuck), [Client().pause(1).reset()], faults=Faults.none())
 
 
@@ -266,7 +266,7 @@ def test_going_on_and_on() -> None:
             while True:
                 await self.sleep(0.001)
 
-    with pytest.raises(SimulationFailed, match="it goes on and on"):
+    with pytest.raises(SimulationFailed, match="has not ended after 3000 passes"):
         simulate(lambda: reqtable.TCPServer(ANY, Restless), [Client().pause(1)], passes_max=3000)
 
 
@@ -275,7 +275,7 @@ def test_descriptors_that_a_server_forgets() -> None:
         def close_request(self, request: object) -> None:
             pass
 
-    with pytest.raises(SimulationFailed, match="open, but nobody's"):
+    with pytest.raises(SimulationFailed, match="open but unowned"):
         simulate(lambda: Forgetful(ANY, Notes), [COUNTING])
 
 
@@ -311,7 +311,7 @@ def test_a_blocking_handler_that_waits_for_ever() -> None:
         def handle(self) -> None:
             self.rfile.readline()
 
-    with pytest.raises(SimulationFailed, match="a blocking call waits for what will never come"):
+    with pytest.raises(SimulationFailed, match="a blocking call waits for something that never comes"):
         simulate(lambda: reqtable.TCPServer(ANY, Patient), [Client().take_rest()])
 
 
@@ -413,7 +413,7 @@ def test_a_mistake_in_a_script_fails_and_names_its_client(script: Any, said: str
         (lambda: simulate(lambda: reqtable.TCPServer(ANY, BlockingEcho, dispatch="pool"), [COUNTING]), "has a thread"),
         (lambda: Faults(reset="a"), "reset must be a probability"),
         (lambda: Faults(delay_max_s=-1), "delay_max_s must be seconds"),
-        (lambda: Faults().restricted_to("nonsense"), "'nonsense' is no fault"),
+        (lambda: Faults().restricted_to("nonsense"), "'nonsense' is not the name of a fault"),
         (lambda: shrink(lambda _: False, ["a"]), "there is nothing to shrink"),
     ],
 )
@@ -497,7 +497,7 @@ def test_the_command_explains_a_failure(capsys: pytest.CaptureFixture[str]) -> N
         seed, problem = total.failed[0]
         lines = list(explain(seed, problem))
     assert lines[0].startswith(f"seed {seed}: ")
-    assert lines[1].startswith("  the faults that it takes: ")
+    assert lines[1].startswith("  faults needed to make it fail: ")
     assert lines[2].startswith(f'  make simulate SEED={seed} FAULTS="')
 
 
