@@ -1,4 +1,4 @@
-"""Datagrams: an entry for each, or a session for each peer."""
+"""Datagrams: each begins a request, or each peer has a session."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNIX = (socket.AF_UNIX, socket.SOCK_DGRAM)
 
 @contextlib.contextmanager
 def peer_of(server: Any, path: Path | None = None) -> Iterator[socket.socket]:
-    """A socket that talks to `server` only, on the network that the server is on."""
+    """Yield a socket that talks to `server` only, on the server's network (simulated or the kernel's)."""
     with server.engine.system.socket(server.address_family, socket.SOCK_DGRAM) as made:
         made.settimeout(WAIT_S)
         if path is not None:
@@ -43,7 +43,7 @@ def peer_of(server: Any, path: Path | None = None) -> Iterator[socket.socket]:
 
 
 class Stepwise:
-    """A server stepped by hand, on a clock set by hand: UDP's on a simulated network, Unix ones on the kernel's."""
+    """Runs a server pass by pass on a fake clock: UDP on a simulated network, Unix sockets on the kernel's."""
 
     def __init__(self, clock: FakeClock, handler: Any, address: Any = ("127.0.0.1", 0), **limits: Any) -> None:
         self.clock = clock
@@ -68,7 +68,7 @@ class Stepwise:
 
 
 class Counting(StateRequestHandler):
-    """A session: counts its datagrams."""
+    """Counts the datagrams of a session."""
 
     count: int = 0
 
@@ -352,7 +352,7 @@ def test_a_constructor_that_raises_leaves_nothing(clock: FakeClock, caplog: pyte
 
 
 class StateMirror(StateRequestHandler):
-    """Sends each datagram back; two for a lone `2`."""
+    """Sends each datagram back; answers a lone `2` with two datagrams."""
 
     @state(datagram(), timeout=WAIT_S)
     def mirror(self, data: bytes) -> Any:

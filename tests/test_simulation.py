@@ -1,4 +1,4 @@
-"""Whole servers on a simulated network: seeds of every workload, and that a seed is all there is to a simulation."""
+"""Whole servers on a simulated network: seeds of every workload; the seed alone determines a simulation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def notes() -> reqtable.TCPServer:
 
 
 class Table(reqtable.TableMixIn, socketserver.TCPServer):
-    """The standard library's server, in front of our table."""
+    """Puts our table behind the standard library's server."""
 
 
 COUNTING = Client().send(b"put 5\n").pause(3).send(b"a b c").send(b"count\n").expect(b"3\n").end().expect_end()
@@ -55,7 +55,7 @@ def test_seeds(first: int, caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("seed", [*range(len(PROTOCOLS)), 306])  # there it says of which function a client is done
 def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
-    """Byte for byte, also in a process whose strings have other hashes."""
+    """The traces are equal byte for byte, also in a process with other string hashes."""
     _, report = run(seed)
     program = f"import sys; from tests.simulation.workloads import run; sys.stdout.write(run({seed})[1].trace)"
     environment = os.environ | {"PYTHONHASHSEED": "77"}
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
 
 
 def test_what_is_first_imported_in_a_simulation_is_not_of_it() -> None:
-    """Once ssl was, and what makes sockets cooperative: all simulations after had sockets of the first one."""
+    """A past bug: ssl and the cooperative sockets kept the simulated socket class of the first simulation."""
     program = (
         "import socket; from tests.simulation.workloads import run; runs = [run(seed) for seed in range(10, 20)];"
         "import ssl; print(ssl.SSLSocket.__base__ is socket.socket)"
@@ -157,7 +157,7 @@ def test_a_rate_is_a_probability(rate: float) -> None:
 
 def test_a_failure_shrinks_to_the_faults_that_it_takes() -> None:
     class Hasty(reqtable.StateRequestHandler):
-        """A bug of a handler's: it takes what has come for a whole command."""
+        """Has a bug: it takes any input that has arrived for a whole command."""
 
         @state(reqtable.chunk(100), timeout=10)
         def command(self, data: bytes) -> Transition:
@@ -236,7 +236,7 @@ def test_a_request_that_nothing_will_end() -> None:
 
 
 class Never(reqtable.Want[None]):
-    """A want whose item nobody posts."""
+    """Waits for an item that nobody posts."""
 
     awaits = Event.AWAITS_RESULT
 
@@ -450,7 +450,7 @@ def test_a_broken_invariant_ends_a_server_that_is_debugged(monkeypatch: pytest.M
 
 
 def checks(engine: reqtable.Engine) -> bool:
-    """Whether the invariants are checked after each pass."""
+    """Return whether the engine checks its invariants after each pass."""
     return any(isinstance(getattr(told, "__self__", None), Invariants) for told in engine.loop.after_pass)
 
 
@@ -502,7 +502,7 @@ def test_the_command_explains_a_failure(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_documented_figures_are_those_of_this_tree() -> None:
-    """They are written by `make simulate FIGURES=docs/simulation.md`: what is named there is what there is here."""
+    """`make simulate FIGURES=docs/simulation.md` writes the figures. The names in them must still exist."""
     text = (ROOT / "docs" / "simulation.md").read_text()
     assert re.search(r"\| seeds \| 1\d,\d{3}, of which 0 failed \|", text)
     [kinds] = re.findall(r"\| faults injected \| [\d,]+: (.*) \|", text)
