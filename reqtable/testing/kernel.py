@@ -138,7 +138,7 @@ class StreamEnd(File):
         self.bytes_out = 0  # bytes taken by send
         self.was_hit = False  # by a fault that the user of this end can notice
         self.on_change: Callable[[], None] | None = None
-        self._next_at = 0.0  # when the last data sent arrives: later data can't arrive before
+        self._next_at = 0.0  # when the last data sent arrives: later data can't arrive earlier
 
     @property
     def room(self) -> int:

@@ -4,8 +4,8 @@ The rules:
 
 * Everything that happens later is an event on one queue, sorted by time. Events of the same time happen in the order in
   which they were caused. Time passes in the selector's poll and in blocking calls.
-* Descriptors are numbers above those of real descriptors. The lowest free number comes first, so a closed descriptor
-  that is used by mistake soon is another socket.
+* Descriptors are numbers above those of real descriptors. A new descriptor gets the lowest free number, so code that
+  goes on using a closed descriptor soon hits another socket.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SimNetwork:
         self.trace: list[str] = []
         self.complaints: list[str] = []  # about how the engine and its handlers use it
         self.was_stalled = False
-        self.closed = self.closed_before_pass = 0  # how many descriptors were closed: so far, and by the last poll
+        self.closed = self.closed_before_pass = 0  # how many descriptors were closed: so far, and before the last poll
         self.files: dict[int, File] = {}  # by descriptor
         self.bound: dict[Any, File] = {}  # by kind of socket and address
         self.on_quiet: Callable[[], None] | None = None  # called when nothing will ever happen again

@@ -18,7 +18,7 @@ class Network(Protocol):
     complaints: list[str]  # about how the engine and its handlers use it
     was_stalled: bool
     closed: int  # how many descriptors were closed so far
-    closed_before_pass: int  # how many were closed by the last poll
+    closed_before_pass: int  # how many were closed before the last poll
     files: dict[int, Any]  # by descriptor
     bound: dict[Any, Any]  # files by kind of socket and address
     on_quiet: Callable[[], None] | None  # called when nothing will ever happen again

@@ -50,7 +50,7 @@ Advance = Callable[[str], None]
 
 
 def measure(works: list[Work], peers: list[str], effort: Effort, advance: Advance) -> dict[str, Any]:
-    """The rounds of each work and peer, and why what is not there was not measured."""
+    """Measure the works. Returns the rounds of each work and peer, and the reasons for what was skipped."""
     found: dict[str, dict[str, list[Figures]]] = {work.name: {} for work in works}
     skipped: list[str] = []
     with tools() as compiled:

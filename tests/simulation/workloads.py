@@ -584,7 +584,7 @@ def _with_operator(rng: Random, make: Callable[[], Any], rate: float) -> Callabl
 
 
 def departing(rng: Random) -> Workload:
-    """Make clients that disconnect while their steps and calls run in the pool."""
+    """Make clients that disconnect while their steps and calls run outside the loop."""
     handler, question = rng.choice([(Notes, b"rank\n"), (AsyncNotes, b"rank\n"), (MiniRedis, _resp(b"PING"))])
     clients = []
     for _ in range(rng.randrange(2, 10)):
