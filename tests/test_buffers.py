@@ -14,7 +14,7 @@ from reqtable.table.errors import LimitExceeded
 
 SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 
-# What is asked, the input that has it, the item, what is left.
+# The read, its input, the item that it gives, and the input that is left.
 READS = {
     "line": (lambda i: i.through(b"\n", 100), b"one\ntwo", b"one\n", b"two"),
     "empty line": (lambda i: i.through(b"\n", 100), b"\n\n", b"\n", b"\n"),

@@ -194,7 +194,7 @@ def test_bad_input_harms_nobody_and_leaves_nothing(name: str, tmp_path: Path) ->
     garbage = random.Random(7).randbytes(3000)
     variables = {}
     if name == "logging.config.listen":
-        # Its handler does not heed the end of file, but goes on reading for ever, whoever serves it. This is the mend.
+        # The handler ignores the end of file and reads for ever, under any server. This is the fix.
         (tmp_path / "limits.toml").write_text("[limits]\nrequest_timeout_s = 1\n")
         variables = {"REQTABLE_CONFIG": str(tmp_path / "limits.toml")}
     with running(name, tmp_path, **variables) as (program, ask):

@@ -206,7 +206,7 @@ def test_a_unix_peer_whose_queue_is_full_is_waited_for_without_spinning(clock: F
             for number in range(2000):
                 self.send(b"%d" % number)
 
-    # Unconnected peers: what a connected one has not read counts against the server's own send buffer, and so all.
+    # The peers are unconnected: datagrams that a connected peer has not read fill the server's own send buffer.
     address = str(tmp_path / "server")
     with Stepwise(clock, Burst, address) as world:
         with socket.socket(*UNIX) as slow, socket.socket(*UNIX) as other:
@@ -391,7 +391,7 @@ def test_a_datagram_of_no_bytes_is_one_under_every_policy(
             peer.send(sent[0])
             assert [peer.recv(100) for _ in sent] == sent
         wait_until(server, lambda: not server.table)
-        # what comes later to a child is the child's to count
+        # the child counts the datagrams that it gets later
         assert server.stats()["bytes_in"] == len(b"x" if dispatch == "fork" else b"x2bye")
 
 

@@ -177,7 +177,7 @@ def test_a_dask_cluster(tmp_path: Path) -> None:
         "                           host='127.0.0.1')\n"
         "    address = cluster.scheduler_address"
     )
-    # a scheduler tries a task that killed its worker on the others too: what dies there is not tried here
+    # a scheduler repeats a task that killed its worker on the other workers, so this test kills no worker
     run_with(
         tmp_path,
         setup=setup,

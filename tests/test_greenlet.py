@@ -116,7 +116,7 @@ def test_writing_to_another_requests_socket_suspends_the_writer_alone() -> None:
     with serving(Server(ANY, Member, dispatch="greenlet")) as server:
         address = server.server_address
         with Client(address) as silent, Client(address) as one, Client(address) as two, Client(address) as other:
-            # as large as it is, whatever it has read: the kernel would let it grow beyond what is sent
+            # fixes the buffer's size: the kernel would let the buffer grow beyond the data
             silent.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131_072)
             silent.send(b"silent\n")
             wait_until(server, lambda: b"silent\n" in members)

@@ -38,7 +38,7 @@ from tests.support import WAIT_S, Client, serving, wait_until
 AT_ONCE_S = 1.0
 ANY = ("127.0.0.1", 0)
 both = pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
-# what runs a program: the standard library, or reqtable under a policy
+# a library and its options: the standard library, or reqtable under a policy
 everywhere = pytest.mark.parametrize(
     ("lib", "options"),
     [
@@ -110,7 +110,7 @@ HANDLED = [*BEGUN, "setup", "handle", "finish"]
 ENDED = ["shutdown_request", "close_request"]
 FAILED = ["handle_error", *ENDED]
 
-# the case: what hooks raise or return, which hooks are called, and what propagates
+# case: (what the hooks raise or return, the hooks that are called, the error that propagates)
 CASES: dict[str, tuple[dict[str, Any], list[str], type[BaseException] | None]] = {
     "success": ({}, [*HANDLED, *ENDED], None),
     "handle raises": ({"handle": BUG}, [*HANDLED, *FAILED], None),

@@ -314,7 +314,7 @@ def test_ending_in_the_midst_of_a_reload() -> None:
 def test_a_workers_children_have_the_handlers_that_the_program_had() -> None:
     with Service("--dispatch", "fork") as service:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            # ours, if that is to ignore it: what is started with `nohup`, or by `&` in a script, begins so
+            # our own action if it is SIG_IGN: programs started by `nohup`, or by `&` in a script, inherit that
             inherited = signal.SIG_IGN if signal.getsignal(number) is signal.SIG_IGN else signal.SIG_DFL
             assert service.ask(f"handler {number:d}") == f"{inherited:d}"
         service.signal(signal.SIGTERM)

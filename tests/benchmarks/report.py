@@ -87,8 +87,8 @@ def is_limited_by_load(rounds: Rounds) -> bool:
 class Outcome:
     """Tells whether a goal is met, and by how much.
 
-    `user` is the ratio of user time alone. `floor` is the ratio that the floor (a server in C) reaches. Both of the
-    others are microseconds for each request above the floor: `allowed_us` by the goal, `taken_us` as measured.
+    `user` is the ratio of user time alone. `floor` is the ratio that the floor (a server in C) reaches. `allowed_us` is
+    how many microseconds above the floor the goal allows for each request. `taken_us` is how many the server takes.
     """
 
     goal: Goal
