@@ -1,11 +1,11 @@
-# `make run` and `make test` need Python (3.11 or later), git and make; they do all other set-up themselves.
+# `make run` and `make test` need Python (3.11 or later), git and make. They do all other set-up themselves.
 
 PYTHON ?= python3
 PORT ?= 7000
-# where the virtual environment is made: one for each interpreter
+# the folder of the virtual environment; use another folder for each interpreter
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
-# COMPILED=1: what is tested or measured is the compiled wheel
+# COMPILED=1 tests or measures the compiled wheel
 RUN := $(if $(COMPILED),cd build/compiled && PYTHONPATH=$(CURDIR)/build/compiled )$(BIN)/python -m
 COMPILED_STAMP := $(if $(COMPILED),build/compiled.stamp)
 
@@ -22,48 +22,49 @@ run: $(VENV)/run.stamp
 	@echo "    kill -USR1 $$$$"; echo "Ctrl-C stops."; \
 	    exec $(BIN)/reqtable serve examples/notes.py:Notes --bind tcp://127.0.0.1:$(PORT)
 
-# the tests but the slow ones, in less than two minutes on two cores; ARGS="tests/test_table.py -k cancel" for some of them
+# run all but the slow tests, in less than two minutes on two cores; ARGS="tests/test_table.py -k cancel": only these
 test: $(VENV)/test.stamp $(COMPILED_STAMP)
-	@$(RUN) compileall -q reqtable examples  # once, and not in each of the processes that the tests start
+	@$(RUN) compileall -q reqtable examples  # once here, instead of in each process that the tests start
 	$(RUN) pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
-# those that `make test` leaves out: thousands of requests, every combination
+# run the slow tests, which `make test` leaves out: thousands of requests, every combination
 test-slow: $(VENV)/test.stamp $(COMPILED_STAMP)
 	@$(RUN) compileall -q reqtable examples
 	$(RUN) pytest -n auto --dist worksteal -m slow $(ARGS)
 
-# SEEDS=10000 how many, FIRST=0 the first, BUDGET=60 at most so many seconds, FIGURES=docs/simulation.md to write them there;
-# SEED=7 one, and all of it, FAULTS="..." with no faults but these
+# run simulations. SEEDS=10000: how many; FIRST=0: the first; BUDGET=60: at most so many seconds;
+# FIGURES=docs/simulation.md: write the figures there. SEED=7: run only this seed, and show its details;
+# FAULTS="...": allow only these faults
 simulate: $(VENV)/test.stamp $(COMPILED_STAMP)
 	@$(RUN) tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(filter undefined,$(origin FAULTS)),,--faults '$(FAULTS)') \
 	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) $(if $(BUDGET),--budget $(BUDGET)) \
 	    $(if $(FIGURES),--figures $(FIGURES))
 
-# what a server must hold that faces a network, at full size; ARGS="loris drain" for some of it
+# attack servers as hostile clients would, at full size; ARGS="loris drain": only these attacks
 faults: $(VENV)/test.stamp $(COMPILED_STAMP)
 	@$(RUN) tests.faults $(ARGS)
 
-# bytes that no client should send; SEEDS=10000 how many, FIRST=0 the first
+# send bytes that no client should send; SEEDS=10000: how many seeds; FIRST=0: the first
 fuzz: $(VENV)/test.stamp $(COMPILED_STAMP)
 	@$(RUN) tests.fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST))
 
-# CPython's own suites with socketserver replaced; ARGS="test_httpservers" for some of them
+# run CPython's own tests with socketserver replaced; ARGS="test_httpservers": only these
 compat: $(VENV)/test.stamp $(COMPILED_STAMP)
 	@$(RUN) tests.compat $(ARGS)
 
-# workers under load: killed 20 times, reloaded 100 times, drained
+# test workers under load: kill them 20 times, reload them 100 times, drain them
 reloads: $(VENV)/test.stamp $(COMPILED_STAMP)
 	@$(RUN) tests.reloads $(ARGS)
 
-# servers that do the same work, measured in turn; QUICK=1 in minutes, ARGS="echo-* reqtable-state uvloop-*" for some of it
+# measure servers that do the same work, in turn; QUICK=1: in minutes; ARGS="echo-* reqtable-state uvloop-*": only these
 bench: $(VENV)/bench.stamp build/compiled.stamp
 	@$(BIN)/python -m tests.benchmarks run $(if $(QUICK),--quick) $(ARGS)
 
-# docs/performance.md and its plots, of docs/performance/figures.json; FIGURES=build/bench.json of the last `make bench`
+# write docs/performance.md and its plots from docs/performance/figures.json; FIGURES=build/bench.json: of `make bench`
 bench-page: $(VENV)/bench.stamp
 	@$(BIN)/python -m tests.benchmarks page $(FIGURES)
 
-# build/reqtable-*.whl, in which what every request passes through is compiled: it takes a C compiler, and half a minute
+# make build/reqtable-*.whl, in which the hot path is compiled; this needs a C compiler and half a minute
 wheel-compiled: build/compiled.stamp
 
 check: static test
@@ -92,7 +93,7 @@ $(VENV)/test.stamp: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,cluster]'
 	@touch $@
 
-# In a copy, because compiling leaves its results beside the sources. The tests lie beside the wheel's own files, and find those.
+# Compile in a copy, because the compiler writes beside the sources. The tests are copied into the unpacked wheel.
 build/compiled.stamp: $(BIN)/python pyproject.toml $(shell find reqtable tests examples docs -name '*.py' -o -name '*.md')
 	rm -rf build/compiled build/source build/*.whl
 	mkdir -p build/source

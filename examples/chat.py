@@ -1,7 +1,7 @@
-"""A chat room: entries of one table that write to each other.
+"""A chat room: the requests of one table write to each other.
 
-The room is the table itself: whoever has given a name is in it. One who doesn't read is closed by the bound on its
-output; the others are not held up.
+The room is the table itself: a client that has given a name is in the room. A client that doesn't read its output is
+closed when the output exceeds its limit. It doesn't hold up the others.
 
     reqtable serve examples/chat.py:Chat      then, twice:      nc 127.0.0.1 7000
 """
@@ -12,7 +12,7 @@ from reqtable import StateRequestHandler, Transition, line, state
 
 
 class Chat(StateRequestHandler):
-    """Say your name, then talk; /who lists the room, /quit leaves."""
+    """Serves one client, who gives a name and then talks. /who lists the room, /quit leaves it."""
 
     name: str = ""
 
@@ -46,7 +46,7 @@ class Chat(StateRequestHandler):
             self.tell_others(f"* {self.name} has left")
 
     def room(self) -> "Iterator[Chat]":
-        """Everyone who has given a name."""
+        """Yield the handlers of all clients that have given a name."""
         for entry in self.server.table:
             if isinstance(entry.handler, Chat) and entry.handler.name:
                 yield entry.handler

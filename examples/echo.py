@@ -1,4 +1,4 @@
-"""Echo lines, in each of the three styles. The same bytes whichever you serve:
+"""Echoes lines, in each of the three styles of handlers. All three send the same bytes:
 
 reqtable serve examples/echo.py:StateEcho
 reqtable serve examples/echo.py:AsyncEcho
@@ -9,7 +9,7 @@ from reqtable import AsyncRequestHandler, StateRequestHandler, StreamRequestHand
 
 
 class StateEcho(StateRequestHandler):
-    """A state machine of one state."""
+    """Echoes lines with a state machine that has one state."""
 
     @state(line(), timeout=60)
     def echo(self, text: bytes) -> Transition:
@@ -17,12 +17,12 @@ class StateEcho(StateRequestHandler):
         return self.echo
 
     def on_eof(self, partial: bytes) -> Transition:
-        self.send(partial)  # a last line without an end is echoed too
+        self.send(partial)  # the last line may lack its line end
         return None
 
 
 class AsyncEcho(AsyncRequestHandler):
-    """The same, awaited."""
+    """Echoes lines with a coroutine."""
 
     async def handle(self) -> None:
         while text := await self.read(line(), timeout=60):
@@ -30,7 +30,7 @@ class AsyncEcho(AsyncRequestHandler):
 
 
 class BlockingEcho(StreamRequestHandler):
-    """The same, as `socketserver` has always had it."""
+    """Echoes lines with a blocking handler, as with `socketserver`."""
 
     timeout = 60
 

@@ -1,7 +1,7 @@
-"""A store of files, served by a child process for each client: `fork` used well.
+"""A store of files that forks a child process for each client: a good use of `fork`.
 
-What the clients share is in the file system, so it does not matter that each child has a copy of the memory. Counting
-words is slow and keeps a processor busy: children do it side by side, and one that dies takes only its client along.
+Clients share only files, so the children's separate copies of the memory do no harm. Counting words keeps a processor
+busy; several children can do it at the same time. A child that dies takes only its own client along.
 
     reqtable serve examples/files.py:Files --dispatch fork
     printf 'put poem 14\\nroses are red\\nwords poem\\n' | nc -N 127.0.0.1 7000
@@ -20,7 +20,7 @@ SIZE_MAX = 16 * 2**20
 
 
 class Files(StreamRequestHandler):
-    """put NAME N\\n<N bytes>, get NAME, words NAME, list; each answer begins with `ok` or `error`."""
+    """Answers put NAME N\\n<N bytes>, get NAME, words NAME and list. Each answer begins with `ok` or `error`."""
 
     timeout = 60
 
@@ -55,7 +55,7 @@ class Files(StreamRequestHandler):
         raise ValueError("say put NAME N, get NAME, words NAME or list")
 
     def put(self, path: Path, size: int) -> None:
-        """Replace the file in one step: another child never reads half of it."""
+        """Store the data as a file, in one step: another child never reads half of the file."""
         if not 0 <= size <= SIZE_MAX:
             raise ValueError(f"the size must be from 0 to {SIZE_MAX}")
         data = self.rfile.read(size)

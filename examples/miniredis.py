@@ -1,10 +1,10 @@
-"""A small Redis: RESP2, inline and multi-bulk, pipelined, as a state machine. CLIENT LIST reads the request table.
+"""A small Redis as a state machine: RESP2 with inline, multi-bulk and pipelined commands. CLIENT LIST reads the table.
 
     reqtable serve examples/miniredis.py:MiniRedis --bind tcp://127.0.0.1:6379
     redis-benchmark -t ping,set,get -n 100000 -P 16
 
-The data is shared by all clients, so `--dispatch fork` is not for it: each child would have a copy of its own, and what
-one client sets no other would see.
+All clients share the data, so don't use `--dispatch fork`: each child would have its own copy of the data, and no
+client would see what another client sets.
 
 Protocol: the RESP2 part of https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
@@ -29,17 +29,17 @@ NIL = b"$-1\r\n"
 
 
 class CommandError(Exception):
-    """What a client is answered as an error."""
+    """Carries the error message that a client gets as the answer."""
 
 
 class Store:
-    """The data: strings and lists, some of which expire."""
+    """Holds the data: strings and lists, some of which expire."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.values: dict[bytes, Value] = {}
         self.expires_at: dict[bytes, float] = {}
         self.clock = clock
-        self.lock = threading.Lock()  # for policies under which commands run in several threads
+        self.lock = threading.Lock()  # some policies run commands in several threads
 
     def get(self, key: bytes) -> Value | None:
         if key in self.expires_at and self.expires_at[key] <= self.clock():
@@ -75,18 +75,18 @@ def as_integer(text: bytes) -> int:
 
 
 class MiniRedis(StateRequestHandler):
-    """One client."""
+    """Serves one client."""
 
     store: ClassVar[Store] = Store()
 
     arguments: list[bytes] = []  # noqa: RUF012  # each request has its own copy
-    missing: int = 0  # arguments of this command that are still to come
+    missing: int = 0  # how many arguments of this command have not arrived
 
     # -- the protocol -------------------------------------------------------------------------------------------------
 
     @state(line())
     def command(self, text: bytes) -> Transition:
-        """An inline command, or the number of arguments of the next one."""
+        """Read an inline command, or the number of arguments of a multi-bulk command."""
         if text[:1] != b"*":
             self.arguments = text.split()
             return self.execute() if self.arguments else self.command
@@ -99,7 +99,7 @@ class MiniRedis(StateRequestHandler):
 
     @state(line())
     def length(self, text: bytes) -> Transition:
-        """The length of the next argument."""
+        """Read the length of the next argument."""
         size = text[1:].strip()
         if text[:1] != b"$" or not size.isdigit() or int(size) > BULK_BYTES_MAX:
             return self.refuse(b"invalid bulk length")
@@ -107,7 +107,7 @@ class MiniRedis(StateRequestHandler):
 
     @state()
     def argument(self, value: bytes) -> Transition:
-        """An argument and its line end."""
+        """Read an argument and its line end."""
         self.arguments.append(value[:-2])
         self.missing -= 1
         return self.length if self.missing else self.execute()
@@ -116,7 +116,7 @@ class MiniRedis(StateRequestHandler):
         return self.refuse(b"too big inline request")
 
     def refuse(self, why: bytes) -> Transition:
-        """What follows a protocol error can't be made sense of: say so and close."""
+        """Report a protocol error and close the connection: the rest of the input makes no sense."""
         self.send(b"-ERR Protocol error: %b\r\n" % why)
 
     def execute(self) -> Transition:
@@ -139,7 +139,7 @@ class MiniRedis(StateRequestHandler):
         self.send(answer)
         return self.command
 
-    # -- the commands: each returns its answer, or None for OK and goodbye -------------------------------------------
+    # -- the commands: each returns its answer; None means OK, and closes the connection -----------------------------
 
     def ping(self, message: bytes | None = None) -> bytes:
         return b"+PONG\r\n" if message is None else bulk(message)
@@ -183,7 +183,7 @@ class MiniRedis(StateRequestHandler):
 
     def incr(self, key: bytes, by: bytes = b"1") -> bytes:
         value = as_integer(self.string(key) or b"0") + as_integer(by)
-        self.store.values[key] = b"%d" % value  # a deadline stays
+        self.store.values[key] = b"%d" % value  # keeps the time when the key expires
         return integer(value)
 
     def expire(self, key: bytes, seconds: bytes) -> bytes:
@@ -256,7 +256,7 @@ class MiniRedis(StateRequestHandler):
         raise CommandError("CLIENT knows LIST, KILL, ID, SETINFO and SETNAME only")
 
     def kill(self, *arguments: bytes) -> bytes | None:
-        """`CLIENT KILL addr:port`, `CLIENT KILL ID n` or `CLIENT KILL ADDR addr:port`."""
+        """Execute `CLIENT KILL addr:port`, `CLIENT KILL ID n` or `CLIENT KILL ADDR addr:port`."""
         table = self.server.table
         by_id = len(arguments) == 2 and arguments[0].upper() == b"ID"
         if by_id:
@@ -276,7 +276,7 @@ class MiniRedis(StateRequestHandler):
 
 
 def client_line(row: Row) -> str:
-    """A row of the request table, in the words of Redis."""
+    """Format a row of the request table as Redis does."""
     return (
         f"id={row['id']} addr={row['peer']} laddr={row['local']} fd=-1 name= age={row['age_s']:.0f} "
         f"idle={row['idle_s']:.0f} flags=N db=0 qbuf={row['buffered_in']} omem={row['buffered_out']} "

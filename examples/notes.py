@@ -1,7 +1,7 @@
-"""A resumable state machine with data of its own.
+"""A resumable state machine that keeps data from step to step.
 
-`put N`, then N bytes, stores a note; `count` answers how many words the notes of this connection have; `rank` does slow
-work elsewhere; `bye` ends. Anything else is answered with what there is.
+`put N`, then N bytes, stores a note. `count` answers how many words the notes of this connection have. `rank` does slow
+work outside the loop. `bye` ends the connection. Anything else is answered with a list of the commands.
 
     reqtable serve examples/notes.py:Notes
     reqtable states examples/notes.py:Notes
@@ -11,12 +11,12 @@ from reqtable import StateRequestHandler, Transition, call, exactly, line, state
 
 
 def slow_rank(words: int) -> int:
-    """Work that must not hold up the loop."""
+    """Do slow work, which must not hold up the loop."""
     return sum(divmod(words * words, 97))
 
 
 class Notes(StateRequestHandler):
-    """put N\\n<N bytes> stores a note; count\\n answers how many words this connection's notes have."""
+    """Answers put N\\n<N bytes>, which stores a note, and count\\n, which asks for the number of words in the notes."""
 
     words: int = 0  # declared fields are the request's data
 
@@ -29,11 +29,11 @@ class Notes(StateRequestHandler):
         if verb == b"rank":
             return self.ranked, call(slow_rank, self.words)
         if verb == b"bye":
-            return None  # done: what was sent is flushed, then closed
+            return None  # done: the output is flushed, then the connection is closed
         self.send(b"%d\n" % self.words if verb == b"count" else b"put N, count, rank or bye?\n")
         return self.command  # next state, with the want it declares
 
-    @state(timeout=60)  # the transition said what it waits for
+    @state(timeout=60)  # no want here: the transition to this state names it
     def body(self, note: bytes) -> Transition:
         """Take the note."""
         self.words += len(note.split())

@@ -1,7 +1,8 @@
-"""A dispatch policy of one's own: everything on the loop, as under `inline`, and every step timed.
+"""A custom dispatch policy: everything runs on the loop, as under `inline`, and every step is timed.
 
-A step that takes longer than `SLOW_S` holds up all others: it is logged. A package makes a policy known by its entry
-points, and then `dispatch="stopwatch"` finds it, on the command line, in the environment and in the configuration too:
+A step that takes longer than `SLOW_S` holds up all other requests, so the policy logs it. A package registers a policy
+as an entry point. Then `dispatch="stopwatch"` finds it, also on the command line, in the environment and in the
+configuration:
 
     [project.entry-points."reqtable.dispatch"]
     stopwatch = "stopwatch:Stopwatch"
@@ -19,7 +20,7 @@ log = logging.getLogger("stopwatch")
 
 
 class Stopwatch(Inline):
-    """What runs the steps is what runs them under `inline`, with a clock around it."""
+    """Runs steps as `inline` does, and times them."""
 
     name = "stopwatch"
 
@@ -31,7 +32,7 @@ class Stopwatch(Inline):
 
 
 class Timed:
-    """A resumable around another one."""
+    """Wraps a resumable and times its steps."""
 
     bound_to_thread: ClassVar[bool] = False
 

@@ -1,10 +1,10 @@
-"""A read-only TFTP server (RFC 1350): one session for each client, with block timeouts and resends.
+"""A read-only TFTP server (RFC 1350). Each client has a session, with timeouts and resends of blocks.
 
     cd folder/to/serve; reqtable serve path/to/tftp.py:Tftp --bind udp://127.0.0.1:6969
     curl tftp://127.0.0.1:6969/file
 
-Every answer comes from the server's own port: the session is the client's address. (RFC 1350 lets a server answer from
-a new port; clients accept the old one as well.)
+Every answer comes from the server's own port, and the client's address identifies the session. (RFC 1350 has servers
+answer from a new port; clients accept the old port as well.)
 """
 
 import struct
@@ -19,19 +19,19 @@ BLOCK_BYTES = 512
 
 
 class Tftp(StateRequestHandler):
-    """One transfer."""
+    """Sends one file to one client."""
 
     root: ClassVar[Path] = Path(".")
     resends_max: ClassVar[int] = 5
 
     path: str = ""
     size: int = 0
-    block: int = 0  # the block that was sent last; the first is 1
+    block: int = 0  # the block that was sent last; 1 is the first block
     resends: int = 0
 
     @state(datagram(), timeout=5)
     def request(self, packet: bytes) -> Transition:
-        """The first datagram: which file."""
+        """Read the first datagram, which names the file."""
         opcode, names = packet[:2], packet[2:].split(b"\0")
         if opcode == struct.pack("!H", WRITE):
             return self.fail(DENIED, "this server is read-only")
@@ -48,13 +48,13 @@ class Tftp(StateRequestHandler):
 
     @state(datagram(), timeout=1.0)
     def acknowledged(self, packet: bytes) -> Transition:
-        """An acknowledgement: of the block that was sent last, or a stale one."""
+        """Read an acknowledgement, which may be stale."""
         if packet[:2] == struct.pack("!H", ERROR):
             return None
         if packet[:4] != struct.pack("!HH", ACK, self.block & 0xFFFF):
-            return self.acknowledged  # answering a duplicate would double every block from here on
+            return self.acknowledged  # an answer to a duplicate would double every later block
         if self.block * BLOCK_BYTES > self.size:
-            return None  # that was the short block that ends a transfer
+            return None  # the last block was short, which ends a transfer
         return self.send_block(self.block + 1)
 
     def on_timeout(self) -> Transition:

@@ -1,4 +1,4 @@
-"""The time, over a Unix datagram socket: one datagram, one answer.
+"""Tells the time over a Unix datagram socket. Each datagram gets one answer.
 
 reqtable serve examples/timeserver.py:Time --bind unixgram:///tmp/time.sock
 echo "%H:%M" | socat -t1 - unix-sendto:/tmp/time.sock,bind=/tmp/asker.sock
@@ -10,7 +10,7 @@ from reqtable import DatagramRequestHandler
 
 
 class Time(DatagramRequestHandler):
-    """The datagram is a format for strftime(3); an empty one asks for seconds since 1970."""
+    """Formats the time. The datagram is a format for strftime(3); if it is empty, the answer is seconds since 1970."""
 
     def handle(self) -> None:
         form = self.rfile.readline(256).strip().decode("ascii", "replace")

@@ -1,4 +1,4 @@
-"""What pytest does around the tests: their order, a clock that is set by hand, and a count of what leaks."""
+"""The order of the tests, a clock that only a test moves, and a check for leaks around every test."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import pytest
 from reqtable.testing import FakeClock
 from tests.support import WAIT_S, open_descriptors
 
-# Every loop checks its invariants after every pass; but see `unchecked`. pytest reads this before a test makes a loop.
+# Every loop checks its invariants after every pass, except in tests that use `unchecked`.
 os.environ.setdefault("REQTABLE_DEBUG", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test begins first, so that the other core has something to do all the while."""
+    """Begin with the longest test, so that the other core is busy meanwhile."""
     items.sort(key=lambda item: item.get_closest_marker("longest") is None)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def resource_tracker_runs() -> None:
-    """It belongs to the process and stays (multiprocessing): its pipe is no leak of the test that needs it first."""
+    """Start multiprocessing's resource tracker before all tests: it stays, so its pipe would look like a leak."""
     resource_tracker.ensure_running()
 
 
 def join_workers() -> None:
-    """Closing a server waits neither for what runs its calls, nor for the last steps of a thread that is done."""
+    """Wait for the workers of closed servers: closing a server doesn't wait for executors and exiting threads."""
     for thread in threading.enumerate():
         if thread.name.startswith(("reqtable-", "QueueFeeder")) or "ExecutorManager" in type(thread).__name__:
             thread.join(WAIT_S)
@@ -37,12 +37,12 @@ def join_workers() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    """Descriptors and threads are as many after a test as before it."""
+    """Check that no descriptor and no thread is left after a test."""
     descriptors, threads = open_descriptors(), threading.active_count()
     yield
     join_workers()
     if open_descriptors() > descriptors:
-        gc.collect()  # what only the collector can find is not a leak; collecting after each test would take a minute
+        gc.collect()  # garbage is not a leak; but collecting after every test would take a minute
     assert threading.active_count() <= threads, threading.enumerate()
     assert open_descriptors() <= descriptors, sorted(os.readlink(each.path) for each in os.scandir("/proc/self/fd"))
 
@@ -54,5 +54,5 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of so many requests that checking the invariants after every pass would take minutes."""
+    """Turn off the check of the invariants, which would take minutes with very many requests."""
     monkeypatch.delenv("REQTABLE_DEBUG", raising=False)

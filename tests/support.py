@@ -1,6 +1,6 @@
-"""What the tests share: servers on a thread, clients of them, and what a test waits for.
+"""Helpers that the tests share: servers in a thread, clients, and ways to wait.
 
-Nothing here sleeps to wait: whatever must come is waited for by the event itself, with pytest-timeout as the backstop.
+Nothing here waits by sleeping. A test waits for the event itself, and pytest-timeout is the backstop.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import reqtable
 COMPILED = not hasattr(reqtable.Entry.advance, "__code__")
 interpreted = pytest.mark.skipif(COMPILED, reason="changes the source of the package, or looks at its bytecodes")
 
-WAIT_S = 20.0  # how long a client waits for what must come
+WAIT_S = 20.0  # how long a test waits for something that must happen
 
 
 def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
-    """The values of a test's parameter, of which all but the `quick` ones are slow (see pyproject.toml).
+    """Return the values of a test's parameter; all but the `quick` values are marked slow (see pyproject.toml).
 
     A value for several parameters is a tuple.
     """
@@ -35,7 +35,7 @@ def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
 
 
 class Client:
-    """A blocking client of a stream server. What it sends leaves at once, however little that is."""
+    """Talks to a stream server through a blocking socket. Sends even small data at once."""
 
     def __init__(self, address: Any, family: int = socket.AF_INET) -> None:
         self.socket = socket.socket(family, socket.SOCK_STREAM)
@@ -53,7 +53,7 @@ class Client:
         return self
 
     def receive(self, count: int) -> bytes:
-        """Exactly `count` bytes, or fewer at the end of file."""
+        """Return exactly `count` bytes, or fewer at the end of file."""
         data = bytearray()
         while len(data) < count and (more := self.socket.recv(min(count - len(data), 262_144))):
             data += more
@@ -66,11 +66,11 @@ class Client:
         return data
 
     def ask(self, data: bytes) -> bytes:
-        """Send a line, take a line."""
+        """Send a line, and return the line that answers it."""
         return self.send(data).line()
 
     def rest(self) -> bytes:
-        """Everything up to the end of file."""
+        """Return everything up to the end of file."""
         data = bytearray()
         while more := self.socket.recv(262_144):
             data += more
@@ -82,12 +82,12 @@ class Client:
         return self
 
     def reset(self) -> None:
-        """Close with a reset instead of an end of file."""
+        """Close the connection with a reset instead of an end of file."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.socket.close()
 
     def hang_up(self) -> None:
-        """Close for good: forked children have copies of a socket of the server's own process."""
+        """Shut down the connection and close the socket: forked children may have copies of the descriptor."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
@@ -104,9 +104,9 @@ class Client:
 
 @contextlib.contextmanager
 def serving(server: Any, poll_interval: float = 0.5) -> Iterator[Any]:
-    """`server.serve_forever()` on a thread, for as long as the block lasts; then it is closed.
+    """Run `server.serve_forever()` in a thread during the block, and then close the server.
 
-    What serve_forever raises is raised here.
+    Raises the exception that `serve_forever` has raised.
     """
     raised: list[BaseException] = []
     begun = threading.Event()
@@ -126,7 +126,7 @@ def serving(server: Any, poll_interval: float = 0.5) -> Iterator[Any]:
     try:
         yield server
     except BaseException:
-        for entry in server.table:  # a failed test's children and threads are not waited for
+        for entry in server.table:  # after a failed test, don't wait for children and threads
             server.table.cancel(entry.id)
         raise
     finally:
@@ -141,14 +141,14 @@ def serving(server: Any, poll_interval: float = 0.5) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def served(handler: Any, dispatch: str | None = None, **attributes: Any) -> Iterator[Any]:
-    """A TCP server of `handler` on a free port, serving."""
+    """Run a TCP server of `handler` on a free port during the block."""
     made = type("Server", (reqtable.TCPServer,), {"request_queue_size": 1024, **attributes})
     with serving(made(("127.0.0.1", 0), handler, dispatch=dispatch)) as server:
         yield server
 
 
 def wait_until(server: Any, condition: Callable[[], bool]) -> None:
-    """Wait until `condition()` holds, looking after each pass of the server's loop."""
+    """Wait until `condition()` holds, which is checked after each pass of the server's loop."""
     held = threading.Event()
 
     def look() -> None:
@@ -158,7 +158,7 @@ def wait_until(server: Any, condition: Callable[[], bool]) -> None:
             server.engine.loop.mailbox.call_later(look)
 
     server.engine.post(look)
-    assert held.wait(WAIT_S), "it never came to hold"
+    assert held.wait(WAIT_S), f"the condition did not hold within {WAIT_S} s"
 
 
 def open_descriptors() -> int:

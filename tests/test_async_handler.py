@@ -1,4 +1,4 @@
-"""`AsyncRequestHandler`: the same wants, awaited."""
+"""`AsyncRequestHandler`: a coroutine that awaits wants."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.test_loop import World, small_buffers
 
 
 class Reads(AsyncRequestHandler):
-    """Reads what the first letter says, and tells what came of it."""
+    """Reads by the want that the first letter names, and answers with the result."""
 
     wants = {
         b"l": line(limit=10),

@@ -1,4 +1,4 @@
-"""The environment that `socketserver`'s notes speak of, "that supports neither threads nor fork()"."""
+"""An environment without threads and `fork()`, which the notes in `socketserver` mention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make bench` compares does the same work, and what docs/performance.md says is what was measured."""
+"""The servers that `make bench` compares do the same work, and docs/performance.md shows the measured figures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def taken(client: socket.socket, count: int) -> bytes:
 
 
 def echoed(port: int) -> None:
-    """Three lines, one of which comes in two parts."""
+    """Check that three lines are echoed, one of which arrives in two parts."""
     with connected(port) as client:
         client.sendall(b"one\ntwo")
         assert taken(client, 4) == b"one\n"
@@ -81,7 +81,7 @@ CHECKS: dict[str, Callable[[int], None]] = {
 
 
 def check(name: str, start: Callable[[str, str], Server], kinds: list[str]) -> None:
-    """Have all kinds started, then look at each."""
+    """Start a server for each kind of work, then check each."""
     with ExitStack() as stack:
         for kind, server in [(kind, stack.enter_context(start(name, kind))) for kind in kinds]:
             CHECKS[kind](server.port)
@@ -162,7 +162,7 @@ def test_calls_are_counted_and_not_sampled() -> None:
 
 
 def test_what_children_take_is_their_parents() -> None:
-    """A child that has been waited for, and one that lives."""
+    """One child has been reaped, and another child lives."""
     burn = "import time\nwhile time.process_time() < 0.1: pass\n"
     program = (
         f"import os, sys, time\nif not os.fork():\n exec({burn!r}); os._exit(0)\nos.wait()\n"
@@ -237,7 +237,7 @@ def test_names_choose_works_and_peers() -> None:
 
 
 def test_the_page_is_what_its_figures_give() -> None:
-    """`make bench-page` writes it again."""
+    """If this fails, `make bench-page` writes the page again."""
     assert bench.DOCUMENT.read_text() == page(MEASURED)
     assert {each.goal for each in outcomes(MEASURED)} == set(GOALS)
     assert len(outcomes(MEASURED, COMPILED_GOALS)) > 9

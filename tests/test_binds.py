@@ -1,4 +1,4 @@
-"""Where a server listens: what a bind says, what is checked before anything is bound, and what is there once it is."""
+"""Where a server listens: the syntax of binds, the checks before binding, and the sockets and files afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Echo(reqtable.AsyncRequestHandler):
 
 @contextlib.contextmanager
 def opened(*binds: str) -> Iterator[list[Any]]:
-    """The servers of these binds, over one engine."""
+    """Open the servers of these binds on one engine."""
     servers: list[Any] = []
     with contextlib.ExitStack() as stack:
         for place in find_endpoints(binds):
@@ -220,7 +220,7 @@ def umask(mask: int) -> Iterator[None]:
 def test_a_files_permissions_are_never_more_than_asked(
     scheme: str, mode: str, mask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looked at just before they are set: by then bind(2) has made the file."""
+    """Looks at the permissions just before they are set: by then bind(2) has made the file."""
     path = tmp_path / "x.sock"
     seen: list[int] = []
     chmod = os.chmod
@@ -282,7 +282,10 @@ def test_nothing_is_bound_where_one_can_not_be(tmp_path: Path) -> None:
 
 
 def run_as_nobody(*arguments: str, first: str = "") -> subprocess.CompletedProcess[str]:
-    """`reqtable serve` by a user without any right; what it imports may be in a folder that only root may read."""
+    """Run `reqtable serve` as an unprivileged user.
+
+    It imports its modules before it gives up root, because only root may be able to read their folder.
+    """
     code = f"import os, sys; sys.path[:] = {sys.path!r}\n"
     code += "import encodings.idna, grp, pwd, reqtable.run.cli, examples.echo\n"
     code += first + "\n"
@@ -373,7 +376,7 @@ os.execv(command[0], command)
 def activated(
     *arguments: str, names: str = "", pid: str = "", listeners: int = 1
 ) -> Iterator[tuple[list[Any], list[str]]]:
-    """`reqtable serve` with two sockets from systemd: those sockets, and the lines it printed."""
+    """Run `reqtable serve` with two sockets from systemd. Yields the sockets and the lines that it printed."""
     with socket.socket() as one, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two:
         for own in (one, two):
             own.bind(("127.0.0.1", 0))

@@ -1,6 +1,6 @@
-"""The blocking handler classes: their files, their attributes, and an answer that arrives whatever was left unread.
+"""The blocking handler classes: their files, their attributes, and answers that arrive despite unread input.
 
-Each program runs under the policies that take it here, and, where it can, under the standard library's `socketserver`.
+Each program runs under all policies that accept it, and with the standard library's `socketserver` if possible.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ everywhere = pytest.mark.parametrize(
 
 
 class Failures:
-    """What was given to `handle_error`, for a server class to be derived from."""
+    """Keeps the errors passed to `handle_error`. Server classes of these tests derive from it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.failures: list[BaseException] = []
@@ -51,7 +51,7 @@ def server_of(lib: ModuleType, handler: Any, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def serving_one(server: Any) -> Iterator[Client]:
-    """The client of a `handle_request()` that runs on a thread; afterwards it is done, and the server closed."""
+    """Yield a client, while `handle_request()` serves it in a thread. Then wait for the thread and close the server."""
     with server, Client(server.server_address) as client:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
@@ -76,7 +76,7 @@ def serving_one(server: Any) -> Iterator[Client]:
     ],
 )
 def test_constructor_runs_the_request(lib: ModuleType, failing: tuple[str, ...], called: list[str]) -> None:
-    """Of anything: the base class does not look at what the request is."""
+    """The request can be any object: the base class does not look at it."""
     seen: list[str] = []
 
     def hook(name: str) -> Any:
@@ -125,7 +125,7 @@ def test_datagram_handler_sends_one_answer(lib: ModuleType) -> None:
 @pytest.mark.parametrize("rbufsize", [-1, 0, 1, 16])
 @pytest.mark.parametrize("wbufsize", [0, -1, 16])
 def test_files_are_buffered_as_asked(lib: ModuleType, options: dict[str, str], rbufsize: int, wbufsize: int) -> None:
-    """Unbuffered, a write is on its way when it returns; buffered, it waits until it is flushed or the handler ends."""
+    """An unbuffered write sends before it returns. A buffered write waits for a flush or the handler's end."""
     seen: queue.Queue[Any] = queue.Queue()
     long = bytes(range(256)) * 16
 
@@ -163,7 +163,7 @@ def test_files_are_buffered_as_asked(lib: ModuleType, options: dict[str, str], r
 
 @both
 def test_unbuffered_writer_counts_bytes_and_sends_them_all(dispatch: str) -> None:
-    """Of anything that has a buffer, to a client that does not read yet."""
+    """The data can be any object with a buffer, and the client does not read yet."""
     numbers = array.array("I", range(500_000))
 
     class Handler(reqtable.StreamRequestHandler):
@@ -207,7 +207,7 @@ def test_attributes_set_the_socket(lib: ModuleType, options: dict[str, str]) -> 
 @everywhere
 @pytest.mark.parametrize("wbufsize", [0, 65_536])
 def test_finish_of_a_peer_that_has_gone(lib: ModuleType, options: dict[str, str], wbufsize: int) -> None:
-    """What can't be sent any more is one error, wherever it shows, and the connection is closed."""
+    """Output that can't be sent raises exactly one error, wherever it shows, and the connection is closed."""
     seen = []
 
     class Handler(lib.StreamRequestHandler):  # type: ignore[name-defined,misc]

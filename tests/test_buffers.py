@@ -1,4 +1,4 @@
-"""Input gives the same items however the bytes were split; output loses and repeats none."""
+"""Input gives the same items however the bytes were split. Output loses and repeats no bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reqtable.table.errors import LimitExceeded
 
 SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 
-# What is asked, the input that has it, the item, what is left.
+# The read, its input, the item that it gives, and the input that is left.
 READS = {
     "line": (lambda i: i.through(b"\n", 100), b"one\ntwo", b"one\n", b"two"),
     "empty line": (lambda i: i.through(b"\n", 100), b"\n\n", b"\n", b"\n"),
@@ -78,7 +78,7 @@ ASKS = st.one_of(
 
 
 def expected(left: bytes, ended: bool, kind: str, what: Any, limit: int | None) -> Any:
-    """What a read of `left`, all that will ever come, must give; LimitExceeded for that error."""
+    """Return what a read must give if `left` is all the input; LimitExceeded if it must raise that."""
     if kind == "through":
         found = left.find(what)
         if found >= 0 and found + len(what) <= limit:
@@ -180,7 +180,7 @@ def test_another_separator_is_searched_from_the_start():
 
 
 class Counting(bytearray):
-    """Counts the bytes that are searched."""
+    """Counts the bytes that a search looks at."""
 
     searched = 0
 

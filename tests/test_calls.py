@@ -1,4 +1,4 @@
-"""Calls: functions that a handler waits for while they run in a thread, a child or a process."""
+"""Calls: a handler waits for a function that runs in a thread, a forked child or a process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support import WAIT_S, Client, served, serving, wait_until
 
 
 class Calls(reqtable.StateRequestHandler):
-    """Runs what the server's `wanted` says where the line names."""
+    """Calls the server's `wanted` at the place that the line names."""
 
     @state(line())
     def command(self, text: bytes) -> Transition:
@@ -91,7 +91,7 @@ def test_a_child_that_dies_fails_its_call_alone() -> None:
 
 
 def test_a_lock_of_an_executor_that_is_held_at_a_fork_does_not_hold_up_the_child() -> None:
-    """Once it did: the child freed its copy of the executor, which takes that lock."""
+    """A past bug: the child freed its copy of the executor, which takes that lock."""
     with calling(os.getpid) as (server, client):
         client.ask(b"process\n")
         with server._policies.executor("process")._executor._shutdown_lock:
@@ -160,7 +160,7 @@ class CallsInChild(reqtable.StateRequestHandler):
 
 @pytest.mark.parametrize("on", [b"fork\n", b"thread\n", b"process\n"])
 def test_a_child_can_call(on: bytes) -> None:
-    """Its executors are its own: of the parent's it has neither the threads nor the loop."""
+    """A child needs executors of its own: it has neither the parent's threads nor the parent's loop."""
     with served(CallsInChild, "fork") as server:
         client = Client(server.server_address)
         child, called = map(int, client.ask(on).split())

@@ -1,4 +1,4 @@
-"""The command line, as a person meets it: what it prints, its exit codes, its one-line errors."""
+"""The command line as a user sees it: output, exit codes, one-line errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOTES = "examples/notes.py:Notes"
 def reqtable_serve(
     *arguments: str, listeners: int = 1, **options: object
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """`reqtable serve …` while the block lasts, and the lines it printed for its listeners."""
+    """Run `reqtable serve …` during the block. Yields the process and the lines that it printed for its listeners."""
     process = subprocess.Popen(
         [*COMMAND, "serve", *arguments],
         cwd=ROOT,
@@ -395,7 +395,7 @@ def test_an_error_is_one_line_that_names_it_and_the_mend(arguments: list[str], c
 
 @pytest.mark.parametrize("dispatch", ["inline", "executor"])
 def test_a_file_imports_what_lies_beside_it(dispatch: str, tmp_path: Path) -> None:
-    """From any directory, as `python app.py` can; also in the process that steps are shipped to."""
+    """It can from any directory, as with `python app.py`, and also in the process that steps are shipped to."""
     (tmp_path / "words.py").write_text("def of(text):\n    return b'%d\\n' % len(text.split())\n")
     (tmp_path / "app.py").write_text(
         "import reqtable, words\n"

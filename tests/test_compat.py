@@ -1,7 +1,8 @@
-"""Unmodified programs with real clients: `python -m reqtable.compat run`, and what their servers bear.
+"""Unmodified programs under `python -m reqtable.compat run`, with real clients and under load.
 
-The programs are in `tests/programs`, and `http.server`'s own command is one. Each runs as a process of its own, with
-every blocking handler under `greenlet`.
+
+The programs are those in `tests/programs` and the command of `http.server`. Each runs in its own process, with all
+blocking handlers under `greenlet`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PLAIN = {name: value for name, value in os.environ.items() if not name.startswit
 
 
 class Program:
-    """A program that runs under `reqtable.compat`, and prints the port that it serves."""
+    """Runs a program under `reqtable.compat`. The program prints the port that it serves."""
 
     def __init__(self, arguments: list[str], folder: Path, dispatch: str | None, **variables: str) -> None:
         options = [] if dispatch is None else ["--dispatch", dispatch]
@@ -57,7 +58,7 @@ class Program:
         self.port = int(self.says(rb"(?:port |http://127\.0\.0\.1:)(\d+)").group(1))
 
     def says(self, pattern: bytes) -> re.Match[bytes]:
-        """Wait until it has printed that."""
+        """Wait until the program has printed a match of the pattern, and return the match."""
         until = time.monotonic() + WAIT_S
         assert self.process.stdout is not None
         while not (match := re.search(pattern, self._said)):
@@ -156,7 +157,7 @@ ASKED: dict[str, tuple[list[str], Callable[[Program], None]]] = {
 def running(
     name: str, folder: Path, dispatch: str | None = "greenlet", **variables: str
 ) -> Iterator[tuple[Program, Callable[[], None]]]:
-    """The program of that name, and what asks it something."""
+    """Run a program. Yields it, and a function that asks it something and checks the answer."""
     arguments, ask = ASKED[name]
     program = Program(arguments, folder, dispatch, **variables)
     try:
@@ -193,7 +194,7 @@ def test_bad_input_harms_nobody_and_leaves_nothing(name: str, tmp_path: Path) ->
     garbage = random.Random(7).randbytes(3000)
     variables = {}
     if name == "logging.config.listen":
-        # Its handler does not heed the end of file, but goes on reading for ever, whoever serves it. This is the mend.
+        # The handler ignores the end of file and reads for ever, under any server. This is the fix.
         (tmp_path / "limits.toml").write_text("[limits]\nrequest_timeout_s = 1\n")
         variables = {"REQTABLE_CONFIG": str(tmp_path / "limits.toml")}
     with running(name, tmp_path, **variables) as (program, ask):
@@ -232,7 +233,7 @@ def test_werkzeugs_reloader_serves_by_the_socket_that_it_inherits(tmp_path: Path
 
 
 def send_what_it_takes(connection: socket.socket, data: bytes) -> None:
-    """Some servers refuse in the middle of it, or read no further."""
+    """Send as much as the server takes: some servers refuse in the middle of the data, or stop reading."""
     with contextlib.suppress(OSError):
         connection.setblocking(False)
         while data:
@@ -302,8 +303,8 @@ def test_what_it_runs_is_run_as_python_would(tmp_path: Path) -> None:
         (["run", "-m"], (), "say what to run"),
         (["run", "--dispatch", "nope", "x.py"], (), "'nope' is not one of"),
         (["run", "x.py"], ("-I",), "leave them out"),
-        (["run", "-I", "x.py"], (), "-I: say what is for python before"),
-        (["run", "-Xdev", "x.py"], (), "-Xdev: say what is for python before"),
+        (["run", "-I", "x.py"], (), "-I: give python's options before -m"),
+        (["run", "-Xdev", "x.py"], (), "-Xdev: give python's options before -m"),
         (["ran"], (), "No such command 'ran'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Configuration: what wins, what is refused and how it is said, the command, and reading it again."""
+"""Configuration: which setting wins, the error messages, the command, and reloading."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Echo(reqtable.StateRequestHandler):
 
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder without a configuration, and an environment without one."""
+    """Change to a folder without a configuration file, and remove the variables from the environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("REQTABLE_DISPATCH", raising=False)
     monkeypatch.delenv("REQTABLE_CONFIG", raising=False)
@@ -302,7 +302,7 @@ def test_sighup_reads_it_again_and_drops_nobody() -> None:
                 return process.stderr.readline()
 
             def policies() -> list[str]:
-                """Of the requests in the table, in order: each must still be answered."""
+                """Check that each request is still answered, and return their policies in order."""
                 clients.append(Client(address))
                 for client in clients:
                     assert client.ask(b"SET key value\r\n") == b"+OK\r\n"
@@ -329,7 +329,7 @@ def test_sighup_reads_it_again_and_drops_nobody() -> None:
 
 
 def policy_of(client: Client, number: int) -> str:
-    """The letter of the state of the request of that number: D where a thread has it."""
+    """Return "D" if the request of that number is delegated to a thread, else "R"."""
     size = int(client.ask(b"CLIENT LIST\r\n")[1:])
     listing = client.receive(size + 2).decode()
     [line] = [each for each in listing.splitlines() if each.startswith(f"id={number} ")]

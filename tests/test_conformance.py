@@ -1,4 +1,4 @@
-"""The same handler gives the same bytes under every policy that takes it: {style} × {policy} × {transport}."""
+"""The same handler gives the same bytes under every policy that accepts it: {style} × {policy} × {transport}."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ INLINE_CELLS = [cell[1:] for cell in CELLS if cell[0] == "inline"]
 
 @pytest.fixture
 def stopwatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The example, registered as an installed package would register it."""
+    """Register the example policy as an installed package would."""
     information = tmp_path / "stopwatch-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: stopwatch\nVersion: 1.0\n")

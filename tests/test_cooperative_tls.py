@@ -1,6 +1,6 @@
-"""TLS in blocking handlers: wrapped in the handler, in `get_request`, or by a listening socket that is a TLS one.
+"""TLS in blocking handlers: the socket is wrapped in the handler, in `get_request`, or by a listening TLS socket.
 
-With real sockets, and `ssl` on both sides.
+The tests use real sockets, and `ssl` on both sides.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class WrappingLines(Lines):
 
 
 class Failures(reqtable.TCPServer):
-    """Keeps what handlers raise."""
+    """Keeps the errors that handlers raise."""
 
     request_queue_size = 64
 
@@ -75,7 +75,7 @@ class InGetRequest(Failures):
 
 @contextlib.contextmanager
 def served(where: str, handler: Any = Lines, **options: Any) -> Iterator[Any]:
-    """A TLS server, wrapped `where`, served in a thread."""
+    """Serve a TLS server in a thread. `where` says what wraps its sockets."""
     options.setdefault("dispatch", "greenlet")
     if where == "handler":
         server = Failures(ANY, WrappingLines, **options)
@@ -124,7 +124,7 @@ server.serve_forever()
 
 @pytest.mark.parametrize("dispatch", ["greenlet", "thread", "pool", "fork"])
 def test_no_policy_but_inline_shakes_hands_while_it_accepts(dispatch: str, tmp_path: Path) -> None:
-    """In a process of its own: a child that is forked while another thread is in OpenSSL may meet one of its locks."""
+    """Runs in its own process: a child that is forked while another thread is in OpenSSL may wait for its locks."""
     certificate = AUTHORITY.issue_cert("127.0.0.1")
     certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "server.pem"), dispatch]
@@ -250,7 +250,7 @@ def test_a_handshake_that_times_out_is_a_line_and_closes_the_connection(
 
 
 def perform(operation: Any, dispatch: str = "greenlet") -> Any:
-    """A TLS client, and what `operation` did with the request in its handler, once that is over."""
+    """Run `operation` on a request in its handler. Yields the TLS client, and a function that returns the result."""
     results: queue.Queue[Any] = queue.Queue()
 
     class Operating(reqtable.BaseRequestHandler):
@@ -389,7 +389,7 @@ def test_another_thread_may_use_the_socket() -> None:
 
 
 def test_a_connection_of_the_handlers_own_is_shaken_at_once() -> None:
-    """As the data connection of FTPS: it is no request, and stops everyone, as documented, but is as it ever was."""
+    """An example is the data connection of FTPS. It is no request, so its handshake blocks the loop, as documented."""
     seen = []
 
     class Data(reqtable.StreamRequestHandler):

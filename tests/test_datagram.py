@@ -1,4 +1,4 @@
-"""Datagrams: an entry for each, or a session for each peer."""
+"""Datagrams: each begins a request, or each peer has a session."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNIX = (socket.AF_UNIX, socket.SOCK_DGRAM)
 
 @contextlib.contextmanager
 def peer_of(server: Any, path: Path | None = None) -> Iterator[socket.socket]:
-    """A socket that talks to `server` only, on the network that the server is on."""
+    """Yield a socket that talks to `server` only, on the server's network (simulated or the kernel's)."""
     with server.engine.system.socket(server.address_family, socket.SOCK_DGRAM) as made:
         made.settimeout(WAIT_S)
         if path is not None:
@@ -43,7 +43,7 @@ def peer_of(server: Any, path: Path | None = None) -> Iterator[socket.socket]:
 
 
 class Stepwise:
-    """A server stepped by hand, on a clock set by hand: UDP's on a simulated network, Unix ones on the kernel's."""
+    """Runs a server pass by pass on a fake clock: UDP on a simulated network, Unix sockets on the kernel's."""
 
     def __init__(self, clock: FakeClock, handler: Any, address: Any = ("127.0.0.1", 0), **limits: Any) -> None:
         self.clock = clock
@@ -68,7 +68,7 @@ class Stepwise:
 
 
 class Counting(StateRequestHandler):
-    """A session: counts its datagrams."""
+    """Counts the datagrams of a session."""
 
     count: int = 0
 
@@ -206,7 +206,7 @@ def test_a_unix_peer_whose_queue_is_full_is_waited_for_without_spinning(clock: F
             for number in range(2000):
                 self.send(b"%d" % number)
 
-    # Unconnected peers: what a connected one has not read counts against the server's own send buffer, and so all.
+    # The peers are unconnected: datagrams that a connected peer has not read fill the server's own send buffer.
     address = str(tmp_path / "server")
     with Stepwise(clock, Burst, address) as world:
         with socket.socket(*UNIX) as slow, socket.socket(*UNIX) as other:
@@ -352,7 +352,7 @@ def test_a_constructor_that_raises_leaves_nothing(clock: FakeClock, caplog: pyte
 
 
 class StateMirror(StateRequestHandler):
-    """Sends each datagram back; two for a lone `2`."""
+    """Sends each datagram back; answers a lone `2` with two datagrams."""
 
     @state(datagram(), timeout=WAIT_S)
     def mirror(self, data: bytes) -> Any:
@@ -391,7 +391,7 @@ def test_a_datagram_of_no_bytes_is_one_under_every_policy(
             peer.send(sent[0])
             assert [peer.recv(100) for _ in sent] == sent
         wait_until(server, lambda: not server.table)
-        # what comes later to a child is the child's to count
+        # the child counts the datagrams that it gets later
         assert server.stats()["bytes_in"] == len(b"x" if dispatch == "fork" else b"x2bye")
 
 

@@ -1,4 +1,4 @@
-"""Deadlines: what is due comes out, once, soonest first; moving one later costs nothing; the heap stays small."""
+"""Deadlines expire once, the soonest first. Moving a deadline to a later time costs nothing. The heap stays small."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def timed(count: int) -> list[Any]:
 
 
 def expired(deadlines: Deadlines, now: float) -> list[Any]:
-    """All that are due, in the order in which they come out."""
+    """Return the entries whose deadlines are due, in the order in which they expire."""
     found = []
     for at, entry in deadlines.expired(now, 1_000_000):
         assert at <= now
@@ -108,7 +108,7 @@ def test_soonest_comes_first_after_a_long_pass():
 
 
 def test_after_a_long_pass_all_that_were_moved_come_at_once():
-    """Once each of them waited for a pass of its own: it was taken for armed just now."""
+    """A past bug: each entry took an extra pass, because its deadline was taken for a newly armed one."""
     deadlines, entries = Deadlines(), timed(5)
     for entry in entries:
         deadlines.arm(entry, 5.0)

@@ -1,4 +1,4 @@
-"""What the documents say is run: the README's Python blocks in order, its console blocks, its links."""
+"""The documents work: these tests run the README's Python blocks in order and its console blocks, and check links."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_readmes_python_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch) -
     served: list[bytes] = []
 
     def serve_a_while(handler: Any, bind: str) -> None:
-        """As written, but on a free port; one client, then the signal that the README names."""
+        """Serve as the README says, but on a free port, with one client; then send the signal that the README names."""
         clients: list[threading.Thread] = []
 
         def on_listening(names: list[str]) -> None:
@@ -107,7 +107,7 @@ def test_the_readme_names_every_want_and_policy() -> None:
 
 
 def test_what_make_run_says_to_type_works() -> None:
-    """With Python alone: there is no nc on many machines, and not the same one on all of them."""
+    """The commands need only Python: many machines lack nc, and its versions differ."""
     with served(Notes) as server:
         command = ["make", "-n", "run", f"PYTHON={sys.executable}", f"PORT={server.server_address[1]}"]
         recipe = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -181,7 +181,7 @@ def test_the_page_on_testing_names_every_fault() -> None:
 
 
 def shown(document: str, label: str) -> str:
-    """The one program that a page on moving shows under that label."""
+    """Return the only program that the document shows under that label."""
     page = (ROOT / "docs" / document).read_text()
     (program,) = re.findall(rf"^```python {label}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     return program
@@ -189,7 +189,7 @@ def shown(document: str, label: str) -> str:
 
 @contextlib.contextmanager
 def running(program: str, folder: Path) -> Iterator[Any]:
-    """Where that program, which prints its port, serves; past a silent client."""
+    """Run a program that prints its port, connect a silent client, and yield the program's address."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:

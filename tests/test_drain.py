@@ -1,4 +1,4 @@
-"""Letting what has begun finish: who is told, who goes on, what becomes of the rest, and the signals for it."""
+"""Draining: which connections see end of file, which go on, what happens to the others, and the signals for it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_idle_are_told_and_the_others_go_on(handler: Any, dispatch: str) -> 
 
 
 class Slow(reqtable.StateRequestHandler):
-    """Asks back after a while, as a mail server that has looked something up."""
+    """Takes a while for each command, then asks for more input, as a mail server that looks something up."""
 
     @state(line())
     def command(self, text: bytes) -> Any:
@@ -115,7 +115,7 @@ class SlowBlocking(reqtable.StreamRequestHandler):
 
 
 def pass_by(server: Any, seconds: float) -> None:
-    """Let the server's clock go on by so much."""
+    """Wait until `seconds` have passed on the server's clock."""
     until = server.table.clock() + seconds
     wait_until(server, lambda: server.table.clock() > until)
 
@@ -141,7 +141,7 @@ class LooksUp(reqtable.StateRequestHandler):
     ("handler", "dispatch"), [(LooksUp, "inline"), (Slow, "pool"), (Slow, "thread"), (SlowBlocking, "thread")]
 )
 def test_who_is_at_work_is_not_told(handler: Any, dispatch: str) -> None:
-    """Its connection is quiet for longer than `drain_idle_s`, and it has yet to read what it asks for."""
+    """The connection is quiet for longer than `drain_idle_s`, but its handler still works and will read more input."""
     config = Config(limits=Limits(drain_idle_s=0.25))
     server: Any = reqtable.TCPServer(ANY, handler, dispatch=dispatch, config=config)
     server.begun, server.found = threading.Event(), threading.Event()
@@ -176,7 +176,7 @@ def test_those_who_come_meanwhile_are_refused_and_those_left_in_the_end_are_ende
 
 
 def test_those_who_have_connected_are_served() -> None:
-    """They are in the kernel's queue, which would reset them if it went."""
+    """They are in the listening socket's queue: closing that socket at once would reset them."""
     with serving(reqtable.TCPServer(ANY, States, config=QUICK)) as server, contextlib.ExitStack() as stack:
         held, released = threading.Event(), threading.Event()
         server.engine.post(lambda: held.set() or released.wait(WAIT_S))
@@ -191,7 +191,7 @@ def test_those_who_have_connected_are_served() -> None:
 
 
 def test_a_busy_client_is_served_until_the_time_is_over() -> None:
-    """It is never idle, so each of its requests is answered, and none is cut but by the deadline."""
+    """A busy client is never idle, so each of its requests is answered. Only the deadline cuts it off."""
     with serving(reqtable.TCPServer(ANY, States, config=QUICK)) as server, Client(server.server_address) as client:
         client.ask(b"a\n")
         drain = threading.Thread(target=server.drain, args=(0.5,))

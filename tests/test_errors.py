@@ -1,4 +1,4 @@
-"""The errors are the tree that their module prints, and can be sent to a process; limits name what is wrong."""
+"""The errors form the tree that their module's docstring shows, and can be pickled. `Limits` names a wrong field."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ERRORS = [
 
 
 def printed_tree() -> dict[str, str | None]:
-    """Each error of the docstring, and the one it hangs from."""
+    """Return each error in the docstring's tree, with its parent."""
     parents: dict[str, str | None] = {}
     path: list[str] = []
     for row in errors.__doc__.splitlines():
@@ -94,7 +94,7 @@ def test_errors_say_what_happened():
 
 
 def accepted(values: tuple[object, ...], names: list[str]) -> list[tuple[str, object]]:
-    """The values that are taken; those that are not are refused by a ValueError that names the field and the value."""
+    """Return the accepted values. Checks that the others raise a ValueError that names the field and the value."""
     taken = []
     for name in names:
         for value in values:

@@ -1,4 +1,4 @@
-"""Every example, with real clients: redis-benchmark, the redis package, curl, nc and socat."""
+"""Every example works with real clients: redis-benchmark, the redis package, curl, nc and socat."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def program(name: str) -> str:
-    """Where a client program is; the test is skipped where it is missing. CI installs them all."""
+    """Return the path of a client program, or skip the test if it is not installed. CI installs all of them."""
     path = shutil.which(name)
     if path is None:
         pytest.skip(f"the client program {name} is not installed")
@@ -189,7 +189,7 @@ def test_redis_benchmark(pipeline: int, count: int) -> None:
 def test_redis_benchmark_under_other_policies(
     dispatch: str, count: int, fresh_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the environment says where it runs."""
+    """The policy is set only in the environment."""
     monkeypatch.setenv("REQTABLE_DISPATCH", dispatch)
     with served(MiniRedis) as server:
         assert server._policies.chosen.name == dispatch

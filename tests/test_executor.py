@@ -1,4 +1,4 @@
-"""Policy `executor`: steps shipped as data to processes, to loky, to a Dask cluster; what can't be shipped."""
+"""Policy `executor`: steps are shipped as data to processes, to loky, to a Dask cluster; some can't be shipped."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ if __name__ == "__main__":
 
 
 def run_with(tmp_path: Path, **parts: Any) -> None:
-    """In a process of its own: these libraries leave threads and processes of their own behind."""
+    """Run the test in a new process, because these libraries leave threads and processes behind."""
     script = tmp_path / "other.py"
     defaults = {"root": str(ROOT), "setup": "pass", "teardown": "pass", "arguments": {}, "kills": True}
     script.write_text(OTHERS.format(**{**defaults, **parts}))
@@ -177,7 +177,7 @@ def test_a_dask_cluster(tmp_path: Path) -> None:
         "                           host='127.0.0.1')\n"
         "    address = cluster.scheduler_address"
     )
-    # a scheduler tries a task that killed its worker on the others too: what dies there is not tried here
+    # a scheduler repeats a task that killed its worker on the other workers, so this test kills no worker
     run_with(
         tmp_path,
         setup=setup,
@@ -210,7 +210,7 @@ class Served(reqtable.StateRequestHandler):
 
 @pytest.mark.parametrize("dispatch", ["executor", "inline"])
 def test_a_handler_that_is_served_from_a_file_ships_too(dispatch: str, tmp_path: Path) -> None:
-    """What it defines beside itself travels as well: the worker has loaded the file before it unpacks."""
+    """Other classes in the handler's file can be shipped too: the worker loads the file before it unpickles."""
     path = tmp_path / "served_from_a_file.py"
     path.write_text(FILE)
     command = [sys.executable, "-m", "reqtable", "serve", f"{path}:Served", "--bind", "tcp://127.0.0.1:0"]
@@ -304,7 +304,7 @@ def test_a_factory_is_written_as_module_and_name() -> None:
 
 
 def test_on_close_runs_over_there_when_the_server_closes(tmp_path: Path) -> None:
-    """Of a request that waits, and of one whose step is out; and no pool is made for it that nobody ends."""
+    """This holds for a waiting request and for a request whose step is out. No pool is left running afterwards."""
     config = Config(executor=ExecutorOptions(arguments={"max_workers": 1}))
     before = threading.active_count()
     server = reqtable.TCPServer(ANY, shipped.Closing, dispatch="executor", config=config)

@@ -1,4 +1,4 @@
-"""Whatever code that is not the engine's raises ends one request, is reported once, and hinders nobody else."""
+"""An exception from code outside the engine ends one request, is reported once, and affects no other request."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ FILE_BYTES = 8_000_000  # more than the kernel's buffers hold
 
 
 class Bug(Exception):
-    """What our handlers raise."""
+    """Raised by the handlers of these tests."""
 
 
 class Abandoned(BaseException):
-    """What a library raises to unwind, and is no Exception."""
+    """Raised as libraries do to unwind a stack: it is not an Exception."""
 
 
 FAULTS: list[type[BaseException]] = [Bug, Abandoned, asyncio.CancelledError, GeneratorExit]
@@ -47,7 +47,7 @@ def fail() -> Any:
 
 
 class Place:
-    """Where the fault is, and what is raised there."""
+    """Says where the fault is, and which exception is raised there."""
 
     name: ClassVar[str] = ""
     error: ClassVar[type[BaseException]] = Bug
@@ -59,7 +59,7 @@ class Place:
 
 
 class Breaking(io.RawIOBase):
-    """A file without a descriptor that can be read to its middle."""
+    """Fails when it is read past its middle. The file has no descriptor."""
 
     def __init__(self, place: str) -> None:
         self.place = place
@@ -81,7 +81,7 @@ class Breaking(io.RawIOBase):
 
 
 class Odd(Want[bytes]):
-    """A want of a program's own."""
+    """Stands for a want that a program defines."""
 
     __slots__ = ()
 
@@ -95,7 +95,7 @@ class Odd(Want[bytes]):
 
 
 class BadEvent(Odd):
-    """One that names no event of ours."""
+    """Names an event that does not exist."""
 
     awaits: ClassVar[Any] = "whenever"
 
@@ -237,7 +237,7 @@ class Broken(Executor):
 
 
 class Server(reqtable.TCPServer):
-    """`victim` is the address that the fault is meant for."""
+    """Makes hooks fail for one client. `victim` is its address."""
 
     victim: Any = None
 
@@ -296,7 +296,7 @@ def run(
     entries: int = 1,
     server_class: type[Server] = Server,
 ) -> list[logging.LogRecord]:
-    """Have one client meet the fault while another is served. Returns what was logged at ERROR."""
+    """Serve two clients, one of which meets the fault. Returns the messages logged at ERROR."""
     caplog.set_level(logging.WARNING, "reqtable")
     with serving(server_class(ANY, handler, dispatch=dispatch, config=CONFIG)) as server:
         with Client(server.server_address) as other:
@@ -379,7 +379,7 @@ def test_a_want_that_waits_for_no_event(handler: Any, dispatch: str, caplog: pyt
 
 
 def test_a_want_that_can_not_be_shown(caplog: pytest.LogCaptureFixture) -> None:
-    """Its timeout still passes, and the table can be shown."""
+    """The timeout of such a want still works, and the table can be shown."""
     with serving(Server(ANY, State, config=CONFIG)) as server, Client(server.server_address) as victim:
         Place.name = "want.repr"
         victim.send(b"want\n")
@@ -423,7 +423,7 @@ def test_what_a_blocking_handler_raises(
 
 
 def inline_blocking(place: str, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
-    """Its clients are served one after the other."""
+    """Run the test under `inline`, where blocking handlers serve clients one after the other."""
     caplog.set_level(logging.WARNING, "reqtable")
     with serving(Server(ANY, Blocking, config=CONFIG)) as server:
         Place.name, Place.error = place, error
@@ -471,7 +471,7 @@ def test_what_a_hook_of_the_server_raises(
 def test_a_forked_request_counts_by_how_it_ended_in_its_child(
     handler: Any, command: str, ending: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The child logs it. Its parent has nothing to add."""
+    """The child logs the error. The parent logs nothing."""
     Place.name = command
     with serving(Server(ANY, handler, dispatch="fork", config=CONFIG)) as server:
         with Client(server.server_address) as client:
@@ -503,7 +503,7 @@ def test_what_handle_error_raises(dispatch: str, error: type[BaseException], cap
 
 @pytest.mark.parametrize("dispatch", ["inline", "pool", "thread"])
 def test_what_a_logger_raises(dispatch: str, caplog: pytest.LogCaptureFixture, capfd: Any) -> None:
-    """A handler of the program's logging, called for an error and for each line of the access log."""
+    """The program's logging handler raises for an error and for each line of the access log."""
 
     class Failing(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -656,7 +656,7 @@ def test_a_file_that_says_not_now_of_its_descriptor_is_read() -> None:
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # as in `socketserver`, no hook closes it
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
 def test_what_handle_request_raises_keeps_no_connection_open(dispatch: str) -> None:
-    """Once its caller has dropped it, and without a garbage collection."""
+    """The connection closes once the caller has dropped the exception, without a garbage collection."""
 
     class Refusing(reqtable.TCPServer):
         def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -715,7 +715,7 @@ def test_a_datagram_that_waited_for_a_session_and_can_not_be_served_is_reported(
     made = []
 
     class Once(reqtable.StateRequestHandler):
-        """Reads nothing: what has come meanwhile begins a request of its own."""
+        """Reads nothing, so each later datagram begins a new request."""
 
         def __init__(self, entry: Any) -> None:
             super().__init__(entry)

@@ -1,7 +1,8 @@
-"""What a server meets that faces a network: slow clients, clients that do not read, no descriptors, a drain under load.
+"""Attacks on a server: slow clients, clients that do not read, no free descriptors, a drain under load.
 
-`tests/faults.py` at sizes that take a second or so, without what depends on the machine having nothing else to do: for
-how long others wait. `make faults` is all of it. The figures are printed (`pytest -s`).
+
+Runs `tests/faults.py` at sizes that take about a second. Leaves out the checks of how long other clients wait, which
+need an idle machine; `make faults` runs everything. `pytest -s` shows the figures.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Lines(reqtable.StreamRequestHandler):
 
 @pytest.mark.parametrize("handler", [Echo, Words, Lines])
 def test_a_peer_that_does_not_read_is_not_read_from(handler: type) -> None:
-    """It can send until the kernel's buffers are full, and no further; when it reads, it gets all of it."""
+    """The peer can send only until the kernel's buffers are full. When it reads, it gets all the output."""
     with served(handler, "greenlet") as server, Client(server.server_address) as client:
         client.socket.setblocking(False)
         text = bytes(9999) + b"\n"
@@ -102,7 +103,7 @@ def test_a_peer_that_does_not_read_is_not_read_from(handler: type) -> None:
 
 
 def test_the_table_of_descriptors_does_not_grow_while_it_serves() -> None:
-    """With a second thread in the process each doubling of it is 10 ms and more in which nobody is served."""
+    """If the process has a second thread, each doubling of the kernel's table stops the server for 10 ms or more."""
     with program(style="state") as server, Client(server.address) as client:
         client.ask(b"a\n")
         status = Path(f"/proc/{server.process.pid}/status").read_text()

@@ -1,4 +1,4 @@
-"""Policy `fork`: a child for each request, what the child holds, how it leaves, and who collects it."""
+"""Policy `fork`: a child for each request, the descriptors that it holds, how it exits, and who reaps it."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ server.serve_forever()
 
 @pytest.mark.parametrize("handler", ["Descriptors", "BlockingDescriptors"])
 def test_a_child_holds_its_own_socket_and_no_other(handler: str) -> None:
-    """In a process of its own: the sockets of a client in the same process would be copied too."""
+    """The server runs in its own process: otherwise the child would also inherit the client's socket."""
     script = SERVER.format(root=str(Path(__file__).parent.parent), handler=handler)
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -181,7 +181,7 @@ def test_the_parents_hooks_under_fork_are_socketservers() -> None:
 
 
 def test_ctrl_c_ends_a_forking_server_and_its_children() -> None:
-    """As a terminal sends it: to the whole group of processes. The client says nothing."""
+    """A terminal sends the signal to the whole process group. The client is silent."""
     script = SERVER.format(root=str(Path(__file__).parent.parent), handler="StateWhere")
     script = script.replace(
         "signal.signal(signal.SIGTERM", "signal.signal(signal.SIGINT, signal.default_int_handler) #"
@@ -241,7 +241,7 @@ def test_children_are_collected_with_and_without_pidfd(without: str | None, monk
 
 
 def test_collecting_children_by_hand_disturbs_nobody() -> None:
-    """As programs for `socketserver` do, in every pass."""
+    """Some programs for `socketserver` collect children in every pass."""
 
     class Collecting(reqtable.ForkingTCPServer):
         def service_actions(self) -> None:
@@ -264,7 +264,7 @@ def test_collecting_children_by_hand_disturbs_nobody() -> None:
 
 
 def test_max_children_make_others_wait_and_delay_no_inline_server() -> None:
-    """200 slow clients under `fork` with eight children; an inline server in the same engine answers at once."""
+    """200 slow clients share eight children; meanwhile an inline server in the same engine answers at once."""
 
     class Few(reqtable.ForkingTCPServer):
         max_children = 8
@@ -334,7 +334,7 @@ def test_datagrams_that_waited_for_a_child_are_answered_once() -> None:
 def queued(
     count: int, handler: Any = Where, made: Any = reqtable.ForkingTCPServer
 ) -> Iterator[tuple[Any, list[Client]]]:
-    """A server that serves, and clients that had connected before its first pass."""
+    """Serve clients that connected before the server's first pass. Yields the server and the clients."""
     server = made(ANY, handler)
     clients = [Client(server.server_address) for _ in range(count)]
     with serving(server):
@@ -346,7 +346,7 @@ def queued(
 
 
 class Noted(reqtable.ForkingTCPServer):
-    """Notes which hooks are called, here in the parent."""
+    """Notes which hooks are called in the parent."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

@@ -1,4 +1,4 @@
-"""Bytes that no client should send: some hundred seeds of `make fuzz`, and that what it looks for is found."""
+"""Bytes that no client should send: some hundred seeds of `make fuzz`, and a check that it finds bugs."""
 
 from __future__ import annotations
 

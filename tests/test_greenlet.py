@@ -1,6 +1,6 @@
-"""Policy `greenlet`: unmodified blocking handlers take turns on one thread, and their socket is to them a blocking one.
+"""Policy `greenlet`: unmodified blocking handlers take turns on one thread, with a socket that seems to block.
 
-What a call on the socket does is compared with the same call on a plain socket: under `inline` a handler has one.
+The tests compare each call on the socket with the same call on the plain socket that a handler has under `inline`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ READING, WRITING = State.READING, State.WRITING
 
 
 class Server(reqtable.TCPServer):
-    """Keeps what was given to `handle_error`."""
+    """Keeps the errors passed to `handle_error`."""
 
     dispatch = "greenlet"
     request_queue_size = 1024
@@ -52,12 +52,12 @@ class Server(reqtable.TCPServer):
         self.failures.append(sys.exc_info()[1])
 
     def wait_for(self, *states: State) -> None:
-        """Wait until the requests in the table are in these states."""
+        """Wait until the requests in the table have these states."""
         wait_until(self, lambda: [entry.state for entry in self.table] == [*states])
 
 
 class Echo(reqtable.StreamRequestHandler):
-    """Echo one line."""
+    """Echoes one line."""
 
     def handle(self) -> None:
         self.wfile.write(self.rfile.readline())
@@ -73,9 +73,9 @@ def serve_until(server: Any, condition: Callable[[], bool]) -> None:
 def perform(
     operation: Callable[[Any], Any], script: Callable[[Client, Callable[..., None]], Any], dispatch: str = "greenlet"
 ) -> tuple[Any, Any, Any]:
-    """What `operation` gives on a request's socket, or its error; what `script` gives; bytes in and out.
+    """Run `operation` on a request's socket. Returns its result or error, the result of `script`, and bytes in and out.
 
-    `script` is called with a client, and with what waits until the request is suspended in a state.
+    Calls `script` with a client and with a function that waits until the request is suspended in a state.
     """
     done: queue.Queue[Any] = queue.Queue()
 
@@ -102,7 +102,7 @@ def perform(
 
 
 def test_writing_to_another_requests_socket_suspends_the_writer_alone() -> None:
-    """As a chat does: one of its members does not read, and two others want to tell it something."""
+    """As in a chat, two members write to a third member that does not read."""
     members: dict[bytes, Any] = {}
 
     class Member(reqtable.StreamRequestHandler):
@@ -116,7 +116,7 @@ def test_writing_to_another_requests_socket_suspends_the_writer_alone() -> None:
     with serving(Server(ANY, Member, dispatch="greenlet")) as server:
         address = server.server_address
         with Client(address) as silent, Client(address) as one, Client(address) as two, Client(address) as other:
-            # as large as it is, whatever it has read: the kernel would let it grow beyond what is sent
+            # fixes the buffer's size: the kernel would let the buffer grow beyond the data
             silent.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131_072)
             silent.send(b"silent\n")
             wait_until(server, lambda: b"silent\n" in members)
@@ -170,7 +170,7 @@ def test_two_hundred_trickling_clients_share_one_thread() -> None:
 
 
 def into(method: str, size: int, *args: Any) -> Callable[[Any], Any]:
-    """A call of a method that fills a buffer, and what is in it then."""
+    """Make an operation that calls a method with a buffer, and returns the method's result and the buffer's content."""
 
     def operation(own: Any) -> Any:
         buffer = bytearray(size)
@@ -251,7 +251,7 @@ def test_flags_mean_what_they_mean(
 
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
 def test_dontwait_does_not_wait(dispatch: str) -> None:
-    """Of one call on a socket that waits otherwise."""
+    """Only the call with MSG_DONTWAIT does not wait; other calls on the same socket do."""
     blocked = threading.Event()
 
     def operation(own: Any) -> Any:
@@ -278,7 +278,7 @@ def test_dontwait_does_not_wait(dispatch: str) -> None:
 
 
 def repeated(call: Callable[[Any, memoryview], int]) -> Callable[[Any], int]:
-    """Send BIG by a call that may take less than it is given; what is sent in all."""
+    """Make an operation that sends BIG by repeated calls, and returns how many bytes were sent in all."""
 
     def operation(own: Any) -> int:
         view = memoryview(BIG)
@@ -348,11 +348,11 @@ def test_sendfile(tmp_path: Path, offset: int, count: int | None) -> None:
 
 
 def silent(client: Client, suspended: Callable[..., None]) -> None:
-    """A client that neither sends nor reads."""
+    """Play a client that neither sends nor reads."""
 
 
 def timeouts(own: Any) -> list[Any]:
-    """The timeout after each way to set it."""
+    """Return the timeout after each way to set it."""
     seen: list[Any] = []
 
     def look() -> None:
@@ -380,7 +380,7 @@ def names(own: Any) -> list[Any]:
 
 
 def too_long(own: Any) -> list[Any]:
-    """What is raised after a timeout; the socket is still of use then."""
+    """Return the errors that timeouts raise. The socket is still usable afterwards."""
     seen: list[Any] = []
     own.settimeout(0.02)
     with own.makefile("rb") as file:
@@ -394,7 +394,7 @@ def too_long(own: Any) -> list[Any]:
 
 
 def not_now(own: Any) -> list[Any]:
-    """With a timeout of 0, what can't be done at once is not done."""
+    """Check that calls raise BlockingIOError with a timeout of 0 if they can't be done at once."""
     own.setblocking(False)
     for call in (lambda: own.recv(1), lambda: own.recv_into(bytearray(1)), lambda: own.recvfrom(1)):
         with pytest.raises(BlockingIOError):
@@ -437,7 +437,7 @@ def test_timeout_is_what_get_request_set() -> None:
 
 @pytest.mark.parametrize("gone", [False, True], ids=["both open", "original closed"])
 def test_duplicate(gone: bool) -> None:
-    """It has the timeout, it waits as the original, and it goes on when that is closed."""
+    """A duplicate inherits the timeout, waits as the original does, and works after the original is closed."""
 
     def operation(own: Any) -> Any:
         own.settimeout(WAIT_S)
@@ -493,7 +493,7 @@ def test_detached_descriptor_is_blocking_and_its_takers() -> None:
 
 
 def test_shutdown_of_one_side() -> None:
-    """The client sees the end, and is still read from."""
+    """The client sees the end of file, and the handler can still read from it."""
 
     def operation(own: Any) -> Any:
         own.sendall(b"over")
@@ -515,7 +515,7 @@ def test_shutdown_of_one_side() -> None:
 
 
 def pass_by_pass(clock: FakeClock, operation: Callable[[Any], Any]) -> tuple[Server, list[Any]]:
-    """A server on a clock set by hand, whose passes the test makes; what `operation` gave is in the list."""
+    """Return a server that the test runs pass by pass on a fake clock, and a list that gets `operation`'s result."""
     given: list[Any] = []
 
     class Handler(reqtable.BaseRequestHandler):
@@ -553,7 +553,7 @@ def test_timeout_of_a_read_is_that_of_each_call(clock: FakeClock) -> None:
 
 
 def test_timeout_of_sendall_is_that_of_all_of_it(clock: FakeClock) -> None:
-    """As the documentation of `socket` has it: a client that takes a little now and then does not put it off."""
+    """As `socket` documents, a client that reads a little now and then does not postpone the timeout."""
 
     def write(own: Any) -> Any:
         own.settimeout(10)
@@ -582,7 +582,7 @@ def test_timeout_of_sendall_is_that_of_all_of_it(clock: FakeClock) -> None:
 
 
 def test_another_thread_may_use_the_socket() -> None:
-    """There it blocks by itself, with the same timeouts."""
+    """In another thread the socket really blocks, with the same timeouts."""
 
     def operation(own: Any) -> Any:
         done: queue.Queue[Any] = queue.Queue()
@@ -619,7 +619,7 @@ def test_another_thread_may_use_the_socket() -> None:
 
 
 def test_select_sees_what_a_read_would() -> None:
-    """It waits for everyone, as documented; what matters is what it says."""
+    """`select` blocks all requests, as documented, but its result must be right."""
 
     def operation(own: Any) -> Any:
         before = select.select([own], [own], [own], 0)
@@ -636,7 +636,7 @@ def test_select_sees_what_a_read_would() -> None:
 
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
 def test_a_subprocess_may_have_the_descriptor(dispatch: str) -> None:
-    """It expects a blocking one, as every program does of its input and output."""
+    """The subprocess needs a blocking descriptor, as every program does for its input and output."""
 
     def operation(own: Any) -> Any:
         line = own.recv(4)
@@ -687,7 +687,7 @@ def unblock_by_subprocess(own: Any) -> None:
 
 @pytest.mark.parametrize("unblock", [unblock_by_number, unblock_by_duplicate, unblock_by_subprocess])
 def test_who_makes_the_descriptor_non_blocking_changes_no_call(unblock: Callable[[Any], None]) -> None:
-    """Whether it is blocking is said of the connection (open(2), O_NONBLOCK), which others may share."""
+    """O_NONBLOCK belongs to the connection and not to the descriptor (open(2)), so other code may change it."""
 
     def operation(own: Any) -> Any:
         unblock(own)
@@ -724,7 +724,7 @@ def test_who_makes_the_descriptor_non_blocking_changes_no_call(unblock: Callable
 @pytest.mark.parametrize("call", ["send", "sendmsg", "raw file"])
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
 def test_a_blocking_stream_takes_all_that_one_call_sends(call: str, dispatch: str) -> None:
-    """send(2): without a timeout it blocks until there is room. Some handlers count on that."""
+    """Without a timeout, send(2) blocks until there is room for all data. Some handlers rely on that."""
     data = BIG[:5_000_000]
 
     def operation(own: Any) -> Any:
@@ -783,7 +783,7 @@ def test_what_one_thread_left_suspended_ends_when_another_serves() -> None:
 
 
 def test_a_stack_serves_one_request_after_another_and_keeps_nothing_of_them() -> None:
-    """In the main thread: what another one has kept would outlive it."""
+    """Runs in the main thread: anything that another thread keeps would outlive the test."""
     seen: contextvars.ContextVar[int] = contextvars.ContextVar("seen")
     stacks, contexts, handlers = [], [], []
 
@@ -805,7 +805,7 @@ def test_a_stack_serves_one_request_after_another_and_keeps_nothing_of_them() ->
         gc.collect()
 
     def count_stacks() -> int:
-        """Those of requests: what a thread itself ran on is freed by whichever thread next comes by."""
+        """Count the stacks of requests. A thread's own greenlet doesn't count: another thread frees it later."""
         return sum(type(each) is RequestGreenlet for each in gc.get_objects())
 
     with Server(ANY, Handler) as server:
@@ -821,7 +821,7 @@ def test_a_stack_serves_one_request_after_another_and_keeps_nothing_of_them() ->
 
 
 def test_a_default_timeout_is_each_sockets_own(request: pytest.FixtureRequest) -> None:
-    """`socket.setdefaulttimeout` makes new sockets time out; those underneath still never wait by themselves."""
+    """`socket.setdefaulttimeout` sets the timeout of new sockets, but the real sockets below them still never wait."""
     request.addfinalizer(lambda: socket.setdefaulttimeout(None))
 
     def operation(own: Any) -> Any:
@@ -862,7 +862,7 @@ def test_another_thread_writes_while_the_handler_waits_to_read() -> None:
 
 
 class Careful(reqtable.StreamRequestHandler):
-    """Writes down how it ends; `b"end ..."` ends another request, or the server."""
+    """Notes how it ends. A line `b"end ..."` ends another request, or the server."""
 
     def handle(self) -> None:
         try:
@@ -885,7 +885,7 @@ UNWOUND = ["GreenletExit", "finally", "finish"]
 @pytest.mark.parametrize("act", ["cancel", "server_close"])
 @pytest.mark.parametrize("where", ["another thread", "another request", "itself", "not serving"])
 def test_a_suspended_request_that_is_ended_is_unwound(act: str, where: str) -> None:
-    """Its `finally`s run, its client sees the end, and it is no error."""
+    """Its `finally` blocks run, its client sees the end of file, and no error is reported."""
     server = Server(ANY, Careful)
     server.log = []
     end = {"cancel": lambda: server.table.cancel(1), "server_close": server.server_close}[act]
@@ -917,7 +917,7 @@ def test_a_suspended_request_that_is_ended_is_unwound(act: str, where: str) -> N
 
 
 def test_what_another_threads_loop_leaves_suspended_ends_with_it() -> None:
-    """A greenlet can't move to another thread. What the main thread's loop leaves suspended goes on later."""
+    """A greenlet can't move to another thread. A request that the main thread's loop leaves suspended goes on later."""
     server = Server(ANY, Careful)
     server.log, server.ends = [], {b"hello\n": bool}
     one_waits = functools.partial(serve_until, server, lambda: len(server.table) == 1)
@@ -968,7 +968,7 @@ def test_a_handler_that_resists_its_end_does_not_hold_up_the_others(manner: str)
 
 @pytest.mark.parametrize("whose", ["own", "another's"])
 def test_a_descriptors_number_may_be_another_requests_at_once(whose: str) -> None:
-    """A handler closes its socket, or that of a request that waits; in the same pass a new one gets the number."""
+    """A handler closes its own or another request's socket. In the same pass, a new request gets the same number."""
     seen: list[tuple[Any, int]] = []
 
     class Handler(reqtable.BaseRequestHandler):
@@ -1001,7 +1001,7 @@ def test_a_descriptors_number_may_be_another_requests_at_once(whose: str) -> Non
 
 @pytest.mark.parametrize("error", [KeyError("a bug"), ConnectionAbortedError("gone")])
 def test_an_error_after_a_wait_is_reported_once(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """With the traceback of a bug, and without one for a peer's doing; what was sent before still arrives."""
+    """A bug is logged with a traceback, a peer's fault without one. Output that was sent before still arrives."""
 
     class Failing(Echo):
         def handle(self) -> None:

@@ -1,4 +1,4 @@
-"""Handing a request over half-way, by each kind of handler, to a thread or to a child."""
+"""Handing off a request half-way to a thread or a child, by each kind of handler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import WAIT_S, Client, served, serving, wait_until
 
 
 class StateHandsOff(reqtable.StateRequestHandler):
-    """The loop takes lines until one names a policy; that has the rest."""
+    """Answers lines on the loop until a line names a policy, then hands off the request to that policy."""
 
     lines: int = 0
 
@@ -63,7 +63,7 @@ def test_a_request_is_handed_off_half_way(handler: Any, dispatch: str, to: str) 
 
 @pytest.mark.parametrize("to", ["thread", "fork"])
 def test_what_was_handed_off_is_polled_no_more_and_has_taken_its_output_along(to: str) -> None:
-    """Once its socket stayed in the selector: a half-closed one spun the loop for as long as the child worked."""
+    """A past bug: the socket stayed in the selector. If it was half-closed, the loop spun while the child worked."""
 
     class Works(reqtable.StateRequestHandler):
         @state(line())
@@ -164,7 +164,7 @@ def test_a_request_of_a_former_configuration_can_be_handed_off() -> None:
 
 
 class BlockingHandsOff(reqtable.StreamRequestHandler):
-    """A cheap answer in the server, the rest in a child."""
+    """Answers the first line in the server, and the others in a child."""
 
     finished = 0
 
@@ -189,7 +189,7 @@ class BlockingHandsOff(reqtable.StreamRequestHandler):
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
 @pytest.mark.parametrize("text", [b"hand off\n", b"plain\n"])
 def test_a_blocking_handler_forks(dispatch: str, text: bytes) -> None:
-    """The table goes on at once, and the client's connection survives the parent's return."""
+    """The loop goes on at once, and the client's connection survives the parent's return."""
     with served(BlockingHandsOff, dispatch) as server:
         client = Client(server.server_address)
         assert client.ask(text) == b"%d\n" % os.getpid()
@@ -277,7 +277,7 @@ def test_a_parent_that_fails_after_its_fork_leaves_the_child_at_work(caplog: pyt
 
 
 def test_a_fork_by_a_library_is_no_hand_off() -> None:
-    """`multiprocessing` forks for itself: the request stays where it is."""
+    """`multiprocessing` forks for its own purposes: the request stays in the server."""
     import multiprocessing
 
     class Uses(reqtable.StreamRequestHandler):

@@ -1,4 +1,4 @@
-"""What a handler class says is what its requests get: fields and states by Python's inheritance, or a clear refusal."""
+"""Handler classes: fields and states follow Python's inheritance, and invalid classes get a clear error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reqtable.testing import exercise
 
 
 def line_of(text: str, file: str = __file__) -> str:
-    """`file:line` of the one line of a file that has that text at its end."""
+    """Return `file:line` of the only line of a file that ends with `text`."""
     lines = Path(file).read_text().splitlines()
     [number] = [number for number, each in enumerate(lines, 1) if each.endswith(text)]
     return f"{file}:{number}"
@@ -315,7 +315,7 @@ T = TypeVar("T")
 
 class Stateless(StateRequestHandler):  # abstract
     def helps(self) -> None:
-        """Not a state."""
+        """Help, but as an ordinary method instead of a state."""
 
 
 class Handless(AsyncRequestHandler):  # the same
@@ -510,7 +510,7 @@ def test_a_state_that_drops_a_want_is_refused() -> None:
 def test_what_is_used_is_not_taken_for_dropped() -> None:
     class Used(AsyncRequestHandler):
         def read(self, want: Any) -> None:  # type: ignore[override]  # its own
-            """Not the one that returns a want."""
+            """Hide the `read` that returns a want."""
 
         async def handle(self) -> None:
             self.read(line())

@@ -1,4 +1,4 @@
-"""What goes wrong in a handler is said in one line: the thing, the mend, and the line of the user's own code."""
+"""An error in a handler gives a one-line message: what is wrong, the fix, and the line of the user's own code."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_what_a_call_raises_says_where_it_was_asked_for(handler: type, asked: st
     ],
 )
 def test_what_a_call_raises_in_code_that_is_not_the_users(handler: type, asked: str, caplog: Any) -> None:
-    """A state has no frame any more: it is one line. A coroutine has: its traceback begins there."""
+    """A state has no frame any more, so the log has one line. A coroutine has a frame, where its traceback begins."""
     with served(handler) as server, Client(server.server_address) as client:
         assert client.send(b"x\n").rest() == b""
     [record] = [each for each in caplog.records if each.name == "reqtable"]

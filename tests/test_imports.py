@@ -1,4 +1,4 @@
-"""Finding code by its name or its file, and saying where in it an error is."""
+"""Finding code by its name or its file, and naming the line of an error in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TCP keep-alive: which accepted connections have the kernel probe a silent client, and when it changes."""
+"""TCP keep-alive: for which accepted connections the kernel probes a silent client, and when this changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANY = ("127.0.0.1", 0)
 
 
 def probing(connection: socket.socket) -> tuple[int, ...] | None:
-    """After how many silent seconds it is probed, how often, and how many times; None: it is not."""
+    """Return the seconds before the first probe, the seconds between probes, and their number; None without probes."""
     if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE):
         return None
     options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)

@@ -1,4 +1,4 @@
-"""Imports go one way, the core is pure, and what is public is what the package says."""
+"""Imports go one way, the core does no I/O, and `__all__` lists the public names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.support import COMPILED
 
 ROOT = Path(reqtable.__file__).parent
 IMPURE = {"socket", "selectors", "time", "threading", "ssl", "os", "signal", "select"}
-# The floors, the lowest first: each may import itself and those below it, for a type checker too.
+# The layers, the lowest first: each may import itself and those below it, also in imports for type checkers.
 LAYERS = ["table", "config", "loop", "net", "handlers", "dispatch", "server", "run", "testing", "compat"]
-# Who may import a package that is not the standard library's.
+# The files that may import a package from outside the standard library.
 THIRD_PARTY = {
     "greenlet": {"dispatch/green/handler.py", "dispatch/green/socket.py", "dispatch/policies/greenlet.py"},
     "click": {"run/cli.py", "compat/__main__.py"},
@@ -37,7 +37,7 @@ NAMES = {name_of(path) for path in MODULES}
 
 @functools.cache
 def imports_of(path: Path) -> list[str]:
-    """The modules that a file imports, those for a type checker alone included."""
+    """Return the modules that a file imports, including imports for type checkers only."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -49,7 +49,7 @@ def imports_of(path: Path) -> list[str]:
 
 
 def found_module(package: str, name: str) -> str:
-    """The module that `from package import name` imports: `name` may be one itself."""
+    """Return the module that `from package import name` imports: `name` itself may be a module."""
     inside = f"{package}.{name}"
     return inside if inside in NAMES else package
 
@@ -92,7 +92,7 @@ def test_there_is_no_circle() -> None:
 
 
 def test_no_room_is_too_big() -> None:
-    """A file has 400 lines at most. A class has 25 methods at most, or says in its docstring why it has more."""
+    """A file has at most 400 lines. A class has at most 25 methods, or its docstring says why it has more."""
     for path in MODULES:
         text = path.read_text()
         assert text.count("\n") <= 400, path

@@ -1,4 +1,4 @@
-"""Deadlines of reading, what becomes of those who come when there is no room, and what is counted of all that."""
+"""Deadlines for reading, newcomers when the table is full, and the counters for both."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_silent_peer_has_a_bounded_time_where_there_is_a_bound(handler: Any) -
 
 
 class Gate:
-    """A server whose requests are offered to it by hand."""
+    """Runs a server to which the tests offer connections one by one."""
 
     def __init__(self, clock: FakeClock, **limits: Any) -> None:
         self.network = SimNetwork(faults=Faults.none(), clock=clock)
@@ -155,7 +155,7 @@ def gated(**limits: Any) -> Any:
 
 
 def end(peer: socket.socket) -> bytes:
-    """All that it was told; BlockingIOError where it was not ended."""
+    """Return everything that the peer received up to the end of file. Raises BlockingIOError if the end is missing."""
     told = b""
     while more := peer.recv(100):
         told += more
@@ -261,7 +261,7 @@ class Files(reqtable.StateRequestHandler):
 
 
 def test_who_is_sent_little_does_not_wait_for_all_who_are_sent_much() -> None:
-    """They share the pass, and take turns from one pass to the next."""
+    """All requests share the bytes of a pass, and take turns from pass to pass."""
     config = reqtable.Config(limits=Limits(pass_bytes=100_000, send_bytes=50_000))
     with reqtable.TCPServer(SERVER, Files, config=config) as server, contextlib.ExitStack() as stack:
         server.engine.loop.open()
@@ -298,7 +298,7 @@ def test_who_is_sent_little_does_not_wait_for_all_who_are_sent_much() -> None:
 
 
 def test_the_rate_of_new_requests_is_bounded() -> None:
-    """A second's worth at once, then one at a time; the others wait in the kernel's queue, and all are served."""
+    """The server accepts a second's worth at once, then one at a time. The others wait in the kernel's queue."""
     config = reqtable.Config(limits=Limits(accepts_per_s_max=5))
     times: list[float] = []
 
@@ -317,7 +317,7 @@ def test_the_rate_of_new_requests_is_bounded() -> None:
 
 
 def test_who_come_one_at_a_time_at_that_rate_do_not_wait(clock: FakeClock) -> None:
-    """Each is taken when it comes: looking whether there is another one costs nothing."""
+    """Each connection is accepted at once: an accept(2) that finds no connection doesn't count."""
     with reqtable.TCPServer(SERVER, Lines) as server, contextlib.ExitStack() as stack:
         reqtable.Engine(limits=Limits(accepts_per_s_max=5), system=System(clock=clock)).add(server)
         server.engine.listeners.listen(server)
@@ -489,7 +489,7 @@ def test_what_contradicts_is_refused_where_both_were_set(narrow: str, wide: str,
     ],
 )
 def test_a_default_gives_way_to_what_was_set(given: Any, gives_way: Any) -> None:
-    """Whoever sets one limit has not said anything about the other."""
+    """Setting one limit says nothing about the other limit."""
     assert asdict(Limits(**given)) == asdict(Limits()) | given | gives_way
 
 
@@ -566,7 +566,7 @@ class TheirsUnderOurs(reqtable.TableMixIn, socketserver.TCPServer):  # type: ign
 
 @pytest.mark.parametrize("kind", [reqtable.TCPServer, TheirsUnderOurs])
 def test_what_was_counted_is_there_after_the_server_has_closed(kind: Any) -> None:
-    """Those that closing itself ends, too; and it goes on where another socket makes the server serve again."""
+    """The counters include requests that closing ends. They go on if the server serves again with a new socket."""
     server = kind(SERVER, Line, dispatch="greenlet")
     with Client(server.server_address) as open_one, serving(server):
         with Client(server.server_address) as client:

@@ -1,6 +1,6 @@
-"""The loop's rules, each by itself: fairness, deadlines, lingering, bounded accepting, nothing freed in mid-pass.
+"""The rules of the loop, one by one: fairness, deadlines, lingering, bounded accepting, nothing freed in mid-pass.
 
-The engine runs on a clock that the tests set, one pass at a time, over socket pairs: no test waits.
+The engine runs on a fake clock, one pass at a time, on a simulated network: no test waits.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Echo(reqtable.StateRequestHandler):
 
 
 class World:
-    """An engine on a clock set by hand, and connections to it on a simulated network that does as it should.
+    """Runs an engine on a fake clock, with connections on a simulated network without faults.
 
-    What comes when is the test's to say: each pass by itself, and every byte the moment it was sent.
+    The test runs each pass, and every byte arrives the moment it is sent.
     """
 
     def __init__(self, clock: FakeClock, handler: Any = Echo, real_threads: bool = False, **limits: Any) -> None:
@@ -140,7 +140,7 @@ def test_a_pipelining_client_does_not_starve_another(world: World) -> None:
 
 
 def test_a_request_whose_share_ends_again_and_again_keeps_its_turn(world: World) -> None:
-    """Once it did not: a READY request that used up its share as READY was forgotten."""
+    """A past bug: a READY request that used up its share again was forgotten."""
     peer, entry = world.connect()
     share = world.engine.limits.steps_per_pass
     peer.send(b"x\n" * (share * 10))
@@ -271,7 +271,7 @@ def test_sleepers_wake_in_order_and_poll_nothing(world: World) -> None:
 
 
 def test_deadlines_of_one_moment_hold_up_nobody(clock: FakeClock) -> None:
-    """A bounded number expires in a pass; the next pass does not wait in its poll."""
+    """A pass expires a limited number of deadlines, and the next pass does not wait in its poll."""
     world = World(clock, expiries_per_pass=10)
     late = [world.connect()[1] for _ in range(95)]
     clock.jump(1)
@@ -303,7 +303,7 @@ def test_how_late_comes_what_is_due_is_counted(world: World) -> None:
 
 
 def test_sleeping_for_no_time_lets_the_others_go_on(world: World) -> None:
-    """Once it did not: the pass that expired a deadline of `now` expired it again, for ever."""
+    """A past bug: the pass that expired a deadline of `now` expired it again, for ever."""
 
     class Restless(reqtable.AsyncRequestHandler):
         async def handle(self) -> None:
@@ -344,7 +344,7 @@ def test_a_timeout_shorter_than_a_sleep_comes_first(world: World) -> None:
 
 
 class Flood(reqtable.StateRequestHandler):
-    """Each line asks for that many bytes."""
+    """Answers each line, which is a number, with that many bytes."""
 
     @state(line(), timeout=30)
     def ask(self, text: bytes) -> Any:
@@ -718,7 +718,7 @@ def test_any_selector_will_do(selector: type[selectors.BaseSelector]) -> None:
 
 
 class Mistaken(reqtable.StateRequestHandler):
-    """Each line names a mistake to make."""
+    """Makes the mistake that a line names."""
 
     @state(line())
     def command(self, text: bytes) -> Any:
@@ -819,7 +819,7 @@ def test_the_trace_of_a_request_is_legal_and_ends_in_closed(world: World) -> Non
 
 
 def test_a_burst_that_stops_at_the_high_water_mark_goes_on(clock: FakeClock) -> None:
-    """Once it hung: the flush after the burst succeeded, and the next line, which had come, was never asked for."""
+    """A past bug: the flush after the burst succeeded, but the next line, which had arrived, was never read."""
     world = World(clock, Flood, high_water_bytes=1000)
     peer, entry = world.connect()
     kernel = entry.transport.request.file
@@ -912,7 +912,7 @@ def test_a_want_of_ones_own_needs_only_take(world: World) -> None:
 
 
 def test_writing_always_has_a_deadline(world: World) -> None:
-    """Another one sends to it, and a part of its own input arrives, in the same pass."""
+    """In one pass, another request sends to this request, and a part of its own input arrives."""
     peer, entry = world.connect()
     small_buffers(entry.transport.request)
     entry.timeout = entry.deadline = None
@@ -970,7 +970,7 @@ def test_nothing_follows_the_last_answer(world: World) -> None:
 
 
 def test_an_answer_is_never_held_back_for_an_acknowledgement() -> None:
-    """Once a pipelined burst that took two turns waited 40 ms for its peer's delayed acknowledgement."""
+    """A past bug: a pipelined burst that took two turns waited 40 ms for the peer's delayed acknowledgement."""
     with served(Echo) as server, Client(server.server_address) as client:
         assert client.ask(b"x\n") == b"x\n"
         [entry] = server.table
@@ -1029,7 +1029,7 @@ def test_a_flooding_client_does_not_starve_the_others_under_greenlet(clock: Fake
 def test_an_exception_between_the_selector_and_its_note_of_it_is_made_good(
     world: World, before: int, after: int
 ) -> None:
-    """Ctrl-C comes wherever it likes: the transport believes one thing and the selector another."""
+    """Ctrl-C can strike anywhere, so the transport's note may differ from the selector's state."""
     _, entry = world.connect()
     transport: Any = entry.transport
     transport.watch(before)

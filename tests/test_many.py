@@ -1,4 +1,4 @@
-"""Thousands of clients at once, each in the middle of a request, on one thread."""
+"""Thousands of clients, all in the middle of a request, are served on one thread."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_5000_clients_in_mid_request_are_all_answered_on_one_thread() -> None:
 
 @pytest.mark.slow
 def test_2000_clients_trickle_their_requests_to_an_http_server_with_no_thread_more() -> None:
-    """`SimpleHTTPRequestHandler`, unmodified; every answer is looked at where it comes."""
+    """The handler is an unmodified `SimpleHTTPRequestHandler`. `trickle` checks every answer."""
     figures = trickle.measure("TableHTTPServer", 2000, bytes_at_a_time=6, seed=5)
     assert figures.threads == 0
     assert figures.memory_kib < 40, "a suspended stack and its files, not a thread's"
@@ -101,7 +101,7 @@ class Echo(StateRequestHandler):
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
 def test_an_idle_connection_takes_little(address: str) -> None:
-    """What Python allocated for connections that have had a line answered, and say no more."""
+    """Measures what Python has allocated for connections that are idle after one line and its answer."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(reqtable.TCPServer((address, 0), Echo, bind_and_activate=False))
         server.request_queue_size = IDLE

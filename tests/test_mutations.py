@@ -1,4 +1,4 @@
-"""A simulator that finds nothing proves nothing: each deliberate bug is found within 500 seeds."""
+"""The simulation finds each deliberate bug within 500 seeds. If it found none, it would prove nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Simulated sockets: an engine can't tell them from the kernel's. What is done with both is compared, call by call."""
+"""An engine can't tell simulated sockets from the kernel's. The tests compare both, call by call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def connected_by_tcp() -> tuple[socket.socket, socket.socket]:
 
 
 def settle(near: socket.socket, far: socket.socket, name: str) -> None:
-    """Have what was done arrive, on loopback as on a network in memory."""
+    """Wait until the effect of a call has arrived, on loopback or on the simulated network."""
     own, other = (near, far) if name.startswith("near") else (far, near)
     if isinstance(near, SimSocket):
         near.network.happen()
@@ -199,7 +199,7 @@ def test_a_blocking_call_lets_time_pass(network: SimNetwork) -> None:
         near.recv(10)
     assert network.clock.now == 1008
     near.settimeout(None)
-    with pytest.raises(TimeoutError, match="waits for what will never come"):
+    with pytest.raises(TimeoutError, match="waits for something that never comes"):
         near.recv(10)
 
 
@@ -284,7 +284,7 @@ def test_the_selector_refuses_what_others_refuse(network: SimNetwork, wrong: int
 
 
 def test_nothing_of_it_is_real(network: SimNetwork, tmp_path: Path) -> None:
-    """A file is sent without the kernel's sendfile having seen the simulated descriptor."""
+    """Sending a file never passes a simulated descriptor to the kernel's sendfile."""
     (tmp_path / "file").write_bytes(b"0123456789")
     near, far = network.pair()
     with (tmp_path / "file").open("rb") as file:

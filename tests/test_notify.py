@@ -1,4 +1,4 @@
-"""What systemd is told (sd_notify(3)), with a datagram socket in its place."""
+"""Messages to systemd (sd_notify(3)), which a datagram socket receives in its place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import Client
 
 
 class Systemd:
-    """Takes what a service tells."""
+    """Receives the messages of a service, in place of systemd."""
 
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -24,7 +24,7 @@ class Systemd:
         self.environment = {**os.environ, "NOTIFY_SOCKET": address.replace("\0", "@")}
 
     def told(self) -> dict[str, str]:
-        """The next message."""
+        """Return the next message."""
         return dict(line.split("=", 1) for line in self.socket.recv(4096).decode().splitlines())
 
     def wait_for(self, variable: str) -> dict[str, str]:

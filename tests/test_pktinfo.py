@@ -1,4 +1,4 @@
-"""A datagram server on every address: which one a peer asked, and that the answer comes from there."""
+"""A datagram server on all addresses: it knows which address a peer asked, and answers from there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE, OTHER = "127.0.0.2", "127.0.0.3"
 
 
 class Counting(StateRequestHandler):
-    """A session: counts its datagrams."""
+    """Counts the datagrams of a session."""
 
     count: int = 0
 
@@ -45,7 +45,7 @@ class AsyncCounting(AsyncRequestHandler):
 
 
 class Whole(StateRequestHandler):
-    """No session."""
+    """Answers each datagram without a session."""
 
     @state(rest(limit=100))
     def all(self, data: bytes) -> Any:
@@ -65,7 +65,7 @@ WILDCARDS = [(reqtable.UDPServer, "0.0.0.0"), (reqtable.UDPServer, ""), (Six, ":
 
 @contextlib.contextmanager
 def peer_of(server: Any, host: str) -> Iterator[socket.socket]:
-    """A socket that takes nothing but answers from `host`."""
+    """Yield a socket that receives only answers from `host`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as made:
         made.settimeout(WAIT_S)
@@ -114,7 +114,7 @@ def test_one_peer_that_asks_two_addresses_has_two_sessions() -> None:
 
 
 def test_datagrams_that_wait_for_no_session_are_answered_from_where_they_were_sent() -> None:
-    """Several of one peer, at two addresses, are there before the first is read."""
+    """Several datagrams to two addresses of the server arrive before the first is read."""
     server = reqtable.UDPServer(("", 0), Whole, dispatch="thread")
     with peer_of(server, ONE) as one, peer_of(server, OTHER) as other:
         for number in range(4):

@@ -1,4 +1,4 @@
-"""The pytest plugin: fixtures, and one seed for a run."""
+"""The pytest plugin: its fixtures, and one seed for a test run."""
 
 from __future__ import annotations
 

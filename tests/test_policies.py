@@ -1,4 +1,4 @@
-"""What holds under every dispatch policy: how requests end and are cancelled, and that nothing is left behind."""
+"""Rules for every dispatch policy: how requests end and are cancelled, and that they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support import WAIT_S, Client, served, serving, wait_until
 
 
 class Stuck(reqtable.StreamRequestHandler):
-    """Waits for a line that does not come; says how its wait ended."""
+    """Waits for a line that does not arrive, and tells how its wait ended."""
 
     def handle(self) -> None:
         self.wfile.write(b"%d\n" % os.getpid())
@@ -123,7 +123,7 @@ def test_server_close_waits_for_children_and_for_threads() -> None:
 
 
 class Leaving(reqtable.StreamRequestHandler):
-    """Leaves as its client says."""
+    """Ends in the way that its client asks for."""
 
     def handle(self) -> None:
         text = self.rfile.readline()
@@ -148,7 +148,7 @@ class Leaving(reqtable.StreamRequestHandler):
 def test_a_client_sees_the_end_though_no_loop_runs(
     by: str, plain_close: bool, base: Any, text: bytes, answer: bytes
 ) -> None:
-    """A program with a loop of its own calls for each request, and then may not call for long."""
+    """A program with its own loop calls `handle_request` for each request, and may not call it again for long."""
 
     class Server(base):  # type: ignore[misc]
         def shutdown_request(self, request: Any) -> None:
@@ -240,7 +240,7 @@ def test_a_group_of_disconnects_is_a_disconnect(
 
 
 class Nagle(reqtable.StreamRequestHandler):
-    """Answers whether a second small segment leaves at once (tcp(7), TCP_NODELAY)."""
+    """Answers whether the kernel sends a second small segment at once (tcp(7), TCP_NODELAY)."""
 
     def handle(self) -> None:
         if self.connection.family == socket.AF_INET:

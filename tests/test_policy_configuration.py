@@ -1,4 +1,4 @@
-"""How a server comes to its dispatch policy: mix-ins, options, what is refused, and a change while it serves."""
+"""How a server gets its dispatch policy: mix-ins, options, errors, and a change while it serves."""
 
 from __future__ import annotations
 

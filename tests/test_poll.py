@@ -1,4 +1,4 @@
-"""The selector is the standard library's, only faster."""
+"""Our selector does the same as the standard library's, only faster."""
 
 from __future__ import annotations
 

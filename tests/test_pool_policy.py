@@ -1,4 +1,4 @@
-"""Policy `pool`: steps take turns in a few threads; a state that says where it runs; sending to other requests."""
+"""Policy `pool`: steps take turns in a few threads, a state can say where it runs, and requests send to others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_pool_steps_run_in_threads_and_the_loop_does_the_io() -> None:
 
 
 def test_ten_slow_clients_share_two_threads() -> None:
-    """Only a step whose input is complete takes a thread: half a line takes none."""
+    """Only a step whose input is complete takes a thread. Half a line takes none."""
     with held(Held, "pool", pool=PoolOptions(size=2)) as server:
         slow = [Client(server.server_address).send(b"half a li") for _ in range(10)]
         wait_until(server, lambda: len(server.table) == 10)
@@ -69,7 +69,7 @@ def test_no_more_than_so_many_at_a_time(dispatch: str, handler: Any, options: An
 
 
 class Overlap(reqtable.StateRequestHandler):
-    """Notices a second step of the same request beside the first."""
+    """Notices if two steps of the same request overlap."""
 
     steps: int = 0
 
@@ -147,7 +147,7 @@ def test_a_state_that_is_pinned_to_the_loop_is_refused_by_policies_of_whole_requ
 
 
 class Shout(reqtable.StateRequestHandler):
-    """Every line goes to everyone."""
+    """Sends every line to all clients."""
 
     everyone: ClassVar[list[Any]] = []
 

@@ -1,4 +1,4 @@
-"""A child runs what it was forked for, and nothing of the loop, whoever forked it; and signals reach children alone."""
+"""A forked child does its own work and never runs the parent's loop. Signals to a child reach only the child."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ FORK = multiprocessing.get_context("fork")
 
 
 def answer(connection: Any, server: int) -> None:
-    """What a child runs: it takes its input and answers, on the request's own socket."""
+    """Read from the request's own socket and answer. A child runs this."""
     asked = connection.recv(100)
     connection.sendall(b"%s by a child: %s\n" % (asked.strip(), b"no" if os.getpid() == server else b"yes"))
 
 
 class Starts(reqtable.StreamRequestHandler):
-    """A line has `multiprocessing` fork a child that waits for the next one; any other line is answered here."""
+    """On the line `fork`, has a child of `multiprocessing` answer the next line. Answers any other line itself."""
 
     def handle(self) -> None:
         if self.rfile.readline() == b"fork\n":
@@ -56,7 +56,7 @@ def test_a_child_of_a_library_runs_nothing_of_the_loop(dispatch: str) -> None:
 
 
 class ForksInAStep(reqtable.StateRequestHandler):
-    """A state that forks, and whose child returns as well."""
+    """Forks in a step, and returns from the step in the parent and in the child."""
 
     @state(line())
     def command(self, text: bytes) -> Any:
@@ -87,7 +87,7 @@ class ForksInACoroutine(reqtable.AsyncRequestHandler):
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
 @pytest.mark.parametrize("handler", [ForksInAStep, ForksInACoroutine])
 def test_a_child_that_returns_from_a_step_ends_there(handler: Any, dispatch: str) -> None:
-    """It answers nobody: not its own client a second time, and no other."""
+    """The child answers nobody: neither its own client for a second time, nor another client."""
     with (
         served(handler, dispatch) as server,
         Client(server.server_address) as other,
@@ -106,7 +106,7 @@ HOOKS = ["get_request", "verify_request", "process_request", "close_request", "h
 @pytest.mark.parametrize("dispatch", ["inline", "pool"])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_child_that_returns_from_a_hook_ends_there(hook: str, dispatch: str) -> None:
-    """The others, which are ready in the same pass, are answered by the server, and once."""
+    """Other requests are ready in the same pass. Only the server answers them, once."""
     children: list[int] = []
 
     def fork() -> None:
@@ -155,7 +155,7 @@ def test_a_child_that_returns_from_a_hook_ends_there(hook: str, dispatch: str) -
 
 @pytest.mark.parametrize("dispatch", ["inline", "pool"])
 def test_a_child_runs_no_step_of_another_request(dispatch: str, tmp_path: Path) -> None:
-    """What was posted to the loop by the time of a fork is the parent's to take."""
+    """Callbacks that were posted before the fork belong to the parent."""
     steps = tmp_path / "steps"
 
     class Busy(reqtable.StateRequestHandler):
@@ -189,7 +189,7 @@ def test_a_child_runs_no_step_of_another_request(dispatch: str, tmp_path: Path) 
 
 
 def test_a_child_that_exits_in_service_actions_leaves_the_listening_socket_as_it_is() -> None:
-    """Whether a socket blocks is said of the parent's, too."""
+    """The child shares O_NONBLOCK with the parent, so it must not change the flag."""
     statuses: list[int] = []
 
     class Server(reqtable.TCPServer):
@@ -209,7 +209,7 @@ def test_a_child_that_exits_in_service_actions_leaves_the_listening_socket_as_it
 
 
 def test_a_listening_socket_that_others_may_have_stays_non_blocking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes that are woken for one connection both accept it, and one of them would wait for ever."""
+    """Two processes may be woken to accept one connection; on a blocking socket, one of them would wait for ever."""
 
     class Server(reqtable.TCPServer):
         timeout = 0.01
@@ -253,7 +253,7 @@ def test_a_step_that_has_ended_its_own_request_may_fork(capfd: pytest.CaptureFix
 
 
 class Exits(reqtable.StateRequestHandler):
-    """The child of a step, or of a call, ends with a status of its own."""
+    """Forks in a step or a call. The child exits with its own status."""
 
     @state(line())
     def command(self, text: bytes) -> Any:
@@ -278,7 +278,7 @@ def test_a_child_ends_with_its_own_status(dispatch: str, caplog: pytest.LogCaptu
 
 
 def test_a_child_forked_beside_a_running_loop_has_no_part_in_it() -> None:
-    """Its calls on the server end nothing and wait for nobody; signals there wake nobody here."""
+    """The child's calls on the server have no effect and don't wait. Signals to the child don't wake the parent."""
 
     def use(server: Any, pipe: Any) -> None:
         server.shutdown()
@@ -304,7 +304,7 @@ def test_a_child_forked_beside_a_running_loop_has_no_part_in_it() -> None:
 
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
 def test_a_server_that_has_served_is_forked_into_workers(dispatch: str) -> None:
-    """Each has a loop of its own, and the end of one is nothing to the others."""
+    """Each worker has its own loop, and its end does not affect the others."""
 
     class Server(reqtable.TCPServer):
         def service_actions(self) -> None:
@@ -373,7 +373,7 @@ def test_ctrl_c_in_the_midst_of_a_fork_is_not_lost() -> None:
 
 
 class WaitsItself(reqtable.StreamRequestHandler):
-    """Forks, waits for its child itself, and goes on."""
+    """Forks, reaps its child itself, and goes on."""
 
     def handle(self) -> None:
         child = os.fork()
@@ -409,7 +409,7 @@ def test_a_number_that_is_no_child_any_more_gets_no_signal(
 
 
 class ForksAndGoesOn(reqtable.StreamRequestHandler):
-    """The child of a plain `os.fork()` has the request; it waits for a line that never comes."""
+    """Leaves the request to the child of a plain `os.fork()`, which waits for a line that never arrives."""
 
     def handle(self) -> None:
         if not os.fork():

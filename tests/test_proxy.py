@@ -1,4 +1,4 @@
-"""The PROXY protocol: what is a header, from whom it is believed, and a real HAProxy in front of two servers."""
+"""The PROXY protocol: valid headers, trusted proxies, and a real HAProxy in front of two servers."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_request_is_the_clients_not_the_proxys(header: bytes, handler: Any, di
 
 
 def test_a_unix_client_of_a_proxy_writes_no_lines_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
-    """A Unix address in a header is any bytes."""
+    """A Unix address in a header can be any bytes."""
     caplog.set_level(logging.INFO, "reqtable")
     header = v2(b"/run/\xff\n\x1b[31m\xc2\x9b".ljust(108, b"\0") + bytes(108), 0x31)
     with serving(reqtable.TCPServer(ANY, Failing, config=configured("127.0.0.1"))) as server:
@@ -165,7 +165,7 @@ def test_a_unix_client_of_a_proxy_writes_no_lines_of_its_own(caplog: pytest.LogC
 
 @pytest.mark.parametrize("seed", range(5))
 def test_however_it_is_cut_up(seed: int) -> None:
-    """The simulated network delivers it in pieces of its own, and what follows it is the request's."""
+    """The simulated network cuts up the header. The bytes that follow it belong to the request."""
     clients = [
         Script().send(header + b"one\ntwo\n").expect(b"192.0.2.7 one\n192.0.2.7 two\n").end().expect_end()
         for header in (V1, V2)
@@ -302,7 +302,7 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def haproxy(folder: Path, ports: list[int], version: str, processes: list[subprocess.Popen[str]]) -> int:
-    """Begin one in front of those ports; the port that it listens on."""
+    """Start HAProxy in front of those ports, and return the port that it listens on."""
     with socket.socket() as listening:
         listening.bind(ANY)
         listening.listen(1000)

@@ -1,4 +1,4 @@
-"""A request as data: each state and each want, as bytes and back."""
+"""A request as data: each state and each want can be turned into bytes and back."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Notes(reqtable.StateRequestHandler):
 
 
 def slow() -> None:
-    """What a call runs."""
+    """Is the function of a call."""
 
 
 @wants.want_type
 class Netstring(wants.Want[bytes]):
-    """A want of a program's own."""
+    """Stands for a want that a program defines."""
 
     limit: int
 
@@ -52,7 +52,7 @@ class Netstring(wants.Want[bytes]):
 
 
 class Odd(wants.Want[bytes]):
-    """One that is no dataclass."""
+    """Stands for a want that is not a dataclass."""
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Odd
@@ -88,7 +88,7 @@ class Policy:
 
 
 def a_row(datagrams: bool = False) -> tuple[Entry, Notes]:
-    """A row of a table of its own, and its handler, before its first step."""
+    """Return a row in a new table, and its handler, before the first step."""
     table = RequestTable(lambda: NOW, Limits())
     server: Any = Server()
     policy: Any = Policy()
@@ -121,7 +121,7 @@ def a_record(datagrams: bool = False, **changes: Any) -> Record:
 
 
 def again(record: Record, datagrams: bool = False) -> Record:
-    """The record of another row, in another table, that is made of the bytes of that one."""
+    """Turn a record into bytes, restore a row from them in a new table, and return that row's record."""
     read = from_bytes(to_bytes(record, pickle.dumps), pickle.loads)
     entry, handler = a_row(datagrams)
     restore(read, entry, handler)

@@ -1,7 +1,8 @@
-"""The server classes: the hooks and their order, one request, serving, stopping, draining, several servers in one loop.
+"""The server classes: hooks and their order, single requests, serving, stopping, draining, several servers on a loop.
 
-Where the standard library's `socketserver` can run the same program, it does, in the same test. Most tests serve in
-their own thread, with the clients' bytes in the kernel before the loop looks: nothing depends on who is faster.
+
+If the standard library's `socketserver` can run the same program, the same test runs it there. Most tests serve in
+their own thread, after the clients' bytes have reached the kernel, so no result depends on speed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tests.support import WAIT_S, Client, serving, wait_until
 AT_ONCE_S = 1.0
 ANY = ("127.0.0.1", 0)
 both = pytest.mark.parametrize("dispatch", ["inline", "greenlet"])
-# what runs a program: the standard library, or reqtable under a policy
+# a library and its options: the standard library, or reqtable under a policy
 everywhere = pytest.mark.parametrize(
     ("lib", "options"),
     [
@@ -49,7 +50,7 @@ everywhere = pytest.mark.parametrize(
 
 
 class Lines(reqtable.StreamRequestHandler):
-    """Echo lines in upper case; the server's `commands` name what some of them do besides."""
+    """Echoes lines in upper case. The server's `commands` maps some lines to functions to call first."""
 
     def handle(self) -> None:
         for text in self.rfile:
@@ -63,7 +64,7 @@ class OneLine(reqtable.StreamRequestHandler):
 
 
 class Length(reqtable.DatagramRequestHandler):
-    """Answer how long the datagram was; write nothing for an empty one."""
+    """Answers with the length of the datagram. Writes nothing for an empty datagram."""
 
     def handle(self) -> None:
         if self.packet:
@@ -78,12 +79,12 @@ def serve_until(server: Any, condition: Callable[[], bool]) -> None:
 
 
 def has_read(server: Any, *counts: int) -> Callable[[], bool]:
-    """Whether the requests in the table have read exactly so many bytes each."""
+    """Return a condition: the requests in the table have read exactly these numbers of bytes."""
     return lambda: sorted(entry.bytes_in for entry in server.table) == sorted(counts)
 
 
 def is_answered(client: Client) -> bool:
-    """Whether anything, be it an end of file, has come for `client`."""
+    """Return whether bytes or an end of file have arrived at the client."""
     return bool(select.select([client.socket], [], [], 0)[0])
 
 
@@ -95,7 +96,7 @@ def started(target: Callable[[], Any]) -> threading.Thread:
 
 @pytest.fixture
 def unix_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A path that is short enough for a Unix socket."""
+    """Return a path that is short enough for a Unix socket."""
     monkeypatch.chdir(tmp_path)
     return "s"
 
@@ -109,7 +110,7 @@ HANDLED = [*BEGUN, "setup", "handle", "finish"]
 ENDED = ["shutdown_request", "close_request"]
 FAILED = ["handle_error", *ENDED]
 
-# the case: what hooks raise or return, which hooks are called, and what propagates
+# case: (what the hooks raise or return, the hooks that are called, the error that propagates)
 CASES: dict[str, tuple[dict[str, Any], list[str], type[BaseException] | None]] = {
     "success": ({}, [*HANDLED, *ENDED], None),
     "handle raises": ({"handle": BUG}, [*HANDLED, *FAILED], None),
@@ -131,7 +132,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str], type[BaseException] | None]] =
 
 
 class Program:
-    """A server whose hooks write down that they are called; `run` serves one client with one `handle_request()`."""
+    """Runs a server that notes which hooks are called. `run` serves one client with one `handle_request()`."""
 
     def __init__(self, case: str) -> None:
         self.faults, self.expected, _ = CASES[case]
@@ -228,7 +229,7 @@ def test_hooks_are_called_as_by_socketserver(case: str, options: dict[str, Any])
 
 @both
 def test_what_propagates_ends_serve_forever_and_no_request_but_its_own(dispatch: str) -> None:
-    """The others are served when it serves again, and `shutdown` does not wait for what has ended."""
+    """The other requests are served when the server serves again. `shutdown` does not wait for the ended loop."""
 
     class Exits(OneLine):
         def handle(self) -> None:
@@ -282,7 +283,7 @@ HANDLERS = ["BaseRequestHandler", "StreamRequestHandler", "DatagramRequestHandle
 
 
 def takes_what(ours: Any, theirs: Any) -> bool:
-    """Whether whatever `theirs` can be called with, `ours` can, with the same meaning."""
+    """Return whether `ours` accepts all arguments that `theirs` accepts, with the same meaning."""
     mine = list(inspect.signature(ours).parameters.values())
     wanted = list(inspect.signature(theirs).parameters.values())
     same = [(p.name, p.kind, p.default) for p in mine[: len(wanted)]] == [(p.name, p.kind, p.default) for p in wanted]
@@ -315,7 +316,7 @@ def test_class_has_what_socketserver_has(name: str) -> None:
 
 @everywhere
 def test_closing_and_binding(lib: ModuleType, options: dict[str, str]) -> None:
-    """Bound by hand; the context manager closes; a closed server has no descriptor and serves nothing."""
+    """Binds by hand. The context manager closes the server, which then has no descriptor and serves nothing."""
 
     class Reusing(lib.TCPServer):  # type: ignore[name-defined,misc]
         allow_reuse_address = True
@@ -393,7 +394,7 @@ def test_a_dead_servers_file_is_replaced_and_nothing_else(base: Any, unix_path: 
 
 @everywhere
 def test_datagrams(lib: ModuleType, options: dict[str, str], unix_path: str) -> None:
-    """What is over `max_packet_size` is cut off, and whoever writes nothing still sends an empty datagram."""
+    """A datagram is cut off at `max_packet_size`. A handler that writes nothing still sends an empty datagram."""
     own = unix_path + "c"
     for base, address, family, bound in (
         (lib.UDPServer, ANY, socket.AF_INET, ANY),
@@ -446,7 +447,7 @@ def test_handle_request_waits_the_shorter_timeout(
     own: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A timeout of 0 polls: what is there is served."""
+    """A timeout of 0 polls: a request that has arrived is served."""
     monkeypatch.setattr(Process, "has_forked", False)  # by another test: the socket would not be put back then
     timeouts = []
     with lib.TCPServer(ANY, OneLine, **options) as server:
@@ -466,7 +467,7 @@ def test_handle_request_waits_the_shorter_timeout(
 
 
 def test_handle_request_returns_when_its_own_request_is_done() -> None:
-    """Neither when it has begun, nor when another one, which stays silent, is done."""
+    """It does not return when its request has only begun, and it does not wait for another, silent request."""
     with (
         reqtable.TCPServer(ANY, OneLine, dispatch="greenlet") as server,
         Client(server.server_address) as silent,
@@ -497,7 +498,7 @@ def test_handle_request_returns_when_its_own_request_is_done() -> None:
     "how", ["thread", "handler", "handler, twice", "signal in handler", "signal", "flag in handler"]
 )
 def test_shutdown_is_at_once(dispatch: str, how: str) -> None:
-    """Under a poll interval of a minute."""
+    """The poll interval is a minute."""
 
     class Server(reqtable.TCPServer):
         commands = {
@@ -542,7 +543,7 @@ def test_shutdown_is_at_once(dispatch: str, how: str) -> None:
 
 @everywhere
 def test_shutdown_before_serve_forever(lib: ModuleType, options: dict[str, str]) -> None:
-    """It waits for a `serve_forever`, which ends at once; so does the next one after an idle `shutdown`."""
+    """`shutdown` waits for a `serve_forever`, which ends at once; so does the next one after an idle `shutdown`."""
     waiting = threading.Event()
 
     class Watched(threading.Event):
@@ -672,7 +673,7 @@ def test_drain_ends_serving_after_its_timeout() -> None:
 
 @pytest.mark.parametrize("timeout", [None, 0.02, 60])
 def test_drain_with_no_loop_running_runs_it(timeout: float | None) -> None:
-    """And the server can serve again afterwards."""
+    """The server can serve again afterwards."""
     silent = timeout == 0.02
     with reqtable.TCPServer(ANY, OneLine, dispatch="greenlet") as server, Client(server.server_address) as client:
         client.send(b"hel")
@@ -761,7 +762,7 @@ def test_one_server_of_an_engine_drains_and_the_others_go_on() -> None:
 
 @everywhere
 def test_a_request_with_a_timeout_ends_at_once(lib: ModuleType, options: dict[str, str]) -> None:
-    """As `get_request` of some programs sets it: nobody waits for it to pass once the handler has returned."""
+    """The `get_request` of some programs sets a timeout. Nothing waits for it once the handler has returned."""
 
     class Timing(lib.TCPServer):  # type: ignore[misc,name-defined]
         def get_request(self) -> tuple[Any, Any]:
@@ -798,7 +799,7 @@ def test_who_sets_no_queue_size_gets_one_that_holds_a_burst() -> None:
 
 @everywhere
 def test_a_closed_server_serves_again_with_another_socket(lib: ModuleType, options: dict[str, str]) -> None:
-    """As development servers do in the child that they start when a file changes: it inherits the listening socket."""
+    """Development servers do so: the child that they start when a file changes inherits the listening socket."""
     with socket.create_server(ANY) as inherited:
         server = lib.TCPServer(ANY, OneLine, bind_and_activate=False, **options)
         server.server_close()

@@ -1,4 +1,4 @@
-"""Whole servers on a simulated network: seeds of every workload, and that a seed is all there is to a simulation."""
+"""Whole servers on a simulated network: seeds of every workload; the seed alone determines a simulation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def notes() -> reqtable.TCPServer:
 
 
 class Table(reqtable.TableMixIn, socketserver.TCPServer):
-    """The standard library's server, in front of our table."""
+    """Puts our table behind the standard library's server."""
 
 
 COUNTING = Client().send(b"put 5\n").pause(3).send(b"a b c").send(b"count\n").expect(b"3\n").end().expect_end()
@@ -55,7 +55,7 @@ def test_seeds(first: int, caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("seed", [*range(len(PROTOCOLS)), 306])  # there it says of which function a client is done
 def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
-    """Byte for byte, also in a process whose strings have other hashes."""
+    """The traces are equal byte for byte, also in a process with other string hashes."""
     _, report = run(seed)
     program = f"import sys; from tests.simulation.workloads import run; sys.stdout.write(run({seed})[1].trace)"
     environment = os.environ | {"PYTHONHASHSEED": "77"}
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
 
 
 def test_what_is_first_imported_in_a_simulation_is_not_of_it() -> None:
-    """Once ssl was, and what makes sockets cooperative: all simulations after had sockets of the first one."""
+    """A past bug: ssl and the cooperative sockets kept the simulated socket class of the first simulation."""
     program = (
         "import socket; from tests.simulation.workloads import run; runs = [run(seed) for seed in range(10, 20)];"
         "import ssl; print(ssl.SSLSocket.__base__ is socket.socket)"
@@ -157,7 +157,7 @@ def test_a_rate_is_a_probability(rate: float) -> None:
 
 def test_a_failure_shrinks_to_the_faults_that_it_takes() -> None:
     class Hasty(reqtable.StateRequestHandler):
-        """A bug of a handler's: it takes what has come for a whole command."""
+        """Has a bug: it takes any input that has arrived for a whole command."""
 
         @state(reqtable.chunk(100), timeout=10)
         def command(self, data: bytes) -> Transition:
@@ -231,12 +231,12 @@ def test_a_request_that_nothing_will_end() -> None:
         def lost(self, _: None) -> Transition:
             return None
 
-    with pytest.raises(SimulationFailed, match="waits for what will never come"):
+    with pytest.raises(SimulationFailed, match="waits for something that never comes"):
         simulate(lambda: reqtable.TCPServer(ANY, Stuck), [Client().pause(1).reset()], faults=Faults.none())
 
 
 class Never(reqtable.Want[None]):
-    """A want whose item nobody posts."""
+    """Waits for an item that nobody posts."""
 
     awaits = Event.AWAITS_RESULT
 
@@ -266,7 +266,7 @@ def test_going_on_and_on() -> None:
             while True:
                 await self.sleep(0.001)
 
-    with pytest.raises(SimulationFailed, match="it goes on and on"):
+    with pytest.raises(SimulationFailed, match="has not ended after 3000 passes"):
         simulate(lambda: reqtable.TCPServer(ANY, Restless), [Client().pause(1)], passes_max=3000)
 
 
@@ -275,7 +275,7 @@ def test_descriptors_that_a_server_forgets() -> None:
         def close_request(self, request: object) -> None:
             pass
 
-    with pytest.raises(SimulationFailed, match="open, but nobody's"):
+    with pytest.raises(SimulationFailed, match="open but unowned"):
         simulate(lambda: Forgetful(ANY, Notes), [COUNTING])
 
 
@@ -311,7 +311,7 @@ def test_a_blocking_handler_that_waits_for_ever() -> None:
         def handle(self) -> None:
             self.rfile.readline()
 
-    with pytest.raises(SimulationFailed, match="a blocking call waits for what will never come"):
+    with pytest.raises(SimulationFailed, match="a blocking call waits for something that never comes"):
         simulate(lambda: reqtable.TCPServer(ANY, Patient), [Client().take_rest()])
 
 
@@ -413,7 +413,7 @@ def test_a_mistake_in_a_script_fails_and_names_its_client(script: Any, said: str
         (lambda: simulate(lambda: reqtable.TCPServer(ANY, BlockingEcho, dispatch="pool"), [COUNTING]), "has a thread"),
         (lambda: Faults(reset="a"), "reset must be a probability"),
         (lambda: Faults(delay_max_s=-1), "delay_max_s must be seconds"),
-        (lambda: Faults().restricted_to("nonsense"), "'nonsense' is no fault"),
+        (lambda: Faults().restricted_to("nonsense"), "'nonsense' is not the name of a fault"),
         (lambda: shrink(lambda _: False, ["a"]), "there is nothing to shrink"),
     ],
 )
@@ -450,7 +450,7 @@ def test_a_broken_invariant_ends_a_server_that_is_debugged(monkeypatch: pytest.M
 
 
 def checks(engine: reqtable.Engine) -> bool:
-    """Whether the invariants are checked after each pass."""
+    """Return whether the engine checks its invariants after each pass."""
     return any(isinstance(getattr(told, "__self__", None), Invariants) for told in engine.loop.after_pass)
 
 
@@ -497,12 +497,12 @@ def test_the_command_explains_a_failure(capsys: pytest.CaptureFixture[str]) -> N
         seed, problem = total.failed[0]
         lines = list(explain(seed, problem))
     assert lines[0].startswith(f"seed {seed}: ")
-    assert lines[1].startswith("  the faults that it takes: ")
+    assert lines[1].startswith("  faults needed to make it fail: ")
     assert lines[2].startswith(f'  make simulate SEED={seed} FAULTS="')
 
 
 def test_the_documented_figures_are_those_of_this_tree() -> None:
-    """They are written by `make simulate FIGURES=docs/simulation.md`: what is named there is what there is here."""
+    """`make simulate FIGURES=docs/simulation.md` writes the figures. The names in them must still exist."""
     text = (ROOT / "docs" / "simulation.md").read_text()
     assert re.search(r"\| seeds \| 1\d,\d{3}, of which 0 failed \|", text)
     [kinds] = re.findall(r"\| faults injected \| [\d,]+: (.*) \|", text)

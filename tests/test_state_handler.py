@@ -16,7 +16,7 @@ from tests.test_loop import World
 
 
 class Hooked(StateRequestHandler):
-    """Every hook answers, and goes on."""
+    """Answers in every hook, and goes on."""
 
     @state(line(limit=10), timeout=5)
     def command(self, text: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""The state table says everything about what may follow what, and the table of requests keeps to it."""
+"""The table of states defines all transitions, and the table of requests obeys it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Alpha:
 
 
 class Beta:
-    """Another one."""
+    """Another handler class."""
 
 
 class TCPServer:
-    """What an entry asks of its server."""
+    """Has the attributes of a server that an entry uses."""
 
     def __init__(self, handler: type = Alpha) -> None:
         self.RequestHandlerClass = handler
@@ -44,7 +44,7 @@ def an_entry(table: RequestTable, state: State = State.OPENING) -> Entry:
 
 
 def reachable(start: State) -> set[State]:
-    """Every state that some events lead to from `start`, itself included."""
+    """Return all states that are reachable from `start`, including `start`."""
     found, new = {start}, [start]
     while new:
         after = set(TRANSITIONS[new.pop()].values()) - found
@@ -107,7 +107,7 @@ HANDLERS = st.sampled_from([Alpha, Beta])
 
 
 class TableMachine(RuleBasedStateMachine):
-    """A table and its deadlines, driven at random, against one dict per entry."""
+    """Drives a table and its deadlines at random, and compares them with one dict for each entry."""
 
     entries = Bundle("entries")
 

@@ -1,4 +1,4 @@
-"""The table: who is in it, what it shows of each as plain data, which rows are asked for, what can be cancelled."""
+"""The table: its rows, its snapshots as plain data, filters, and cancelling."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from reqtable.testing import FakeClock
 
 
 class Echo:
-    """A handler class, and its instances."""
+    """A handler class."""
 
 
 class Chat:
-    """Another one."""
+    """Another handler class."""
 
 
 class TCPServer:
@@ -175,7 +175,7 @@ FILTERS = {
 
 @pytest.fixture
 def five(table, clock) -> RequestTable:
-    """Ages 40, 30, 20, 10 and 0 seconds."""
+    """Return a table of five requests, which are 40, 30, 20, 10 and 0 seconds old."""
     peers = [("10.0.0.1", 1), ("10.0.0.1", 2), ("::1", 3, 0, 0), ("::1", 4, 0, 0), "/run/x"]
     handlers = [Echo, Chat(), functools.partial(Echo, 1), Chat, Echo()]
     for number, (peer, handler) in enumerate(zip(peers, handlers, strict=True)):
@@ -315,7 +315,7 @@ FORGED = [
 
 @pytest.mark.parametrize(("address", "text"), FORGED)
 def test_a_peer_can_not_write_a_line_of_its_own(table, address, text):
-    """A Unix peer chooses its name, and `get_request` may return any address: each is on one line."""
+    """A Unix peer chooses its own name, and `get_request` may return any address. Each must fill only one line."""
     entry = an_entry(table, address)
     entry.local = address
     entry.want = Forged(text="\n\x1b[2J")
@@ -328,7 +328,7 @@ def test_a_peer_can_not_write_a_line_of_its_own(table, address, text):
 
 
 class Forged(Want[bytes]):
-    """A program's own want, which shows what its peer has sent."""
+    """Stands for a want that a program defines. Its repr shows text that the peer has sent."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -338,7 +338,7 @@ class Forged(Want[bytes]):
 
 
 class WithFunc:
-    """A handler that has a field or a state called `func`: names without an underscore are its author's."""
+    """Has an attribute called `func`. Names without an underscore belong to the handler's author."""
 
     func = len
 

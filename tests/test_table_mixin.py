@@ -1,6 +1,6 @@
-"""`TableMixIn` in front of servers derived from the standard library's classes, its own and those of others.
+"""`TableMixIn` in front of servers that derive from the standard library's classes.
 
-Nothing is replaced here: `socketserver` is the standard library's.
+Here `socketserver` is the standard library's own.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SERVED_AS_BY_A_THREAD = [*SERVED[:3], "process_request_thread", *SERVED[3:]]
 
 
 def recording(base: type) -> Any:
-    """`base`, with the mix-in in front of it, and with hooks that note when they are called."""
+    """Return a class with the mix-in in front of `base`, whose hooks note that they are called."""
 
     def hook(name: str) -> Callable[..., Any]:
         def noting(self: Any, *args: Any) -> Any:
@@ -163,7 +163,7 @@ def names(base: Any, folder: Path) -> tuple[Any, Callable[[Any], None]]:
 
 
 def records(base: Any, folder: Path) -> tuple[Any, Callable[[Any], None]]:
-    """A receiver of log records."""
+    """Make a receiver of log records. Returns it, and a function that sends it a record and waits for the arrival."""
     heard: list[str] = []
 
     class Receiver(StreamRequestHandler):
@@ -261,7 +261,7 @@ def test_a_hook_may_refuse_and_replace_a_request() -> None:
 
 
 def test_what_a_thread_would_do_around_a_request_is_done() -> None:
-    """As Django does, which closes the connections to its database there. It may suspend meanwhile."""
+    """Django, for example, closes its database connections in `process_request_thread`, which may suspend meanwhile."""
     around: list[str] = []
 
     class Threaded(ThreadingTCPServer):
@@ -349,7 +349,7 @@ def test_an_error_goes_to_the_servers_own_hook(capsys: pytest.CaptureFixture[str
 
 
 class Slow(BaseRequestHandler):
-    """Answers each byte; ends with the peer."""
+    """Answers each byte, until the peer's end of file."""
 
     def handle(self) -> None:
         while data := self.request.recv(1):
@@ -357,7 +357,7 @@ class Slow(BaseRequestHandler):
 
 
 def test_handle_request_of_a_threading_server_goes_on_with_all_that_have_begun() -> None:
-    """As the loop of `logging.config.listen` needs it: a silent client must not keep the next one waiting."""
+    """The loop of `logging.config.listen` needs this: a silent client must not keep the next client waiting."""
 
     class Server(reqtable.TableMixIn, ThreadingTCPServer):
         pass

@@ -1,4 +1,4 @@
-"""The log on a terminal, and the line below it."""
+"""The log on a terminal, and the status line below it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GONE = "\x1b[2K\r"
 
 
 class Screen:
-    """A pseudo-terminal that is standard error."""
+    """Provides a pseudo-terminal to use as standard error."""
 
     def __init__(self) -> None:
         self._own, theirs = pty.openpty()
@@ -26,7 +26,7 @@ class Screen:
         self.log.addHandler(self.terminal)
 
     def written(self) -> str:
-        """Since it was last asked."""
+        """Return what was written since the last call."""
         os.write(self.stream.fileno(), b"\0")
         text = b""
         while not text.endswith(b"\0"):
@@ -40,7 +40,7 @@ class Screen:
 
 @contextlib.contextmanager
 def shown() -> Iterator[Screen]:
-    """No fixture: pytest puts its own stream in place of standard error after those."""
+    """Show the log on a screen. Not a fixture, because pytest replaces standard error after the fixtures have run."""
     screen = Screen()
     try:
         with contextlib.redirect_stderr(screen.stream):

@@ -1,4 +1,4 @@
-"""`reqtable.testing`: handlers tried without sockets, threads or waiting."""
+"""`reqtable.testing`: testing handlers without sockets, threads or waiting."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_an_example_of_datagrams() -> None:
 
 
 class Answering(reqtable.StateRequestHandler):
-    """Answers a line that is too long, and waits for the next one, which is the same."""
+    """Answers each line that is too long, and waits for the next line with the same want."""
 
     @state(line(limit=5), timeout=9)
     def command(self, text: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Policy `thread`: a thread for each request, how many there may be, and who waits for them."""
+"""Policy `thread`: a thread for each request, the limit on threads, and waiting for them at the end."""
 
 from __future__ import annotations
 

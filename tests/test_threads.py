@@ -97,7 +97,7 @@ def test_a_task_that_shuts_down_does_not_wait_for_itself(made: Callable[..., Thr
 
 
 def test_no_thread_left(made: Callable[..., Threads], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first task is refused; a later one waits for a thread that there is."""
+    """The first task is refused. A later task waits for an existing thread."""
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

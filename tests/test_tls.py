@@ -1,6 +1,6 @@
-"""TLS that the server does itself (`Config.tls`): the handshake as a state of the request, under every policy.
+"""TLS by the server itself (`Config.tls`): the handshake is a state of the request, under every policy.
 
-What a dialogue gives over TLS is in the conformance suite. Here: real sockets, `ssl`, openssl and curl as clients.
+The conformance tests cover dialogues over TLS. These tests use real sockets, with `ssl`, openssl and curl as clients.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def connected(server: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def everything(client: TLSStream) -> bytes:
-    """All that comes up to a close_notify; any other end raises."""
+    """Return all data up to a close_notify. Raises an error at any other end."""
     data = bytearray()
     while more := client.recv(65_536):
         data += more
@@ -277,7 +277,7 @@ def test_an_idle_one_is_told_of_a_drain(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("handler", ["state", "async", "blocking"])
 def test_a_child_has_the_secured_connection_to_itself(handler: str, tmp_path: Path) -> None:
-    """In a process of its own: a child forked while another thread is in OpenSSL may wait for that one's locks."""
+    """Runs in its own process: a child that is forked while another thread is in OpenSSL may wait for its locks."""
     certificate = write_certificate(tmp_path)
     index = ["state", "async", "blocking"].index(handler)
     program = f"""
@@ -526,7 +526,7 @@ def test_openssl_and_curl(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("handler", STYLES)
 def test_a_first_answer_does_not_wait_for_an_acknowledgement(handler: Any, tmp_path: Path) -> None:
-    """It follows OpenSSL's session tickets, and Nagle's algorithm would hold it back for 40 ms."""
+    """The first answer follows OpenSSL's session tickets, so Nagle's algorithm would hold it back for 40 ms."""
     with secured(tmp_path, handler, "greenlet") as server, connected(server) as client:
         assert ask(client, b"one\n") == b"one\n"
         [entry] = server.table
@@ -534,7 +534,7 @@ def test_a_first_answer_does_not_wait_for_an_acknowledgement(handler: Any, tmp_p
 
 
 def test_a_mixed_in_server_of_the_standard_library_speaks_tls(tmp_path: Path) -> None:
-    """`Config.tls` is the loop's, so whatever server class it serves has it."""
+    """`Config.tls` belongs to the loop, so all server classes that the loop serves speak TLS."""
     import http.server
 
     class Server(reqtable.TableMixIn, http.server.HTTPServer):

@@ -1,4 +1,4 @@
-"""Whose a Unix socket's path is: the server that is bound to it, by whatever program, until its socket is gone."""
+"""A Unix socket's path belongs to the server that is bound to it, of whatever program, until its socket is gone."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ class Echo(reqtable.StateRequestHandler):
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A path that is short enough for a Unix socket. Nothing but its file may be left beside it."""
+    """Yield a path that is short enough for a Unix socket. Check that no other file is left beside it."""
     monkeypatch.chdir(tmp_path)
     yield "s"
     assert {each.name for each in tmp_path.iterdir()} <= {"s", "target"}
 
 
 def leave_dead(path: str, kind: int = socket.SOCK_STREAM) -> None:
-    """Leave the file that a server leaves which is killed."""
+    """Leave a socket file behind, as a killed server does."""
     with socket.socket(socket.AF_UNIX, kind) as dead:
         dead.bind(path)
 
 
 def listener_of(path: str) -> int:
-    """The process that listens at `path` (unix(7), SO_PEERCRED)."""
+    """Return the pid of the process that listens at `path` (unix(7), SO_PEERCRED)."""
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
         pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -64,14 +64,14 @@ def listener_of(path: str) -> int:
 
 
 def wait_until_dead(path: str) -> None:
-    """Wait until no socket is bound there: the workers of a supervisor that is gone end, and let go of theirs."""
+    """Wait until no socket is bound to the path: workers without a supervisor end and close their sockets."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         while probe.connect_ex(path) != errno.ECONNREFUSED:
             os.sched_yield()
 
 
 def is_refused(base: Any, path: str | bytes) -> bool:
-    """Whether a server is refused the path, and has left the file there alone."""
+    """Check that a server can't bind to the path. Return whether the error is right and the file was left alone."""
     before = os.lstat(path)
     with pytest.raises(OSError, match="in use") as refused:
         base(path, Echo)
@@ -270,7 +270,7 @@ def test_a_server_that_was_killed_leaves_what_the_next_one_replaces(workers: lis
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[tuple[Any, Any]]:
-    """A server as `serve` opens it, and what removes its file."""
+    """Yield a server that was opened as by `serve`, and the function that removes its file."""
     [place] = find_endpoints([f"unix://{os.path.abspath(path)}"])
     with make_server(place, Echo, None, reqtable.Config()) as server:
         yield server, open_server(server)
@@ -295,7 +295,7 @@ def test_a_server_leaves_another_ones_file_there(path: str) -> None:
 
 
 def test_a_server_that_drained_leaves_its_successors_file_there(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where the file system has given it the same number again."""
+    """This holds even if the file system has given the new file the same inode number."""
     with opened(path) as (server, remove):
         former = os.lstat(path)
         server.socket.close()

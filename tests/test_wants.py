@@ -1,4 +1,4 @@
-"""Each want: what satisfies it, what does not yet, what is too much; and that wants are values, made once."""
+"""Each want: which input satisfies it, which is not enough, which is too much. Wants are values, made once."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ from reqtable.table.wants import (
 
 
 def an_entry(given: Input | None = None, **limits: int) -> Any:
-    """What a want looks at."""
+    """Return a stand-in for an entry, with all that a want uses."""
     table = SimpleNamespace(limits=Limits(**limits), now=1000.0)
     found = Input() if given is None else given
     return SimpleNamespace(table=table, input=found, output=Output(), result=MISSING, wakes_at=None)
 
 
 def fed(want: Want[Any], data: bytes, size: int, **limits: int) -> Any:
-    """What `want` gives, asked before the first and after each piece of `data`, then at its end; and what is left."""
+    """Feed `data` to `want` in pieces of `size`, then the end. Returns the want's item and the input that is left."""
     entry = an_entry(**limits)
     for at in range(0, len(data), size):
         if (item := want.take(entry)) is not MISSING:

@@ -1,6 +1,6 @@
-"""A step that holds up the loop is warned of once, with its handler, its client and the line that it stands in.
+"""A step that holds up the loop gives one warning, with its handler, its client and its current line.
 
-The steps here hold it up until they have been warned of.
+The steps in these tests hold up the loop until the warning comes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HERE = Path(__file__)
 
 
 class Warned(logging.Handler):
-    """Lets go whatever waits for a warning."""
+    """Releases the steps that wait for a warning."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -69,7 +69,7 @@ def impatient(server: Any) -> Any:
 
 
 def line_of(marked: str) -> int:
-    """The number of the line of this file that ends with that mark."""
+    """Return the number of the line of this file that ends with that mark."""
     (number,) = (n for n, text in enumerate(HERE.read_text().splitlines(), 1) if text.endswith(f"# {marked}"))
     return number
 
@@ -169,7 +169,7 @@ def test_who_looks_on_goes_with_the_loop(dispatch: str, limits: Limits, looked_o
         return len(os.listdir("/proc/self/task"))
 
     def one_ends() -> bool:
-        """One of an earlier test's is still on its way out. Threads of pytest-xdist are here to stay."""
+        """Return whether a thread of an earlier test is still ending. Threads of pytest-xdist stay."""
         frames = sys._current_frames().values()
         return tasks() > len(frames) or any(frame.f_code is StallDetector._look_on.__code__ for frame in frames)
 
@@ -199,7 +199,7 @@ def test_who_looks_on_goes_with_the_loop(dispatch: str, limits: Limits, looked_o
 
 
 class Table(list[Any]):
-    """What a watch looks at of a table."""
+    """Stands in for a table, with the attributes that a watch uses."""
 
     def __init__(self, loop: Stepping) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class Table(list[Any]):
 
 
 class Stepping:
-    """A watch whose looks are called by hand, over a loop whose time and steps are set by hand."""
+    """Stands in for a loop whose time and steps the test sets. The test also calls the watch's looks."""
 
     def __init__(self, stall_s: float = 1.0) -> None:
         self.now = 0.0
@@ -224,7 +224,7 @@ class Stepping:
         self.watch = StallDetector(self, -1)  # type: ignore[arg-type]
 
     def begin(self, peer: int | None, pass_at: float | None = None) -> None:
-        """A step of that one's, in the pass that began then, or in the one before."""
+        """Begin a step of the peer's request, in a new pass at `pass_at`, or else in the current pass."""
         if pass_at is not None:
             self.table.now = pass_at
         self.table.running = None if peer is None else SimpleNamespace(peer=("h", peer), handler=Stepping)
@@ -303,7 +303,7 @@ def test_it_knows_a_loop_that_waits_for_something_to_do(selector: Any) -> None:
 
 
 def test_a_pass_of_many_that_are_freed_is_nobodys(warned: Warned) -> None:
-    """No step is seen in it, but it goes on."""
+    """The watch sees no step in such a pass, but the pass makes progress."""
     loop = Stepping()
     loop.begin(None, pass_at=10.0)
     for number in range(100):
@@ -333,7 +333,7 @@ def test_a_pass_goes_on_with_each_who_is_ready() -> None:
 
 
 def test_the_line_is_the_programs_own() -> None:
-    """Not that of the library that it calls: but if there is no other, that one."""
+    """The warning names the program's line, not that of a library that it calls, unless only libraries are running."""
     from reqtable.server.stall_detector import _place
 
     frame = inspect.currentframe()

@@ -1,4 +1,4 @@
-"""Workers: what each signal does, what becomes of those that die, and that nothing is lost but what was theirs."""
+"""Workers: the effect of each signal, replacing dead workers, and losing only the requests of a dead worker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ READY = r"(\d+) of \1 workers are ready"
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    """Two workers, ready. In the end nothing of it may be left."""
+    """Run a service with two ready workers. Check that none of its processes is left at the end."""
     with Service() as made:
         made.wait_for(READY)
         yield made
@@ -42,7 +42,7 @@ def service() -> Iterator[Service]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """For what other processes do, of which nothing tells us."""
+    """Poll until the condition holds. Only for effects in other processes, which no event reports."""
     end = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < end, "it never came to hold"
@@ -249,7 +249,7 @@ def test_sigterm_lets_what_has_begun_finish(service: Service) -> None:
 
 
 def test_systemd_tells_every_process_and_nothing_is_cut() -> None:
-    """SIGTERM to all of a service's processes (systemd.kill(5)), so twice to each worker."""
+    """systemd sends SIGTERM to all processes of a service (systemd.kill(5)), so each worker gets it twice."""
     with Service() as service:
         service.wait_for(READY)
         with Client(service.address) as client:
@@ -314,7 +314,7 @@ def test_ending_in_the_midst_of_a_reload() -> None:
 def test_a_workers_children_have_the_handlers_that_the_program_had() -> None:
     with Service("--dispatch", "fork") as service:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            # ours, if that is to ignore it: what is started with `nohup`, or by `&` in a script, begins so
+            # our own action if it is SIG_IGN: programs started by `nohup`, or by `&` in a script, inherit that
             inherited = signal.SIG_IGN if signal.getsignal(number) is signal.SIG_IGN else signal.SIG_DFL
             assert service.ask(f"handler {number:d}") == f"{inherited:d}"
         service.signal(signal.SIGTERM)
@@ -323,7 +323,7 @@ def test_a_workers_children_have_the_handlers_that_the_program_had() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_worker_is_told_before_it_has_its_handlers(number: int, tmp_path: Path) -> None:
-    """Also where they were ignored before, as a shell's background processes have it: that drops what is pending."""
+    """This holds also if the signal was ignored before, as in a shell's background jobs: that drops pending signals."""
     (tmp_path / "early.py").write_text(
         "import os, signal\nfrom tests.teller import Teller\n"
         f"signal.signal({number:d}, signal.SIG_IGN)\n"

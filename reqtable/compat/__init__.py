@@ -1,8 +1,8 @@
-"""Running programs that were written for `socketserver`, unmodified: `python -m reqtable.compat run script.py`.
+"""Runs programs written for `socketserver`, unmodified: `python -m reqtable.compat run script.py`.
 
-The program runs in an interpreter of its own, on whose path a folder comes first that has another `socketserver.py`. So
-whatever imports that module, `http.server` and `xmlrpc.server` included, has the server classes of reqtable. So have
-the Python programs that it starts, such as those that a development server starts when a file changes.
+The program runs in a new interpreter. The first folder on its import path has a `socketserver.py` of reqtable. So all
+modules that import `socketserver`, such as `http.server` and `xmlrpc.server`, get the server classes of reqtable. The
+same goes for Python programs that the program starts, as development servers do when a file changes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ REPLACEMENT = Path(__file__).parent / "replacement"
 
 
 def environment(dispatch: str | None = None, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment variables for a Python program that shall have the replacement.
+    """Return environment variables with which a Python program imports the replacement of `socketserver`.
 
-    `dispatch` names a policy for all of its servers, `base` is what else there is (by default this process's).
+    `dispatch` names the policy of all servers of the program. The variables are added to `base`, by default to those of
+    this process.
     """
     made = dict(os.environ if base is None else base)
     path = made.get("PYTHONPATH")

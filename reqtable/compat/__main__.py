@@ -1,4 +1,4 @@
-"""`python -m reqtable.compat run`. Exit codes: 2 usage, otherwise the program's own."""
+"""The command `python -m reqtable.compat run`. Exit code: 2 for a usage error, otherwise that of the program."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from reqtable.run.cli import USAGE
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Programs that use `socketserver`, on reqtable."""
+    """Run programs that use `socketserver` on reqtable."""
 
 
 @cli.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
     options_metavar="[--dispatch POLICY]",
 )
-@click.option("--dispatch", type=click.Choice(policy_names()), help="Where the handlers of all its servers run.")
+@click.option("--dispatch", type=click.Choice(policy_names()), help="The dispatch policy of all its servers.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT|-m MODULE [ARGUMENT]...")
 def run(dispatch: str | None, program: Sequence[str]) -> None:
-    """Run a Python program with `socketserver` replaced: what follows is what would follow `python`."""
+    """Run a Python program with `socketserver` replaced. The arguments are those that would follow `python`."""
     if sys.flags.ignore_environment:
-        raise click.UsageError("python -I and -E ignore PYTHONPATH, by which socketserver is replaced: leave them out")
+        raise click.UsageError("python -I and -E ignore PYTHONPATH, which replaces socketserver: leave them out")
     if not program or tuple(program) == ("-m",):
         raise click.UsageError("say what to run, as in: run server.py, or: run -m http.server 8000")
     if program[0].startswith("-") and program[0] not in ("-m", "-c", "-"):
         raise click.UsageError(
-            f"{program[0]}: say what is for python before: python {program[0]} -m reqtable.compat run …"
+            f"{program[0]}: give python's options before -m: python {program[0]} -m reqtable.compat run …"
         )
     flags = _given_to_python()
     sys.stdout.flush()
@@ -41,7 +41,7 @@ def run(dispatch: str | None, program: Sequence[str]) -> None:
 
 
 def _given_to_python() -> list[str]:
-    """The options of this interpreter: all that came before `-m reqtable.compat`."""
+    """Return the options of this interpreter: everything before `-m reqtable.compat`."""
     options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
     if options[-1:] == ["reqtable.compat"]:
         options.pop()
@@ -50,7 +50,7 @@ def _given_to_python() -> list[str]:
 
 
 def main() -> None:
-    """The command; a mistake in its use is one line."""
+    """Run the command. A usage error is printed as one line."""
     try:
         cli.main(prog_name="python -m reqtable.compat", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -1,4 +1,4 @@
-"""Testing handlers, and whole servers, without sockets, threads or waiting. See `docs/testing.md`.
+"""Tools for testing handlers and whole servers without sockets, threads or waiting. See `docs/testing.md`.
 
     from reqtable.testing import Client, exercise, simulate
 
@@ -7,8 +7,8 @@
     one = Client().send(b"put 5\\n").pause(3).send(b"a b c").send(b"count\\n").expect(b"3\\n")
     simulate(lambda: reqtable.TCPServer(("127.0.0.1", 0), Notes), [one] * 10, seed=7)
 
-`exercise` is for one handler, `simulate` for a server with many clients on a network where everything that can go
-wrong does, as a seed has it.
+`exercise` tests one handler. `simulate` tests a server with many clients on a simulated network, where faults happen as
+a seed decides.
 """
 
 from reqtable.testing.client import Client, Peer, Unmet

@@ -1,4 +1,4 @@
-"""`Client`: what one client does, as a script; `Peer`: a script being played on a simulated network."""
+"""`Client` is the script of one client. `Peer` plays a script on a simulated network."""
 
 from __future__ import annotations
 
@@ -11,64 +11,64 @@ from typing import Any, Self
 from reqtable.testing.kernel import DatagramEnd, StreamEnd
 from reqtable.testing.network import SimNetwork
 
-# What a script waits for: a condition, and for how long at the most (seconds; None: as long as it takes).
+# A script yields a condition to wait for, and the longest wait in seconds (None: no limit).
 Waits = Generator[tuple[Callable[[], bool], float | None], None, None]
 
 
 class Client:
-    """A script: sends, expectations, pauses, ends. What returns the client can be chained, and it can be used again.
+    """Collects the steps of a client: sends, expectations, pauses, ends. Calls can be chained; a script can be reused.
 
         Client().send(b"put 5\\n").pause(3).send(b"a b c").send(b"count\\n").expect(b"3\\n").end().expect_end()
 
-    Each step begins when the one before it is done. At the end of the script the client closes its connection. To a
-    datagram server each `send` is one datagram and each `expect` takes one.
+    Each step begins when the previous step is done. The client closes its connection at the end of the script. With a
+    datagram server, each `send` sends one datagram and each `expect` takes one.
     """
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, tuple[Any, ...]]] = []
 
     def send(self, data: bytes) -> Self:
-        """Send it all, however long the server takes to take it."""
+        """Send all of `data`, however slowly the server reads."""
         return self._add("send", as_bytes("send", data))
 
     def expect(self, data: bytes) -> Self:
-        """Wait until that comes: exactly those bytes, next."""
+        """Wait until the next bytes have arrived; they must be exactly `data`."""
         return self._add("expect", as_bytes("expect", data))
 
     def expect_end(self) -> Self:
-        """Wait for the end of file, with nothing more before it."""
+        """Wait for the end of file; nothing more may arrive before it."""
         return self._add("expect_end")
 
     def take_rest(self) -> Self:
-        """Take whatever comes, up to the end of file or a reset."""
+        """Accept whatever arrives, up to the end of file or a reset."""
         return self._add("take_rest")
 
     def pause(self, seconds: float) -> Self:
-        """Let time pass; what comes meanwhile is read."""
+        """Let time pass; the client goes on reading."""
         return self._add("pause", as_seconds("pause", seconds))
 
     def read_nothing(self, seconds: float | None = None) -> Self:
-        """Stop reading, until something is expected, until `read_on()`, or for so long; the script goes on at once."""
+        """Stop reading for `seconds`, or until `read_on()` or the next expectation. The script goes on at once."""
         return self._add("read_nothing", None if seconds is None else as_seconds("read_nothing", seconds))
 
     def read_on(self) -> Self:
-        """Read again."""
+        """Resume reading."""
         return self._add("read_on")
 
     def end(self) -> Self:
-        """Half-close: the server meets the end of file, and its answers still arrive."""
+        """Half-close: the server sees the end of file, and its answers still arrive."""
         return self._add("end")
 
     def reset(self) -> Self:
-        """Go away without a word."""
+        """Reset the connection."""
         return self._add("reset")
 
     def may_fail(self) -> Self:
-        """From here on, what does not come true ends the script, and is no failure: another client may interfere."""
+        """From here on, let an unmet expectation end the script without failing: another client may interfere."""
         return self._add("may_fail")
 
     def then(self, play: Callable[[Peer], Iterator[Any]]) -> Self:
-        """Do what a generator function does with the `Peer`: `yield from peer.receive(timeout_s=1)`, and so on."""
+        """Run a generator function that takes the `Peer` and waits by `yield from peer.receive(timeout_s=1)` etc."""
         if not inspect.isgeneratorfunction(inspect.unwrap(play) if callable(play) else play):
             raise TypeError(f"then() takes a generator function of a Peer, not {play!r}: it waits by `yield from`")
         return self._add("then", play)
@@ -82,14 +82,14 @@ class Client:
 
 
 def as_bytes(what: str, data: Any) -> bytes:
-    """What a script is to send or to expect. Raises TypeError."""
+    """Return the bytes that a script is to send or to expect. Raises TypeError."""
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"{what}() takes bytes, not {type(data).__name__}: {_short(data)}")
     return bytes(data)
 
 
 def as_seconds(what: str, seconds: Any) -> float:
-    """How long a script is to wait. Raises ValueError."""
+    """Return how long a script is to wait. Raises ValueError."""
     if not isinstance(seconds, int | float) or not 0 <= seconds < inf:
         raise ValueError(f"{what}() takes seconds, 0 or more, not {seconds!r}")
     return seconds
@@ -104,13 +104,13 @@ _ENDS = {"": "", "end": ": the connection was ended", "reset": ": it was reset",
 
 
 class Unmet(AssertionError):
-    """A client found something else than it expected."""
+    """Raised when a client did not find what it expected."""
 
 
 class Peer:
-    """One client on a simulated network. `received` is all that it has read, whether expected or not.
+    """Plays the script of one client on a simulated network. `received` holds everything that the client has read.
 
-    It has one of its methods for each action of a script.
+    The class has many methods, because each step of a script has one (`_do_*`).
     """
 
     def __init__(self, network: SimNetwork, number: int, script: Client) -> None:
@@ -119,31 +119,31 @@ class Peer:
         self.script = script
         self.address: Any = (f"198.51.100.{number % 254 + 1}", 50_000 + number)
         self.received = b""
-        self.datagrams: list[bytes] = []  # the same, one by one, where the server is one of datagrams
+        self.datagrams: list[bytes] = []  # the same, one by one, if the server is a datagram server
         self.ended = ""  # "end", "reset" (by either) or "refused"
         self.is_done = False
-        self.unmet = ""  # the expectation that did not come true
+        self.unmet = ""  # the expectation that was not met
         self.waits_for = ""
         self.may_fail = False
         self._end: StreamEnd | DatagramEnd | None = None
-        self._expected = 0  # how much of it was expected or taken
+        self._expected = 0  # bytes or datagrams that were expected or taken
         self._reads = True
-        self._silences = 0  # how often it has stopped reading
+        self._silences = 0  # how often the client has stopped reading
         self._play: Waits | None = None
         self._condition: Callable[[], bool] = lambda: True
         self._wait = 0
-        self._call: Any = None  # what a script's own step called last
+        self._call: Any = None  # the last call of a generator function (see `Client.then`)
 
     def __repr__(self) -> str:
         return f"client {self.number}"
 
     @property
     def was_hit(self) -> bool:
-        """By a fault that a client can tell."""
+        """Whether a fault that a client can notice has hit this client."""
         return self.network.was_stalled or (self._end is not None and self._end.was_hit)
 
     def connect(self, address: Any, kind: int, family: int) -> None:
-        """Begin to play."""
+        """Connect, and begin to play the script."""
         is_unix = family == getattr(socket, "AF_UNIX", None)
         if is_unix:
             self.address = f"client {self.number}" if kind == socket.SOCK_DGRAM else ""
@@ -180,7 +180,7 @@ class Peer:
             self._go_on()
 
     def _go_on(self) -> None:
-        """Play on until something has to be waited for."""
+        """Play on until the script has to wait."""
         assert self._play is not None
         self._wait += 1
         while True:
@@ -191,7 +191,7 @@ class Peer:
             except Unmet as error:
                 self.unmet = str(error)
                 break
-            except Exception as error:  # of a script's own steps
+            except Exception as error:  # raised by a generator function (see `Client.then`)
                 what = "" if isinstance(error, AssertionError) and str(error) else f"{type(error).__name__} in "
                 self.unmet = f"{what}{self.waits_for}: {error}"
                 break
@@ -211,7 +211,7 @@ class Peer:
             self._end.close()
 
     def give_up(self) -> None:
-        """Nothing will ever come that it could wait for."""
+        """End the script: nothing more will ever arrive."""
         if not self.is_done:
             self.unmet = f"{self.waits_for}: nothing will ever come; it found {self.unexpected!r}"
             self._be_done()
@@ -221,7 +221,7 @@ class Peer:
             self._go_on()
 
     def _read(self) -> None:
-        """Take what has come."""
+        """Read everything that has arrived, unless the client has stopped reading."""
         end = self._end
         while self._reads and isinstance(end, DatagramEnd) and end.queue:
             self.datagrams.append(end.queue.popleft()[0])
@@ -247,7 +247,7 @@ class Peer:
 
     @property
     def unexpected(self) -> Any:
-        """What has come and was not yet expected: bytes, or a list of datagrams."""
+        """Input that was read and not yet expected: bytes, or a list of datagrams."""
         if isinstance(self._end, DatagramEnd):
             return self.datagrams[self._expected :]
         return self.received[self._expected :]
@@ -255,22 +255,23 @@ class Peer:
     # -- for scripts --------------------------------------------------------------------------------------------------
 
     def receive(self, timeout_s: float | None = None) -> Generator[Any, None, bytes | None]:
-        """The next datagram, or what bytes there are, at least one; None when none came in time or the end has come.
+        """Return the next datagram, or all bytes that have arrived, at least one.
 
-        Without `timeout_s` (seconds) it waits as long as it takes. `ended` tells the end from silence.
+        Returns None at the end of file, or when nothing has arrived within `timeout_s` seconds (None: no limit).
+        `ended` tells the two apart.
         """
         self._must_have_begun()
         call = self._call = self._receive(None if timeout_s is None else as_seconds("receive", timeout_s))
         return call
 
     def send(self, data: bytes) -> Waits:
-        """Send it all."""
+        """Send all of `data`."""
         self._must_have_begun()
         call = self._call = self._send(as_bytes("send", data))
         return call
 
     def _must_have_begun(self) -> None:
-        """Of a call whose `yield from` is forgotten nothing happens: say so instead."""
+        """Raise Unmet if the last call lacked its `yield from`: such a call does nothing."""
         if self._call is not None and inspect.getgeneratorstate(self._call) == inspect.GEN_CREATED:
             name = self._call.__name__.strip("_")
             raise Unmet(f"a script called peer.{name}() and did not wait for it: `yield from peer.{name}(…)`")
@@ -301,7 +302,7 @@ class Peer:
                 self.ended = "reset"
 
     def read_nothing(self, seconds: float | None = None) -> None:
-        """Stop reading, until the next `receive` or expectation, or for so long."""
+        """Stop reading for `seconds`, or until the next `receive` or expectation."""
         self._reads = False
         self._silences += 1
         if seconds is not None:

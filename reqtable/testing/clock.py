@@ -1,4 +1,4 @@
-"""A clock that moves when it is told to."""
+"""A clock that only a test moves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from reqtable.server.engine import Engine
 
 
 class FakeClock:
-    """Seconds that pass when a test says so. Calling it gives the time: `Engine(system=System(clock=FakeClock()))`."""
+    """Gives a time in seconds that only a test moves. Usage: `Engine(system=System(clock=FakeClock()))`."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -17,15 +17,15 @@ class FakeClock:
         return self.now
 
     def jump(self, seconds: float) -> None:
-        """Let `seconds` pass, all at once. Raises ValueError for less than none."""
+        """Move the clock forward by `seconds`. Raises ValueError if they are negative."""
         if not seconds >= 0:
             raise ValueError(f"a clock can't go back by {-seconds} seconds")
         self.now += seconds
 
     def autojump(self, engine: Engine) -> float:
-        """Jump to when `engine` has next to do something by itself, such as a deadline; returns how many seconds.
+        """Jump to the next timer of `engine`, such as a deadline; returns by how many seconds.
 
-        0.0 where it has something to do now. Raises ValueError where nothing will ever be due.
+        Returns 0.0 if the engine has work to do now. Raises ValueError if it has no timer.
         """
         at = engine.next_at()
         if at == inf:

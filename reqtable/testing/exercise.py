@@ -1,7 +1,6 @@
-"""One handler and a test for a peer: no sockets, no threads, no waiting.
+"""Testing one handler, with the test as its peer: no sockets, no threads, no waiting.
 
-It is the real loop that steps the handler, on a clock that only the test moves: the wants, the limits and the timeouts
-are those of a server.
+The real loop steps the handler, on a clock that only the test moves. So wants, limits and timeouts work as in a server.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from reqtable.table.wants import Failure, Want
 from reqtable.testing.client import Client, as_bytes
 from reqtable.testing.clock import FakeClock
 
-PEER = ("192.0.2.1", 50_000)  # an address that is nobody's (RFC 5737)
+PEER = ("192.0.2.1", 50_000)  # an address reserved for documentation (RFC 5737)
 _PASSES_MAX = 10_000
 
 
@@ -38,11 +37,11 @@ def exercise(
     limits: Limits | None = None,
     server: Any = None,
 ) -> Exercise:
-    """Begin a request of a state or async handler, and be its peer; with a `dialogue`, as `Exercise.play` does.
+    """Begin a request of a state or async handler, and return an `Exercise` that acts as its peer.
 
-    With `datagrams`, each `send` is one datagram, and each `expect` takes one. `server` is what the handler finds as
-    `self.server`. Raises TypeError for a blocking handler, which needs a socket, and
-    ConfigurationError for a class that no server would take.
+    A `dialogue` is played at once, as by `Exercise.play`. With `datagrams`, each `send` sends one datagram and each
+    `expect` takes one. `server` becomes the handler's `self.server`. Raises TypeError for a blocking handler, which
+    needs a socket, and ConfigurationError for a class that no server would accept.
     """
     if not is_resumable(handler_class):
         raise TypeError(
@@ -55,9 +54,9 @@ def exercise(
 
 
 class Exercise:
-    """One request, seen from its peer. What returns the exercise can be chained.
+    """Runs one request and acts as its peer. Calls can be chained.
 
-    An error that the handler does not take itself is raised by the call that led to it.
+    A call raises the error that it causes in the handler, unless the handler catches it.
     """
 
     def __init__(self, handler_class: Any, datagrams: bool, peer: Any, limits: Limits | None, server: Any) -> None:
@@ -68,7 +67,7 @@ class Exercise:
         self._errors: list[BaseException] = []
         self._wire = _Wire(self._steps, datagrams)
         self._begun = False
-        self._unread: list[bytes] = []  # what was sent, and the loop has not read
+        self._unread: list[bytes] = []  # data that was sent and that the loop has not read
         self._end_sent = False
         self.entry = entry = Entry(
             self._steps.table, _Server(self, handler_class, server), _InPlace(self._steps), peer, PEER, self._wire
@@ -81,10 +80,10 @@ class Exercise:
         if not datagrams:
             self._begin()
 
-    # -- what a peer does ---------------------------------------------------------------------------------------------
+    # -- the peer's actions -------------------------------------------------------------------------------------------
 
     def send(self, data: bytes) -> Self:
-        """Send it. It arrives whole, once the handler reads."""
+        """Send `data`. It arrives in one piece as soon as the handler reads."""
         data = as_bytes("send", data)
         if self._end_sent or self.is_over:
             raise AssertionError(f"{data!r} can't be sent: the {'peer' if self._end_sent else 'handler'} has ended")
@@ -96,17 +95,17 @@ class Exercise:
         return self._go_on()
 
     def end(self) -> Self:
-        """Half-close: the handler meets the end of file, and its answer still arrives."""
+        """Half-close: the handler sees the end of file, and its answer still arrives."""
         self._end_sent = True
         return self._go_on()
 
     def reset(self) -> Self:
-        """Go away without a word."""
+        """Reset the connection."""
         self._steps.end(self.entry, Event.LOST)
         return self._go_on()
 
     def jump(self, seconds: float) -> Self:
-        """Let time pass: timeouts and sleeps that are due by then happen, in their order."""
+        """Let `seconds` pass. Timeouts and sleeps that are due by then happen in their order."""
         until = self.clock.now + seconds
         while (at := self._steps.deadlines.next_at()) <= until:
             self.clock.jump(max(0.0, at - self.clock.now))
@@ -115,20 +114,20 @@ class Exercise:
         return self._go_on()
 
     def read_nothing(self) -> Self:
-        """Stop reading: what the handler sends from here on stays where it is, until `read_on()`."""
+        """Stop reading: from here on, output stays in the handler's buffer until `read_on()`."""
         self._wire.is_blocked = True
         return self
 
     def read_on(self) -> Self:
-        """Read again."""
+        """Resume reading."""
         self._wire.is_blocked = False
         return self._go_on()
 
     def play(self, script: Client) -> Self:
-        """Do and expect what a client's script says, in its order; a `pause` is a `jump`.
+        """Play a client's script; a `pause` becomes a `jump`.
 
-        As in a simulation, what has come beyond an expectation is left for the next one. Raises TypeError for
-        `then()`, which needs a network.
+        As in a simulation, output beyond an expectation is left for the next expectation. Raises TypeError for `then()`
+        and `may_fail()`, which need a network.
         """
         for name, args in script.steps:
             if name in ("expect", "expect_end", "take_rest"):
@@ -147,25 +146,25 @@ class Exercise:
                 self._wire.received.clear()
                 self.expect_end()
             elif name in ("then", "may_fail"):
-                raise TypeError(f"{name}: a script with steps of its own needs a network: simulate() has one")
+                raise TypeError(f"exercise() can't play {name}(), which needs a network: use simulate()")
             else:
                 getattr(self, name)(*args)
         return self
 
-    # -- what it finds ------------------------------------------------------------------------------------------------
+    # -- the peer's findings ------------------------------------------------------------------------------------------
 
     @property
     def output(self) -> bytes:
-        """What has come and was not yet expected; with datagrams, all of them together."""
+        """Output that has arrived and was not yet expected; with datagrams, all of them joined."""
         return b"".join(self._wire.received)
 
     @property
     def is_over(self) -> bool:
-        """The handler has ended the connection, or the request has ended otherwise."""
+        """Whether the connection or the request has ended."""
         return self._wire.ended or self.entry.state is State.CLOSED
 
     def expect(self, data: bytes) -> Self:
-        """Take exactly that, no more and no less, from what has come: all of it, or, with datagrams, the next one."""
+        """Take the output so far (with datagrams, the next one), which must be exactly `data`."""
         data = as_bytes("expect", data)
         received = self._wire.received
         if self._wire.datagrams:
@@ -178,7 +177,7 @@ class Exercise:
         return self
 
     def expect_end(self) -> Self:
-        """Nothing more has come, and the connection has ended."""
+        """Check that the connection has ended, and that no output is left."""
         if self.output or not self.is_over:
             raise AssertionError(f"expected the end, found {self.output!r}; the request {self._said()}")
         return self
@@ -205,7 +204,7 @@ class Exercise:
         raise AssertionError(f"the request goes on and on: it {self._said()}")
 
     def _deliver(self) -> None:
-        """What the kernel would do: hand over what was sent, take what is to be sent."""
+        """Do the kernel's part: deliver the peer's input to the request, and take the request's output."""
         entry = self.entry
         if entry.state is State.READING and self._unread:
             data = self._unread.pop(0)
@@ -229,7 +228,7 @@ class Exercise:
 
 
 class _Wire:
-    """The transport: bytes go straight to the test."""
+    """Passes output straight to the test, as the request's transport."""
 
     request: Any = None
     timeout_s: float | None = None
@@ -276,7 +275,7 @@ class _Wire:
 
 
 class _Server:
-    """What the handler finds as `self.server`: the attributes of the test's own, and the table."""
+    """Stands in for the handler's `self.server`, with the table and the attributes of the test's own server."""
 
     server_address = PEER
 
@@ -299,7 +298,7 @@ class _Server:
 
 
 class _InPlace:
-    """The policy: everything here and now. A call runs at once, a hand-off changes nothing."""
+    """Runs each call at once, as the dispatch policy; a hand-off changes nothing."""
 
     name: ClassVar[str] = "exercise"
 
@@ -329,7 +328,7 @@ class _InPlace:
 
 
 class _NoSelector(selectors.BaseSelector):
-    """Watches nothing, and never waits."""
+    """Watches nothing and never waits."""
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return selectors.SelectorKey(fileobj, 0, events, data)
@@ -345,7 +344,7 @@ class _NoSelector(selectors.BaseSelector):
 
 
 class _NoWakeup(Wakeup):
-    """There is nobody to wake."""
+    """Does nothing: no other thread wakes this loop."""
 
     def __init__(self) -> None:
         pass

@@ -1,9 +1,8 @@
-"""What goes wrong in a simulation, and how often.
+"""The faults of a simulation, and how often they happen.
 
-Whenever something may go wrong, a die is thrown. How it falls depends on the seed, on the kind of fault, on the place
-(a direction of a connection, a listener, the poll) and on how often it was thrown for that there, and on nothing else.
-So leaving one fault out leaves the others mostly as they were, and the faults of a failure can be shrunk to those that
-matter (`shrink`).
+Whenever a fault may happen, a die is thrown. The result depends only on the seed, on the kind of fault, on the place (a
+direction of a connection, a listener, the poll), and on how many throws there were for this kind and place. So leaving
+out one fault hardly changes the others, and `shrink` can reduce the faults of a failure to those that matter.
 """
 
 from __future__ import annotations
@@ -21,35 +20,35 @@ _MASK = _BITS - 1
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """How likely each kind of fault is, 0 to 1, each time that it may happen.
+    """Sets the probability (0 to 1) of each kind of fault, each time that it may happen.
 
-    The first group is on by default: a correct handler and its clients can't tell. The second group, which clients can
-    tell, has to be asked for. A client whose connection or whose datagrams were hit by one of those is not held to its
-    expectations. Raises ValueError for what is no probability.
+    The first group is on by default: a correct handler and its clients don't notice these faults. Clients do notice the
+    second group, which is off by default. A client hit by a fault of the second group is not held to its expectations.
+    Raises ValueError for a number that is not a probability.
     """
 
-    split: float = 0.2  # what is sent arrives in pieces
-    delayed: float = 0.2  # a piece is late, by up to `delay_max_s`; what follows it waits
-    partial: float = 0.2  # send(2) takes only some of it
-    would_block: float = 0.05  # EAGAIN although the poll said otherwise
+    split: float = 0.2  # sent data arrives in pieces
+    delayed: float = 0.2  # a piece is late by up to `delay_max_s`; later data waits for it
+    partial: float = 0.2  # send(2) takes only a part of the data
+    would_block: float = 0.05  # EAGAIN although the poll reported the descriptor
     interrupted: float = 0.02  # EINTR
-    small_buffer: float = 0.2  # a connection whose buffers hold a few bytes only
-    spurious: float = 0.05  # the poll reports what is not ready
-    withheld: float = 0.1  # the poll does not report what is, this time
-    early: float = 0.05  # the poll ends before its time, with nothing
-    late: float = 0.1  # or up to 50 ms after it
+    small_buffer: float = 0.2  # the buffers of a connection hold only a few bytes
+    spurious: float = 0.05  # the poll reports a descriptor that is not ready
+    withheld: float = 0.1  # the poll leaves out a ready descriptor, this time
+    early: float = 0.05  # the poll returns too early, and empty
+    late: float = 0.1  # the poll returns up to 50 ms too late
     exhausted: float = 0.05  # accept(2) finds no descriptor free: EMFILE, ENFILE, ENOBUFS or ENOMEM
 
     reset: float = 0.0  # the connection breaks as a piece is sent
-    aborted: float = 0.0  # a connection is gone again before it is accepted: ECONNABORTED
+    aborted: float = 0.0  # a connection is gone before it is accepted: ECONNABORTED
     lost: float = 0.0  # a datagram never arrives
-    repeated: float = 0.0  # it arrives twice
-    reordered: float = 0.0  # it is overtaken
-    cut: float = 0.0  # it arrives without its end
-    stalled: float = 0.0  # the server's process stands still, for up to 100 s
+    repeated: float = 0.0  # a datagram arrives twice
+    reordered: float = 0.0  # a later datagram overtakes this one
+    cut: float = 0.0  # a datagram arrives without its end
+    stalled: float = 0.0  # the server's process stands still for up to 100 s
 
     delay_max_s: float = 0.5
-    only: frozenset[str] | None = None  # of all these, only those with these names (see `Report.faults`)
+    only: frozenset[str] | None = None  # the names of the only faults that may happen (see `Report.faults`)
 
     def __post_init__(self) -> None:
         for kind in KINDS:
@@ -61,15 +60,15 @@ class Faults:
 
     @classmethod
     def none(cls) -> Self:
-        """A network that does what it should, at once."""
+        """Return faults that never happen."""
         return cls(**dict.fromkeys(KINDS, 0.0))  # type: ignore[arg-type]
 
     def restricted_to(self, names: Iterable[str]) -> Faults:
-        """The same, with only those faults that are named, as `Report.faults` names them. Raises ValueError."""
+        """Return a copy that allows only the named faults, as `Report.faults` names them. Raises ValueError."""
         names = [names] if isinstance(names, str) else list(names)
         for name in names:
             if name.partition("@")[0] not in KINDS or "#" not in name:
-                raise ValueError(f"{name!r} is no fault: they are named as in report.faults, such as 'split@c1>#2'")
+                raise ValueError(f"{name!r} is not the name of a fault in report.faults, such as 'split@c1>#2'")
         return replace(self, only=frozenset(names))
 
 
@@ -77,18 +76,18 @@ KINDS: tuple[str, ...] = tuple(field.name for field in fields(Faults) if field.n
 
 
 class Dice:
-    """The one source of chance of a simulation."""
+    """Makes every random decision of a simulation."""
 
     def __init__(self, seed: int, faults: Faults, on_fault: Callable[[str], None]) -> None:
         self.seed = seed
         self.faults = faults
-        self.injected: list[str] = []  # the faults that happened, each by its name
+        self.injected: list[str] = []  # the names of the faults that happened
         self.by_kind: Counter[str] = Counter()
         self._on_fault = on_fault
-        self._throws: dict[tuple[str, str], list[int]] = {}  # for each kind and place: where it began, and how many
+        self._throws: dict[tuple[str, str], list[int]] = {}  # for each kind and place: its own seed, and its throws
 
     def happens(self, kind: str, place: str) -> bool:
-        """Whether that fault happens there now."""
+        """Return whether a fault of this kind happens at this place now."""
         rate = getattr(self.faults, kind)
         if not rate:
             return False
@@ -105,7 +104,7 @@ class Dice:
         return True
 
     def draw(self, what: str, place: str, below: int) -> int:
-        """A whole number from 0 to `below` - 1."""
+        """Return a random whole number from 0 to `below` - 1."""
         return self._throw(what, place)[1] % below
 
     def _throw(self, kind: str, place: str) -> tuple[int, int]:
@@ -121,14 +120,14 @@ class Dice:
 
 
 def shrink(fails: Callable[[Sequence[str]], Any], faults: Sequence[str], attempts_max: int = 200) -> list[str]:
-    """The least of `faults` that still fails, as far as `attempts_max` attempts find it.
+    """Return the smallest subset of `faults` that still fails, as far as `attempts_max` attempts find it.
 
-    `fails` is given some of the faults and says whether the simulation fails with them. It leaves out ever smaller
-    parts, as ddmin does (Zeller and Hildebrandt 2002). Raises ValueError where it does not fail with all of them.
+    `fails` takes some of the faults and returns whether the simulation fails with them. The search leaves out smaller
+    and smaller parts, as ddmin does (Zeller and Hildebrandt 2002). Raises ValueError if even all `faults` don't fail.
     """
     left = list(faults)
     if not fails(left):
-        raise ValueError("there is nothing to shrink: it does not fail with these faults")
+        raise ValueError("there is nothing to shrink: the simulation does not fail with these faults")
     attempts = 0
     if left and fails([]):
         return []

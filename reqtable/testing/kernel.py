@@ -1,10 +1,10 @@
-"""The kernel's part of simulated sockets: what their descriptors are open on.
+"""The kernel's part of simulated sockets: the files that descriptors stand for.
 
 The rules:
 
-* Bytes of one direction never overtake each other. A reset does: whatever it overtakes is lost (RFC 9293, 3.5.2).
+* Bytes of one direction never overtake each other. A reset does overtake bytes, and these are lost (RFC 9293, 3.5.2).
 * Closing with unread input resets the connection; so does input that arrives after closing (tcp(7), RFC 2525, 2.17).
-* Only the server's sockets fail at times: the clients' are there to see what comes of it.
+* Only the server's sockets fail at times. The clients' sockets don't, because clients observe the server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from reqtable.table.states import READ, WRITE
 from reqtable.testing.wires import Network
 
-_DATAGRAMS_MAX = 256  # that wait in one socket's buffer
+_DATAGRAMS_MAX = 256  # in the buffer of one socket
 _UNIX_DATAGRAMS_MAX = 10  # net.unix.max_dgram_qlen
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SPIN_S = 0.001
@@ -29,12 +29,12 @@ _DATAGRAM_BYTES_MAX = 65_507  # udp(7)
 
 
 def os_error(number: int) -> OSError:
-    """The error that a system call fails with."""
+    """Return the error that a system call fails with."""
     return OSError(number, os.strerror(number))  # the constructor picks the subclass
 
 
 class File:
-    """What a descriptor is open on: the kernel's part of a socket."""
+    """Holds the kernel's part of a socket, for which descriptors stand."""
 
     is_connected = False
 
@@ -44,11 +44,11 @@ class File:
         self.address: Any = ("0.0.0.0", 0)
 
     def ready(self) -> int:
-        """What a poll would find: READ, WRITE or both."""
+        """Return what a poll would report: READ, WRITE, both or 0."""
         return 0
 
     def close(self) -> None:
-        """The last descriptor is gone."""
+        """Close the file: its last descriptor is closed."""
         self.unbind()
 
     def unbind(self) -> None:
@@ -69,7 +69,7 @@ class File:
         raise os_error(errno.ENOTCONN)
 
     def fail_at_times(self, place: str) -> None:
-        """Raise EAGAIN or EINTR, as the dice will have it."""
+        """Raise EAGAIN or EINTR if the dice say so."""
         if self.network.dice.happens("would_block", place):
             raise os_error(errno.EAGAIN)
         if self.network.dice.happens("interrupted", place):
@@ -77,14 +77,15 @@ class File:
 
 
 class Listening(File):
-    """A listening socket."""
+    """Queues new connections, as a listening socket does."""
 
     def __init__(self, network: Network, address: Any, backlog: int) -> None:
         super().__init__(network)
         self.address = address
         self.backlog = max(0, backlog)
         self.queue: deque[StreamEnd] = deque()
-        self._exhausted = (-inf, 0)  # when there was last no descriptor free, and how many were closed before that pass
+        # when accept last found no descriptor free, and how many descriptors had been closed before that pass
+        self._exhausted = (-inf, 0)
 
     def ready(self) -> int:
         return READ if self.queue else 0
@@ -114,30 +115,30 @@ class Listening(File):
 
 
 class StreamEnd(File):
-    """One end of a connection. Its fields are about what comes to it; what it sends is the `other`'s."""
+    """Receives bytes from the `other` end of a connection, and sends to it. Its fields describe its input."""
 
     is_connected = True
 
     def __init__(self, network: Network, name: str, window: int, address: Any, peer: Any, is_servers: bool) -> None:
         super().__init__(network)
         self.name = name
-        self.window = window  # how many bytes may have been sent here and not yet read
+        self.window = window  # how many bytes may be on their way here or unread
         self.address = address
         self.peer = peer
         self.is_servers = is_servers
         self.other: StreamEnd
         self.arrived = bytearray()
-        self.coming = 0  # bytes on their way
-        self.has_ended = False  # the other's end of file has arrived
-        self.is_shut = False  # no more is sent from here
+        self.coming = 0  # bytes on their way here
+        self.has_ended = False  # the other end's end of file has arrived
+        self.is_shut = False  # this end has sent its end of file
         self.is_broken = False  # by a reset
         self.is_closed = False
-        self.error = 0  # what the next call fails with, once
-        self.bytes_in = 0  # that were read here
-        self.bytes_out = 0  # that send took
-        self.was_hit = False  # by a fault that its user can tell
+        self.error = 0  # the errno that the next call fails with, once
+        self.bytes_in = 0  # bytes read by recv
+        self.bytes_out = 0  # bytes taken by send
+        self.was_hit = False  # by a fault that the user of this end can notice
         self.on_change: Callable[[], None] | None = None
-        self._next_at = 0.0  # what is sent now can't arrive before what was sent before
+        self._next_at = 0.0  # when the last data sent arrives: later data can't arrive earlier
 
     @property
     def room(self) -> int:
@@ -175,7 +176,7 @@ class StreamEnd(File):
             if not peek:
                 del self.arrived[:count]
                 self.bytes_in += len(data)
-                self.other._changed()  # there is room
+                self.other._changed()  # the other end has room to send again
             return data
         if self.has_ended:
             return b""
@@ -261,7 +262,7 @@ class StreamEnd(File):
 
     def _changed(self) -> None:
         if self.on_change is not None:
-            self.network.after(0, self.on_change)  # not now: it may be its own doing
+            self.network.after(0, self.on_change)  # not now: a call of the same client may have caused the change
 
     def _raise_error(self) -> None:
         if self.error:
@@ -270,7 +271,7 @@ class StreamEnd(File):
 
 
 class DatagramEnd(File):
-    """A datagram socket. Its queue holds what has arrived, with the address that it came from."""
+    """Sends and receives datagrams. Its queue holds each arrived datagram with its sender's address."""
 
     def __init__(self, network: Network, name: str, is_unix: bool, is_servers: bool) -> None:
         super().__init__(network)
@@ -278,11 +279,11 @@ class DatagramEnd(File):
         self.is_unix = is_unix
         self.is_servers = is_servers
         self.queue: deque[tuple[bytes, Any]] = deque()
-        self.peer: Any = None  # where `send` sends to
+        self.peer: Any = None  # the destination of `send`
         self.was_hit = False
         self.on_change: Callable[[], None] | None = None
         self.coming = 0  # datagrams on their way here
-        self._next_at: dict[Any, float] = {}  # by destination: nothing overtakes unless it is told to
+        self._next_at: dict[Any, float] = {}  # by destination, as for a stream; only the fault "reordered" overtakes
 
     def ready(self) -> int:
         return WRITE | (READ if self.queue else 0)

@@ -1,11 +1,11 @@
-"""A network in memory: what an engine on it can't tell from the kernel's.
+"""A network in memory, which an engine can't tell from the kernel's network.
 
 The rules:
 
-* Everything that happens later is an event on one queue, in the order of its time; what has the same time happens in
-  the order in which it was caused. Time passes in the selector's poll, and where a blocking call waits.
-* Descriptors are numbers out of the range of real ones, the lowest free one first: a number that is used on after it
-  was closed soon is another socket.
+* Everything that happens later is an event on one queue, sorted by time. Events of the same time happen in the order in
+  which they were caused. Time passes in the selector's poll and in blocking calls.
+* Descriptors are numbers above those of real descriptors. A new descriptor gets the lowest free number, so code that
+  goes on using a closed descriptor soon hits another socket.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _BUFFER_BYTES = 65_536
 
 
 class SimNetwork:
-    """A network, the kernel's part of it, and the time that passes on it.
+    """Simulates a network, the kernel's sockets, and the passing of time.
 
-    Whatever server is made in `with network.installed():` is on it. `seed` and `faults` (None: the default ones) say
-    what goes wrong; `latency_s` is how long a byte is under way at the least. Not for use by several threads.
+    A server that is made in `with network.installed():` uses this network. `seed` and `faults` (None: the default
+    faults) decide what goes wrong. `latency_s` is the shortest time that a byte travels. Not thread-safe.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class SimNetwork:
         self.trace: list[str] = []
         self.complaints: list[str] = []  # about how the engine and its handlers use it
         self.was_stalled = False
-        self.closed = self.closed_before_pass = 0  # descriptors, so far, and by the last poll
+        self.closed = self.closed_before_pass = 0  # how many descriptors were closed: so far, and before the last poll
         self.files: dict[int, File] = {}  # by descriptor
         self.bound: dict[Any, File] = {}  # by kind of socket and address
-        self.on_quiet: Callable[[], None] | None = None  # nothing will ever happen
+        self.on_quiet: Callable[[], None] | None = None  # called when nothing will ever happen again
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = 0
         self._connections = 0
@@ -84,7 +84,7 @@ class SimNetwork:
 
     @contextmanager
     def installed(self) -> Iterator[System]:
-        """Servers and engines that are made here are on this network."""
+        """Put the servers and engines that are made in this block on this network."""
         token = SYSTEM.set(self.system)
         try:
             yield self.system
@@ -98,26 +98,26 @@ class SimNetwork:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def after(self, seconds: float, function: Callable[..., None], *args: Any) -> None:
-        """Have `function(*args)` called when so much time has passed."""
+        """Call `function(*args)` when `seconds` have passed."""
         self.at(self.clock.now + seconds, function, *args)
 
     def at(self, time: float, function: Callable[..., None], *args: Any) -> None:
-        """The same at a point of time."""
+        """Call `function(*args)` at that `time`."""
         self._serial += 1
         heappush(self._events, (time, self._serial, function, args))
 
     def next_at(self) -> float:
-        """When the next thing happens; infinity where nothing is on its way."""
+        """Return the time of the next event; infinity if there is none."""
         return self._events[0][0] if self._events else inf
 
     def happen(self) -> None:
-        """Let happen what is due."""
+        """Run the events that are due."""
         while self._events and self._events[0][0] <= self.clock.now:
             _, _, function, args = heappop(self._events)
             function(*args)
 
     def wait(self, condition: Callable[[], bool], timeout_s: float | None) -> None:
-        """Let time pass until that holds. Raises TimeoutError, also where it never will."""
+        """Let time pass until the condition holds. Raises TimeoutError, also if the condition can never hold."""
         until = inf if timeout_s is None else self.clock.now + timeout_s
         while True:
             self.happen()
@@ -127,12 +127,12 @@ class SimNetwork:
                 raise TimeoutError("timed out")
             at = min(self.next_at(), until)
             if at == inf:
-                self.complaints.append("a blocking call waits for what will never come")
+                self.complaints.append("a blocking call waits for something that never comes")
                 raise TimeoutError(self.complaints[-1])
             self.clock.now = max(self.clock.now, at)
 
     def settle(self) -> None:
-        """Let all happen that is on its way."""
+        """Run all events that are left, and let their time pass."""
         while self._events:
             self.clock.now = max(self.clock.now, self.next_at())
             self.happen()
@@ -140,7 +140,7 @@ class SimNetwork:
     # -- descriptors --------------------------------------------------------------------------------------------------
 
     def open(self, file: File) -> int:
-        """A descriptor for it. Raises OSError (EMFILE)."""
+        """Return a new descriptor of the file. Raises OSError (EMFILE)."""
         if self.descriptors_max is not None and len(self.files) >= self.descriptors_max:
             raise os_error(errno.EMFILE)
         fd = _FIRST_DESCRIPTOR
@@ -151,7 +151,7 @@ class SimNetwork:
         return fd
 
     def file(self, fd: int) -> File:
-        """What the descriptor is open on. Raises OSError (EBADF)."""
+        """Return the file of a descriptor. Raises OSError (EBADF)."""
         try:
             return self.files[fd]
         except KeyError:
@@ -172,25 +172,25 @@ class SimNetwork:
     # -- connections --------------------------------------------------------------------------------------------------
 
     def free_port(self) -> int:
-        """A port that nobody has."""
+        """Return a port that is not in use."""
         return next(port for port in range(_FIRST_PORT, 65_536) if all(port not in _ports(key) for key in self.bound))
 
     def unused_address(self) -> Any:
-        """Where a client comes from, another each time."""
+        """Return an address for a client, a new one each time."""
         self._clients += 1
         return "198.51.100.254", _FIRST_PORT + self._clients
 
     def pair(self) -> tuple[SimSocket, SimSocket]:
-        """The two sockets of one connection, the server's first: only its calls fail at times."""
+        """Return the two sockets of a new connection. The first is the server's: only its calls fail at times."""
         near, far = self._connection(("192.0.2.1", 7), ("192.0.2.2", 50_000))
         ours = self.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self.open(near))
         return ours, self.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self.open(far))
 
     def connect(self, address: Any, local: Any, connected: Callable[[StreamEnd | None], None], wait_s: int = 1) -> None:
-        """Connect to a listening socket; `connected` is told the end, or None where nobody listens.
+        """Connect to a listening socket. Calls `connected` with the client's end, or with None if nobody listens.
 
-        A full queue of the listener drops the attempt, and it is made again after a second, two, four, …, six times in
-        all (tcp_syn_retries in tcp(7)).
+        If the listener's queue is full, the attempt is dropped, and repeated after 1, 2, 4, … seconds, six times in all
+        (tcp_syn_retries in tcp(7)).
         """
         listening = self.listening_at(socket.SOCK_STREAM, address)
         if wait_s > _LAST_RETRY_S or not isinstance(listening, Listening) or not listening.descriptors:
@@ -203,7 +203,7 @@ class SimNetwork:
             connected(far)
 
     def listening_at(self, kind: int, address: Any) -> File | None:
-        """Whose that address is: exactly, or as any address of the machine."""
+        """Return the file that is bound to the address, or else to its port on all addresses of the machine."""
         found = self.bound.get((kind, address))
         if found is None and isinstance(address, tuple):
             found = self.bound.get((kind, ("0.0.0.0", address[1]))) or self.bound.get((kind, ("::", *address[1:])))

@@ -1,6 +1,6 @@
-"""The pytest plugin: what this package has, as fixtures, and one seed for a whole run.
+"""The pytest plugin: the tools of this package as fixtures, and one seed for the whole test run.
 
-The seed is printed in the header, and by every simulation that fails: `--reqtable-seed=N` runs it again.
+The header shows the seed, and so does every simulation that fails. `--reqtable-seed=N` repeats the run.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _SEED = pytest.StashKey[int]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("reqtable", "reqtable: simulated servers")
-    group.addoption("--reqtable-seed", type=int, metavar="N", help="the seed of simulations; default: another each run")
+    group.addoption("--reqtable-seed", type=int, metavar="N", help="the seed of simulations; default: random each run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     seed = config.getoption("--reqtable-seed")
     if seed is None:
-        worker = getattr(config, "workerinput", {})  # of pytest-xdist, whose workers share one seed
+        worker = getattr(config, "workerinput", {})  # set in a worker of pytest-xdist: all workers share one seed
         seed = worker.get("reqtable_seed", SystemRandom().randrange(2**32))
     config.stash[_SEED] = seed
 
@@ -40,7 +40,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """Tell the seed with every failure of a test that has it."""
+    """Add the seed to the report of every failed test that uses it."""
     outcome = yield
     report = outcome.get_result()
     if report.failed and "reqtable_seed" in getattr(item, "fixturenames", ()):
@@ -49,29 +49,29 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
 
 @pytest.fixture
 def reqtable_seed(request: pytest.FixtureRequest) -> int:
-    """The seed of this run."""
+    """Return the seed of this test run."""
     return request.config.stash[_SEED]
 
 
 @pytest.fixture
 def fake_clock() -> testing.FakeClock:
-    """A clock that moves when it is told to."""
+    """Return a clock that only the test moves."""
     return testing.FakeClock()
 
 
 @pytest.fixture
 def sim_network(reqtable_seed: int, fake_clock: testing.FakeClock) -> testing.SimNetwork:
-    """A simulated network on `fake_clock`, made of this run's seed."""
+    """Return a simulated network on `fake_clock`, with this run's seed."""
     return testing.SimNetwork(reqtable_seed, clock=fake_clock)
 
 
 @pytest.fixture
 def simulate(reqtable_seed: int) -> Any:
-    """`reqtable.testing.simulate` with this run's seed."""
+    """Return `reqtable.testing.simulate` with this run's seed."""
     return partial(testing.simulate, seed=reqtable_seed)
 
 
 @pytest.fixture
 def exercise() -> Any:
-    """`reqtable.testing.exercise`."""
+    """Return `reqtable.testing.exercise`."""
     return testing.exercise

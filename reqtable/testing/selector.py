@@ -1,4 +1,4 @@
-"""The selector, the wake-up and the executor of a simulated network: where its time passes."""
+"""The selector, the wake-up and the executor of a simulated network. Simulated time passes in the selector's poll."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CALL_MS = 200
 
 
 class SimSelector(selectors.BaseSelector):
-    """Reports what is ready in an order that the seed chooses; not all of it at times, and what isn't at others.
+    """Reports ready descriptors in an order that the seed chooses, with false and missing reports.
 
-    A poll with nothing to report lets simulated time pass until there is. Raises RuntimeError where a descriptor was
-    closed that is still registered.
+    A poll lets simulated time pass until a descriptor is ready. Raises RuntimeError if a registered descriptor was
+    closed.
     """
 
     def __init__(self, network: Network) -> None:
@@ -84,7 +84,7 @@ class SimSelector(selectors.BaseSelector):
             clock.now = max(clock.now, at)
 
     def _ready(self) -> list[tuple[int, int]]:
-        """The descriptors that are ready, and for what."""
+        """Return each ready descriptor and the events that it is ready for."""
         files = self._network.files
         found = []
         for fd, key in self._keys.items():
@@ -97,7 +97,7 @@ class SimSelector(selectors.BaseSelector):
         return found
 
     def _reported(self, ready: list[tuple[int, int]]) -> list[tuple[selectors.SelectorKey, int]]:
-        """Of what is ready, what the poll says; and of what is not."""
+        """Leave out some ready descriptors, add some that are not ready, and shuffle the result."""
         dice = self._network.dice
         masks = {fd: mask for fd, mask in ready if not dice.happens("withheld", "poll")}
         for fd, key in self._keys.items():
@@ -108,7 +108,7 @@ class SimSelector(selectors.BaseSelector):
 
 
 class SimWakeup(Wakeup):
-    """A wake-up that takes one descriptor of a simulated network."""
+    """Wakes a loop on a simulated network. Takes one descriptor."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -126,7 +126,7 @@ class SimWakeup(Wakeup):
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        yield  # a real signal can't end a poll that does not wait
+        yield  # a simulated poll never waits, so a signal need not wake it
 
     def close(self) -> None:
         self._network.close(self._fd)
@@ -140,13 +140,13 @@ class _Signal(File):
 
 
 class SimExecutor(Executor):
-    """Runs calls and pooled steps: so many at a time, each for a while of simulated time, in the order they came in."""
+    """Runs calls and pooled steps in the order they came in, `most` at a time. Each takes some simulated time."""
 
     def __init__(self, network: Network, most: int, name: str, may_leave: object) -> None:
         self._network = network
         self._most = most
         self._name = name
-        self._waiting: list[tuple[Future[Any], Callable[[], Any]]] = []  # first those that run, `most` of them
+        self._waiting: list[tuple[Future[Any], Callable[[], Any]]] = []  # the first `most` of them run
         self._is_over = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

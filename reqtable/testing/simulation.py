@@ -1,4 +1,4 @@
-"""`simulate`: a server and its clients on a simulated network, every interleaving and every fault from one seed."""
+"""`simulate` runs a server and its clients on a simulated network. One seed decides the interleaving and the faults."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _THREADS = 8  # for the calls of a server
 
 @dataclass
 class Report:
-    """What came of a simulation."""
+    """Describes what happened in a simulation."""
 
     seed: int
-    clients: list[Peer] = field(default_factory=list)  # what each saw: `received`, `datagrams`, `ended`
-    trace: str = ""  # a line for each transition of an entry and for each fault; of one seed it is always the same
-    faults: list[str] = field(default_factory=list)  # those that were injected, each by its name
+    clients: list[Peer] = field(default_factory=list)  # see their `received`, `datagrams`, `ended`
+    trace: str = ""  # a line for each transition of an entry and for each fault; the same seed gives the same trace
+    faults: list[str] = field(default_factory=list)  # the names of the injected faults
     faults_by_kind: Counter[str] = field(default_factory=Counter)
-    errors: list[BaseException] = field(default_factory=list)  # that handlers raised and the server took
-    problems: list[str] = field(default_factory=list)  # what makes it a failure
+    errors: list[BaseException] = field(default_factory=list)  # raised by handlers and passed to handle_error
+    problems: list[str] = field(default_factory=list)  # any problem makes the simulation fail
     requests: int = 0
     passes: int = 0
     steps: int = 0
@@ -55,7 +55,7 @@ class Report:
 
 
 class SimulationFailed(AssertionError):
-    """Something did not come true, or the engine has contradicted itself. `report` has all that is known."""
+    """Raised when an expectation was not met or an invariant of the engine was broken. `report` has the details."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -73,15 +73,15 @@ def simulate(
     faults: Faults | None = None,
     passes_max: int = 200_000,
 ) -> Report:
-    """Serve `clients` by the server that `server_factory()` makes, on a network that is made of `seed`.
+    """Make a server with `server_factory()`, and have it serve `clients` on a simulated network.
 
-    The server is an ordinary one, under policy inline, greenlet or pool: its sockets, its clock, its selector and what
-    runs its calls are simulated. It ends when the clients are done and its table is empty. The same arguments give the
-    same trace, byte for byte.
+    The server is an ordinary server under policy inline, greenlet or pool. Its sockets, clock, selector and executors
+    are simulated, and `seed` decides all that is left to chance: the same arguments give the same trace, byte for byte.
+    The simulation ends when the clients are done and the table is empty.
 
-    Raises TypeError and ValueError for what can't be simulated, and SimulationFailed where a client's expectation does
-    not come true, a handler raises (but for what is a peer's fault), something waits for what will never come, anything
-    is left over, or an invariant of the engine is broken.
+    Raises TypeError or ValueError if the arguments can't be simulated. Raises SimulationFailed if a client's
+    expectation is not met, a handler raises an error that is not the peer's fault, a client or request waits for ever,
+    anything is left over, or an invariant of the engine is broken.
     """
     simulation = _Simulation(seed, faults, passes_max)
     report = simulation.run(server_factory, clients)
@@ -138,7 +138,7 @@ class _Simulation:
         return invariants
 
     def _make(self, server_factory: Callable[[], Any]) -> Any:
-        # a server class that is not ours takes its socket from the module
+        # a server class from outside reqtable makes its socket by `socket.socket`
         with mock.patch.object(socket, "socket", self.network.socket):
             server = server_factory()
         if not isinstance(server, LoopServer):
@@ -173,7 +173,7 @@ class _Simulation:
     def _on_transition(self, entry: Entry, before: State, event: Event) -> None:
         report = self.report
         if self._states.get(entry.id, State.OPENING) is not before:
-            report.problems.append(f"{entry!r} was {self._states.get(entry.id)} and now comes from {before}")
+            report.problems.append(f"{entry!r} left {before}, but it was in {self._states.get(entry.id)}")
         self._states[entry.id] = entry.state
         report.transitions += 1
         self.network.note(f"#{entry.id} {before.name} -{event.value}-> {entry.state.name}")
@@ -184,16 +184,16 @@ class _Simulation:
             report.bytes_out += entry.bytes_out
 
     def _on_quiet(self) -> None:
-        """Nothing will ever happen again: that is the end, and all should be done."""
+        """End the simulation: nothing will ever happen again, so everything should be done."""
         for peer in self.report.clients:
             peer.give_up()
-        self.report.problems += [f"{entry!r} waits for what will never come" for entry in self.server.table]
+        self.report.problems += [f"{entry!r} waits for something that never comes" for entry in self.server.table]
         self.server.shutdown()
 
     def _sum_up(self) -> None:
         report, network, engine = self.report, self.network, self.server._host
         report.simulated_s = network.clock.now - network.began_at
-        network.settle()  # the loop may have ended before the clients did
+        network.settle()  # the clients may have something left to do after the loop's end
         for peer in report.clients:
             peer.give_up()
         held = [peer for peer in report.clients if not (peer.was_hit or peer.may_fail)]
@@ -207,12 +207,12 @@ class _Simulation:
 
 
 class _SimInvariants(Invariants):
-    """Those of every loop, and what only a simulation can see: the kernel's side."""
+    """Checks the invariants of every loop, and those that concern the simulated kernel."""
 
     def watch(self, simulation: _Simulation, servers: list[Any]) -> None:
         self._simulation = simulation
         self._servers = servers
-        # How much of its input each READY entry had taken, and for how many passes it has taken no more.
+        # How many bytes of input each READY entry has taken, and for how many passes it has taken no more.
         self._still: dict[Entry, tuple[int, int]] = {}
 
     def check(self, now: float = 0.0, freed: bool = False) -> None:
@@ -222,7 +222,7 @@ class _SimInvariants(Invariants):
         report = simulation.report
         report.passes += 1
         if report.passes > simulation._passes_max:
-            raise RuntimeError(f"it goes on and on, for {report.passes} passes by now")
+            raise RuntimeError(f"the simulation has not ended after {simulation._passes_max} passes of the loop")
         self._check_standing_still()
         known: set[Any] = set(loop.poller.selector.get_map())
         known |= {server.fileno() for server in self._servers}
@@ -237,14 +237,14 @@ class _SimInvariants(Invariants):
                     self._must(False, entry, "has a descriptor that is not open")
                     continue
                 self._must(entry.bytes_out == end.bytes_out, entry, f"sent {end.bytes_out} bytes")
-                # what comes while it lingers is thrown away
+                # a lingering connection throws its input away
                 came_in = entry.bytes_in == end.bytes_in or entry.resumable is OVER
                 self._must(came_in, entry, f"received {end.bytes_in} bytes")
-        if not lends:  # who reads and writes itself may have duplicates
-            self._must(set(files) == known, sorted(set(files) ^ known), "are open, but nobody's, or the reverse")
+        if not lends:  # a handler with its own socket may have duplicated it
+            self._must(set(files) == known, sorted(set(files) ^ known), "are open but unowned, or owned but not open")
 
     def _check_standing_still(self) -> None:
-        """A handler that always has another step, and takes no input, would go on for ever."""
+        """Raise RuntimeError for a handler that takes step after step without taking input: it would never end."""
         before, self._still = self._still, {}
         for entry in self._loop.table:
             if entry.state is State.READY:

@@ -1,4 +1,4 @@
-"""Simulated sockets: the calls of the socket module, on a network in memory."""
+"""Simulated sockets: the interface of `socket.socket`, on a network in memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _PEEK, _DONTWAIT = int(socket.MSG_PEEK), int(socket.MSG_DONTWAIT)
 
 
 class SimSocket(socket.socket):
-    """A socket of a `SimNetwork`, which has a subclass of it that is its own: `network.socket`.
+    """Acts as a socket on a `SimNetwork`, with all the methods of a socket.
 
-    It has the methods of a socket.
+    Each network has a subclass of its own, `network.socket`.
     """
 
     network: ClassVar[Network]
 
-    # The base class's constructor, which would open a descriptor of the kernel's, is never called.
+    # Never calls the base class's constructor, which would open a real descriptor.
     def __init__(
         self, family: int = socket.AF_INET, type: int = socket.SOCK_STREAM, proto: int = 0, fileno: Any = None
     ):
@@ -64,7 +64,7 @@ class SimSocket(socket.socket):
 
     @property
     def file(self) -> Any:
-        """What it is open on. Raises OSError (EBADF) when it is closed."""
+        """The file of the socket's descriptor. Raises OSError (EBADF) if the socket is closed."""
         return self.network.file(self._fd)
 
     # -- the usual calls ----------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ class SimSocket(socket.socket):
         self.network.files[self._fd] = self.network.bound[self._type, address] = listening
 
     def connect(self, address: Any) -> None:
-        """At once, where somebody listens. Raises ConnectionRefusedError."""
+        """Connect the socket. Raises ConnectionRefusedError if nobody listens, and TimeoutError."""
         file, network = self.file, self.network
         if self._type == socket.SOCK_DGRAM:
             if (self._type, file.address) not in network.bound:
@@ -177,7 +177,7 @@ class SimSocket(socket.socket):
         return SimSocket.recv(self, count, flags), [], 0, None
 
     def recvmsg_into(self, buffers: Any, ancillary: int = 0, flags: int = 0) -> Any:
-        view = memoryview(buffers[0]).cast("B")  # as much as one call may take
+        view = memoryview(buffers[0]).cast("B")  # the rest may stay empty: a call may take less than there is
         return SimSocket.recv_into(self, view, len(view), flags), [], 0, None
 
     def sendmsg(self, buffers: Any, ancillary: Any = (), flags: int = 0, address: Any = None) -> int:

@@ -1,4 +1,4 @@
-"""What the parts of a simulated network (its kernel, its sockets, its selector) ask of the network."""
+"""The interface of a simulated network to its parts: the kernel, the sockets, the selector."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from reqtable.testing.faults import Dice
 
 
 class Network(Protocol):
-    """A `SimNetwork`, as its parts see it. A file is what a descriptor of it stands for (`kernel`)."""
+    """Declares what the parts of a `SimNetwork` use of it. A file is what a descriptor stands for (see `kernel`)."""
 
     clock: FakeClock
     dice: Dice
-    latency_s: float  # how long a byte is under way at the least
+    latency_s: float  # the shortest time that a byte travels
     complaints: list[str]  # about how the engine and its handlers use it
     was_stalled: bool
-    closed: int  # descriptors, so far
-    closed_before_pass: int  # by the last poll
+    closed: int  # how many descriptors were closed so far
+    closed_before_pass: int  # how many were closed before the last poll
     files: dict[int, Any]  # by descriptor
     bound: dict[Any, Any]  # files by kind of socket and address
     on_quiet: Callable[[], None] | None  # called when nothing will ever happen again
 
     def after(self, seconds: float, function: Callable[..., None], *args: Any) -> None:
-        """Have `function(*args)` called in so many seconds."""
+        """Call `function(*args)` when `seconds` have passed."""
 
     def at(self, time: float, function: Callable[..., None], *args: Any) -> None:
-        """Have `function(*args)` called at that time."""
+        """Call `function(*args)` at that `time`."""
 
     def next_at(self) -> float:
-        """When something happens next."""
+        """Return the time of the next event; infinity if there is none."""
 
     def happen(self) -> None:
-        """Have what is due happen."""
+        """Run the events that are due."""
 
     def wait(self, condition: Callable[[], bool], timeout_s: float | None) -> None:
         """Let time pass until the condition holds."""
 
     def open(self, file: Any) -> int:
-        """A descriptor for the file."""
+        """Return a new descriptor of the file."""
 
     def file(self, fd: int) -> Any:
-        """The file of a descriptor."""
+        """Return the file of a descriptor."""
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""
 
     def free_port(self) -> int:
-        """A port that nobody has."""
+        """Return a port that is not in use."""
 
     def unused_address(self) -> Any:
-        """An address that nobody has."""
+        """Return an address that is not in use."""
 
     def connect(self, address: Any, local: Any, connected: Callable[[Any], None], wait_s: int = 1) -> None:
-        """Connect to what listens at `address`."""
+        """Connect to the listening socket at `address`; call `connected` with the client's end, or with None."""
 
     def listening_at(self, kind: int, address: Any) -> Any:
-        """The file that is bound there; None where none is."""
+        """Return the file that is bound to the address, or None."""

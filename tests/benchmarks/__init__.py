@@ -1,4 +1,4 @@
-"""What is measured. `make bench` compares servers: `servers` are those, `work` is what they do and what to reach,
-`processes` has it done and accounted for, `report` makes tables and the page of it, `__main__` is the command.
-`python -m tests.benchmarks.trickle` is a script of its own.
+"""The benchmarks. `make bench` compares servers: `servers` has the servers, `work` has their work and the goals,
+`processes` runs and measures them, `report` makes the tables and the page, and `__main__` is the command.
+`tests.benchmarks.trickle`, `trace` and `profile` are separate scripts.
 """

@@ -1,8 +1,8 @@
-"""`make bench`: measure reqtable beside what people would pick instead.
+"""`make bench`: compare reqtable with the libraries that people would use instead.
 
-python -m tests.benchmarks run [--quick] [--json FILE] [NAME…]    a NAME is a work or a peer; `echo-*` is several
-python -m tests.benchmarks show [FILE]                            the tables again
-python -m tests.benchmarks page [FILE]                            docs/performance.md and its plots
+python -m tests.benchmarks run [--quick] [--json FILE] [NAME…]    measure; a NAME is a work or a peer, or a pattern
+python -m tests.benchmarks show [FILE]                            show the tables again
+python -m tests.benchmarks page [FILE]                            write docs/performance.md and its plots
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Advance = Callable[[str], None]
 
 
 def measure(works: list[Work], peers: list[str], effort: Effort, advance: Advance) -> dict[str, Any]:
-    """The rounds of each work and peer, and why what is not there was not measured."""
+    """Measure the works. Returns the rounds of each work and peer, and the reasons for what was skipped."""
     found: dict[str, dict[str, list[Figures]]] = {work.name: {} for work in works}
     skipped: list[str] = []
     with tools() as compiled:
@@ -76,14 +76,14 @@ def jobs_of(work: Work, peers: list[str], compiled: Tools, skipped: list[str]) -
 def measure_group(
     jobs: list[Job], compiled: Tools, effort: Effort, skipped: list[str], advance: Advance
 ) -> Iterator[tuple[Work, str, Figures]]:
-    """Round by round, each in turn, and not always in the same order. Who fails is left out from there on."""
+    """Do the jobs in turn, round by round, in a different order each round. A job that fails is not done again."""
     turns = deque(jobs)
     failed: set[Job] = set()
     with ExitStack() as stack:
         servers: dict[tuple[str, str], Server] = {}
 
         def server_of(work: Work, peer: str) -> Server:
-            """A server that has done all that a server does but once: also seen connections end."""
+            """Return a warm server, which has done everything that a server does only once."""
             key = (peer, work.kind)
             if key not in servers:
                 servers[key] = stack.enter_context(compiled.server(*key))
@@ -134,7 +134,7 @@ def provenance() -> dict[str, Any]:
 
 
 def bytecodes() -> Any:
-    """See `tests.benchmarks.profile`."""
+    """Return the output of `tests.benchmarks.profile`."""
     command = [sys.executable, "-m", "tests.benchmarks.profile"]
     how: dict[str, Any] = {"cwd": ROOT, "env": ENVIRONMENT, "timeout": PATIENCE_S}
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, **how).stdout)
@@ -161,7 +161,7 @@ def commit() -> str:
 
 
 def chosen(names: list[str]) -> tuple[list[Work], list[str]]:
-    """The works and peers that are named; all of them where none is. Raises SystemExit for a name that is neither."""
+    """Return the works and peers that are named, or else all. Raises SystemExit for a name that matches neither."""
     everybody = [*PEERS, FLOOR]
     for name in names:
         if not fnmatch.filter([*WORKS, *everybody], name):
@@ -178,7 +178,7 @@ def run(names: list[str], effort: Effort, path: Path) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     works, peers = chosen(names)
-    os.sched_setaffinity(0, {LOAD_CORE})  # what waits and counts shall not disturb the server
+    os.sched_setaffinity(0, {LOAD_CORE})  # this process must not disturb the server
     total = sum(work.rounds(effort) * len([name for name in work.names if name in peers]) for work in works)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     about = provenance()
@@ -213,13 +213,13 @@ def write_page(path: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="measure, and show")
-    running.add_argument("--quick", action="store_true", help="about two minutes")
-    running.add_argument("--rounds", type=int, help="how many; more tell less noise")
-    running.add_argument("--json", type=Path, default=NEW, help="where the figures go")
-    running.add_argument("names", nargs="*", metavar="NAME", help="a work or a peer; patterns as of a shell")
+    running = commands.add_parser("run", help="measure, and show the tables")
+    running.add_argument("--quick", action="store_true", help="take about two minutes")
+    running.add_argument("--rounds", type=int, help="how many rounds; more rounds mean less noise")
+    running.add_argument("--json", type=Path, default=NEW, help="the file for the figures")
+    running.add_argument("names", nargs="*", metavar="NAME", help="a work or a peer, or a pattern such as echo-*")
     for name, text, default in (
-        ("show", "the tables of a run", NEW),
+        ("show", "show the tables of a run", NEW),
         ("page", "write the page and its plots", FIGURES),
     ):
         command = commands.add_parser(name, help=text)

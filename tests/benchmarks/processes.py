@@ -1,4 +1,4 @@
-"""The processes of a measurement, each on a core of its own, and what the operating system says that they took."""
+"""The processes of a measurement: servers and load run on separate cores, and the operating system measures them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from typing import Any, Self
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
-PATIENCE_S = 60.0  # a process that says nothing for so long is ended, and its measurement fails
+PATIENCE_S = 60.0  # a process that prints nothing for so long is killed, and its measurement fails
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
-# As users run it: no invariants checked, nothing configured.
+# As users run reqtable: no invariants are checked, and nothing is configured.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("REQTABLE_")}
 
 
 class Failed(Exception):
-    """A measurement that came to nothing; the message says what was being done."""
+    """Raised when a measurement fails. The message says what was measured."""
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """Seconds of processor time: `total` is exact, its parts are sampled, a hundred times a second."""
+    """Holds seconds of processor time. `total` is exact; `user` and `system` are sampled a hundred times a second."""
 
     total: float = 0.0
     user: float = 0.0
@@ -47,13 +47,13 @@ class Cpu:
 
 
 def cpu_of(pid: int) -> Cpu:
-    """What a process, its threads and its children have taken: those that live, and those that have been waited for."""
+    """Return the processor time of a process, its threads and its children, both living and reaped."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        total = time.clock_gettime(~pid << 3 | 2)  # clock_getcpuclockid(3): nanoseconds, where stat has ticks
+        total = time.clock_gettime(~pid << 3 | 2)  # clock_getcpuclockid(3): has nanoseconds; stat has ticks
     except OSError:
-        return Cpu()  # it has ended, and is its parent's from now on
+        return Cpu()  # the process has ended: its time now counts in its parent
     user, system, waited_user, waited_system = (int(each) / TICKS for each in fields[11:15])
     waited = waited_user + waited_system
     own = Cpu(total + waited, user + waited_user, system + waited_system)
@@ -61,7 +61,7 @@ def cpu_of(pid: int) -> Cpu:
 
 
 class Process:
-    """A program on one core, spoken to by lines; ended with all its children when the block ends."""
+    """Runs a program on one core and exchanges lines with it. The end of the block kills it and all its children."""
 
     def __init__(self, command: list[str], core: int) -> None:
         self.command = command
@@ -90,7 +90,7 @@ class Process:
             os.killpg(self.pid, signal.SIGKILL)
 
     def line(self) -> str:
-        """The next line that it prints. Raises Failed where it ends, or says nothing for too long."""
+        """Return the next line that the program prints. Raises Failed if it ends, or prints nothing for too long."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         patience = threading.Timer(PATIENCE_S, self.end)
@@ -102,18 +102,18 @@ class Process:
             patience.join()
         if not text:
             said = self.process.stderr.read().strip().splitlines()
-            raise Failed(f"{' '.join(self.command[-2:])}: {said[-1] if said else 'nothing was said'}")
+            raise Failed(f"{' '.join(self.command[-2:])}: {said[-1] if said else 'it printed nothing'}")
         return text.strip()
 
     def tell(self) -> None:
-        """Let it go on."""
+        """Send a line, which tells the program to go on."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
 
 class Server(Process):
-    """A peer that serves one kind of work."""
+    """Runs a peer that serves one kind of work."""
 
     def __init__(self, command: list[str]) -> None:
         super().__init__(command, SERVER_CORE)
@@ -135,7 +135,7 @@ class Server(Process):
 
 @dataclass
 class Tools:
-    """The programs in C, compiled where there is a compiler."""
+    """Starts servers and loads. Holds the paths of the compiled C programs and of redis-benchmark."""
 
     load: str
     floor: str
@@ -149,7 +149,7 @@ class Tools:
 
     @contextlib.contextmanager
     def clients(self, *arguments: object) -> Iterator[Process]:
-        """The load (see load.c), connected and warm; `tell()` has it begin."""
+        """Start the load (see load.c), connected and warm. `tell()` makes it begin."""
         with Process([self.load, *map(str, arguments)], LOAD_CORE) as load:
             if load.line() != "ready":
                 raise Failed("the load is not ready")
@@ -158,10 +158,10 @@ class Tools:
 
 @contextlib.contextmanager
 def tools() -> Iterator[Tools]:
-    """Raises Failed where there is no compiler: a load in Python would be the limit, not the servers."""
+    """Compile the C programs. Raises Failed without a compiler: a load in Python would be slower than the servers."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise Failed("the load is written in C: install a compiler, or name one: CC=clang make bench")
+        raise Failed("the load is written in C: install a C compiler, or name yours, as in: CC=clang make bench")
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / name) for name in ("load", "floor")]
         for path in paths:
@@ -170,6 +170,6 @@ def tools() -> Iterator[Tools]:
 
 
 def load_of(process: Process) -> dict[str, Any]:
-    """What the load says that it did."""
+    """Return the figures that the load prints when it is done."""
     figures: dict[str, Any] = json.loads(process.line())
     return figures

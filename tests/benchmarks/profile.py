@@ -1,10 +1,11 @@
-"""Where a request's time goes in Python: how many bytecodes it takes, by function.
+"""Counts the bytecodes that a request takes, by function.
 
-They are counted, not sampled: one Python on one commit gives the same every time. A call into C counts as one.
+They are counted, not sampled, so the same Python on the same commit always gives the same numbers. A call into C counts
+as one bytecode.
 
     python -m tests.benchmarks.profile
 
-prints them as JSON, for each kind of work and each peer.
+prints the counts as JSON, for each kind of work and each peer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ AT_ONCE = 16
 LINE = b"x" * (LINE_BYTES - 1) + b"\n"
 GET = b"*2\r\n$3\r\nGET\r\n$16\r\nkey:000000000000\r\n"
 
-# by kind of work and peer: what makes the handler, its style, the policy, what a client sends at once, requests in it
+# By kind of work and peer: the function that makes the handler, its style, the policy, the bytes that a client sends at
+# once, and how many requests they hold.
 PROFILED: dict[str, dict[str, tuple[Any, str, str, bytes, int]]] = {
     "lines": {
         "reqtable-state": (reqtable_lines, "state", "inline", LINE, 1),
@@ -40,7 +42,7 @@ PROFILED: dict[str, dict[str, tuple[Any, str, str, bytes, int]]] = {
 
 
 class Bytecodes:
-    """Counts what runs while `is_on`, by function."""
+    """Counts the bytecodes that run while `is_on`, by function."""
 
     def __init__(self) -> None:
         self.is_on = False
@@ -54,11 +56,11 @@ class Bytecodes:
 
 
 def profile(make: Any, style: str, policy: str, sent: bytes, count: int) -> dict[str, float]:
-    """Bytecodes of a request by function, the most first; a loop's share of a pass over all clients among them."""
+    """Return the bytecodes of a request by function, the most first. They include a request's share of a pass."""
     bytecodes = Bytecodes()
 
     class Traced(make(style)):  # type: ignore[misc]
-        disable_nagle_algorithm = False  # a socket pair has none
+        disable_nagle_algorithm = False  # socket pairs don't have the option
 
         def setup(self) -> None:
             sys.settrace(bytecodes.trace)  # in its own greenlet
@@ -67,7 +69,7 @@ def profile(make: Any, style: str, policy: str, sent: bytes, count: int) -> dict
     handler = Traced if style == "blocking" else make(style)
     with ExitStack() as stack:
         server = stack.enter_context(reqtable.TCPServer(("127.0.0.1", 0), handler, dispatch=policy))
-        # Time stands still: a pass that is the longest so far takes a bytecode more.
+        # Time stands still, because a pass that is the longest so far takes an extra bytecode.
         engine = reqtable.Engine(system=reqtable.System(clock=repeat(0.0).__next__))
         engine.add(server)
         engine.loop.open()
@@ -78,9 +80,9 @@ def profile(make: Any, style: str, policy: str, sent: bytes, count: int) -> dict
             server.process_request(ours, ("192.0.2.1", number))
         engine.table.thread = get_ident()  # as `run` has it
         outer = sys.gettrace()
-        sys._getframe().f_trace_opcodes = True  # on 3.12, settrace sees to opcodes only if a frame has asked by then
+        sys._getframe().f_trace_opcodes = True  # on 3.12, a frame must have asked for opcodes before settrace
         sys.settrace(bytecodes.trace)
-        for is_on in (False, True):  # what is done but once is done, and what the interpreter specializes is so
+        for is_on in (False, True):  # the first round warms up the loop, and lets the interpreter specialize
             for client in clients:
                 client.sendall(sent)
             bytecodes.is_on = is_on

@@ -1,7 +1,7 @@
-"""What is made of the figures: medians and ratios, the table in the terminal, the page, its plots.
+"""Turns figures into medians and ratios, tables in the terminal, the page, and its plots.
 
-A ratio is the median of the ratios of each round to the baseline's in the same round, with the least and the most of
-them beside it; across works, that of the medians.
+A ratio compares figures with the baseline's figures of the same round. A table shows the median of the rounds' ratios,
+and the smallest and largest of them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 
 from tests.benchmarks.work import COMPILED_GOALS, GOALS, WORKS, Figures, Goal, Work
 
-Measured = dict[str, Any]  # what a run has written: see `__main__`
+Measured = dict[str, Any]  # the results of a run: see `__main__.run`
 Rounds = list[Figures]
 
-MARK = "*"  # a cell in which the load worked no less than the server
+MARK = "*"  # marks a cell in which the load took as much processor time as the server, or more
 OURS = ("reqtable", "compiled")
 PLOTTED = ("echo-50", "echo-500", "pipelined", "churn", "udp", "redis-16", "idle")
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of several values, the least and the most of them."""
+    """Holds the median, the smallest and the largest of several values."""
 
     median: float
     least: float
@@ -42,7 +42,7 @@ class Spread:
 
 
 def plain(value: float, digits: str = ".3g") -> str:
-    """Without an exponent."""
+    """Format a number without an exponent."""
     text = f"{value:{digits}}"
     return f"{value:,.0f}" if "e" in text or value >= 1000 else text
 
@@ -59,7 +59,7 @@ def value_of(figures: Figures, name: str) -> float:
 
 
 def user_us(rounds: Rounds) -> float:
-    """Microseconds of a request that are not the kernel's; of all rounds, as they are sampled."""
+    """Return the microseconds of user time for each request; over all rounds, because user time is sampled."""
     return sum(each["user_s"] for each in rounds) / sum(each["requests"] for each in rounds) * 1e6
 
 
@@ -76,7 +76,7 @@ def ratio(rounds: Rounds, others: Rounds, name: str) -> Spread:
 
 
 def is_limited_by_load(rounds: Rounds) -> bool:
-    """The load took as much time as the server: what it costs to wait for it is in the server's figure."""
+    """Return whether the load took as much time as the server, so that the server may have waited for it."""
     return "load_s" in rounds[0] and sum(each["load_s"] for each in rounds) >= sum(each["cpu_s"] for each in rounds)
 
 
@@ -85,9 +85,10 @@ def is_limited_by_load(rounds: Rounds) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`user` is the ratio of user time alone, `floor` that of the floor, in C, to the same: what could be.
+    """Tells whether a goal is met, and by how much.
 
-    `allowed_us` is what the goal leaves for what is not the floor's, and `taken_us` what it takes of that.
+    `user` is the ratio of user time alone. `floor` is the ratio that the floor (a server in C) reaches. `allowed_us` is
+    how many microseconds above the floor the goal allows for each request. `taken_us` is how many the server takes.
     """
 
     goal: Goal
@@ -120,7 +121,7 @@ def outcome(measured: Measured, goal: Goal) -> Outcome:
         return Outcome(goal, spread(rounds, goal.figure))
 
     def others_of(peer: str) -> Rounds | None:
-        """What a peer is compared to: another's figures, or its own in another work."""
+        """Return the figures that a peer is compared with: another peer's, or its own in another work."""
         across = goal.over in WORKS
         found: Rounds | None = measured["works"].get(goal.over, {}).get(peer) if across else by_peer.get(goal.over)
         return found
@@ -171,7 +172,7 @@ def headings(work: Work) -> list[str]:
 
 
 def rows(work: Work, by_peer: dict[str, Rounds]) -> Iterator[list[str]]:
-    """The cells of each peer, the best first."""
+    """Yield the cells of each peer, the best peer first."""
     name = main_figure(work)
     if name == "step_ms":
         for rounds in by_peer.values():
@@ -202,13 +203,13 @@ def more_cells(name: str, rounds: Rounds) -> list[str]:
 
 
 def written(measured: Measured) -> str:
-    """As JSON, a round on each line."""
+    """Format the results as JSON, with one round on each line."""
     text = json.dumps(measured, indent=1, ensure_ascii=False)
     return re.sub(r"\{[^{}]*\}", lambda found: " ".join(found.group().split()), text) + "\n"
 
 
 def show(measured: Measured) -> None:
-    """The tables, in the terminal."""
+    """Print the tables in the terminal."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -233,7 +234,7 @@ def show(measured: Measured) -> None:
 
 
 def limited(measured: Measured) -> list[str]:
-    """The cells that say more of the load than of the server. The floor is as cheap as the load: that is known."""
+    """Describe the cells where the load was the limit, without the floor, which is known to be as cheap as the load."""
     return [
         f"{MARK} {work}, {peer}: the load took as much processor time as the server"
         for work, by_peer in measured["works"].items()
@@ -307,7 +308,7 @@ own time. For reqtable, the table shows how many bytecodes the interpreter execu
 counts as one:
 """
 
-# What the figures of a work don't say themselves. Those in here were measured once, as told.
+# Explanations of a work's figures. The figures in these texts were measured once, as they say.
 NOTES = {
     "churn": """Under `thread` and `fork` each connection has a row in the table. This is why these two policies cost
 more than the standard library's classes. With one connection at a time, `sys.settrace` counts 3,600 bytecodes for each
@@ -365,7 +366,7 @@ POLICY_WORKS = {
 
 
 def page(measured: Measured) -> str:
-    """docs/performance.md."""
+    """Return the text of docs/performance.md."""
     found, compiled = outcomes(measured), outcomes(measured, COMPILED_GOALS)
     met = sum(each.met for each in found)
     parts = [INTRODUCTION, *([QUICK_NOTE] if measured["quick"] else []), "## The goals", ""]
@@ -396,7 +397,7 @@ def page(measured: Measured) -> str:
 
 
 def where_time_goes(measured: Measured) -> list[str]:
-    """What the kernel takes of a line, and what Python does."""
+    """Return the section that splits the cost of a line between the kernel and Python."""
     counted: dict[str, dict[str, float]] = measured["bytecodes"]["lines"]
     by_peer = measured["works"].get(PROFILED_WORK, {})
     if "floor" not in by_peer:
@@ -450,7 +451,7 @@ def provenance(measured: Measured) -> Iterator[tuple[str, object]]:
 
 
 def plot_all(measured: Measured, folder: Path) -> list[Path]:
-    """Write the plots of the page; returns where."""
+    """Write the plots of the page. Returns their paths."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -478,7 +479,7 @@ def drawn(path: Path, height: float, draw: Callable[[Any], None]) -> Path:
 def plot_work(work: Work, by_peer: dict[str, Rounds], folder: Path) -> Path:
     name = main_figure(work)
     found = sorted(((spread(rounds, name), peer) for peer, rounds in by_peer.items()), key=lambda pair: -pair[0].median)
-    # Where one costs a hundred times what another does, only a logarithm shows both.
+    # If one peer costs a hundred times as much as another, only a logarithmic axis shows both.
     wide = found[0][0].median > 30 * found[-1][0].median
 
     def draw(axes: Any) -> None:

@@ -1,13 +1,13 @@
-"""The servers that are measured: each peer's own best form, a few lines each, all doing the same work.
+"""The servers that are measured. All do the same work, each in the best form of its library, in a few lines.
 
-A `Peer` serves some kinds of work: `lines` echoes each line, `answers` (the same servers) answers it with 1 MB,
-`datagrams` echoes each; `redis` is `examples/miniredis.py`, or its commands on streams; `shutdown` and `snapshot` are
-what only a server itself can tell. Who gets raw chunks frames lines in Python: input is split into lines, each line is
-answered, a partial line kept.
+A `Peer` serves some kinds of work. `lines` echoes each line, and `answers` (the same servers) answers it with 1 MB.
+`datagrams` echoes each datagram. `redis` is `examples/miniredis.py`, or its commands on streams. `shutdown` and
+`snapshot` are timed by the server itself. If a library delivers raw chunks, the peer splits them into lines in Python,
+answers each line and keeps a partial line.
 
     python -m tests.benchmarks.servers PEER KIND
 
-serves until it is killed; the first line it prints is its port. Each peer imports its own library and no other.
+serves until it is killed. The first line that it prints is its port. Each peer imports its own library and no other.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ ANSWER_BYTES = 2**20
 DATAGRAM_BYTES = 8192
 LIMIT = 65_536  # of a line
 ENTRIES_MAX = 100_000
-THREADS = 1100  # as many as are asked of servers that have one for each connection
-CHILDREN = 40  # the default of `max_children`, here and there
+THREADS = 1100  # enough for every work, with a thread for each connection
+CHILDREN = 40  # the default of `max_children` in reqtable and in socketserver
 COMPILED = Path(__file__).parents[2] / "build" / "compiled"
 
-answer = b""  # what each line is answered with; empty: the line itself
+answer = b""  # the answer to each line; empty: the line itself
 
 
 @dataclass(frozen=True)
 class Peer:
-    """`kinds` says how each kind of work is served; `connections_max` is how many it can have open at once.
+    """Describes a server.
 
-    `folder` is where its package is taken from, if not from where the others are.
+    `kinds` maps each kind of work to the function that serves it. `connections_max` is how many connections the server
+    can have open at once. `folder` is where to import its package from, if not from the usual path.
     """
 
     name: str
@@ -54,14 +55,14 @@ class Peer:
 
     @property
     def missing(self) -> str | None:
-        """Why it can't be measured here."""
+        """Why the peer can't be measured here; None if it can."""
         if self.folder is not None and not self.folder.exists():
             return f"there is no {self.folder.name} {self.package}: make bench builds it"
         return None if importlib.util.find_spec(self.package) else f"{self.package} is not installed"
 
 
 def listening(kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """A bound socket, whose port has been printed."""
+    """Return a bound socket, after printing its port."""
     bound = socket.socket(socket.AF_INET, kind)
     bound.bind(ANYWHERE)
     if kind == socket.SOCK_STREAM:
@@ -131,7 +132,7 @@ def reqtable_redis(style: str) -> Any:
 
 
 def reqtable_snapshot(style: str) -> Any:
-    """Echoes, and takes a snapshot where a line asks for one: in its step, or by a call in another thread."""
+    """Make a handler that echoes lines, and takes a snapshot if asked: in the step, or by a call in another thread."""
     import time
 
     import reqtable
@@ -169,7 +170,7 @@ def reqtable_serve(handler: Callable[[str], Any], style: str, scheme: str = "tcp
 
 
 def shut_down(module: str, name: str) -> None:
-    """For each line of the standard input: serve, and print how many ms `shutdown()` took from another thread."""
+    """For each line of the standard input, serve, call `shutdown()` in another thread, and print its milliseconds."""
     import threading
     import time
 
@@ -180,7 +181,7 @@ def shut_down(module: str, name: str) -> None:
             asked: list[float] = []
 
             def ask(asked: list[float] = asked) -> None:
-                time.sleep(random.uniform(0.2, 0.7))  # anywhere in a poll
+                time.sleep(random.uniform(0.2, 0.7))  # at a random point of a poll
                 asked.append(time.perf_counter())
                 server.shutdown()
 
@@ -287,7 +288,7 @@ def streams_lines(run: Callable[..., Any]) -> None:
 
 
 def streams_redis(run: Callable[..., Any]) -> None:
-    """The commands of examples/miniredis.py, read and answered by streams."""
+    """Serve the commands of examples/miniredis.py on streams."""
     import asyncio
 
     from examples.miniredis import MiniRedis
@@ -461,7 +462,7 @@ def curio_datagrams() -> None:
     curio.run(main)
 
 
-# -- who there is -----------------------------------------------------------------------------------------------------
+# -- the peers --------------------------------------------------------------------------------------------------------
 
 
 def reqtable_peer(name: str, style: str, dispatch: str | None = None, most: int = ENTRIES_MAX, **more: Any) -> Peer:
@@ -473,7 +474,7 @@ def reqtable_peer(name: str, style: str, dispatch: str | None = None, most: int 
 
 
 def compiled(peer: Peer) -> Peer:
-    """The same by the package as mypyc compiles it."""
+    """Return the same peer with the package that mypyc has compiled."""
     return replace(peer, name=f"compiled-{peer.name.removeprefix('reqtable-')}", folder=COMPILED)
 
 

@@ -1,9 +1,10 @@
-"""A request's way through the package: the Python calls that the second connection of a server takes.
+"""Lists the Python calls that a request makes in the package, for the second connection of a server.
 
-`accept` lasts from a readable listening socket until the request waits for input, `line` from a line that has arrived
-until its answer is sent, `end` from the end of the client's input until the row is gone and the connection closed. Only
-functions of the package count, or of `socketserver` and what it is built on; no comprehensions, and nothing in a forked
-child. A pass counts with its beginning and its end. A call is across files when its innermost counted caller's differs.
+`accept` lasts from a readable listening socket until the request waits for input. `line` lasts from the arrival of a
+line until its answer is sent. `end` lasts from the end of the client's input until the row is removed and the
+connection is closed. Only functions of the package count, or of `socketserver` and the modules that it uses.
+Comprehensions and calls in a forked child don't count. The beginning and end of a pass do count. A call is across files
+if its innermost counted caller is in another file.
 
     python -m tests.benchmarks.trace
     python -m tests.benchmarks.trace --list accept inline    # the calls one by one, indented by how deep they are
@@ -35,12 +36,12 @@ STANDARD = {str(module.__file__): f"{module.__name__}.py" for module in (sockets
 PHASES = ("accept", "line", "end")
 LINE = b"a line\n"
 PATIENCE_S = 10.0
-Call = tuple[int, str, str, bool]  # depth (in its greenlet), file, function, whether it is across files
+Call = tuple[int, str, str, bool]  # depth (in its greenlet), file, function, whether the call is across files
 Step = Callable[[], Any]
 
 
 class Calls:
-    """The calls that are made while `phase` is set, by phase, of functions in `files`, which have names."""
+    """Records the calls of functions in `files` while `phase` is set. `files` gives each path a short name."""
 
     def __init__(self, files: dict[str, str]) -> None:
         self.files = files
@@ -81,7 +82,10 @@ class Blocking(socketserver.StreamRequestHandler):
 
 @contextmanager
 def driven(server: Any) -> Iterator[tuple[Step, Step]]:
-    """What makes a pass of ours, and what says whether there are requests. This alone knows the inside of a loop."""
+    """Yield a function that runs one pass, and a function that tells whether there are requests, for our server.
+
+    Only this function knows the inside of a loop.
+    """
     from reqtable.loop.process import LOOPS
 
     engine, thread = server.engine, threading.get_ident()
@@ -94,7 +98,7 @@ def driven(server: Any) -> Iterator[tuple[Step, Step]]:
 
 @contextmanager
 def driven_standard(server: Any) -> Iterator[tuple[Step, Step]]:
-    """The same of a server of `socketserver`: a pass is what its `serve_forever` does again and again."""
+    """Yield the same functions for a server of `socketserver`. A pass is one turn of the loop in `serve_forever`."""
     with selectors.PollSelector() as selector:
         selector.register(server, selectors.EVENT_READ)
 
@@ -107,7 +111,7 @@ def driven_standard(server: Any) -> Iterator[tuple[Step, Step]]:
 
 
 def connect(calls: Calls, client: socket.socket, run_pass: Step, has_requests: Step, in_child: bool = False) -> None:
-    """Trace a connection that is served in passes, or in a child."""
+    """Trace a connection that is served on the loop, or in a child."""
     calls.during("accept", run_pass)
     client.sendall(LINE)
     if not in_child:
@@ -119,8 +123,8 @@ def connect(calls: Calls, client: socket.socket, run_pass: Step, has_requests: S
 
 
 def connect_blocking(calls: Calls, client: socket.socket, run_pass: Step, has_requests: Step) -> None:
-    """Trace one whose handler blocks, in the accepting pass or in a thread: the client goes on when it waits."""
-    gate = threading.RLock()  # keeps a thread from going on before the pass is over
+    """Trace a connection whose handler blocks, in the pass or in a thread. When it waits, the client goes on."""
+    gate = threading.RLock()  # holds up a handler's thread until the pass is over
 
     def steps() -> Iterator[None]:
         with gate:
@@ -155,7 +159,7 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
 
 
 def traced(name: str) -> dict[str, list[Call]]:
-    """The calls of a case, by phase."""
+    """Return the calls of a case, by phase."""
     make, handler, trace = CASES[name]
     server = make(("127.0.0.1", 0), handler)
     drive = driven if isinstance(make, partial) else driven_standard
@@ -164,7 +168,7 @@ def traced(name: str) -> dict[str, list[Call]]:
     sys.setprofile(calls.trace)
     try:
         with server, drive(server) as driver:
-            for _ in range(2):  # the first warms everything up
+            for _ in range(2):  # the first connection warms everything up
                 calls.of.clear()
                 with socket.create_connection(server.server_address, PATIENCE_S) as client:
                     trace(calls, client, *driver)
@@ -176,7 +180,7 @@ def traced(name: str) -> dict[str, list[Call]]:
 
 
 def figures(calls: list[Call]) -> tuple[int, int, int]:
-    """How many calls, in how many files, and how many across files."""
+    """Return the number of calls, of files, and of calls across files."""
     return len(calls), len({file for _, file, *_ in calls}), sum(is_across for *_, is_across in calls)
 
 

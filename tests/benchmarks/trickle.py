@@ -1,7 +1,8 @@
-"""Clients that trickle their requests, on `http.server`'s own handler: `TableMixIn` beside `ThreadingHTTPServer`.
+"""Compares `TableMixIn` with `ThreadingHTTPServer` for clients that trickle requests to `http.server`'s own handler.
 
-Every client is connected before any has sent its request; each request comes a few bytes at a time, in random order;
-every answer is looked at. Prints the server's CPU time, its memory and its threads. `--clients 2000 --bytes 1`
+All clients connect before any client sends. Each client then sends its request a few bytes at a time; the clients take
+turns in random order. Every answer is checked. Prints the server's CPU time, memory and threads. Usage:
+`--clients 2000 --bytes 1`
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 class TableHTTPServer(reqtable.TableMixIn, http.server.HTTPServer):
-    """The standard library's server, on one thread."""
+    """Runs the standard library's HTTP server on one thread."""
 
 
 class ThreadingHTTPServer(http.server.ThreadingHTTPServer):
-    """The standard library's, as it is, but for its queue: 5 would measure the kernel's retries."""
+    """Runs the standard library's server with a longer queue: a queue of 5 would measure the kernel's retries."""
 
     request_queue_size = 1024
     daemon_threads = True
@@ -64,7 +65,7 @@ class Figures:
 
 
 def serve(name: str, folder: str) -> None:
-    """In a process of its own: serve until the parent is gone."""
+    """Serve until the parent kills this process."""
     server = SERVERS[name](("127.0.0.1", 0), partial(Quiet, directory=folder))
     print(server.server_address[1], flush=True)
     server.serve_forever()
@@ -78,7 +79,7 @@ def measure(name: str, count: int, bytes_at_a_time: int, seed: int) -> Figures:
         try:
             assert process.stdout is not None
             port = int(process.stdout.readline())
-            trickle(port, 1, len(REQUEST), seed)  # what is made once is not what a client costs
+            trickle(port, 1, len(REQUEST), seed)  # warms up the server: things made once are not a client's cost
             cpu, memory, threads = usage(process.pid)
             started = time.monotonic()
             peak = trickle(port, count, bytes_at_a_time, seed, partial(settled, process.pid))
@@ -99,14 +100,14 @@ def measure(name: str, count: int, bytes_at_a_time: int, seed: int) -> Figures:
 
 
 def usage(pid: int) -> tuple[float, int, int]:
-    """Seconds of CPU, KiB of memory, threads."""
+    """Return a process's seconds of CPU, KiB of memory, and number of threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return (int(fields[11]) + int(fields[12])) / TICKS, int(status["VmRSS"].split()[0]), int(status["Threads"])
 
 
 def settled(pid: int) -> tuple[float, int, int]:
-    """The usage once the server has taken what it was sent."""
+    """Wait until the server has read its input, and return the usage."""
     before, now = None, usage(pid)
     while now != before:
         time.sleep(0.2)
@@ -115,7 +116,7 @@ def settled(pid: int) -> tuple[float, int, int]:
 
 
 def trickle(port: int, count: int, bytes_at_a_time: int, seed: int, look: partial | None = None) -> tuple:  # type: ignore[type-arg]
-    """Have `count` clients served. Returns what `look()` gave when all had sent all but their last bytes."""
+    """Have `count` clients served. Returns the result of `look()`, called before the clients send their last bytes."""
     clients = [socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) for _ in range(count)]
     chance = random.Random(seed)
     parts = [REQUEST[at : at + bytes_at_a_time] for at in range(0, len(REQUEST), bytes_at_a_time)]
@@ -147,7 +148,7 @@ def trickle(port: int, count: int, bytes_at_a_time: int, seed: int, look: partia
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.trickle", description=__doc__)
     parser.add_argument("--clients", type=int, default=2000)
-    parser.add_argument("--bytes", type=int, default=1, help="how many come at a time")
+    parser.add_argument("--bytes", type=int, default=1, help="how many bytes a client sends at a time")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)

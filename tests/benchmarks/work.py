@@ -1,7 +1,7 @@
-"""What is measured, and what is to be reached: the works and the goals.
+"""The works that are measured, and the goals.
 
-A work is done by one peer after the other, round by round, so that what disturbs the machine disturbs all. A round
-gives plain figures; what is made of them is the report's business.
+The peers do a work in turn, round by round, so that a disturbance of the machine affects all of them. A round gives
+plain figures, which `report` evaluates.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tests.benchmarks.servers import ANSWER_BYTES, PEERS
 LINE_BYTES = 64
 SNAPSHOTS = 5
 SHUTDOWNS = 3
-FEW = 64  # connections that have a server make what it makes once
+FEW = 64  # connections that warm up a server
 
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done: seconds of each round, how many rounds, requests of each test of redis-benchmark.
+    """Sets the seconds of a round, the number of rounds, and the requests of each test of redis-benchmark.
 
-    Rounds of works that have a fresh server are dearer, and differ less.
+    Works with a fresh server have fewer rounds (`fresh_rounds`), because their rounds take longer and differ less.
     """
 
     seconds: float = 0.5
@@ -45,9 +45,10 @@ WARM_UP = Effort(0.05, 1, 1, 300)
 
 @dataclass(frozen=True)
 class Work:
-    """One row of what is compared. Works of one group are interleaved, too; `only` names the peers that do it.
+    """Describes one kind of measurement.
 
-    `fresh` is for what a server's past would change: it is started anew for each round.
+    Works of the same `group` are interleaved. `only` names the peers that do the work (empty: all that can). With
+    `fresh`, each round starts a new server, because the server's past would change the figures.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Work:
 
     @property
     def open_at_once(self) -> int:
-        """How many connections a peer must be able to have; of the idle ones, fewer do."""
+        """How many open connections a peer must support; for `idle` a few are enough."""
         if self.measure is idle:
             return 2 * FEW
         one_after_another = self.transport == "churn" or self.kind in ("datagrams", "shutdown")
@@ -76,7 +77,7 @@ class Work:
 
     @property
     def names(self) -> list[str]:
-        """The peers that can do it, installed or not."""
+        """The names of the peers that can do the work, whether installed or not."""
         able = [
             peer.name for peer in PEERS.values() if peer.serves(self.kind) and peer.connections_max >= self.open_at_once
         ]
@@ -85,11 +86,11 @@ class Work:
         return [name for name in able if not self.only or name in self.only]
 
 
-# -- how -----------------------------------------------------------------------------------------------------------
+# -- measuring -----------------------------------------------------------------------------------------------------
 
 
 def loaded(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
-    """Requests as fast as they are answered."""
+    """Measure requests that are sent as fast as they are answered."""
     answer_bytes = ANSWER_BYTES if work.kind == "answers" else LINE_BYTES
     given = (work.transport, server.port, work.connections, work.lines, answer_bytes, work.slow, effort.seconds)
     with tools.clients(*given) as load:
@@ -101,12 +102,12 @@ def loaded(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
 
 
 def redis(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
-    """PING, SET and GET of redis-benchmark, `lines` of them at once."""
+    """Measure PING, SET and GET by redis-benchmark, with `work.lines` requests at once."""
     assert tools.redis is not None
     count = effort.redis_requests
     tests = ["-t", "ping_mbulk,set,get", "-n", str(count), "-c", str(work.connections), "-P", str(work.lines), "--csv"]
     before, load_before, began = server.cpu, waited_for(), time.perf_counter()
-    command = [tools.redis, "-p", str(server.port), *tests]  # on the core of this process: that of the load
+    command = [tools.redis, "-p", str(server.port), *tests]  # runs on the core of this process, which is the load's
     printed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S).stdout
     wall_s = time.perf_counter() - began
     cpu = server.cpu - before
@@ -123,13 +124,13 @@ def redis(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
 
 
 def waited_for() -> float:
-    """Seconds of processor time of the children that have been waited for."""
+    """Return the seconds of processor time of all reaped children."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def idle(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
-    """The memory of connections that have had one line answered, and say no more."""
+    """Measure the memory of connections that are idle after one line and its answer."""
     peer = PEERS.get(server.command[-2])
     count = min(work.connections, peer.connections_max - FEW if peer is not None else work.connections)
     with tools.clients("tcp", server.port, FEW, 1, LINE_BYTES, 0, 0):
@@ -140,7 +141,7 @@ def idle(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
 
 
 def shutdown(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
-    """From `shutdown()` in another thread to the end of `serve_forever()`."""
+    """Measure the time from `shutdown()` in another thread to the end of `serve_forever()`."""
     took = []
     for _ in range(SHUTDOWNS):
         server.tell()
@@ -149,7 +150,7 @@ def shutdown(work: Work, tools: Tools, server: Server, effort: Effort) -> Figure
 
 
 def snapshot(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
-    """A snapshot, taken in a step and in another thread, and the longest that another request's line waits for it."""
+    """Measure a snapshot in a step and in another thread, and how long another request has to wait meanwhile."""
     figures: Figures = {}
     with tools.clients("tcp", server.port, work.connections, 1, LINE_BYTES, 0, 0):
         asking, busy = (socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) for _ in range(2))
@@ -163,7 +164,7 @@ def snapshot(work: Work, tools: Tools, server: Server, effort: Effort) -> Figure
 
 
 def look(asking: socket.socket, busy: socket.socket, where: str, least: int) -> tuple[float, float]:
-    """Milliseconds that a snapshot took, and that the slowest of the lines echoed meanwhile did."""
+    """Return the milliseconds of a snapshot, and of the slowest line echoed meanwhile."""
     asking.sendall(where.encode() + b"\n")
     asking.setblocking(False)
     slowest, answer = 0.0, b""
@@ -183,7 +184,7 @@ def look(asking: socket.socket, busy: socket.socket, where: str, least: int) -> 
     return float(took_ms), slowest * 1e3
 
 
-# -- what -------------------------------------------------------------------------------------------------------------
+# -- the works --------------------------------------------------------------------------------------------------------
 
 GROWING = (
     "reqtable-state",
@@ -262,7 +263,10 @@ WORKS = {
 
 @dataclass(frozen=True)
 class Goal:
-    """At most `most`: the figure of a peer, or where `over` names another peer or another work, its ratio to that."""
+    """Sets the most that a figure of a peer may be.
+
+    If `over` names another peer or another work, the goal is about the ratio to that.
+    """
 
     text: str
     work: str
@@ -310,7 +314,7 @@ GOALS: list[Goal] = [
     ),
 ]
 
-# The same goals, where what is compiled may help.
+# The goals that a compiled hot path may help to reach.
 COMPILED_GOALS = [
     replace(goal, text=goal.text.replace("reqtable-", "compiled-"), peer=goal.peer.replace("reqtable-", "compiled-"))
     for goal in GOALS

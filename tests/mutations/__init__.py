@@ -1,6 +1,6 @@
-"""Deliberate bugs: what a simulation must find, or it proves nothing.
+"""Deliberate bugs. The simulation must find them, or it proves nothing.
 
-Each is a function of the package and a change to its text; `applied` puts the changed function in its place.
+Each bug is a change to the source of one method of the package. `applied` replaces the method by the changed one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SEEDS = 500
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old`, which occurs once in the method `where`, becomes `new`."""
+    """Replaces the text `old`, which occurs once in the method `where` of `owner`, by `new`."""
 
     name: str
     owner: type
@@ -45,7 +45,7 @@ class Mutation:
         original = vars(self.owner)[self.where]
         source = textwrap.dedent(inspect.getsource(original))
         assert source.count(self.old) == 1, (
-            f"{self.name}: {self.old!r} is {source.count(self.old)} times in {self.where}"
+            f"{self.name}: {self.old!r} occurs {source.count(self.old)} times in {self.where}, not once"
         )
         namespace: dict[str, Any] = {}
         exec(compile(source.replace(self.old, self.new), self.name, "exec"), original.__globals__, namespace)
@@ -57,7 +57,7 @@ class Mutation:
 
 
 def first_failure(mutation: Mutation, seeds: Iterable[int] = range(SEEDS)) -> tuple[int, str] | None:
-    """The first of these seeds that finds it, and how; None where none does."""
+    """Return the first of these seeds that finds the bug, and the problem it reports; None if no seed finds it."""
     with mutation.applied():
         for seed in seeds:
             try:
@@ -68,7 +68,7 @@ def first_failure(mutation: Mutation, seeds: Iterable[int] = range(SEEDS)) -> tu
 
 
 def summary(problem: str) -> str:
-    """A problem in few words, without what differs from run to run of other code."""
+    """Shorten a problem, and leave out details that change with the code."""
     return re.sub(r"<Entry \d+ (\w+) [^>]*>", r"a request that is \1", problem.partition("\n")[0])[:120].replace(
         "|", ""
     )
@@ -181,7 +181,7 @@ MUTATIONS = [
     ),
 ]
 
-# What the simulation has found in earnest, put back, with a seed that finds it: bugs that few orders of things show.
+# Real bugs that the simulation once found, each with a seed that finds it. Only rare orders of events show them.
 RARE = [
     (
         1030,

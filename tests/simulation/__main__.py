@@ -1,7 +1,7 @@
 """The fuzzer: `make simulate SEEDS=10000`, or `python -m tests.simulation --seeds 10000`.
 
-Runs seeds on all processors, prints what fails, how to run it again and which faults it takes, and sums up in the end.
-`--seed N` runs one and prints its trace.
+Runs seeds on all processors. For each seed that fails, prints the problem, the faults that it needs, and the command
+that runs it again; then sums up. `--seed N` runs one seed and prints its trace.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BEGIN, END = "<!-- figures: make simulate FIGURES=docs/simulation.md -->", "<!--
 
 @dataclass
 class Sum:
-    """What many seeds came to."""
+    """Sums up the results of many seeds."""
 
     seeds: int = 0
     requests: int = 0
@@ -60,7 +60,7 @@ class Sum:
 
 
 def simulate_all(seeds: Sequence[int]) -> Sum:
-    """Run these seeds, one after the other."""
+    """Run these seeds one after the other, and sum up."""
     sum_ = Sum()
     for seed in seeds:
         try:
@@ -81,20 +81,20 @@ def fails_with(seed: int, faults: Sequence[str]) -> bool:
 
 
 def explain(seed: int, problem: str) -> Iterator[str]:
-    """What failed, with which faults at the least, and the command that shows it."""
+    """Describe a failure: the problem, the fewest faults that cause it, and the command that shows it."""
     try:
         run(seed)
         faults: Sequence[str] = []
     except SimulationFailed as failure:
         faults = shrink(lambda some: fails_with(seed, some), failure.report.faults)
     yield f"seed {seed}: {problem[:1000]}"
-    yield f"  the faults that it takes: {', '.join(faults) or 'none'}"
+    yield f"  faults needed to make it fail: {', '.join(faults) or 'none'}"
     only = f' FAULTS="{",".join(faults)}"'
     yield f"  make simulate SEED={seed}{only}"
 
 
 def one(seed: int, faults: str | None) -> int:
-    """Run one seed and show all of it."""
+    """Run one seed and print its clients, its trace and its problems."""
     workload = workload_of(seed)
     print(f"seed {seed}: {workload.name}, {workload.faults}")
     for number, client in enumerate(workload.clients):
@@ -112,7 +112,7 @@ def one(seed: int, faults: str | None) -> int:
 
 
 def many(first: int, count: int, budget_s: float, processes: int) -> tuple[Sum, float]:
-    """Run seeds from `first` on, `count` of them or until the time is over."""
+    """Run `count` seeds from `first` on, or as many as `budget_s` allows."""
     began = time.monotonic()
     total = Sum()
     left = iter([range(at, min(at + CHUNK, first + count)) for at in range(first, first + count, CHUNK)])
@@ -144,7 +144,7 @@ def show_progress(total: Sum, count: int, elapsed_s: float) -> None:
 
 
 def figures(total: Sum, elapsed_s: float, processes: int) -> list[str]:
-    """What a run came to, as the rows of a table."""
+    """Return the results of a run as the rows of a table."""
     faults = ", ".join(f"{kind} {count:,}" for kind, count in sorted(total.faults.items()))
     workloads = ", ".join(f"{name} {count:,}" for name, count in sorted(total.workloads.items()))
     rows = [
@@ -162,7 +162,7 @@ def figures(total: Sum, elapsed_s: float, processes: int) -> list[str]:
 
 
 def mutations() -> list[str]:
-    """Each deliberate bug and the seed that finds it, as the rows of a table."""
+    """Return each deliberate bug and the seed that finds it, as the rows of a table."""
     rows = ["| deliberate bug | found by seed | reported as |", "|---|---|---|"]
     for mutation, seeds in [*((each, range(SEEDS)) for each in MUTATIONS), *((rare, [seed]) for seed, rare in RARE)]:
         found = first_failure(mutation, seeds)
@@ -176,17 +176,17 @@ def write_figures(path: Path, table: list[str]) -> None:
     pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
     found, count = re.subn(pattern, lambda _: "\n".join([BEGIN, "", *table, "", END]), text, flags=re.DOTALL)
     if count != 1:
-        raise SystemExit(f"{path} has no place for the figures: {BEGIN} … {END}")
+        raise SystemExit(f"{path} lacks the markers between which the figures go: {BEGIN} … {END}")
     path.write_text(found)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=1000, help="how many")
-    parser.add_argument("--first", type=int, default=0, help="the first of them")
-    parser.add_argument("--budget", type=float, default=float("inf"), help="stop after so many seconds")
-    parser.add_argument("--seed", type=int, help="run this one, and show all of it")
-    parser.add_argument("--faults", help="with --seed: no faults but these, separated by commas")
+    parser.add_argument("--seeds", type=int, default=1000, help="how many seeds to run")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="stop after this many seconds")
+    parser.add_argument("--seed", type=int, help="run only this seed, and show its details")
+    parser.add_argument("--faults", help="with --seed: the only faults that may happen, separated by commas")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--figures", type=Path, help="write the figures into this document")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Handlers, wants and hooks that raise, in the midst of others that are served."""
+"""Handlers, wants and hooks that raise while other requests are served."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACES = [b"step", b"take", b"call", b"timeout", b"close", b"hook", b"report"]
 
 
 class Bug(PeerError):
-    """What is raised. A simulation takes it: it fails for what is not a peer's doing."""
+    """Raised at every place. A simulation tolerates errors that are the peer's fault, so this pretends to be one."""
 
 
 raised: list[Bug] = []
@@ -43,7 +43,7 @@ class Never(reqtable.Want[None]):
 
 
 class Failing(reqtable.StateRequestHandler):
-    """A line is echoed, or names the place at which it is to go wrong."""
+    """Echoes each line. A line that names a place makes the request fail at that place."""
 
     closes_badly: bool = False
     hook_fails: ClassVar[set[Any]] = set()
@@ -134,7 +134,7 @@ def server(dispatch: str, config: Config, handler: Any) -> Any:
 
 
 def check(report: Report) -> Iterator[str]:
-    """Each exception was reported once."""
+    """Check that each exception was reported once."""
     for bug in raised:
         count = report.errors.count(bug)
         if count != 1:

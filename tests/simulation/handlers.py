@@ -1,4 +1,4 @@
-"""The examples' protocols once more, as coroutines: the simulation runs each protocol in every resumable style."""
+"""The protocols of the examples as coroutines, so that the simulation runs each protocol in every resumable style."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from reqtable import (
 
 
 class AsyncNotes(AsyncRequestHandler):
-    """`examples.notes.Notes`."""
+    """Serves the protocol of `examples.notes.Notes`."""
 
     async def handle(self) -> None:
         words = 0
@@ -51,7 +51,7 @@ class AsyncNotes(AsyncRequestHandler):
 
 
 class BlockingNotes(StreamRequestHandler):
-    """`examples.notes.Notes` as `socketserver` would have it, for policy `greenlet`."""
+    """Serves the protocol of `examples.notes.Notes` as a blocking handler, for policy `greenlet`."""
 
     timeout = 30
 
@@ -72,7 +72,7 @@ class BlockingNotes(StreamRequestHandler):
 
 
 class AsyncRedis(AsyncRequestHandler):
-    """`examples.miniredis.MiniRedis`, with its commands."""
+    """Serves the protocol of `examples.miniredis.MiniRedis`, whose commands it uses."""
 
     store: ClassVar[Store]
     string, items, kill = MiniRedis.string, MiniRedis.items, MiniRedis.kill
@@ -129,7 +129,7 @@ class AsyncRedis(AsyncRequestHandler):
 
 
 class AsyncTftp(AsyncRequestHandler):
-    """`examples.tftp.Tftp`."""
+    """Serves the protocol of `examples.tftp.Tftp`."""
 
     root: ClassVar[Path]
 
@@ -171,7 +171,7 @@ class AsyncTftp(AsyncRequestHandler):
 
 
 class AsyncChat(AsyncRequestHandler):
-    """`examples.chat.Chat`."""
+    """Serves the protocol of `examples.chat.Chat`."""
 
     name: str = ""
 
@@ -215,7 +215,7 @@ class AsyncChat(AsyncRequestHandler):
 
 
 def blob(count: int) -> bytes:
-    """`count` bytes, in which any that is lost, repeated or moved is noticed."""
+    """Return `count` bytes with a pattern that shows if bytes are lost, repeated or moved."""
     return (_PATTERN * (count // len(_PATTERN) + 1))[:count]
 
 
@@ -223,7 +223,7 @@ _PATTERN = b"".join(b"%06d\n" % number for number in range(1500))
 
 
 class Blobs(StateRequestHandler):
-    """`mem N` answers N bytes, `file N` too, from a file."""
+    """Answers `mem N` with N bytes from memory, and `file N` with N bytes from a file."""
 
     path: ClassVar[str]
 
@@ -245,7 +245,7 @@ class Blobs(StateRequestHandler):
 
 
 class AsyncBlobs(AsyncRequestHandler):
-    """The same, in small sends that wait while the peer does not read."""
+    """Does the same as `Blobs`, in small sends that wait while the peer does not read."""
 
     path: ClassVar[str]
 

@@ -1,7 +1,7 @@
-"""What the fuzzer simulates: for each seed a server, its clients, its faults, and what each client must see.
+"""The workloads of the fuzzer. Each seed gives a server, its clients, its faults, and what each client must see.
 
-A workload is made of its seed alone. What a client must see is either in its script, as expectations, or, where it
-depends on the others, looked at afterwards by the workload's `check`.
+A workload depends on its seed alone. What a client must see is in its script, as expectations. If it depends on the
+other clients, the workload's `check` looks at it afterwards.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from tests.simulation.handlers import (
 )
 
 ADDRESS = ("127.0.0.1", 7000)
-Dialogue = list[tuple[bytes, bytes]]  # what a client sends, and what it must be answered
+Dialogue = list[tuple[bytes, bytes]]  # pairs of what a client sends and the answer that it must get
 
 
 @dataclass
 class Workload:
-    """One simulation, ready to be run."""
+    """Describes one simulation that can be run."""
 
     name: str
     server: Callable[[], Any]
@@ -55,13 +55,13 @@ class Workload:
 
 
 def run(seed: int, only: Sequence[str] | None = None) -> tuple[str, Report]:
-    """Simulate what that seed stands for; with `only`, with no other faults than those. Raises SimulationFailed."""
+    """Simulate the workload of a seed; `only` names the faults that may happen. Raises SimulationFailed."""
     workload = workload_of(seed)
     faults = workload.faults if only is None else workload.faults.restricted_to(only)
     _open.clear()
     report = simulate(workload.server, workload.clients, seed=seed, faults=faults)
     report.problems += workload.check(report)
-    report.problems += [f"on_close was never called, of the handler of {handler.entry!r}" for handler in _open]
+    report.problems += [f"on_close was never called for the handler of {handler.entry!r}" for handler in _open]
     if report.problems:
         raise SimulationFailed(report)
     return workload.name, report
@@ -73,11 +73,11 @@ def workload_of(seed: int) -> Workload:
     return protocol(rng)
 
 
-# -- what they share -------------------------------------------------------------------------------------------------
+# -- shared by the workloads -----------------------------------------------------------------------------------------
 
 
 def _faults(rng: Random, **harsh: float) -> Faults:
-    """The default ones, often; sometimes none, or many of one kind; with `harsh`, what clients can tell."""
+    """Choose faults: mostly the default faults, sometimes none, many of one kind, or the `harsh` ones as well."""
     rates: dict[str, Any] = {"delayed": 0.05, "delay_max_s": 0.3}
     how = rng.randrange(6)
     if how == 0:
@@ -93,7 +93,7 @@ def _faults(rng: Random, **harsh: float) -> Faults:
 
 
 def _config(rng: Random) -> Config:
-    """Limits that make what is rare with the default ones happen all the time."""
+    """Choose limits so low that they are reached all the time."""
     return Config(
         limits=reqtable.Limits(
             steps_per_pass=rng.choice([1, 1, 2, 5, 64]),
@@ -109,7 +109,7 @@ _open: list[Any] = []  # the handlers of this simulation whose on_close has not 
 
 
 class Watched:
-    """In front of every handler: its steps and its end come when they may, and its end comes."""
+    """Checks that a handler's steps and its `on_close` are called only when they may, and `on_close` exactly once."""
 
     has_closed = False
 
@@ -123,7 +123,7 @@ class Watched:
 
     def on_close(self) -> None:
         running = self.entry.table.running  # type: ignore[attr-defined]
-        assert running is None, f"on_close in the midst of a step of {running}"
+        assert running is None, f"on_close during a step of {running}"
         assert not self.has_closed, "on_close twice"
         self.has_closed = True
         _open.remove(self)
@@ -148,7 +148,10 @@ def _server(
 
 
 def _play(rng: Random, dialogue: Dialogue, patience_s: float) -> Client:
-    """A client that has that dialogue, cut and paced at will. It is never silent for longer than `patience_s`."""
+    """Make a client that has that dialogue, in random pieces and at random pace.
+
+    The client is never silent for longer than `patience_s`.
+    """
     client = Client()
     while dialogue:
         count = rng.choice([1, 1, 2, 5, len(dialogue)])
@@ -174,22 +177,22 @@ def _send(rng: Random, client: Client, data: bytes) -> None:
 
 
 def _silent(timeout_s: float) -> Callable[[Peer], Any]:
-    """Says nothing more: the server must end the connection when its timeout is over, and not before."""
+    """Make a step that sends nothing more: the server must end the connection after its timeout, and not before."""
 
     def play(peer: Peer) -> Any:
         begun = peer.network.clock.now
         yield lambda: bool(peer.ended or peer.unexpected), timeout_s + 5
         passed = peer.network.clock.now - begun
-        assert not peer.unexpected, f"{peer} was sent {peer.unexpected!r} for saying nothing"
+        assert not peer.unexpected, f"{peer} sent nothing, and yet received {peer.unexpected!r}"
         if peer.ended != "reset":  # a fault
-            assert peer.ended == "end", f"{peer} said nothing for {passed:.0f} s, and is still connected"
-            assert passed > timeout_s - 2, f"{peer} was given {passed:.1f} s instead of {timeout_s}"
+            assert peer.ended == "end", f"{peer} sent nothing for {passed:.0f} s, and is still connected"
+            assert passed > timeout_s - 2, f"{peer} was cut off after {passed:.1f} s instead of {timeout_s} s"
 
     return play
 
 
 def _trickling(timeout_s: float) -> Callable[[Peer], Any]:
-    """Sends a byte now and then, never what is waited for: that must not keep the connection."""
+    """Make a step that sends a byte now and then, but never a whole item: this must not keep the connection open."""
 
     def play(peer: Peer) -> Any:
         begun = peer.network.clock.now
@@ -214,9 +217,11 @@ def _finish(
     silence_s: float | None = None,
     dribbling_s: float | None = None,
 ) -> Client:
-    """The several ways in which a dialogue ends.
+    """Choose how a dialogue ends: by closing, a reset, silence, dribbling, `bye` or an end of file.
 
-    `question` is any that has an answer, `bye` what ends it; the rest, when saying nothing ends it, and nothing of use.
+    `question` is any command that has an answer. `bye` is the command that ends the connection, if there is one. The
+    server must end a silent connection after `silence_s`, and a dribbling connection after `dribbling_s`; None: it need
+    not.
     """
     how = rng.randrange(8)
     if how == 0:
@@ -224,15 +229,15 @@ def _finish(
     if how == 1:
         return client.reset()
     if how == 7:
-        # the reset comes with the questions: it is the answers that meet it
+        # the reset follows the questions at once, so the answers run into it
         return client.send(question * rng.randrange(1, 4) + bye).reset()
     if how == 2 and silence_s is not None:
         return client.then(_silent(silence_s))
     if how == 6 and dribbling_s is not None:
         return client.then(_trickling(dribbling_s))
     if how == 3 and bye:
-        # what follows the last command is never read, and must not cut off the end; a blocking handler's connection is
-        # closed by the server's own hooks, as in socketserver, and is reset by what comes after
+        # The server never reads what follows the last command, which must not cut off the last answers. But a blocking
+        # handler's connection is closed by the server's hooks, as in socketserver, so unread input would reset it.
         unread = bytes(rng.randrange(60)) if dribbling_s is not None else b""
         return client.send(bye + unread).then(_take_bye).expect_end()
     return client.end().expect_end()
@@ -250,7 +255,7 @@ HARSH = {"reset": 0.01, "aborted": 0.05}
 
 def echo(rng: Random) -> Workload:
     handler = rng.choice([StateEcho, AsyncEcho, BlockingEcho])
-    # a socket's timeout is one for each read: bytes that trickle in keep a blocking handler's connection
+    # A socket's timeout begins anew with each read, so a trickle of bytes keeps a blocking handler's connection open.
     dribbling_s = 60 if is_resumable(handler) else None
     clients = []
     for _ in range(rng.randrange(1, 8)):
@@ -259,7 +264,7 @@ def echo(rng: Random) -> Workload:
         ]
         client = _play(rng, [(text, text) for text in lines], 50)
         if rng.random() < 0.3:
-            # a last line without an end
+            # the last line may lack its line end
             clients.append(client.send(b"the last").end().expect(b"the last").expect_end())
         else:
             client.send(b"\n").expect(b"\n")
@@ -299,7 +304,7 @@ def miniredis(rng: Random) -> Workload:
     counted: list[int] = []
 
     def increment(peer: Peer) -> Any:
-        """The answer depends on the others: it is looked at in the end."""
+        """Increment the shared key. The answer depends on the other clients, so `check` looks at it afterwards."""
         answer = b""
         yield from peer.send(_resp(b"INCR", b"shared"))
         while not answer.endswith(b"\n"):
@@ -322,7 +327,7 @@ def miniredis(rng: Random) -> Workload:
 
 
 def killing(rng: Random) -> Workload:
-    """Clients of miniredis that end each other, and themselves, in mid-dialogue."""
+    """Make clients of miniredis that kill each other and themselves in mid-dialogue."""
     style = rng.choice([MiniRedis, AsyncRedis])
     count = rng.randrange(2, 8)
     expected: list[bytes] = []
@@ -347,7 +352,7 @@ def killing(rng: Random) -> Workload:
         for peer, whole in zip(report.clients, expected, strict=True):
             answers = [whole + last for last in (b":0\r\n", b":1\r\n", b"+OK\r\n")]
             if not any(answer.startswith(peer.received) for answer in answers):
-                yield f"{peer} received {peer.received!r} where {whole!r} was to come"
+                yield f"{peer} received {peer.received!r} instead of {whole!r}"
 
     server = _server(rng, lambda: _with_store(style), pool=0.8 * (style is MiniRedis))
     return Workload(f"killing {style.__name__}", server, clients, _faults(rng, **HARSH), check)
@@ -358,7 +363,7 @@ def _with_store(style: Any) -> Any:
 
 
 def _redis_client(rng: Random, own: bytes, increment: Callable[[Peer], Any]) -> Client:
-    """One that has keys of its own, and one that all share."""
+    """Make a client that uses its own keys, and one key that all clients share."""
     client = _play(rng, _redis_dialogue(rng, own), 200)
     if rng.random() < 0.3:
         client.send(_resp(b"SET", own, b"1", b"EX", b"10")).expect(b"+OK\r\n").pause(12)
@@ -371,7 +376,7 @@ def _redis_client(rng: Random, own: bytes, increment: Callable[[Peer], Any]) -> 
 
 
 def _redis_dialogue(rng: Random, own: bytes) -> Dialogue:
-    """Commands about keys of one's own, and their answers."""
+    """Make commands about a client's own keys, and their answers."""
     values: dict[bytes, bytes] = {}
     dialogue: Dialogue = []
     for _ in range(rng.randrange(15)):
@@ -403,10 +408,10 @@ def _redis_dialogue(rng: Random, own: bytes) -> Dialogue:
 
 @functools.cache
 def folder() -> Path:
-    """A folder that lasts as long as the process that made it.
+    """Make a folder that is removed when the process that made it exits.
 
-    `Finalize` alone is right in forked processes: it removes nothing in a child of the one that made it, and does run
-    in a worker of `multiprocessing`, where `atexit` is cleared (3.13) or not called (before).
+    Only `Finalize` works with forked processes. It removes nothing in a child of the process that made the folder. It
+    does run in a worker of `multiprocessing`, where `atexit` is cleared (Python 3.13) or not called (before).
     """
     made = Path(tempfile.mkdtemp(prefix="reqtable-simulation-"))
     Finalize(None, shutil.rmtree, [made], exitpriority=0)
@@ -415,7 +420,7 @@ def folder() -> Path:
 
 @functools.cache
 def tftp_files() -> dict[str, bytes]:
-    """The files that are served."""
+    """Write the files that are served, and return them by name."""
     files = {f"file{size}": Random(size).randbytes(size) for size in (0, 1, 511, 512, 513, 1024, 4000)}
     for name, data in files.items():
         (folder() / name).write_bytes(data)
@@ -450,7 +455,7 @@ def tftp(rng: Random) -> Workload:
                 and not stalled
             ):
                 yield f"client {number} fetched {name} and got {str(result)[:80]}"
-            # what the server sends is never wrong, though it may not come
+            # faults may lose what the server sends, but it is never wrong
             elif (
                 isinstance(result, bytes)
                 and result != files.get(name)
@@ -468,7 +473,7 @@ def tftp(rng: Random) -> Workload:
 
 
 def _fetch(peer: Peer, name: str) -> Any:
-    """A TFTP client (RFC 1350): the file's bytes, the code of an error, or None for having given up."""
+    """Fetch a file as a TFTP client does (RFC 1350). Returns its bytes, an error code, or None after too many tries."""
     packet = struct.pack("!H", READ) + name.encode() + b"\0octet\0"
     data, block, tries = b"", 1, 0
     yield from peer.send(packet)
@@ -489,7 +494,7 @@ def _fetch(peer: Peer, name: str) -> Any:
                 return data
             block, tries = block + 1, 0
         elif len(got) >= 4 and got[:2] == struct.pack("!H", DATA):
-            tries += 1  # an older block: what it acknowledges is on its way
+            tries += 1  # a repeated block: its acknowledgement is on its way
     return None
 
 
@@ -504,7 +509,7 @@ def chat(rng: Random) -> Workload:
             client.send(b"\n").expect(b"that name is taken. your name? ")
         client.send(b"client%d\n" % number)
         if rng.random() < 0.3:
-            client.read_nothing(20)  # what the others say waits for it, while what it says itself has come
+            client.read_nothing(20)  # output for this client piles up, while its own lines are delivered
         if rng.random() < 0.6:
             client.send("".join(f"{text}\n" for text in lines).encode())
         else:
@@ -524,7 +529,7 @@ def chat(rng: Random) -> Workload:
         return _check_chat(report, said)
 
     server = _server(rng, lambda: handler, pool=0.4 * (handler is Chat))
-    # many who talk in bursts, to many who can take little at a time
+    # with small buffers, clients talk in bursts to clients that can take little at a time
     faults = _faults(rng, **HARSH) if rng.random() < 0.5 else Faults(small_buffer=1.0, delayed=0.02)
     return Workload(f"chat {handler.__name__}", server, clients, faults, check)
 
@@ -533,7 +538,7 @@ def _check_chat(report: Report, said: list[list[str]]) -> Iterator[str]:
     heard: list[list[str]] = []
     for peer in report.clients:
         text = peer.received.decode().replace("your name? ", "").replace("that name is taken. ", "")
-        heard.append(text.split("\n")[:-1])  # what comes after the last line end was cut off
+        heard.append(text.split("\n")[:-1])  # without the part after the last line end, which was cut off
     for listener, lines in zip(report.clients, heard, strict=True):
         for number, theirs in enumerate(said):
             talker = report.clients[number]
@@ -542,7 +547,7 @@ def _check_chat(report: Report, said: list[list[str]]) -> Iterator[str]:
             got = [text.removeprefix(prefix) for text in lines if text.startswith(prefix)]
             if listener is talker:
                 if got:
-                    yield f"{listener} heard itself"
+                    yield f"{listener} received its own lines"
                 continue
             begin = theirs.index(got[0]) if got and got[0] in theirs else 0
             if got != theirs[begin : begin + len(got)]:
@@ -553,16 +558,16 @@ def _check_chat(report: Report, said: list[list[str]]) -> Iterator[str]:
                 yield f"{listener} was there when {talker} joined, and missed its first line"
             if joined and left and whole and got != theirs:
                 yield f"{listener} heard {got} of {theirs} that {talker} said from beginning to end"
-    # there is one order for all
+    # all clients hear the lines in the same order
     for number, one in enumerate(heard):
         for other in heard[number + 1 :]:
             common = set(one) & set(other)
             if [text for text in one if text in common] != [text for text in other if text in common]:
-                yield f"client {number} heard in another order than another: {one} and {other}"
+                yield f"client {number} and another client heard the same lines in different orders: {one} and {other}"
 
 
 def _with_operator(rng: Random, make: Callable[[], Any], rate: float) -> Callable[[], Any]:
-    """The same server, with somebody who cancels a request after a pass, so often."""
+    """Make the same server with an operator that cancels a random request after a pass, with probability `rate`."""
 
     def server() -> Any:
         made = make()
@@ -579,7 +584,7 @@ def _with_operator(rng: Random, make: Callable[[], Any], rate: float) -> Callabl
 
 
 def departing(rng: Random) -> Workload:
-    """Clients that ask and go, while their steps and calls are under way elsewhere."""
+    """Make clients that disconnect while their steps and calls run outside the loop."""
     handler, question = rng.choice([(Notes, b"rank\n"), (AsyncNotes, b"rank\n"), (MiniRedis, _resp(b"PING"))])
     clients = []
     for _ in range(rng.randrange(2, 10)):
@@ -598,7 +603,7 @@ def departing(rng: Random) -> Workload:
 
 
 def cancelled(rng: Random) -> Workload:
-    """An operator who cancels requests at any moment, whatever they are in the midst of."""
+    """Add an operator that cancels requests at any moment, whatever they are doing."""
     workload = rng.choice([echo, notes, notes, miniredis, chat, blobs])(rng)
     for client in workload.clients:
         client.steps.insert(0, ("may_fail", ()))
@@ -608,16 +613,16 @@ def cancelled(rng: Random) -> Workload:
 
 @functools.cache
 def blob_file() -> str:
-    """The path of a file that holds `blob`."""
+    """Write a file that holds `blob`, and return its path."""
     path = folder() / "blob"
     path.write_bytes(blob(400_000))
     return str(path)
 
 
 def _never_reads(peer: Peer) -> Any:
-    """One who asks for much and reads none of it is closed when `write_timeout_s` is over."""
+    """Ask for much and read nothing: the server must close the connection after `write_timeout_s`."""
     yield from peer.send(b"mem 1\n")
-    if (yield from peer.receive()) is None:  # which may take a while
+    if (yield from peer.receive()) is None:  # the first answer may take a while
         return
     peer.read_nothing()
     yield from peer.send(b"mem 400000\n")
@@ -628,7 +633,7 @@ def _never_reads(peer: Peer) -> Any:
 
 
 def blobs(rng: Random) -> Workload:
-    """Answers that are larger than what the network holds, to those who read slowly, or not at all."""
+    """Make answers that are larger than the network's buffers, for clients that read slowly or not at all."""
     handler = rng.choice([Blobs, AsyncBlobs])
     clients = []
     for _ in range(rng.randrange(1, 5)):
@@ -648,13 +653,13 @@ def blobs(rng: Random) -> Workload:
     def make() -> Any:
         return type(handler.__name__, (handler,), {"path": blob_file()})
 
-    # buffers of a few bytes would make these last for hours
+    # with buffers of a few bytes these answers would take hours
     faults = replace(_faults(rng, **HARSH), small_buffer=0.0)
     return Workload(f"blobs {handler.__name__}", _server(rng, make), clients, faults, _nothing_more)
 
 
 def fails(rng: Random) -> Workload:
-    """Requests that fail in the midst of others, wherever code that is not the engine's is called."""
+    """Make requests that fail while others are served, at every place where the engine calls other code."""
     dispatch = rng.choice(["inline", "pool"])
     config = _config(rng)
     watched = type("Failing", (Watched, failing.Failing), {})
@@ -668,7 +673,7 @@ def fails(rng: Random) -> Workload:
 
 
 def spoiled(rng: Random) -> Workload:
-    """What does not go on to its end: by its client, or by itself."""
+    """Make requests that end early, because the client disconnects or the handler fails."""
     return rng.choice([departing, fails])(rng)
 
 

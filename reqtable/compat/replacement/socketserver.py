@@ -1,6 +1,6 @@
-"""Stands in for the standard library's module wherever this folder comes first on the path."""
+"""Replaces the standard library's `socketserver` if this folder comes first on the import path."""
 
-# Programs that patch the module for a test do so by these names, too.
+# Tests of other programs patch these names, too.
 import os  # noqa: F401
 import selectors  # noqa: F401
 import socket  # noqa: F401
