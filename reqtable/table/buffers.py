@@ -31,7 +31,8 @@ class Input:
     """Holds the unread input of a stream request.
 
     A single chunk is kept as the `bytes` that arrived, so a line that arrives whole is passed on without a copy. A
-    second chunk turns it into a `bytearray`, which grows in place.
+    second chunk turns it into a `bytearray`, which grows in place. Two transports write `data` themselves: `Stream` for
+    the first chunk, and `PollOnly` for a placeholder.
     """
 
     __slots__ = ("_sought", "_start", "data", "ended")
@@ -297,7 +298,8 @@ class Output:
 
     `first` is the piece to send next, or None. `more` is the list of the other pieces, or, most often, None.
     `size` counts all bytes. `held` counts only the bytes in memory, to which the limits apply. A datagram may have no
-    bytes, so `first`, not `size`, tells whether there is anything to send.
+    bytes, so `first`, not `size`, tells whether there is anything to send. A handler's `send` writes a lone first piece
+    itself, and `Stream.flush` takes one away.
     """
 
     __slots__ = ("first", "held", "more", "size")
