@@ -35,7 +35,7 @@ LEVELS = ["debug", "info", "warning", "error"]
 
 
 class _Handler(click.ParamType[Any]):
-    """`module:Class` or `path/to/file.py:Class`."""
+    """Converts `module:Class` or `path/to/file.py:Class` to the class."""
 
     name = "module:Handler"
 

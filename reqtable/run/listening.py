@@ -48,7 +48,7 @@ class _Placed:
         if endpoint.family == socket.AF_INET6:  # whatever the machine's default is
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, endpoint.v6only)
         if endpoint.mode is not None:
-            with contextlib.suppress(OSError):  # Linux alone can; elsewhere streams are safe, as nothing listens yet
+            with contextlib.suppress(OSError):  # only Linux can; elsewhere streams are safe, as nothing listens yet
                 os.fchmod(self.socket.fileno(), endpoint.mode & 0o700)
         super().server_bind()  # type: ignore[misc]
         if endpoint.has_file:
@@ -71,7 +71,7 @@ class _Stream(_Placed, TCPServer):
 
 
 class _Datagram(_Placed, UDPServer):
-    max_packet_size = 65_535  # of any datagram: nothing is cut off
+    max_packet_size = 65_535  # the largest datagram: nothing is cut off
 
 
 def make_server(endpoint: Endpoint, handler: Any, dispatch: str | None, config: Config) -> TCPServer:
@@ -92,7 +92,7 @@ def open_server(server: TCPServer) -> Callable[[], None]:
     endpoint: Endpoint = server.endpoint  # type: ignore[attr-defined]
     try:
         server.server_bind()
-        server._keep_alive()  # now, though workers serve: the supervisor must know it when it reloads
+        server._keep_alive()  # not only in workers: the supervisor must know what is set when it reloads
         _warn_without_host(endpoint.bind)
         remove = _remover(server)
         try:

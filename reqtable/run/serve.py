@@ -44,11 +44,12 @@ def serve(
     to the file that `REQTABLE_CONFIG` names. `workers` is how many processes serve, each with its own table; it
     defaults to the configuration's number, and None means that this process serves.
 
-    SIGHUP calls `reload` for a new configuration, and reads certificates again. New requests are served by the new one,
+    SIGHUP calls `reload` for a new configuration, and reads certificates again. New requests are served as these say,
     requests in the table end as they began. SIGUSR1 logs the table. Logger `reqtable.serving` says at level INFO what
     is served where. `on_listening` is called once with the same addresses (port 0 resolved), `on_pass` in every pass.
 
-    Raises ConfigurationError before anything is bound, and OSError for a failed bind before anything is served.
+    Raises ConfigurationError for what can't work, before anything is bound, and OSError for a bind that fails, before
+    anything is served.
     """
     check_not_importing()
     if config is None and os.environ.get(CONFIG_VARIABLE):

@@ -50,7 +50,7 @@ def _plain(handler: Any) -> Any:
 
 @contextlib.contextmanager
 def handled_by(engine: Engine, handlers: Handlers) -> Iterator[None]:
-    """Install signal handlers while `engine` serves. Its forked children get the handlers from before: they may end."""
+    """Install signal handlers while `engine` serves. Its children get the earlier ones back, so signals end them."""
     with handled(handlers) as restore:
         engine.loop.in_child.append(restore)
         try:

@@ -4,8 +4,8 @@ The supervisor holds the bound servers, but never serves. It forks workers, whic
 So the listening sockets, and new connections in the kernel's queues, outlive any worker.
 
 The supervisor runs a loop of its own, in which a worker is a pidfd and one end of a socket pair. Over the pair, a
-worker says that it is ready, and later that its loop still runs. When the supervisor is gone, the worker sees the end
-of file.
+worker says that it is ready, and later that its loop still runs. When the supervisor is gone, the worker sees end of
+file.
 
 After each event (a death, a signal, a worker that becomes ready), `_balance` compares the workers with what is wanted,
 and takes the next steps.
@@ -259,7 +259,7 @@ class Supervisor:
             self._back_off_s = 0.0
 
     def _back_off(self, started_at: float) -> None:
-        """Delay the next start: a worker started then has failed. Workers started together count as one failure."""
+        """Delay the next start: a worker started at `started_at` failed. Those started together count as one."""
         if started_at >= self._not_before:
             self._back_off_s = min(max(2 * self._back_off_s, _BACK_OFF_S), _BACK_OFF_MAX_S)
             self._not_before = self._loop.table.now + self._back_off_s
@@ -298,7 +298,7 @@ class Supervisor:
             worker.child.kill()
 
     def _end(self, stage: Stage) -> None:
-        """Enter `stage`, in a signal handler, so at once: a worker that ends from here on is meant to end."""
+        """Enter `stage` at once, in the signal handler: a worker that ends from here on was meant to end."""
         if stage > self._stage:
             self._stage = stage
             self._loop.post(self._dismiss_all, stage)

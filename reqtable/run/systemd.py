@@ -16,7 +16,7 @@ _RETRY_S = 0.05
 class Notifier:
     """Reports the state of this process, not of its children: it takes the variables out of the environment.
 
-    `watchdog_s` is within how many seconds systemd wants to hear from us, again and again; None: never.
+    `watchdog_s` is the longest time, in seconds, that systemd waits for a sign of life; None: it wants none.
     """
 
     def __init__(self, loop: Any) -> None:

@@ -13,7 +13,8 @@ from reqtable.table.states import Ending
 from reqtable.table.table import Entry
 
 access = logging.getLogger("reqtable.access")
-access.setLevel(logging.WARNING)  # off by default: a log handler may be a client of this very server
+# Off by default: a log handler may be a client of this very server, and each line would cause another.
+access.setLevel(logging.WARNING)
 
 
 def log_access(entry: Entry) -> None:
@@ -35,7 +36,7 @@ def log_access(entry: Entry) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a record as text for a terminal. Indents a traceback: it may quote a peer, who could fake a record."""
+    """Formats a record as text for a terminal. Indents tracebacks: they may quote what a peer sent to fake a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(printable, super().format(record).split("\n")))

@@ -66,7 +66,7 @@ class Admission:
         return False
 
     def relieve(self) -> None:
-        """End the request whose buffers hold the most: together, the buffers hold more than they may."""
+        """End the request whose buffers hold the most, because all buffers together hold too much."""
         table = self._steps.table
         most = max(table, key=lambda entry: entry.held)
         self.note(hosted(most.server), "buffered_bytes_max", self._steps.table.limits.buffered_bytes_max, most.peer)

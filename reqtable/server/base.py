@@ -61,7 +61,7 @@ class LoopServer(ConfiguredServer):
     _engine: Engine | None = None
     _in_serve_forever = False
     _kept_alive: tuple[Any, float | None] = (None, None)  # the socket on which keep-alive was set, and its time
-    _is_left_non_blocking = False  # the listening socket, which was blocking before the loop used it
+    _is_left_non_blocking = False  # the listening socket: it was blocking before the loop used it
     _owns_queue = False  # no other process and no other descriptor listens on the same socket
     _served_ahead = 0  # how many later calls of `handle_request` have nothing left to do
 
@@ -265,9 +265,8 @@ class LoopServer(ConfiguredServer):
             self._BaseServer__shutdown_request = False
             return
         engine.loop.poller.wake()
-        if (
-            not engine.steps.in_loop_thread and not engine.loop.poller.is_copy
-        ):  # in a forked child, the loop is the parent's
+        # In a forked child, the loop is the parent's: nobody would set the event.
+        if not engine.steps.in_loop_thread and not engine.loop.poller.is_copy:
             self._BaseServer__is_shut_down.wait()
 
     def _end_requests(self) -> None:

@@ -166,7 +166,7 @@ class TCPServer(BaseServer):
         self.server_address = self.socket.getsockname()
 
     def server_activate(self) -> None:
-        """Listen. Raises the default `request_queue_size`: the queue must hold clients that connect during a pass."""
+        """Listen. The default `request_queue_size` is too short for clients that connect during a pass: use more."""
         self._keep_alive()  # the first clients may connect before anything is served
         chosen = self.request_queue_size != TCPServer.request_queue_size
         self.socket.listen(self.request_queue_size if chosen else _QUEUE_SIZE)
@@ -204,7 +204,7 @@ class UDPServer(TCPServer):
 
     @property
     def receives_without_waiting(self) -> bool:
-        """Whether `get_request` never waits, so that a pass may take several datagrams. A socket's timeout waits."""
+        """Whether `get_request` never waits, so that a pass may take several datagrams. With a timeout, it waits."""
         return not self.socket.gettimeout()
 
     def get_request(self) -> tuple[Any, Any]:
@@ -215,7 +215,7 @@ class UDPServer(TCPServer):
         return (data, self.socket), client_address
 
     def server_activate(self) -> None:
-        """If the socket is bound to every address, ask the kernel for each datagram's destination. Nothing listens."""
+        """Ask the kernel for each datagram's destination if the socket is bound to every address; don't listen."""
         self._watches_destinations = watch_destinations(self.socket)
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -33,7 +33,7 @@ class Drain:
         self._servers = list(servers)
         self._until = until
         self._done = done
-        self._progress = progress  # gets the number of requests left, and of seconds
+        self._progress = progress  # called with how many requests and seconds are left
 
     def begin(self) -> None:
         """Stop listening, and check on the requests in the table until they are done."""
@@ -46,7 +46,7 @@ class Drain:
         now = engine.table.now
         left = [each for each in engine.table if each.server in self._servers and each.state is not State.CLOSED]
         if left and now < self._until:
-            engine.call_later(self._look, _LOOK_S)  # first of all, whatever goes wrong below
+            engine.call_later(self._look, _LOOK_S)  # first, so that an error below can't end the drain
             for entry in left:
                 self._tell(entry)
         if self._progress is not None:

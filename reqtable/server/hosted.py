@@ -18,7 +18,7 @@ class Hosted(Server, Protocol):
     _policies: PolicySet
     _preamble: PreambleSpec | None  # what connections begin with; None: with the request itself
     _owns_queue: bool  # no other process and no other descriptor listens on the same socket
-    _is_left_non_blocking: bool  # the listening socket, which was blocking before the loop used it
+    _is_left_non_blocking: bool  # the listening socket: it was blocking before the loop used it
 
     @property
     def _begins_with_tls(self) -> bool: ...

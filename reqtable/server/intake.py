@@ -9,8 +9,8 @@ A request passes through these methods, in this order:
 4. `admit`, which `process_request` calls, asks the admission for room. Then it makes the transport and the entry, has
    the policy attach what runs the handler, and runs the first step.
 
-A request that fails on the way is turned away. Other requests are not affected. A hook may fork: `end_if_copy`, called
-after each hook, ends a child that comes back here, because the loop is its parent's.
+A request that fails on the way is turned away. Other requests are not affected. A hook may fork. If the child comes
+back here, `end_if_copy` ends it, because the loop is its parent's.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Intake:
         preamble.begin()
 
     def _preamble_done(self, preamble: Preamble) -> None:
-        """Pass the request to the hooks as if it had just arrived: from the client's address, over the secured socket."""
+        """Pass the request to the hooks as if it had just arrived: from the client's address, by the secured socket."""
         entry, request = preamble.entry, preamble.request
         server = hosted(entry.server)
         self._opened[id(request)] = preamble

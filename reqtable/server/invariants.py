@@ -34,7 +34,7 @@ _STEPS_OF_A_STARVED = 2  # passes that a READY request may wait
 
 
 class InvariantBroken(ReqtableError):
-    """The engine has contradicted itself."""
+    """Raised if the engine contradicts itself."""
 
 
 class Invariants:
@@ -94,7 +94,7 @@ class Invariants:
     def _must(self, holds: Any, what: object, problem: str) -> None:
         if not holds:
             broken = InvariantBroken(f"{what!r} {problem}")
-            log.critical("a bug of the engine: %s", broken)  # nobody may see the error itself if a thread ends by it
+            log.critical("a bug of the engine: %s", broken)  # the error itself may end a thread unseen
             raise broken
 
     def _check_state(self, entry: Entry) -> None:
@@ -104,8 +104,8 @@ class Invariants:
         is_opened = entry.state is not State.OPENING or isinstance(transport, Preamble)
         must(is_opened, entry, "is OPENING, but has no preamble")
         if isinstance(transport, Stream) and not is_tls(transport.request):
-            # Not so for TLS: OpenSSL may have to read in order to write, and the other way round. Nor for a blocking
-            # handler's socket, which is polled only at times: the handler may close it during a wait.
+            # TLS is left out: OpenSSL may have to read in order to write, and the other way round. So is a blocking
+            # handler's socket: it is polled only at times, and the handler may close it during a wait.
             must(
                 transport.watched == INTEREST[entry.state],
                 entry,
@@ -119,7 +119,7 @@ class Invariants:
         self._must(
             (output.held, output.size) == (held, size), entry, f"holds {held} of {size} bytes, but counts others"
         )
-        touched = entry in self._loop.table.touched  # a handler sent to it when the pass reaped that handler
+        touched = entry in self._loop.table.touched  # a handler has sent to it while being closed
         if isinstance(entry.transport, Stream) and not touched:
             self._must(not size or entry.state is State.WRITING, entry, f"does not wait to send {size} bytes")
 

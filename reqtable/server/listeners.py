@@ -38,7 +38,7 @@ class Listeners:
             listener.close()
 
     def unlisten_for_good(self, server: Hosted) -> None:
-        """Accept the connections in the kernel's queue of `server`, then close its socket to all others."""
+        """Accept the connections that wait in the kernel's queue of `server`, then close its socket."""
         for listener in self._listeners:
             if listener.server is server:
                 listener.take_the_last()

@@ -1,5 +1,4 @@
-"""Names the step that holds up the loop. A step that does not return stops all requests, and only another thread can
-see where it is.
+"""Names the step that holds up the loop, and all requests with it. Only another thread can see where that step is.
 
 So a watching thread looks a few times a second while a server runs steps of handlers on the loop. It changes nothing
 and runs no code of a handler. `threading.enumerate()` does not list it: that is for the program's own threads. If no
