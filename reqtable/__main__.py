@@ -1,4 +1,4 @@
-"""`python -m reqtable` is the `reqtable` command."""
+"""Runs the `reqtable` command as `python -m reqtable`."""
 
 from reqtable.run.cli import main
 

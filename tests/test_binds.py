@@ -127,7 +127,7 @@ def test_the_same_bind_twice_is_refused() -> None:
         ["unix:///tmp/x", "unix:///tmp/x?mode=600"],
         ["unix://@x", "unix://@x"],
     ):
-        with pytest.raises(ConfigurationError, match=f"it is there twice, the first time as '{binds[0]}'"):
+        with pytest.raises(ConfigurationError, match=f"it is given twice, first as '{binds[0]}'"):
             find_endpoints(binds)
     find_endpoints(
         ["tcp://127.0.0.1:7000", "udp://127.0.0.1:7000", "tcp://127.0.0.1:7001", "unix://@x", "unixgram://@x"]
@@ -253,7 +253,7 @@ def test_a_file_whose_permissions_can_not_be_set_is_not_left(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "chmod", refuse)
     with (
-        pytest.raises(ConfigurationError, match="a place that this user may have"),
+        pytest.raises(ConfigurationError, match="an address that this user may use"),
         opened(f"unix://{tmp_path}/x?mode=600"),
     ):
         pass
@@ -265,7 +265,7 @@ def test_one_in_use_takes_back_what_was_bound_before_it(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         bind = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(OSError, match="address already in use: stop what is there"):
+        with pytest.raises(OSError, match="address already in use: stop what uses it"):
             reqtable.serve(Echo, f"unix://{tmp_path}/x.sock", bind)
     assert list(tmp_path.iterdir()) == []
 

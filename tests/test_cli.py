@@ -162,7 +162,7 @@ def test_a_blocking_handler_for_which_nothing_is_named_stops_nobody(is_there: bo
     assert re.fullmatch(rf".* INFO Lines is a blocking handler: dispatch policy '{policy}'\n", err)
     shown = subprocess.run([*command, "config"], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S)
     first = shown.stdout.splitlines()[0]
-    assert re.fullmatch(rf'dispatch +"inline" +default; of a blocking handler "{policy}"', first)
+    assert re.fullmatch(rf'dispatch +"inline" +default; for a blocking handler "{policy}"', first)
     shown = subprocess.run(
         [*command, "config", "--dispatch", "pool"], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S
     )
@@ -227,7 +227,7 @@ def test_certificates_that_no_bind_uses_are_said(tmp_path: Path) -> None:
         assert line.startswith("serving Notes on tcp://")
         process.terminate()
         _, err = process.communicate(timeout=WAIT_S)
-    assert "WARNING [tls] names a certificate, and no bind uses it: write tls:// in place of tcp://" in err
+    assert "WARNING [tls] names a certificate, but no bind uses it: write tls:// in place of tcp://" in err
 
 
 def test_several_binds_over_one_table_and_the_table_on_sigusr1(tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ def test_a_port_in_use_is_named() -> None:
         result = run("serve", NOTES, "--bind", bind)
     assert result.returncode == 1
     assert (
-        result.stderr == f"reqtable: bind '{bind}': address already in use: stop what is there, or choose another one\n"
+        result.stderr == f"reqtable: bind '{bind}': address already in use: stop what uses it, or choose another one\n"
     )
 
 

@@ -180,7 +180,7 @@ def test_a_full_table_refuses_with_the_handlers_word(gate: Gate, caplog: pytest.
     gate.run(11)
     for _ in range(4):
         gate.offer()
-    assert "(refused since this was last said: 3 for entries_max)" in caplog.records[1].getMessage()
+    assert "(refused since the last such line: 3 for entries_max)" in caplog.records[1].getMessage()
     assert len(caplog.records) == 2
 
 

@@ -944,8 +944,8 @@ def test_a_long_table_is_logged_in_slices_and_nobody_waits_for_all_of_it(
     assert logged == [[SLICE_ROWS], [SLICE_ROWS] * 2, [SLICE_ROWS, SLICE_ROWS, 1]]
     assert [record.message.partition("\n")[0] for record in caplog.records] == [
         f"{len(peers)} requests",
-        "more of them",
-        "more of them",
+        "more requests",
+        "more requests",
     ]
 
 

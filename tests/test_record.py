@@ -113,7 +113,7 @@ def a_record(datagrams: bool = False, **changes: Any) -> Record:
         entry.input.feed(b"ne\nmore")
         assert line().take(entry) == b"half of a line\n"
     entry.output.append(b"an answer\n")
-    entry.timeout, entry.deadline, entry.wakes_at = 5.0, NOW + 4, NOW + 2
+    entry.timeout, entry.deadline = 5.0, NOW + 4
     entry.bytes_in, entry.bytes_out, entry.steps = 20, 10, 2
     entry.created_at, entry.active_at = NOW - 60, NOW - 1
     record = record_of(entry, handler)
@@ -142,10 +142,23 @@ def test_a_request_that_waits_for_each_want_comes_back_as_it_was(want: wants.Wan
     assert again(record) == record
 
 
+def test_a_sleep_goes_on_for_as_long_as_was_left_of_it() -> None:
+    entry, handler = a_row()
+    entry.want = engine_wants.Sleeping(2.5, NOW + 1)
+    record = record_of(entry, handler)
+    assert (record.want, record.wakes_in_s) == (reqtable.sleep(2.5), 1)
+    later, handler = a_row()
+    later.table.now = NOW + 50
+    restore(from_bytes(to_bytes(record, pickle.dumps), pickle.loads), later, handler)
+    assert later.want == engine_wants.Sleeping(2.5, NOW + 51)
+
+
 def test_every_want_is_tried() -> None:
     kinds = {each for module in (wants, engine_wants) for each in vars(module).values() if isinstance(each, type)}
     left = {each for each in kinds if issubclass(each, wants.Want)} - {type(each) for each in WANTS}
-    assert {each.__name__ for each in left} == {"Want", "Posted", "_Opening", "Call"}, "a call is tried below"
+    assert {each.__name__ for each in left} == {"Want", "Posted", "_Opening", "Call", "Sleeping"}, (
+        "two are tried by themselves"
+    )
 
 
 def test_a_call_comes_back_where_it_can_be_encoded() -> None:

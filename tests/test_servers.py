@@ -895,7 +895,7 @@ def test_a_hook_may_be_called_by_the_name_of_the_mix_in(mixin: Any, base: Any) -
 
 @pytest.mark.parametrize("mixin", MIX_INS)
 def test_a_mix_in_that_comes_too_late_is_refused(mixin: type) -> None:
-    says = f"Late: {mixin.__name__} comes after BaseServer, whose loop it is to replace: put it first"
+    says = f"Late: {mixin.__name__} comes after BaseServer, whose loop it must replace: put it first"
     with pytest.raises(TypeError, match=says):
         type("Late", (HTTPServer, mixin), {})
 

@@ -438,7 +438,7 @@ def test_a_broken_invariant_ends_a_server_that_is_debugged(monkeypatch: pytest.M
     _, entry = world.connect()
     world.passes()
     entry.deadline = None
-    with pytest.raises(InvariantBroken, match=r"<Entry 1 READING .* should have 60 s, and has no deadline"):
+    with pytest.raises(InvariantBroken, match=r"<Entry 1 READING .* should time out after 60 s, but has no deadline"):
         world.passes()
     entry.transport.watch(0)
     entry.deadline = world.clock.now + 60

@@ -16,7 +16,7 @@ from reqtable.table.limits import Limits
 from reqtable.table.snapshot import Listing, format_rows, handler_name
 from reqtable.table.states import Event, State
 from reqtable.table.table import SLICE_ROWS, Entry, RequestTable
-from reqtable.table.wants import Want, line, sleep, until
+from reqtable.table.wants import NOTHING, Want, line, sleep, until
 from reqtable.testing import FakeClock
 
 
@@ -75,10 +75,10 @@ def test_an_entry_of_another_table_is_not_in_this_one(table, clock):
 def test_a_new_entry_waits_for_nothing(table, clock):
     clock.jump(1)
     entry = Entry(table, TCPServer(), None, "peer", "local", transport=None)
-    assert (entry.state, entry.deadline, entry.wakes_at, entry.timeout, entry.heap_time) == (
+    assert (entry.state, entry.deadline, entry.want, entry.timeout, entry.heap_time) == (
         State.OPENING,
         None,
-        None,
+        NOTHING,
         None,
         inf,
     )

@@ -590,7 +590,7 @@ def test_sighup_takes_renewed_certificates_and_drops_nobody(workers: int | None,
         assert ask(late, b"echo two\n").endswith(b"two\n")
         Path(certificate).write_text("")
         service.signal(signal.SIGHUP)
-        service.wait_for("the configuration was not taken, the one before holds: tls.cert")
+        service.wait_for("the new configuration was refused, the old one stays in force: tls.cert")
         assert ask(late, b"echo three\n").endswith(b"three\n")
         if workers is None:  # with workers, who had it drains and ends it
             assert ask(early, b"echo four\n").endswith(b"four\n")

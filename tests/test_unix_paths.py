@@ -118,7 +118,7 @@ def test_a_datagram_server_that_answers_one_peer_alone_keeps_its_path(path: str,
 def test_a_server_of_another_library_keeps_its_path(path: str) -> None:
     with socketserver.UnixStreamServer(path, socketserver.BaseRequestHandler):
         assert is_refused(reqtable.UnixStreamServer, path)
-        with pytest.raises(OSError, match="address already in use: stop what is there"):
+        with pytest.raises(OSError, match="address already in use: stop what uses it"):
             reqtable.serve(Echo, f"unix://{os.path.abspath(path)}")
         assert listener_of(path) == os.getpid()
 

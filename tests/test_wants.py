@@ -23,6 +23,7 @@ from reqtable.table.engine_wants import (
     TURN,
     VACANCY,
     WRITABLE,
+    Sleeping,
 )
 from reqtable.table.errors import LimitExceeded
 from reqtable.table.limits import Limits
@@ -50,7 +51,7 @@ def an_entry(given: Input | None = None, **limits: int) -> Any:
     """Return a stand-in for an entry, with all that a want uses."""
     table = SimpleNamespace(limits=Limits(**limits), now=1000.0)
     found = Input() if given is None else given
-    return SimpleNamespace(table=table, input=found, output=Output(), result=MISSING, wakes_at=None)
+    return SimpleNamespace(table=table, input=found, output=Output(), result=MISSING)
 
 
 def fed(want: Want[Any], data: bytes, size: int, **limits: int) -> Any:
@@ -151,14 +152,12 @@ def test_datagram_takes_one_whole():
 def test_sleep_ends_when_it_is_due():
     entry = an_entry()
     assert sleep(5).take(entry) is MISSING, "nobody has begun it"
-    entry.wakes_at = 1005.0
+    begun = Sleeping(5, 1005.0)
     entry.table.now = 1004.9
-    assert sleep(5).take(entry) is MISSING
-    assert entry.wakes_at == 1005.0
+    assert begun.take(entry) is MISSING
     entry.table.now = 1005.0
-    assert sleep(5).take(entry) is None
-    assert entry.wakes_at is None
-    assert sleep(5).take(entry) is MISSING, "the next one is to be begun"
+    assert begun.take(entry) is None
+    assert repr(begun) == repr(sleep(5))
 
 
 def test_flushed_waits_for_all_output():
@@ -309,7 +308,7 @@ def test_each_want_names_the_state_it_waits_in():
             nothing(),
         ],
         State.WRITING: [flushed(), WRITABLE, ENDED],
-        State.SLEEPING: [sleep(1)],
+        State.SLEEPING: [sleep(1), Sleeping(1, 5.0)],
         State.READY: [TURN],
         State.OFFLOADED: [call(slow), STEP, VACANCY],
         State.DELEGATED: [hand_off("fork"), ELSEWHERE],

@@ -139,7 +139,7 @@ def test_without_descriptors_it_waits_for_some(service: Service) -> None:
     resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
     [victim, survivor] = service.workers()
     os.kill(victim, signal.SIGKILL)
-    service.wait_for(r"a worker can't be started, again in 0\.\d s: \[Errno 24\]", 2)
+    service.wait_for(r"a worker can't be started, next try in 0\.\d s: \[Errno 24\]", 2)
     assert service.ask("pid") == str(survivor)
     resource.prlimit(service.pid, resource.RLIMIT_NOFILE, limits)
     service.wait_for(READY, 2)
@@ -195,11 +195,11 @@ def test_a_changed_number_is_taken_and_a_bad_file_is_not(tmp_path: Path) -> None
         path.write_text("workers = 'x'\n")
         service.signal(signal.SIGHUP)
         service.wait_for(
-            rf"the configuration was not taken, the one before holds: {path}:1: workers must be a whole number"
+            rf"the new configuration was refused, the old one stays in force: {path}:1: workers must be a whole number"
         )
         path.write_text("dispatch = 'nowhere'\n")
         service.signal(signal.SIGHUP)
-        service.wait_for("the one before holds: .*there is no dispatch policy 'nowhere'")
+        service.wait_for("the old one stays in force: .*there is no dispatch policy 'nowhere'")
         assert service.workers() == before
         path.write_text("")
         service.signal(signal.SIGHUP)

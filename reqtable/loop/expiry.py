@@ -8,6 +8,7 @@ from reqtable.loop.step import Steps
 from reqtable.loop.times import LoopTimes
 from reqtable.table.addresses import address_text
 from reqtable.table.buffers import MISSING
+from reqtable.table.engine_wants import Sleeping
 from reqtable.table.errors import TimedOut, shown
 from reqtable.table.states import Ending, Event, State
 from reqtable.table.table import Entry
@@ -48,14 +49,13 @@ class Expiry:
             self._close(entry, f"was not done within {whole:g} s")
         elif entry.state is State.WRITING and entry.output.first is not None:
             self._close(entry, f"took none of its output for {limits.write_timeout_s:g} s")
-        elif entry.wakes_at is not None and entry.wakes_at <= now:
+        elif type(entry.want) is Sleeping and entry.want.wakes_at <= now:
             entry.active_at = now
             steps.step(entry, Event.DEADLINE_PASSED)
         elif self._comes_fast_enough(entry):
             steps.timeouts.arm(entry)
         else:
             entry.result = MISSING
-            entry.wakes_at = None
             steps.give_up_call(entry)
             error = TimedOut(f"{shown(entry.want)} did not come within {steps.timeouts.of(entry):g} s")
             steps.step(entry, Event.DEADLINE_PASSED, error)

@@ -22,7 +22,7 @@ from reqtable.loop.platform import System
 from reqtable.loop.timeouts import Timeouts
 from reqtable.table.buffers import MISSING
 from reqtable.table.compiled import mypyc_attr
-from reqtable.table.engine_wants import ENDED, TURN
+from reqtable.table.engine_wants import ENDED, TURN, Sleeping
 from reqtable.table.errors import IncompleteRead, LimitExceeded, ending_of
 from reqtable.table.limits import Limits
 from reqtable.table.states import INTEREST, TRANSITIONS, Event, State
@@ -204,8 +204,8 @@ class Steps(Endings):
     def _begin_wait(self, entry: Entry, want: Want[Any]) -> Want[Any]:
         """Start what `entry` waits for: a timer, a call or a hand-off. Returns the want that it waits for now."""
         if isinstance(want, Sleep):
-            entry.wakes_at = self.table.now + want.seconds
-        elif isinstance(want, Call | HandOff):
+            return Sleeping(want.seconds, self.table.now + want.seconds)
+        if isinstance(want, Call | HandOff):
             number = entry.expect_result()
             try:
                 if isinstance(want, HandOff):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from reqtable.table.deadlines import Deadlines
+from reqtable.table.engine_wants import Sleeping
 from reqtable.table.states import State
 from reqtable.table.table import Entry, RequestTable
 
@@ -39,8 +40,8 @@ class Timeouts:
             at = None
         elif entry.state is _WRITING and entry.output.first is not None:
             at = now + limits.write_timeout_s
-        elif entry.wakes_at is not None and (at is None or entry.wakes_at < at):
-            at = entry.wakes_at
+        elif type(entry.want) is Sleeping and (at is None or entry.want.wakes_at < at):
+            at = entry.want.wakes_at
         whole = limits.request_timeout_s
         if whole is not None and (at is None or entry.created_at + whole < at):
             at = entry.created_at + whole

@@ -1,1 +1,1 @@
-"""Running servers as a program: addresses, signals, workers, the command line."""
+"""Runs servers as a program: addresses, signals, workers, the command line."""

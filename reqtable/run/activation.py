@@ -11,14 +11,14 @@ _FIRST_PASSED = 3  # SD_LISTEN_FDS_START
 
 
 def is_activated() -> bool:
-    """Whether systemd has passed sockets to this very process (sd_listen_fds(3))."""
+    """Return whether systemd has passed sockets to this very process (sd_listen_fds(3))."""
     return os.environ.get("LISTEN_PID") == str(os.getpid())
 
 
 def take_passed() -> list[tuple[int, str]]:
-    """The descriptors that systemd has passed, and their names; children and other programs don't get them.
+    """Return the descriptors that systemd has passed, with their names. Later calls, and children, don't see them.
 
-    Raises ConfigurationError where the environment does not say how many.
+    Raises ConfigurationError if the environment does not say how many there are.
     """
     if not is_activated():
         return []
@@ -30,6 +30,6 @@ def take_passed() -> list[tuple[int, str]]:
         os.environ.pop(variable, None)
     passed = [(_FIRST_PASSED + i, names[i] if i < len(names) else "") for i in range(int(count))]
     for number, _ in passed:
-        with contextlib.suppress(OSError):  # one that is not open is refused by its bind
+        with contextlib.suppress(OSError):  # its bind refuses a descriptor that is not open
             os.set_inheritable(number, False)
     return passed

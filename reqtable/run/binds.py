@@ -1,15 +1,15 @@
 """Binds: where a server listens, each as one string.
 
     tcp://127.0.0.1:7000    tcp://[::1]:7000    tcp://localhost:7000    udp://0.0.0.0:69
-    tcp://:7000             every IPv4 address of this machine, with a warning; tcp://0.0.0.0:7000 says the same
-    tcp://[::]:7000         IPv4 too; ?v6only=1: IPv6 alone
-    tls://0.0.0.0:443       with TLS, as [tls] says; ?cert=FILE&key=FILE&client_ca=FILE in place of what that says
+    tcp://:7000             every IPv4 address of this machine, with a warning; tcp://0.0.0.0:7000 is the same without
+    tcp://[::]:7000         every IPv6 address, and every IPv4 address unless ?v6only=1
+    tls://0.0.0.0:443       TLS as [tls] says; ?cert=FILE&key=FILE&client_ca=FILE override it
     unix:///run/x.sock      unixgram:///run/x.sock, both with ?mode=660&owner=NAME&group=NAME (or numbers)
-    unix://@name            an abstract one (unix(7)), without a file
-    fd://3    fd://NAME     a socket that is open already; by its name where systemd passed it (sd_listen_fds(3))
+    unix://@name            an abstract socket (unix(7)), without a file
+    fd://3    fd://NAME     an open socket; by its name if systemd passed it (sd_listen_fds(3))
 
-A stream of the others speaks TLS where it names a cert. ?proxy=ADDRESS,… says who sends PROXY protocol headers there.
-They are read, then all of them are checked, and only then is any of them bound.
+The other stream schemes speak TLS if they name a cert. ?proxy=ADDRESS,… says which proxies send PROXY protocol headers.
+All binds are read, then all are checked, and only then is any of them bound.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reqtable.table.errors import ConfigurationError
 _PERMISSIONS = ("mode", "owner", "group")
 _TLS = ("cert", "key", "client_ca")
 _STREAM = (*_TLS, "proxy")
-# The schemes, and the options of each.
+# The schemes, each with its options.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "tcp": ("v6only", *_STREAM),
     "tls": ("v6only", *_STREAM),
@@ -40,7 +40,7 @@ DATAGRAM_SCHEMES = {"udp", "unixgram"}
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """What one string says. `address` is `(host, port)`, or a path, or a descriptor's number or name."""
+    """Holds the parts of one bind. `address` is `(host, port)`, or a path, or a descriptor's number or name."""
 
     text: str
     scheme: str
@@ -48,7 +48,7 @@ class Bind:
     options: Mapping[str, str]
 
     def configured(self, config: Config) -> Config:
-        """That configuration, as it holds for this bind. Raises ConfigurationError."""
+        """Return `config` with what this bind overrides. Raises ConfigurationError."""
         named: Any = {name: self.options[name] for name in _TLS if name in self.options}
         try:
             tls = TLSOptions()
@@ -67,12 +67,12 @@ class Bind:
             raise error if str(error).startswith("bind ") else self.error(str(error)) from error
 
     def error(self, problem: str) -> ConfigurationError:
-        """That it can't be, with the bind's name before it."""
+        """Return an error that names this bind and the problem."""
         return ConfigurationError(f"bind {self.text!r}: {problem}")
 
 
 def parse_bind(text: str) -> Bind:
-    """Read a bind. Raises ConfigurationError, naming it and the mend."""
+    """Read a bind. Raises ConfigurationError, which names the bind and the mend."""
     if not isinstance(text, str):
         raise ConfigurationError(f'bind {text!r}: a bind is a string, such as "tcp://127.0.0.1:7000"')
     scheme, separator, rest = text.partition("://")
@@ -92,7 +92,7 @@ def parse_bind(text: str) -> Bind:
 def _pairs(query: str) -> Iterable[tuple[str, str]]:
     for pair in filter(None, query.split("&")):
         name, _, value = pair.partition("=")
-        yield unquote(name), unquote(value)  # not parse_qsl, which makes a space of a plus
+        yield unquote(name), unquote(value)  # not parse_qsl, which turns a plus into a space
 
 
 def _host_and_port(place: str) -> tuple[str, int] | None:

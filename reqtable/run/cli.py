@@ -35,7 +35,7 @@ LEVELS = ["debug", "info", "warning", "error"]
 
 
 class _Handler(click.ParamType[Any]):
-    """`module:Class` or `path/to/file.py:Class`."""
+    """Converts `module:Class` or `path/to/file.py:Class` to the class."""
 
     name = "module:Handler"
 
@@ -65,7 +65,7 @@ class _Handler(click.ParamType[Any]):
 
 
 def _is_handler(thing: Any, defined_in: Any = None) -> bool:
-    """A handler class of any style, `socketserver`'s blocking ones included."""
+    """Return whether `thing` is a handler class of any style, `socketserver`'s blocking ones included."""
     if not isinstance(unwrapped(thing), type):
         return False
     if defined_in is not None and thing.__module__ != defined_in.__name__:
@@ -86,7 +86,10 @@ _CONFIG_OPTION = click.option(
 )
 
 _WORKERS_OPTION = click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="How many processes serve; without it, one, by itself."
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many processes serve; without it, this process does.",
 )
 
 
@@ -97,8 +100,8 @@ _WORKERS_OPTION = click.option(
     "binds",
     multiple=True,
     help="tcp://HOST:PORT, tls://HOST:PORT?cert=FILE&key=FILE, udp://HOST:PORT, unix:///PATH, unixgram:///PATH or "
-    "fd://N; repeatable. Without one, what "
-    f"systemd has passed, or {DEFAULT_BIND}.",
+    "fd://N; repeatable. Without one, the "
+    f"sockets that systemd has passed, or {DEFAULT_BIND}.",
 )
 @click.option("--dispatch", type=click.Choice(policy_names()), help="Where handlers run.")
 @_WORKERS_OPTION
@@ -116,9 +119,9 @@ def serve_command(
     log_format: str,
     log_level: str,
 ) -> None:
-    """Serve HANDLER until SIGINT, or until SIGTERM and what has begun is done.
+    """Serve HANDLER until SIGINT or SIGTERM. SIGTERM lets requests in progress finish.
 
-    SIGHUP re-reads the configuration, SIGUSR1 logs the table; with workers, SIGTTIN and SIGTTOU: one more, one fewer.
+    SIGHUP re-reads the configuration, SIGUSR1 logs the table. With workers, SIGTTIN adds one, and SIGTTOU removes one.
     """
     loaded = Config.load(config, workers=workers)
     _log_to_the_streams(log_format == "json", log_level, loaded.workers is not None)
@@ -138,7 +141,7 @@ def serve_command(
 
 
 def _log_to_the_streams(as_json: bool, level: str, has_workers: bool) -> None:
-    """Send the log to standard error, and the addresses, from which a script reads the port, to standard output."""
+    """Send the log to standard error, and the addresses to standard output, where a script can read the port."""
     process = "%(process)d " if has_workers else ""
     plain = TextFormatter(f"%(asctime)s {process}%(levelname)s %(message)s")
     TERMINAL.setFormatter(JSONFormatter() if as_json else plain)
@@ -151,7 +154,7 @@ def _log_to_the_streams(as_json: bool, level: str, has_workers: bool) -> None:
 
 
 class _StatusLine:
-    """On a terminal: how much the server holds, once a second, so that it is seen to be alive."""
+    """Shows on a terminal, once a second, how many requests the server has: a sign of life."""
 
     def __init__(self) -> None:
         self._next_at = 0.0
@@ -193,7 +196,7 @@ def _as_table(states: list[StateInfo]) -> str:
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """The rows as lines, their columns below each other."""
+    """Return the rows as lines, with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -215,7 +218,7 @@ def _as_json(states: list[StateInfo]) -> str:
 
 
 @cli.command("config")
-@click.option("--dispatch", type=click.Choice(policy_names()), help="As of `reqtable serve`.")
+@click.option("--dispatch", type=click.Choice(policy_names()), help="As for `reqtable serve`.")
 @_WORKERS_OPTION
 @_CONFIG_OPTION
 def config_command(dispatch: str | None, workers: int | None, config: str | None) -> None:
@@ -225,17 +228,17 @@ def config_command(dispatch: str | None, workers: int | None, config: str | None
     check_policy(*chosen_dispatch(None, loaded, "inline"))
     rows = [(key, "-" if value is None else json.dumps(value), origin) for key, value, origin in effective(loaded)]
     if rows[0][2] == DEFAULT:
-        rows[0] = (*rows[0][:2], f'{DEFAULT}; of a blocking handler "{policy_for_blocking()}"')
+        rows[0] = (*rows[0][:2], f'{DEFAULT}; for a blocking handler "{policy_for_blocking()}"')
     click.echo(_aligned(rows))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The `reqtable` command."""
+    """Run the `reqtable` command, and exit."""
     sys.exit(_run(arguments))
 
 
 def _run(arguments: list[str] | None) -> int:
-    """Run the command; its exit code."""
+    """Run the command. Returns its exit code."""
     try:
         return int(cli.main(arguments, prog_name="reqtable", standalone_mode=False) or 0)
     except click.UsageError as error:

@@ -1,4 +1,4 @@
-"""Endpoints: what a bind comes to on this machine. All are checked before any of them is bound."""
+"""Endpoints: binds whose hosts, files and users have been looked up on this machine, and checked before binding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CAP_CHOWN, _CAP_NET_BIND_SERVICE = 0, 10  # capabilities(7)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a bind is, all of it looked up: what bind(2) takes, or the descriptor of what is bound already."""
+    """Holds what a bind resolves to: the address for bind(2), or the descriptor of a socket that is bound already."""
 
     bind: Bind
     family: int
@@ -30,19 +30,19 @@ class Endpoint:
     descriptor: int | None = None
     v6only: bool = False
     mode: int | None = None
-    owner: int = -1  # chown(2): -1 leaves it as it is
+    owner: int = -1  # chown(2): -1 changes nothing
     group: int = -1
 
     @property
     def has_file(self) -> bool:
-        """It makes a Unix socket's file."""
+        """Whether binding makes a Unix socket's file."""
         return self.descriptor is None and self.family == socket.AF_UNIX and self.address[0] != "\0"
 
 
 def find_endpoints(texts: Iterable[str]) -> list[Endpoint]:
-    """Read and check binds, or, where there are none, those that systemd has passed.
+    """Read and check binds. Without any, take the sockets that systemd has passed.
 
-    Raises ConfigurationError where one can't be, or is there twice, before anything is bound.
+    Raises ConfigurationError, before anything is bound, if a bind can't be used or is given twice.
     """
     passed = take_passed()
     binds = [parse_bind(text) for text in texts] or [parse_bind(f"fd://{number}") for number, _ in passed]
@@ -54,13 +54,13 @@ def find_endpoints(texts: Iterable[str]) -> list[Endpoint]:
         key = (place.kind, place.family, place.address) if place.descriptor is None else place.descriptor
         takes_any_port = isinstance(place.address, tuple) and not place.address[1]
         if key in found and not takes_any_port:
-            raise place.bind.error(f"it is there twice, the first time as {found[key].bind.text!r}: leave one out")
+            raise place.bind.error(f"it is given twice, first as {found[key].bind.text!r}: leave one out")
         found[key] = place
     return places
 
 
 def _endpoints_of(bind: Bind, passed: list[tuple[int, str]]) -> list[Endpoint]:
-    """Of most binds one; of a name that systemd has passed, as many as have it."""
+    """Return the endpoints of a bind: one, except that systemd may pass several sockets by the same name."""
     if bind.scheme == "fd":
         return [_endpoint_of_descriptor(bind, number) for number in _numbers(bind, passed)]
     return [_endpoint_of_path(bind) if isinstance(bind.address, str) else _endpoint_of_host(bind)]
@@ -81,10 +81,10 @@ def _endpoint_of_descriptor(bind: Bind, number: int) -> Endpoint:
         with socket_at(number) as own:
             is_stream = own.type == socket.SOCK_STREAM
             if not is_stream and own.type != socket.SOCK_DGRAM:
-                raise bind.error("a socket of neither streams nor datagrams: choose another one")
+                raise bind.error("neither a stream nor a datagram socket: choose another one")
             if not is_stream and bind.options:
                 raise bind.error(
-                    f"{', '.join(bind.options)}: for streams, and this socket is of datagrams: leave it out"
+                    f"{', '.join(bind.options)}: for stream sockets, but this is a datagram socket: leave it out"
                 )
             if is_stream and _is_connected(own):
                 raise bind.error("a connection, not a listening socket: with systemd, say Accept=no")
@@ -110,7 +110,7 @@ def _endpoint_of_host(bind: Bind) -> Endpoint:
     family, _, _, _, address = found[0]
     v6only = bind.options.get("v6only", "0")
     if v6only not in ("0", "1") or (v6only == "1" and family != socket.AF_INET6):
-        raise bind.error("v6only is 0 or 1, and for addresses of IPv6")
+        raise bind.error("v6only is 0 or 1, and for IPv6 addresses only")
     if 0 < port < _first_unprivileged_port() and not _may(_CAP_NET_BIND_SERVICE):
         first = _first_unprivileged_port()
         raise bind.error(
@@ -147,7 +147,7 @@ def _mode(bind: Bind) -> int | None:
 
 
 def _owner(bind: Bind) -> int:
-    from pwd import getpwnam  # as grp below: only who names a user needs it
+    from pwd import getpwnam  # here, as grp below: few binds name a user
 
     owner = _number_of(bind, "owner", lambda name: getpwnam(name).pw_uid)
     if owner not in (-1, os.geteuid()) and not _may(_CAP_CHOWN):
@@ -160,7 +160,7 @@ def _group(bind: Bind) -> int:
 
     group = _number_of(bind, "group", lambda name: getgrnam(name).gr_gid)
     if group not in (-1, os.getegid(), *os.getgroups()) and not _may(_CAP_CHOWN):
-        raise bind.error(f"this user is not in group {bind.options['group']}: choose one of its own")
+        raise bind.error(f"this user is not in group {bind.options['group']}: choose a group of this user")
     return group
 
 
@@ -182,7 +182,7 @@ def _first_unprivileged_port() -> int:
 
 
 def _may(capability: int) -> bool:
-    """Whether this process has that capability; where there are none, whether it is root's."""
+    """Return whether this process has `capability`; on a system without capabilities, whether it is root's."""
     with contextlib.suppress(OSError):
         if found := re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE):
             return bool(int(found[1], 16) >> capability & 1)
@@ -190,7 +190,7 @@ def _may(capability: int) -> bool:
 
 
 def socket_at(descriptor: int) -> socket.socket:
-    """Our own duplicate of a socket that is open already. Raises OSError where it is none."""
+    """Return our own duplicate of an open socket. Raises OSError if `descriptor` is not a socket."""
     duplicate = os.dup(descriptor)
     try:
         return socket.socket(fileno=duplicate)

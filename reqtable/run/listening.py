@@ -1,4 +1,4 @@
-"""Servers of endpoints: each is made, then bound, with the permissions that its bind names."""
+"""Makes the servers of endpoints, then binds them, with the permissions that their binds name."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM}
 
 
 class _Placed:
-    """In front of a server class: it binds to its `endpoint`."""
+    """Makes the server class behind it bind to `endpoint`."""
 
     endpoint: Endpoint
-    daemon_threads = (
-        True  # requests have had `drain_timeout_s` to end: a thread that never does must not hold up the exit
-    )
+    # Requests have `drain_timeout_s` to end. A thread that never ends must not hold up the exit.
+    daemon_threads = True
 
-    if TYPE_CHECKING:  # what the class behind it has
+    if TYPE_CHECKING:  # attributes of the class behind it
         socket: socket.socket
         server_address: Any
         _begins_with_tls: bool
@@ -49,14 +48,14 @@ class _Placed:
         if endpoint.family == socket.AF_INET6:  # whatever the machine's default is
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, endpoint.v6only)
         if endpoint.mode is not None:
-            with contextlib.suppress(OSError):  # only Linux; elsewhere streams are safe, as nothing listens yet
+            with contextlib.suppress(OSError):  # only Linux can; elsewhere streams are safe, as nothing listens yet
                 os.fchmod(self.socket.fileno(), endpoint.mode & 0o700)
         super().server_bind()  # type: ignore[misc]
         if endpoint.has_file:
             self._permit(endpoint)
 
     def _permit(self, endpoint: Endpoint) -> None:
-        """Give the file, which was made with its owner's permissions alone, to whom it is for; then open it to them."""
+        """Give the socket's file to its owner and group, then open it to them. Until now, only this user has access."""
         try:
             if (endpoint.owner, endpoint.group) != (-1, -1):
                 os.chown(endpoint.address, endpoint.owner, endpoint.group, follow_symlinks=False)
@@ -72,11 +71,11 @@ class _Stream(_Placed, TCPServer):
 
 
 class _Datagram(_Placed, UDPServer):
-    max_packet_size = 65_535  # the largest there is: nothing is cut
+    max_packet_size = 65_535  # the largest datagram: nothing is cut off
 
 
 def make_server(endpoint: Endpoint, handler: Any, dispatch: str | None, config: Config) -> TCPServer:
-    """The server of an endpoint, not bound. Raises ConfigurationError where the handler can't be served so."""
+    """Make the server of an endpoint, not yet bound. Raises ConfigurationError if the handler can't be served so."""
     base: type[TCPServer] = _Stream if endpoint.kind == socket.SOCK_STREAM else _Datagram
     default = "inline" if is_resumable(handler) else policy_for_blocking()
     own = {"address_family": endpoint.family, "endpoint": endpoint, "dispatch": default}
@@ -86,14 +85,14 @@ def make_server(endpoint: Endpoint, handler: Any, dispatch: str | None, config: 
 
 
 def open_server(server: TCPServer) -> Callable[[], None]:
-    """Bind it. Returns what removes the file that this made, if it did.
+    """Bind a server and listen. Returns a function that removes the socket's file, if this made one.
 
-    Raises OSError, naming the bind and the mend; ConfigurationError where this user may not.
+    Raises OSError, which names the bind and the mend; ConfigurationError if this user lacks the permission.
     """
     endpoint: Endpoint = server.endpoint  # type: ignore[attr-defined]
     try:
         server.server_bind()
-        server._keep_alive()  # also where workers serve: a supervisor that reads the configuration again must know it
+        server._keep_alive()  # not only in workers: the supervisor must know what is set when it reloads
         _warn_without_host(endpoint.bind)
         remove = _remover(server)
         try:
@@ -104,13 +103,13 @@ def open_server(server: TCPServer) -> Callable[[], None]:
         return remove
     except OSError as error:
         if error.errno in _FORBIDDEN:
-            raise endpoint.bind.error(f"{reason_of(error)}: choose a place that this user may have") from error
-        mend = "stop what is there, or choose another one" if error.errno == errno.EADDRINUSE else "choose another one"
+            raise endpoint.bind.error(f"{reason_of(error)}: choose an address that this user may use") from error
+        mend = "stop what uses it, or choose another one" if error.errno == errno.EADDRINUSE else "choose another one"
         raise OSError(error.errno, f"bind {endpoint.bind.text!r}: {reason_of(error)}: {mend}") from error
 
 
 def _warn_without_host(bind: Bind) -> None:
-    """Say how far a bind without a host reaches: its author may have meant programs on this machine only."""
+    """Warn how far a bind without a host reaches: its author may have meant programs on this machine only."""
     host, port = bind.address if isinstance(bind.address, tuple) else (None, None)
     if host == "":
         log.warning(
@@ -122,7 +121,7 @@ def _warn_without_host(bind: Bind) -> None:
 
 
 def name_of(server: TCPServer) -> str:
-    """Where it really listens, as a bind."""
+    """Return where a server really listens, as a bind."""
     own = server.socket
     stream = own.type == socket.SOCK_STREAM
     scheme = ("unix" if stream else "unixgram") if own.family == socket.AF_UNIX else ("tcp" if stream else "udp")
@@ -132,7 +131,7 @@ def name_of(server: TCPServer) -> str:
 
 
 def _remover(server: TCPServer) -> Callable[[], None]:
-    """What removes a Unix socket's file, unless someone else has put theirs in its place."""
+    """Return a function that removes the server's Unix socket file, unless another file has taken its place."""
     endpoint: Endpoint = server.endpoint  # type: ignore[attr-defined]
     if not endpoint.has_file:
         return lambda: None
@@ -145,12 +144,12 @@ def _remover(server: TCPServer) -> Callable[[], None]:
             if server.fileno() >= 0:
                 os.unlink(endpoint.address)  # no server replaces it while it is bound
             else:
-                remove_dead(endpoint.address)  # closed by a drain: a file of the same number may be another server's
+                remove_dead(endpoint.address)  # a drain has closed ours: another server's may have its inode number
 
     return remove
 
 
 def _file_at(path: str) -> tuple[int, int]:
-    """What tells one file from another, as long as both are there."""
+    """Return what identifies the file at `path` as long as it exists: its device and inode number."""
     found = os.lstat(path)
     return found.st_dev, found.st_ino

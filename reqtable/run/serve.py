@@ -1,4 +1,4 @@
-"""`serve()`: the three-line program. It binds, and serves in this process, or has workers serve."""
+"""`serve()`, for programs of three lines: bind, then serve in this process or in workers."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ def serve(
 ) -> None:
     """Bind each of `binds`, and serve `handler` on all of them, over one table, until SIGINT, SIGTERM or an error.
 
-    Without binds, those that systemd has passed. Where nothing names a dispatch policy, a blocking handler runs under
-    `greenlet`, or under `thread` without the package greenlet; the log says which. `config` is what `REQTABLE_CONFIG`
-    names where it isn't given. `workers`, or else the configuration's, is how many processes serve, each with its own
-    table; None: this one does.
-    SIGHUP has `reload` read the configuration again, and certificates: new requests are served as they say, those in
-    the table end as they began. SIGUSR1 logs the table. Logger `reqtable.serving` says what is served where, at level
-    INFO; `on_listening` is called once with the same addresses (port 0 resolved), `on_pass` once a pass of the loop.
-    Raises ConfigurationError for what can't be, before anything is bound; OSError for a bind that can't be had, before
+    Without binds, this serves on the sockets that systemd has passed. If nothing names a dispatch policy, a blocking
+    handler runs under `greenlet`, or under `thread` without the package greenlet; the log says which. `config` defaults
+    to the file that `REQTABLE_CONFIG` names. `workers` is how many processes serve, each with its own table; it
+    defaults to the configuration's number, and None means that this process serves.
+
+    SIGHUP calls `reload` for a new configuration, and reads certificates again. New requests are served as these say,
+    requests in the table end as they began. SIGUSR1 logs the table. Logger `reqtable.serving` says at level INFO what
+    is served where. `on_listening` is called once with the same addresses (port 0 resolved), `on_pass` in every pass.
+
+    Raises ConfigurationError for what can't work, before anything is bound, and OSError for a bind that fails, before
     anything is served.
     """
     check_not_importing()
@@ -68,7 +70,7 @@ def serve(
         if on_pass is not None:
             engine.servers[0].service_actions = lambda: on_pass(engine)  # type: ignore[method-assign]
         if config.tls.cert is not None and not any(each._begins_with_tls for each in engine.servers):
-            log.warning("[tls] names a certificate, and no bind uses it: write tls:// in place of tcp://")
+            log.warning("[tls] names a certificate, but no bind uses it: write tls:// in place of tcp://")
         if not is_resumable(handler) and chosen_dispatch(dispatch, config, "")[1] == DEFAULT:
             policy = engine.servers[0]._policies.chosen.name
             log.info("%s is a blocking handler: dispatch policy %r", unwrapped(handler).__name__, policy)
@@ -84,10 +86,10 @@ def serve(
 
 
 def _serve_alone(engine: Engine, reload: Callable[[], Config]) -> None:
-    """SIGINT stops, SIGTERM drains (a second one stops), SIGHUP re-reads, SIGUSR1 logs the table. Only in the main
-    thread, where Python delivers signals.
+    """Serve in this process. In the main thread, where Python delivers signals, handle them.
 
-    A step can hold up the loop for ever. So a stop that is asked for again interrupts the step.
+    SIGINT stops, SIGTERM drains (a second one stops), SIGHUP reloads, SIGUSR1 logs the table. A step can hold up the
+    loop for ever, so a second stop interrupts the step.
     """
     notifier = Notifier(engine)
     draining: list[bool] = []
@@ -124,19 +126,19 @@ def _serve_alone(engine: Engine, reload: Callable[[], Config]) -> None:
             log.warning("interrupted while the loop was held up")
     notifier.stopping("ending")
     for server in engine.servers:
-        engine.end_requests(server)  # else closing it waits for its children, as long as their clients stay
+        engine.end_requests(server)  # or closing would wait for children until their clients leave
 
 
 def _reload(engine: Engine, reload: Callable[[], Config], notifier: Notifier) -> None:
-    """In the loop: take the configuration as it is now, or, where it can't be taken, go on with the one before."""
+    """In the loop: read the configuration and apply it, or keep the one before if it can't be applied."""
     notifier.reloading()
     try:
         config = reload()
         reconfigure(engine.servers, config)
     except ConfigurationError as error:
-        log.error("the configuration was not taken, the one before holds: %s", error)
+        log.error("the new configuration was refused, the old one stays in force: %s", error)
     else:
         log.info("the configuration was read again")
         if config.workers is not None:
-            log.warning("workers = %d: to have workers, start again", config.workers)
+            log.warning("workers = %d: restart to serve with workers", config.workers)
     notifier.ready("serving")

@@ -1,4 +1,4 @@
-"""Signals of a process that serves, and what they have it do."""
+"""Signal handlers of a serving process, and what they do."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from reqtable.table.states import State
 
 log = logging.getLogger("reqtable")
 table_log = logging.getLogger("reqtable.table")
-table_log.setLevel(logging.INFO)  # an operator has asked for it: it is seen whatever the level of the other loggers is
+table_log.setLevel(logging.INFO)  # an operator asks for it: show it whatever the level of other loggers
 
 Handlers = Mapping[int, Callable[..., Any]]
 
 
 def in_main_thread() -> bool:
-    """Whether this is the thread in which Python delivers signals."""
+    """Return whether this is the thread in which Python delivers signals."""
     return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
 def handled(handlers: Handlers) -> Iterator[Callable[[], None]]:
-    """Have these signals handled so while it is entered. Gives what puts back the handlers that were there before."""
+    """Install signal handlers while entered. Yields a function that restores the handlers from before."""
     previous = {int(number): _plain(signal.signal(number, each)) for number, each in handlers.items()}
 
     def restore() -> None:
         for number, each in previous.items():
-            _signal.signal(number, each)  # `signal.signal` makes enums of it, for which a child would copy thirty pages
+            _signal.signal(number, each)  # not `signal.signal`, whose enums would have a child copy thirty pages
 
     try:
         yield restore
@@ -50,7 +50,7 @@ def _plain(handler: Any) -> Any:
 
 @contextlib.contextmanager
 def handled_by(engine: Engine, handlers: Handlers) -> Iterator[None]:
-    """The same while `engine` serves. A child that it forks has the handlers as they were: it is ended by them."""
+    """Install signal handlers while `engine` serves. Its children get the earlier ones back, so signals end them."""
     with handled(handlers) as restore:
         engine.loop.on_forked.append(restore)
         try:
@@ -60,7 +60,7 @@ def handled_by(engine: Engine, handlers: Handlers) -> Iterator[None]:
 
 
 def log_table(engine: Engine) -> None:
-    """Log every unfinished request: some at once, though the loop be stuck in a step, and some more in each pass."""
+    """Log every unfinished request: some at once, even if a step holds up the loop, and more in each pass."""
     _log_slices(engine, counted(len(engine.table), "request"), engine.table.slices(Listing()))
 
 
@@ -68,11 +68,11 @@ def _log_slices(engine: Engine, heading: str, slices: Iterator[list[Row]]) -> No
     rows = next(slices, None)
     if rows is not None:
         answer(f"{heading}\n{format_rows(rows)}")
-        engine.post(_log_slices, engine, "more of them", slices)
+        engine.post(_log_slices, engine, "more requests", slices)
 
 
 def answer(text: str) -> None:
-    """Log what the operator has asked for; on standard error where the program has set up no logging."""
+    """Log what the operator has asked for. Print it on standard error if the program has set up no logging."""
     if table_log.hasHandlers():
         table_log.info("%s", text)
     else:
@@ -80,12 +80,12 @@ def answer(text: str) -> None:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 request`, `2 requests`."""
+    """Return `1 request`, `2 requests`, and so on."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def begin_drain(engine: Engine, hint: str = "", progress: Progress | None = None) -> None:
-    """In the loop: take nothing new, and end when what has begun is done, or its time is over."""
+    """In the loop: stop listening, and stop serving once all requests are done or `drain_timeout_s` is over."""
     most_s = engine.limits.drain_timeout_s
     at_first = sum(entry.state is not State.CLOSED for entry in engine.table)
     if at_first:
@@ -95,7 +95,7 @@ def begin_drain(engine: Engine, hint: str = "", progress: Progress | None = None
 
 
 class Progress:
-    """Shows on the terminal how far a drain is."""
+    """Shows on the terminal how far a drain has come."""
 
     def __init__(self, what: str = "") -> None:
         self._at_first = 0

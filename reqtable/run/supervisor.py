@@ -1,12 +1,14 @@
-"""Workers: several processes on the same listening sockets, and the supervisor that keeps them going.
+"""Workers: several processes on the same listening sockets, and the supervisor that keeps them running.
 
-The supervisor has the servers, bound, and never serves. It forks workers, which serve with what they have inherited;
-so the listening sockets, and the kernel's queues of those who connect, outlive any worker. It is a loop of its own, in
-which a worker is a pidfd and one end of a socket pair. By the pair a worker says that it is ready, and that it still
-goes round; the pair's end tells it that the supervisor is gone.
+The supervisor holds the bound servers, but never serves. It forks workers, which serve with the sockets they inherit.
+So the listening sockets, and new connections in the kernel's queues, outlive any worker.
 
-Whatever happens, a death, a signal, a worker that is ready, `_balance` looks at what there is, and takes the next step
-towards what is wanted.
+The supervisor runs a loop of its own, in which a worker is a pidfd and one end of a socket pair. Over the pair, a
+worker says that it is ready, and later that its loop still runs. When the supervisor is gone, the worker sees end of
+file.
+
+After each event (a death, a signal, a worker that becomes ready), `_balance` compares the workers with what is wanted,
+and takes the next steps.
 """
 
 from __future__ import annotations
@@ -35,23 +37,23 @@ from reqtable.table.errors import ConfigurationError
 
 log = logging.getLogger("reqtable")
 
-_YOUNG_S = 1.0  # who dies younger than this is not replaced at once
+_YOUNG_S = 1.0  # a worker that dies younger than this is not replaced at once
 _BACK_OFF_S, _BACK_OFF_MAX_S = 0.1, 30.0
-_GRACE_S = 5.0  # how long after its time to drain a worker may take to end
+_GRACE_S = 5.0  # how long a worker may take to end after its time to drain
 _AT_ONCE_S = 1.0  # how long "at once" may take
 _LOOK_S = 0.5
 
 
 class Phase(Enum):
-    """Of a worker's life."""
+    """Names the phases of a worker's life."""
 
     STARTING = "starting"
     SERVING = "serving"
-    LEAVING = "leaving"  # it was told to
+    LEAVING = "leaving"  # it was told to end
 
 
 class Stage(IntEnum):
-    """Of the supervisor's life."""
+    """Orders the stages of the supervisor's life."""
 
     SERVING = 0
     DRAINING = 1
@@ -59,7 +61,7 @@ class Stage(IntEnum):
 
 
 def check_workers(config: Config) -> None:
-    """Raise ConfigurationError where there can't be workers, and some are asked for."""
+    """Raise ConfigurationError if `config` asks for workers, but there can't be any."""
     if config.workers is None:
         return
     if not hasattr(os, "fork"):
@@ -69,7 +71,7 @@ def check_workers(config: Config) -> None:
 
 
 class _Worker:
-    """A worker, as the supervisor sees it."""
+    """Holds what the supervisor knows of a worker."""
 
     def __init__(self, loop: Engine, pid: int, own: socket.socket, config: Config, supervisor: Supervisor) -> None:
         self.config = config
@@ -83,20 +85,21 @@ class _Worker:
         return self.child.pid
 
     def tell(self, number: int) -> None:
-        """Send it a signal."""
+        """Send the worker a signal."""
         self.child.tell(number)
 
     def abandon(self) -> None:
-        """In another worker."""
+        """In another worker: close this process's copies of the descriptors."""
         self.child.abandon()
         self.channel.abandon()
 
 
 class Supervisor:
-    """Keeps as many workers as `config` says serving what `served` hosts, which is bound and never serves here.
+    """Keeps as many workers as `config` says running. They serve the bound servers of `served`, which never runs here.
 
-    SIGTERM drains them all, a second one, or SIGINT, ends at once; SIGHUP reads the configuration again and replaces
-    one after another; SIGTTIN and SIGTTOU: one more, one fewer; SIGUSR1 logs them, and each its table.
+    SIGTERM drains all workers; a second one, or SIGINT, ends them at once. SIGHUP reads the configuration again, and
+    replaces one worker after another. SIGTTIN adds a worker, SIGTTOU removes one. SIGUSR1 logs the workers, and has
+    each log its table.
     """
 
     def __init__(self, served: Engine, config: Config, workers: int | None, reload: Callable[[], Config]) -> None:
@@ -105,7 +108,7 @@ class Supervisor:
         self._servers: list[Any] = list(served.servers)
         self._config = config
         self._wanted = config.workers
-        self._pinned = workers  # the number that an argument gave
+        self._pinned = workers  # the number given as an argument; a reload does not change it
         self._reload = reload
         self._loop = Engine()
         self._notifier = Notifier(self._loop)
@@ -114,22 +117,20 @@ class Supervisor:
         self._reload_asked = False
         self._not_before = -inf  # when the next worker may be started
         self._back_off_s = 0.0
-        self._told: tuple[Config | None, str] = (
-            None,
-            "",
-        )  # the configuration that all served by, and what was said of them
+        # The last configuration that all workers served by, and the last status that was told.
+        self._told: tuple[Config | None, str] = (None, "")
         self._restore_signals: Callable[[], None] = lambda: None
 
     def run(self) -> None:
-        """Until it is told to end, and no worker is left."""
+        """Supervise until told to end, and no worker is left."""
         with handled(self._handlers()) as self._restore_signals:
             for server in self._servers:
                 if server.socket_type == socket.SOCK_STREAM:
-                    # Said of the socket, not of a process's copy: no worker may make it blocking for the others.
+                    # All processes share this setting of the socket: no worker may make it blocking for the others.
                     server.socket.setblocking(False)
             self._release_policies()
             gc.collect()
-            gc.freeze()  # a worker's collections would copy every page of what is there already
+            gc.freeze()  # or a worker's collections would copy every page of what exists already
             self._loop.post(self._balance)
             self._loop.post(self._notifier.feed_watchdog, self._all_are_well)
             self._loop.run(lambda: self._stage is not Stage.SERVING and not self._workers)
@@ -149,7 +150,7 @@ class Supervisor:
     # -- what is wanted, and what there is ----------------------------------------------------------------------------
 
     def _balance(self) -> None:
-        """Take the next steps towards as many workers as are wanted, all of them of this configuration."""
+        """Take the next steps until there are as many workers as wanted, all with the current configuration."""
         while self._stage is Stage.SERVING:
             serving = [each for each in self._workers if each.phase is not Phase.LEAVING]
             former = [each for each in serving if each.config is not self._config]
@@ -176,7 +177,7 @@ class Supervisor:
         self._balance()
 
     def _tell(self, serving: list[_Worker], former: list[_Worker]) -> None:
-        """Tell systemd, and the log, where that has changed."""
+        """Tell systemd and the log how many workers are ready, if that has changed."""
         ready = sum(each.phase is Phase.SERVING for each in serving)
         status = f"{ready} of {self._wanted} workers are ready"
         is_settled = not former and ready == self._wanted
@@ -202,19 +203,19 @@ class Supervisor:
         for each in self._workers:
             each.tell(signal.SIGUSR1)
 
-    # -- starting one -------------------------------------------------------------------------------------------------
+    # -- starting a worker --------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         try:
             self._workers.append(self._fork())
         except OSError as error:
             self._back_off(self._loop.table.now)
-            log.error("a worker can't be started, again in %g s: %s", self._back_off_s, error)
+            log.error("a worker can't be started, next try in %g s: %s", self._back_off_s, error)
 
     def _fork(self) -> _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
-            # One that comes before the worker has its own handlers waits for them.
+            # A signal that comes before the worker has its own handlers waits for them.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
             try:
                 flush_streams()
@@ -258,23 +259,23 @@ class Supervisor:
             self._back_off_s = 0.0
 
     def _back_off(self, started_at: float) -> None:
-        """Who was started then has failed. Those that were started together fail together, and count once."""
+        """Delay the next start: a worker started at `started_at` failed. Those started together count as one."""
         if started_at >= self._not_before:
             self._back_off_s = min(max(2 * self._back_off_s, _BACK_OFF_S), _BACK_OFF_MAX_S)
             self._not_before = self._loop.table.now + self._back_off_s
             self._loop.call_later(self._balance, self._back_off_s)
 
-    # -- ending one ---------------------------------------------------------------------------------------------------
+    # -- ending a worker ----------------------------------------------------------------------------------------------
 
     def _ended(self, worker: _Worker, child: Child) -> None:
-        """A worker has exited, and has been waited for."""
+        """Forget a worker, which has exited and was reaped. Log how it ended, unless it ended well when told to."""
         self._workers.remove(worker)
         worker.channel.close()
         how = child.how_it_failed()
         lived_s = self._loop.table.now - worker.started_at
         if worker.phase is Phase.LEAVING or self._stage is not Stage.SERVING:
             if how is not None:
-                log.warning("worker %d, which was to end, %s", worker.pid, how)
+                log.warning("worker %d, which was told to end, %s", worker.pid, how)
         else:
             if worker.phase is Phase.STARTING or lived_s < _YOUNG_S:
                 self._back_off(worker.started_at)
@@ -286,7 +287,7 @@ class Supervisor:
         self._balance()
 
     def _dismiss(self, worker: _Worker, number: int, within_s: float) -> None:
-        """Tell a worker to end; kill one that has not, `within_s` seconds later."""
+        """Tell a worker to end, and kill it if it has not ended `within_s` seconds later."""
         worker.phase = Phase.LEAVING
         worker.tell(number)
         self._loop.call_later(partial(self._kill, worker), within_s)
@@ -297,7 +298,7 @@ class Supervisor:
             worker.child.kill()
 
     def _end(self, stage: Stage) -> None:
-        """In a signal handler, so at once: a worker that ends from here on was meant to."""
+        """Enter `stage` at once, in the signal handler: a worker that ends from here on was meant to end."""
         if stage > self._stage:
             self._stage = stage
             self._loop.post(self._dismiss_all, stage)
@@ -325,15 +326,15 @@ class Supervisor:
         self._balance()
 
     def _take_new_configuration(self) -> None:
-        """Or go on with the one before, where it can't be taken. Who serves by that one is former from here on."""
+        """Read the configuration and apply it, or keep the one before. If applied, all workers are former ones now."""
         self._reload_asked = False
         self._notifier.reloading()
         try:
             config = self._reload()
-            config = replace(config, workers=self._pinned or config.workers)  # another object, if not others' values
+            config = replace(config, workers=self._pinned or config.workers)  # a new object even if nothing has changed
             reconfigure(self._servers, config)
         except ConfigurationError as error:
-            log.error("the configuration was not taken, the one before holds: %s", error)
+            log.error("the new configuration was refused, the old one stays in force: %s", error)
             if self._told[0] is self._config:
                 self._notifier.ready(self._told[1])
             return
@@ -344,7 +345,7 @@ class Supervisor:
         self._back_off_s, self._not_before = 0.0, -inf
 
     def _release_policies(self) -> None:
-        """They were made to see that they can be. What they hold is not for several processes: each makes its own."""
+        """Close the policies, which only showed that the configuration works. Each worker makes its own."""
         for server in self._servers:
             server._policies.close(wait=True)
 

@@ -1,4 +1,4 @@
-"""Telling systemd how we are (sd_notify(3)): ready, reloading, stopping, alive. Elsewhere it says nothing to anyone."""
+"""Tells systemd the state of this process (sd_notify(3)): ready, reloading, stopping, alive. A no-op elsewhere."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _RETRY_S = 0.05
 
 
 class Notifier:
-    """Of one process, which alone speaks: the variables leave its environment, and so that of its children.
+    """Reports the state of this process, not of its children: it takes the variables out of the environment.
 
-    `watchdog_s` is how often systemd wants to hear of us at least; None: never.
+    `watchdog_s` is the longest time, in seconds, that systemd waits for a sign of life; None: it wants none.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -31,23 +31,23 @@ class Notifier:
             self.watchdog_s = int(microseconds) / _USECS_PER_S
 
     def ready(self, status: str) -> None:
-        """Serving, or serving again."""
+        """Say that this process serves, or serves again."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def reloading(self) -> None:
-        """`ready` follows."""
+        """Say that this process reloads. Call `ready` afterwards."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: str) -> None:
-        """Nothing new is taken."""
+        """Say that this process accepts nothing new."""
         self._send(f"STOPPING=1\nSTATUS={status}")
 
     def say(self, status: str) -> None:
-        """One short line for people."""
+        """Send one short line for people."""
         self._send(f"STATUS={status}")
 
     def feed_watchdog(self, is_well: Callable[[], bool] = lambda: True) -> None:
-        """From now on, tell it in time that this loop goes round, as long as `is_well()` too."""
+        """From now on, tell systemd in time that this loop runs, as long as `is_well()`."""
         if self.watchdog_s is None:
             return
         if is_well():

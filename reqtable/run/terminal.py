@@ -1,4 +1,4 @@
-"""The log on standard error and, where that is a terminal, the line below it that says how the server is."""
+"""The log on standard error and, on a terminal, the status line below it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _CLEAR = "\x1b[2K\r"  # erase the line, and go back to its beginning (ECMA-48)
 
 
 def is_terminal() -> bool:
-    """Whether standard error is a terminal."""
+    """Return whether standard error is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Terminal(logging.Handler):
     """Writes log records to standard error. On a terminal, a status line stays below them and is rewritten in place.
 
-    A line of progress, while there is one, takes the place of the status.
+    A progress line, while there is one, takes the place of the status.
     """
 
     def __init__(self) -> None:
@@ -31,8 +31,8 @@ class Terminal(logging.Handler):
             self.handleError(record)
 
     def show(self, status: str | None = None, progress: str | None = None) -> None:
-        """Change either of them; an empty one goes. Nothing where standard error is no terminal."""
-        self.acquire()  # logging makes the lock of a handler anew in a forked child
+        """Change the status or the progress; `""` removes it. Shows nothing if standard error is not a terminal."""
+        self.acquire()  # safe in a forked child: logging renews the locks of handlers there
         try:
             before = self._line
             self._status = self._status if status is None else status
@@ -49,7 +49,7 @@ class Terminal(logging.Handler):
 
     def _write(self, text: str) -> None:
         # Erase the line even if this process shows none: another process on the same terminal may show one.
-        if sys.stderr is not None:  # it is, where the descriptor was closed at the start
+        if sys.stderr is not None:  # it is None if the descriptor was closed at the start
             sys.stderr.write(_CLEAR + text + self._line if is_terminal() else text)
             sys.stderr.flush()
 

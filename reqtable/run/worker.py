@@ -14,12 +14,12 @@ from reqtable.run.signals import begin_drain, log_table
 from reqtable.server.engine import Engine
 from reqtable.table.states import READ
 
-ALIVE = b"."  # what a worker says, now and then
+ALIVE = b"."  # what a worker sends, now and then
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
 
 
 class Channel(Descriptor):
-    """One end of a socket pair. `on_word(word)` is called in the loop with what comes; with `b""`, once, at its end."""
+    """Reads one end of a socket pair: calls `on_word(word)` with what arrives, and `on_word(b"")` once at its end."""
 
     __slots__ = ("_on_word", "_socket")
 
@@ -41,7 +41,7 @@ class Channel(Descriptor):
         self._on_word(word)
 
     def say(self, word: bytes) -> None:
-        """Dropped where the other end is gone, or full of what it has not read."""
+        """Send `word`. It is dropped if the other end is gone, or has too much unread."""
         with contextlib.suppress(OSError):
             self._socket.send(word, socket.MSG_DONTWAIT)
 
@@ -50,12 +50,12 @@ class Channel(Descriptor):
         self._socket.close()
 
     def abandon(self) -> None:
-        """In a forked child: the selector is the parent's."""
+        """In a forked child: close this process's copy of the socket, and leave the selector to the parent."""
         self._socket.close()
 
 
 def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[], Any]) -> None:
-    """Serve until told to end, or until the supervisor is gone. Signals are blocked before."""
+    """Serve until told to end, or until the supervisor is gone. Signals are blocked until this calls `unblock()`."""
     servers: list[Any] = list(engine.servers)
     for server in servers:
         server._make_policies_again()
@@ -63,7 +63,7 @@ def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[]
 
     def drain() -> None:
         if draining:
-            return  # systemd tells every process of a service, and the supervisor tells it again
+            return  # systemd signals every process of a service, and the supervisor signals again
         draining.append(True)
         begin_drain(engine)
 
@@ -78,13 +78,14 @@ def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[]
 
     channel = Channel(engine.loop.poller, own, hear)
     engine.loop.on_forked.append(channel.abandon)
-    handlers: dict[int, Callable[..., Any]] = dict.fromkeys(HANDLED, lambda *_: None)  # the supervisor's affair
+    handlers: dict[int, Callable[..., Any]] = dict.fromkeys(HANDLED, lambda *_: None)  # the supervisor acts on these
     handlers |= {
         signal.SIGINT: lambda *_: engine.stop(),
         signal.SIGTERM: lambda *_: engine.post(drain),
         signal.SIGUSR1: lambda *_: log_table(engine),
     }
-    # In place of the supervisor's. Were those before put back first, one that waits and was ignored then would be lost.
+    # Replace the supervisor's handlers directly. Restoring the original ones first would lose a pending signal whose
+    # original action is "ignore".
     for number, handler in handlers.items():
         signal.signal(number, handler)
     unblock()

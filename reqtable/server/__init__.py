@@ -1,1 +1,1 @@
-"""Servers: the classes of `socketserver`, the engine that hosts them, and the one door that requests come in by."""
+"""Servers: the classes of `socketserver`, the engine that hosts them, and the one door through which requests enter."""

@@ -1,4 +1,4 @@
-"""The log of finished requests, one line each, logger `reqtable.access`, level INFO; logs as text and as JSON."""
+"""The access log (logger `reqtable.access`, level INFO: one line a request), and log formatters for text and JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from reqtable.table.states import Ending
 from reqtable.table.table import Entry
 
 access = logging.getLogger("reqtable.access")
-access.setLevel(logging.WARNING)  # who wants it says so: a handler may even be a client of this very server
+# Off by default: a log handler may be a client of this very server, and each line would cause another.
+access.setLevel(logging.WARNING)
 
 
 def log_access(entry: Entry) -> None:
-    """Write the line of a request that has ended. The record has the fields as `request`, for a formatter of JSON."""
+    """Log an ended request in one line. The attribute `request` of the record has the fields, for a JSON formatter."""
     request = {
         "id": entry.id,
         "local": address_text(entry.local),
@@ -35,7 +36,7 @@ def log_access(entry: Entry) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """A record as text for a terminal. A traceback may quote what a peer sent: no line of it looks like a record."""
+    """Formats a record as text for a terminal. Indents tracebacks: they may quote what a peer sent to fake a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(printable, super().format(record).split("\n")))
@@ -45,7 +46,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """Writes a record as a line of JSON: `at`, `pid`, `level`, `logger`, `message`, `traceback`, a finished request."""
+    """Formats a record as a line of JSON.
+
+    The keys are `at`, `pid`, `level`, `logger` and `message`; `traceback` if there is one; a finished request's fields.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -57,10 +61,10 @@ class JSONFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line | getattr(record, "request", {}))  # ASCII: any terminal and any encoding takes it
+        return json.dumps(line | getattr(record, "request", {}))  # ASCII, for any terminal and encoding
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        """By RFC 3339, with milliseconds."""
+        """Return the time of the record as in RFC 3339, with milliseconds."""
         at = time.localtime(record.created)
         zone = time.strftime("%z", at)
         return f"{time.strftime('%Y-%m-%dT%H:%M:%S', at)}.{int(record.msecs):03d}{zone[:3]}:{zone[3:]}"

@@ -1,8 +1,9 @@
-"""Whether a request that has come may enter the table, and what becomes of one that may not.
+"""Whether a new request may enter the table, and what happens if it may not.
 
-A full table either keeps its listeners waiting (`when_full = "wait"`: the kernel's queue holds those who connect), or
-refuses (`"reject"`), or ends the request that has been idle longest (`"evict"`). A peer that has as many as it may is
-refused, or loses its idlest. Every refusal is counted; the log has one line for many of them.
+`when_full` says what happens if the table is full. With `"wait"`, the engine stops accepting, and new connections stay
+in the kernel's queue. With `"reject"`, the newcomer is refused. With `"evict"`, the request that has been idle longest
+is ended; if nothing can be evicted, the newcomer is refused. A peer that has as many requests as it may have is
+refused, or loses its own idlest request. Every refusal is counted; the log has one line for many refusals.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from reqtable.table.table import Entry
 log = logging.getLogger("reqtable")
 
 _SAY_EVERY_S = 10.0
-_EVICTABLE = {State.OPENING, State.READING, State.LINGERING}  # those that wait for their peer
-_FOUND_MAX = 64  # how many of the idlest one search through the table finds
+_EVICTABLE = {State.OPENING, State.READING, State.LINGERING}  # states of requests that wait for their peer
+_FOUND_MAX = 64  # how many of the idlest requests one search of the table collects
 
 
 class Admission:
@@ -34,14 +35,14 @@ class Admission:
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
-        self._idlest: list[tuple[float, int]] = []  # when it was active last, and its id; the idlest last
+        self._idlest: list[tuple[float, int]] = []  # (last active at, id); the idlest comes last
         self._unsaid: Counter[str] = Counter()
         self._say_at = -inf
 
     def has_room(self, server: Hosted, request: Any, peer: Any) -> bool:
-        """Whether there is room in the table for a request of `peer`, or room was made.
+        """Return whether there is room in the table for a request of `peer`, if need be by evicting another one.
 
-        A request that is refused has been told, and counted. A `peer` of None is not known yet.
+        If there is none, the refusal has been counted and sent to the client. A `peer` of None is not known yet.
         """
         table = self._steps.table
         if table.per_network is not None and not self.has_room_for_peer(server, request, peer, None):
@@ -52,7 +53,7 @@ class Admission:
         return True
 
     def has_room_for_peer(self, server: Hosted, request: Any, peer: Any, own: Entry | None) -> bool:
-        """Whether that peer may have another request. Its `own` entry is in the table already, if it is not None."""
+        """Return whether `peer` may have another request. `own` is the entry of that request, if it has one already."""
         table = self._steps.table
         most = table.limits.entries_per_peer_max
         if most is None or table.count_from(peer) - (own is not None) < most:
@@ -65,23 +66,23 @@ class Admission:
         return False
 
     def relieve(self) -> None:
-        """The buffers hold more than they may: whoever holds most of it ends."""
+        """End the request whose buffers hold the most, because all buffers together hold too much."""
         table = self._steps.table
         most = max(table, key=lambda entry: entry.held)
         self.note(hosted(most.server), "buffered_bytes_max", self._steps.table.limits.buffered_bytes_max, most.peer)
         most.ending = Ending.LIMIT
         self._steps.end(most, Event.LOST)
-        table.hold(most, 0)  # it is freed with this pass
+        table.hold(most, 0)  # the bytes are freed in this pass
 
     def note(self, server: Hosted, reason: str, limit: Any, client_address: Any) -> None:
-        """Count a refusal, and say so, once in a while."""
+        """Count a refusal, and log it, at most once every few seconds."""
         server._counts.refused[reason] += 1
         self._unsaid[reason] += 1
         now = self._steps.table.now
         if now >= self._say_at:
             counts = ", ".join(f"{count} for {each}" for each, count in self._unsaid.items())
             log.warning(
-                "%s was refused: %s is %s (refused since this was last said: %s)",
+                "%s was refused: %s is %s (refused since the last such line: %s)",
                 address_text(client_address),
                 reason,
                 limit,
@@ -112,7 +113,7 @@ class Admission:
         return False
 
     def _evict(self, entries: Any) -> bool:
-        """End the idlest of them; False where none of them waits for its peer."""
+        """End the idlest of `entries` that waits for its peer. Returns False if there is none."""
         idle = [entry for entry in entries if entry.state in _EVICTABLE]
         if not idle:
             return False

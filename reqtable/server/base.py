@@ -1,10 +1,12 @@
-"""`LoopServer`: the loop's side of a server. `BaseServer` is built on it; a mix-in puts it in front of another class.
+"""`LoopServer`: the loop's side of a server. `BaseServer` derives from it; a mix-in puts it before another class.
 
-The hooks of one request are called in `socketserver`'s order: `_handle_request_noblock`, `get_request`,
+The hooks of a request are called in `socketserver`'s order: `_handle_request_noblock`, `get_request`,
 `verify_request`, `process_request`, `finish_request`, the handler's `setup`, `handle`, `finish`, then
-`shutdown_request`, `close_request`. The I/O of a state or async handler is the engine's: for one, `process_request` is
-followed by `close_request`, once its connection has ended. What differs is the loop (one, for all requests),
-`shutdown` (at once, from anywhere), and `handle_error` (through `logging`).
+`shutdown_request`, `close_request`. For state and async handlers, the engine does the I/O: after `process_request` only
+`close_request` is called, once the connection has ended.
+
+Three things differ from `socketserver`: one loop serves all requests, `shutdown` works at once and from anywhere, and
+`handle_error` uses `logging`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class _Shown(Generic[T_co]):
-    """What a server shows of itself. Unlike a property's, its name is free for a program's own attribute."""
+    """Shows a value of a server as an attribute. Unlike a property, it lets a program set its own under that name."""
 
     def __init__(self, read: Callable[[Any], T_co]) -> None:
         self._read = read
@@ -48,20 +50,20 @@ class _Shown(Generic[T_co]):
 
 
 class LoopServer(ConfiguredServer):
-    """The loop's side of a server.
+    """Serves the requests of a server class in the loop of an engine.
 
-    A program's own server may have any attribute that does not begin with an underscore, even one of the names here:
-    what is needed inside goes by others.
+    A program's subclass may use any attribute name that does not begin with an underscore, even `engine` or `table`:
+    the package itself uses underscored names for these.
     """
 
     timeout: float | None
 
     _engine: Engine | None = None
     _in_serve_forever = False
-    _kept_alive: tuple[Any, float | None] = (None, None)  # the socket that was told of keep-alive, and of what time
-    _is_left_non_blocking = False  # its listening socket, which blocked before it was listened on
-    _owns_queue = False  # nobody else listens on its socket, in another process or by another descriptor
-    _served_ahead = 0  # requests for which a later `handle_request` has nothing left to do
+    _kept_alive: tuple[Any, float | None] = (None, None)  # the socket on which keep-alive was set, and its time
+    _is_left_non_blocking = False  # the listening socket: it was blocking before the loop used it
+    _owns_queue = False  # no other process and no other descriptor listens on the same socket
+    _served_ahead = 0  # how many later calls of `handle_request` have nothing left to do
 
     # As `socketserver.BaseServer` names them: programs set and read them.
     _BaseServer__is_shut_down: threading.Event
@@ -70,10 +72,10 @@ class LoopServer(ConfiguredServer):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         owner = next(each for each in cls.__mro__ if "_handle_request_noblock" in vars(each))
-        if not issubclass(owner, LoopServer):  # a whole server: it would be served by that one's loop, silently
+        if not issubclass(owner, LoopServer):  # a whole server: its own loop would run, silently
             mixed = next(each for each in cls.__bases__ if hasattr(each, "dispatch") and not issubclass(each, owner))
             raise TypeError(
-                f"{cls.__name__}: {mixed.__name__} comes after {owner.__name__}, whose loop it is to replace: put it "
+                f"{cls.__name__}: {mixed.__name__} comes after {owner.__name__}, whose loop it must replace: put it "
                 f"first, as in class {cls.__name__}({mixed.__name__}, …)"
             )
 
@@ -81,7 +83,7 @@ class LoopServer(ConfiguredServer):
 
     @_Shown
     def engine(self) -> Engine:
-        """The loop. Several servers may share one: `Engine().add(server)`."""
+        """The engine whose loop serves this server. Several servers may share one: `Engine().add(server)`."""
         return self._host
 
     @_Shown
@@ -97,7 +99,7 @@ class LoopServer(ConfiguredServer):
         return self._engine
 
     def _join(self, engine: Engine) -> None:
-        """Be hosted in that engine."""
+        """Move this server to `engine`. Raises ReqtableError if it has unfinished requests."""
         if self._engine is not None:
             if self._engine.has_requests(self):
                 raise ReqtableError("a server with requests in its table can't change engines: add it before it serves")
@@ -109,33 +111,34 @@ class LoopServer(ConfiguredServer):
 
     @property
     def _begins_with_tls(self) -> bool:
-        """Whether nothing may be said to a client in the clear."""
+        """Whether connections begin with a TLS handshake, so that nothing may be sent in the clear."""
         return self._preamble is not None and self._preamble.context is not None
 
     def _prepare(self) -> None:
-        """Its requests are about to be taken: see that no TLS handshake of theirs is part of that."""
+        """Get ready to accept requests: set keep-alive, and see that accepting does not wait for TLS handshakes."""
         self._keep_alive()
         waits_elsewhere = not self._policies.chosen.blocking_holds_loop and not is_resumable(self.RequestHandlerClass)
         if waits_elsewhere:
             defer_handshakes()
 
     def _keep_alive(self) -> None:
-        """Have silent clients probed as the limits say. Without `keepalive_s` the socket is left as it is."""
+        """Have the kernel probe silent clients after `keepalive_s`. Without that limit, leave the socket as it is."""
         told, before = self._kept_alive
         own, seconds = getattr(self, "socket", None), self._host.limits.keepalive_s
         if not isinstance(own, socket.socket) or own.family not in INTERNET or own.type != socket.SOCK_STREAM:
             return
-        # Told once: workers share the socket, and one of an earlier configuration may begin late.
+        # Set it only once: workers share the socket, and a worker of an earlier configuration may start late.
         if own.fileno() >= 0 and (seconds != before or (own is not told and seconds is not None)):
             set_keepalive(own, seconds)
             self._kept_alive = own, seconds
 
     def stats(self) -> dict[str, Any]:
-        """What has been counted since this server was made, as plain data: numbers, and dicts of numbers.
+        """Return what has been counted since this server was made, as plain data: numbers, and dicts of numbers.
 
-        `accepted` requests, `finished` by how they ended (`done timeout limit reset error cancelled drained`),
-        `refused` by the limit; `bytes_in`, `bytes_out` and `steps` of those that have ended; the same for each of its
-        `policies`; `entries` now; and of the engine, which it may share: `buffered_bytes` now, the times of its `loop`.
+        `accepted` counts requests, `finished` how they ended (`done timeout limit reset error cancelled drained`),
+        `refused` which limit refused them. `bytes_in`, `bytes_out` and `steps` are sums over ended requests. `policies`
+        has the same for each policy. `entries` is the number of requests now. `buffered_bytes` (now) and the times of
+        the `loop` belong to the engine, which other servers may share.
         """
         table = self._host.table
         return {
@@ -148,10 +151,10 @@ class LoopServer(ConfiguredServer):
     # -- serving ------------------------------------------------------------------------------------------------------
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve until `shutdown()`, with every other server of this engine.
+        """Serve until `shutdown()`, along with every other server of this engine.
 
-        The loop waits for events, not for `poll_interval` (seconds): it only bounds how long it takes to notice that
-        someone set the flag of `shutdown` by hand.
+        The loop waits for events, not for `poll_interval` (seconds). The interval only bounds how long the loop takes
+        to notice that a program has set the flag of `shutdown` by hand.
         """
         self._host.loop.must_be_idle()
         self._must_be_open()
@@ -167,22 +170,22 @@ class LoopServer(ConfiguredServer):
             self._BaseServer__is_shut_down.set()
 
     def shutdown(self) -> None:
-        """End `serve_forever`, at once, and wait until it has ended.
+        """Stop `serve_forever` at once, and wait until it has returned.
 
-        From a handler, or a signal handler in the loop's thread, it does not wait: the loop ends with its pass. Called
-        before `serve_forever`, it waits for one, which ends at once. Requests in the table stay there, suspended, until
-        the next `serve_forever` or `server_close()`; but those of blocking handlers, whose stacks can't change threads,
-        end with a loop that runs in another thread than the main one.
+        In the loop's thread, from a handler or a signal handler, it does not wait: the loop stops after its pass.
+        Called before `serve_forever`, it waits for that call, which returns at once. Requests stay in the table,
+        suspended, until the next `serve_forever` or `server_close()`. Only if the loop ran outside the main thread, the
+        requests of blocking handlers end with it, because their stacks can't change threads.
         """
         self._BaseServer__shutdown_request = True
         self._wait_for_end()
 
     def drain(self, timeout: float | None = None) -> None:
-        """Take those who have connected and no others, let them finish, for at most `timeout` seconds, then stop.
+        """Serve only clients that have connected, until they are done or `timeout` seconds are over; then stop.
 
-        Those that have been idle for `drain_idle_s` meet the end of their input meanwhile; those that are left in the
-        end are ended, as `drained`. Where no loop runs, this runs it. Otherwise it waits until it is done, unless it is
-        called in the loop. Then `serve_forever` ends; where another server of the engine serves, that goes on.
+        Connections idle for `drain_idle_s` see end of file. Requests that are left in the end are ended as `drained`.
+        If no loop runs, this method runs it. Otherwise it waits until the drain is over, unless it is called in the
+        loop. Then `serve_forever` returns; another server's `serve_forever` on the same engine goes on.
         """
         engine = self._host
         drained = threading.Event()
@@ -194,17 +197,17 @@ class LoopServer(ConfiguredServer):
             engine.run(drained.is_set)
         elif not engine.steps.in_loop_thread:
             while engine.steps.running and not drained.wait(_LOOK_S):
-                pass  # someone may end the loop before it is drained
+                pass  # something else may stop the loop before it is drained
             self._wait_for_end()
 
     def handle_request(self) -> None:
-        """Serve one request, to its end, or call `handle_timeout()` when none comes in time.
+        """Serve one request to its end, or call `handle_timeout()` if none comes in time.
 
-        A thread or a child that has the request of a blocking handler is not waited for, as in `socketserver`. Where
-        the class would have one and the policy has not, others are served until all that have begun are done, because
-        nobody would go on with them after this returns; each of them is worth a later call, which returns at once.
-        The time is the shorter one of `timeout` and the socket's own timeout, in seconds. Raises ValueError after
-        `server_close()`.
+        As in `socketserver`, this does not wait for a thread or a child that has a blocking handler's request. If the
+        class promises a thread or a child for each request, but the policy runs handlers on the loop, this serves other
+        requests too, until all that have begun are done: nothing would run them after this returns. Each of them
+        answers a later call, which returns at once. The time is the shorter of `timeout` and the socket's own timeout,
+        in seconds. Raises ValueError after `server_close()`.
         """
         self._must_be_open()
         engine = self._host
@@ -233,11 +236,11 @@ class LoopServer(ConfiguredServer):
             engine.listeners.unlisten(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Enter the request into the table, under this server's policy; one for which there is no room is refused."""
+        """Enter the request into the table, under this server's policy. If there is no room, refuse it."""
         (self._engine or self._host).intake.admit(self, request, client_address)
 
     def _handle_request_noblock(self) -> bool:
-        """Take a request that is there; True where there may be another."""
+        """Accept one waiting request. Returns whether another one may be waiting."""
         return (self._engine or self._host).intake.accept(self)
 
     def _drained(self, drained: threading.Event) -> None:
@@ -246,10 +249,10 @@ class LoopServer(ConfiguredServer):
 
     def _must_be_open(self) -> None:
         if self.fileno() < 0:
-            raise ValueError(f"this {type(self).__name__} is closed: it has nothing to take requests from")
+            raise ValueError(f"this {type(self).__name__} is closed: it has no socket to take requests from")
 
     def _host_again(self) -> None:
-        """After `server_close()`: some programs give a closed server another socket, one that they have inherited."""
+        """Host this server again after `server_close()`: some programs give a closed server a socket they inherited."""
         if self not in self._host.servers:
             self._make_policies_again()
             self._host.servers.append(self)
@@ -257,18 +260,17 @@ class LoopServer(ConfiguredServer):
     def _wait_for_end(self) -> None:
         engine = self._host
         if engine.steps.running and not self._in_serve_forever:
-            # another server of the engine, or the engine itself, serves: only this one's listening ends
+            # Another server of the engine, or the engine itself, runs the loop: only stop listening for this one.
             engine.post(engine.listeners.unlisten, self)
             self._BaseServer__shutdown_request = False
             return
         engine.loop.poller.wake()
-        if (
-            not engine.steps.in_loop_thread and not engine.loop.poller.is_copy
-        ):  # in a forked child, the loop is the parent's
+        # In a forked child, the loop is the parent's: nobody would set the event.
+        if not engine.steps.in_loop_thread and not engine.loop.poller.is_copy:
             self._BaseServer__is_shut_down.wait()
 
     def _end_requests(self) -> None:
-        """Take nothing new; wait for what threads and children have, if `block_on_close`; end every other request."""
+        """Stop listening, wait for requests of threads and children if `block_on_close`, and end all other requests."""
         if self._in_serve_forever:
             self._BaseServer__shutdown_request = True
         if self._engine is None:
@@ -277,7 +279,7 @@ class LoopServer(ConfiguredServer):
             self._engine.loop.start_over()  # the requests are the parent's
         self._engine.listeners.unlisten(self)
         if getattr(self, "socket_type", None) == socket.SOCK_STREAM and hasattr(self, "socket"):
-            self.socket.close()  # its port is free while we wait
+            self.socket.close()  # frees the port while we wait
         wait = getattr(self, "block_on_close", True)
         policy_sets = (self._policies, *self._former)
         for policies in policy_sets if wait else ():
@@ -289,7 +291,7 @@ class LoopServer(ConfiguredServer):
         for policies in policy_sets:
             policies.close(wait)
 
-    if TYPE_CHECKING:  # what the server class behind this one has, be it `socketserver`'s or ours
+    if TYPE_CHECKING:  # attributes of the server class behind this one, `socketserver`'s or ours
         RequestHandlerClass: Any
         server_address: Any
         socket: socket.socket
@@ -307,6 +309,6 @@ class LoopServer(ConfiguredServer):
 
 
 def _is_over(entry: Entry) -> bool:
-    """For `handle_request`: also where a thread or a child serves it to its very end, as under `socketserver`."""
+    """Return whether `handle_request` may return: `entry` has ended, or a thread or child serves it to its end."""
     transport = entry.transport
     return entry.state in _DONE or (isinstance(transport, Handoff) and transport.ends_itself)

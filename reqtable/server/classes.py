@@ -1,4 +1,4 @@
-"""The server classes of `socketserver`: five classes and the hooks that may be overridden; `hosting` has their loop."""
+"""The five server classes of `socketserver`, with the hooks that may be overridden. `base` has their loop."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _QUEUE_SIZE = 1024
 
 
 class BaseServer(LoopServer):
-    """The base of the server classes: everything but the socket.
+    """Does everything that the server classes share, which is all but the socket.
 
-    `dispatch` names the policy, `config` gives limits; both are optional. Raises ConfigurationError for a policy that
-    there isn't, or that can't run the handler, before anything is bound.
+    `dispatch` names the policy, `config` gives limits; both are optional. Raises ConfigurationError, before anything is
+    bound, for a policy that does not exist or can't run the handler.
     """
 
     timeout: float | None = None
@@ -62,19 +62,19 @@ class BaseServer(LoopServer):
         """Called by the constructor to activate the server; may be overridden."""
 
     def server_close(self) -> None:
-        """End every request of this server and free what serving took."""
+        """End every request of this server, and free what serving them needed."""
         self._end_requests()
 
     def fileno(self) -> int:
-        """The descriptor that requests come to; -1 when closed."""
+        """Return the descriptor that requests arrive at; -1 if the server is closed."""
         return -1
 
     def get_request(self) -> tuple[Any, Any]:
-        """Take a request that is there: `(request, client_address)`. An OSError means that none could be had."""
+        """Accept a waiting request. Returns `(request, client_address)`; raises OSError if it can't get one."""
         raise NotImplementedError(f"{type(self).__name__} must define get_request()")
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether to serve it; may be overridden."""
+        """Return whether to serve the request; may be overridden."""
         return True
 
     def finish_request(self, request: Any, client_address: Any) -> None:
@@ -89,22 +89,22 @@ class BaseServer(LoopServer):
         """Close a request."""
 
     def handle_timeout(self) -> None:
-        """`handle_request()` saw no request in time; may be overridden."""
+        """Called if no request came to `handle_request()` in time; may be overridden."""
 
     def service_actions(self) -> None:
-        """Called once every pass of the loop; may be overridden."""
+        """Called once in every pass of the loop; may be overridden."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A request failed: log it, with a traceback that begins with the user's code.
+        """Log the error of a failed request, with a traceback that begins with the user's code.
 
-        The doing of a peer, such as a disconnect, is one line. So is an error whose text names the place: a broken rule
-        of this package, or what a call has raised in code that is not the user's.
+        An error that the peer caused, such as a disconnect, is one line. So is an error whose text names the place: a
+        broken rule of this package, or an error that a `call` raised outside the user's code.
         """
         error = sys.exc_info()[1]
         peer = address_text(client_address)
         is_rule = isinstance(error, HandlerError | ConfigurationError)
         notes = getattr(error, "__notes__", [])
-        has_traceback = any("\n" in note for note in notes)  # of the worker that the step was shipped to
+        has_traceback = any("\n" in note for note in notes)  # from the process that ran the step
         if is_peers_doing(error):
             log.info("%s: %s", peer, printable(error))
         elif error is None or trim(error) or not (is_rule or notes):
@@ -117,10 +117,10 @@ class BaseServer(LoopServer):
 
 
 class TCPServer(BaseServer):
-    """A server of TCP connections. `server_address` is `(host, port)`; port 0 takes any that is free.
+    """Serves TCP connections. `server_address` is `(host, port)`; port 0 takes any free port.
 
-    With `bind_and_activate=False`, call `server_bind()` and `server_activate()` before serving. A constructor that
-    fails closes what it opened.
+    With `bind_and_activate=False`, call `server_bind()` and `server_activate()` before serving. If the constructor
+    fails, it closes what it opened.
     """
 
     address_family: int = socket.AF_INET
@@ -149,9 +149,9 @@ class TCPServer(BaseServer):
                 raise
 
     def server_bind(self) -> None:
-        """Bind the socket; `server_address` becomes the real one. A dead server's Unix socket file is replaced.
+        """Bind the socket; `server_address` becomes the real address. Replaces a dead server's Unix socket file.
 
-        `allow_reuse_address` and `allow_reuse_port` are for internet sockets: Linux refuses SO_REUSEPORT of others.
+        `allow_reuse_address` and `allow_reuse_port` apply to internet sockets: Linux refuses SO_REUSEPORT for others.
         """
         if self.socket.family in INTERNET:
             if self.allow_reuse_address:
@@ -166,7 +166,7 @@ class TCPServer(BaseServer):
         self.server_address = self.socket.getsockname()
 
     def server_activate(self) -> None:
-        """Listen. A `request_queue_size` that nobody has set does not hold those who connect during a pass."""
+        """Listen. The default `request_queue_size` is too short for clients that connect during a pass: use more."""
         self._keep_alive()  # the first clients may connect before anything is served
         chosen = self.request_queue_size != TCPServer.request_queue_size
         self.socket.listen(self.request_queue_size if chosen else _QUEUE_SIZE)
@@ -193,9 +193,9 @@ class TCPServer(BaseServer):
 
 
 class UDPServer(TCPServer):
-    """A server of UDP datagrams: a request is the pair `(data, socket)`. What is over `max_packet_size` is cut off.
+    """Serves UDP datagrams: a request is the pair `(data, socket)`. `data` is cut off at `max_packet_size` bytes.
 
-    On a wildcard address, state and async handlers answer from the address that was asked (Linux).
+    On a wildcard address, state and async handlers answer from the address that the client asked (Linux).
     """
 
     socket_type: int = socket.SOCK_DGRAM
@@ -204,18 +204,18 @@ class UDPServer(TCPServer):
 
     @property
     def receives_without_waiting(self) -> bool:
-        """`get_request` never waits, so that a pass of the loop may take several; a timeout set on the socket waits."""
+        """Whether `get_request` never waits, so that a pass may take several datagrams. With a timeout, it waits."""
         return not self.socket.gettimeout()
 
     def get_request(self) -> tuple[Any, Any]:
         if self._watches_destinations:
             return receive(self.socket, self.max_packet_size, self.server_address[1])
-        # Not by making the socket non-blocking: it is also what the handlers send by.
+        # The socket itself must stay blocking: handlers send with it.
         data, client_address = self.socket.recvfrom(self.max_packet_size, socket.MSG_DONTWAIT)
         return (data, self.socket), client_address
 
     def server_activate(self) -> None:
-        """There is nothing to listen on. On a socket for every address, learn which one each datagram was sent to."""
+        """Ask the kernel for each datagram's destination if the socket is bound to every address; don't listen."""
         self._watches_destinations = watch_destinations(self.socket)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -229,31 +229,31 @@ class UDPServer(TCPServer):
         self.close_request(request)
 
     def close_request(self, request: Any) -> None:
-        """A datagram leaves nothing to close."""
+        """Do nothing: a datagram leaves nothing to close."""
 
 
 if hasattr(socket, "AF_UNIX"):
 
     class UnixStreamServer(TCPServer):
-        """A server of Unix stream connections. `server_address` is a path, or starts with a NUL (unix(7))."""
+        """Serves Unix stream connections. `server_address` is a path, or starts with a NUL (unix(7))."""
 
         address_family: int = socket.AF_UNIX
 
     class UnixDatagramServer(UDPServer):
-        """A server of Unix datagrams."""
+        """Serves Unix datagrams."""
 
         address_family: int = socket.AF_UNIX
 
 
 def remove_dead(path: str | bytes) -> None:
-    """Remove the Unix socket file at `path` if no socket is bound to it. Raises OSError, BlockingIOError for one."""
+    """Remove the Unix socket file at `path` if no socket is bound to it. Raises OSError if that can't be done."""
     with _lock_beside(path):
         if _is_dead(path):
             os.unlink(path)
 
 
 def _bind_over_dead(own: socket.socket, address: Any) -> bool:
-    """Bind `own` in place of a Unix socket file that a dead server left. False: the address is in use."""
+    """Bind `own` in place of a Unix socket file that a dead server left. Returns False if the address is in use."""
     if own.family != getattr(socket, "AF_UNIX", None) or not address or address[0] in ("\0", 0):
         return False
     try:
@@ -263,15 +263,15 @@ def _bind_over_dead(own: socket.socket, address: Any) -> bool:
             os.unlink(address)
             own.bind(address)
     except OSError:
-        return False  # another server was faster, or this user may not write here
+        return False  # another server was faster, or this user may not write there
     return True
 
 
 def _is_dead(path: str | bytes) -> bool:
-    """Whether a Unix socket file is at `path`, and no socket is bound to it.
+    """Return whether `path` is a Unix socket file to which no socket is bound.
 
-    Connecting a datagram socket tells, whatever type of socket is bound: ECONNREFUSED means none is. A stream socket is
-    of the wrong type (EPROTOTYPE), whether it listens already or not, and its queue does not see the attempt.
+    The probe connects a datagram socket. It fails with ECONNREFUSED if no socket of any type is bound, and with
+    EPROTOTYPE if a stream socket is, listening or not. The queue of that stream socket does not see the attempt.
     """
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
         return False
@@ -287,12 +287,12 @@ def _is_dead(path: str | bytes) -> bool:
 
 @contextlib.contextmanager
 def _lock_beside(path: str | bytes) -> Iterator[None]:
-    """Hold the right to remove the socket file at `path` (flock(2)). Raises BlockingIOError if another server has it.
+    """Hold the lock for removing the socket file at `path` (flock(2)). Raises BlockingIOError if another server has it.
 
-    The file of the lock exists only while the lock is held. Its holder alone removes it, so a lock on a file without a
-    name is worth nothing: another server has held the right in the meantime.
+    The lock file exists only while the lock is held, and only its holder removes it. So a lock on a file that has lost
+    its name is worthless: another server has held and released the lock in the meantime.
     """
-    import fcntl  # POSIX alone has it, and Unix sockets
+    import fcntl  # only POSIX has it, as it has Unix sockets
 
     folder, name = os.path.split(os.fsencode(path))
     lock = os.path.join(folder, b".%b.lock" % name)

@@ -1,4 +1,4 @@
-"""`ConfiguredServer`: how a server takes its configuration, and takes another one while it serves."""
+"""`ConfiguredServer`: how a server takes its configuration, and replaces it while it serves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reqtable.table.errors import ConfigurationError
 
 
 class ConfiguredServer:
-    """The part of a server that its configuration makes: policies, preamble, limits."""
+    """Makes what depends on a server's configuration: policies, preamble, limits."""
 
     dispatch: str = "inline"
 
@@ -27,12 +27,12 @@ class ConfiguredServer:
     _dispatch_argument: str | None = None
 
     def _configure(self, dispatch: str | None, config: Config | None) -> None:
-        """Take what the constructor was given. Raises ConfigurationError where it can't be served so."""
+        """Apply the constructor's arguments. Raises ConfigurationError if the server can't be served so."""
         if "_policies" in vars(self):
-            return  # the mix-in in front of this class has been given it
+            return  # the mix-in in front of this class has done it
         self._dispatch_argument = dispatch
         self._counts = Counts()
-        self._former: list[PolicySet] = []  # those that an earlier configuration chose: their requests end under them
+        self._former: list[PolicySet] = []  # of earlier configurations: older requests end under them
         config = given_or_found(config)
         self._preamble = _preamble_of(config)
         self._policies = self._make_policies(config)
@@ -40,16 +40,18 @@ class ConfiguredServer:
             self._join(Engine(limits=config.limits))
 
     def reconfigure(self, config: Config) -> None:
-        """Let new requests be served as `config` says, with certificates read again. Those in the table go on as they
-        have begun.
+        """Serve new requests as `config` says, and read certificates again. Requests in the table go on as before.
 
-        Only for the loop's own thread, or while no loop runs. Raises ConfigurationError, and changes nothing, where the
+        Call it in the loop's own thread, or while no loop runs. Raises ConfigurationError, and changes nothing, if the
         handler can't be served so.
         """
         reconfigure([self], config)
 
     def _prepared(self, config: Config) -> tuple[Callable[[], None], Callable[[], None]]:
-        """What has it served as `config` says, and what drops that again. Raises ConfigurationError if it can't be."""
+        """Prepare to serve by `config`. Returns two functions: `apply`, and one that drops the preparation.
+
+        Raises ConfigurationError if the handler can't be served so.
+        """
         preamble = _preamble_of(config)
         policies = self._make_policies(config)
         try:
@@ -72,15 +74,14 @@ class ConfiguredServer:
 
     def _make_policies(self, config: Config) -> PolicySet:
         own: object = type(self).dispatch
-        attribute = (
-            own if isinstance(own, str) else ConfiguredServer.dispatch
-        )  # a program may have a method of that name
+        # A program may have a method named `dispatch`.
+        attribute = own if isinstance(own, str) else ConfiguredServer.dispatch
         name, origin = chosen_dispatch(self._dispatch_argument, config, attribute)
         check_policy(name, origin)
         return PolicySet(self, self._engine, name, config)
 
     def _abandon_policies(self) -> None:
-        """In a forked child: what is the parent's stays the parent's."""
+        """In a forked child: abandon the policies, which are the parent's."""
         for policies in (self._policies, *self._former):
             policies.abandon()
 
@@ -92,10 +93,10 @@ class ConfiguredServer:
             raise
 
     def _make_policies_again(self) -> None:
-        """The one there was has been closed."""
+        """Replace the policies, which have been closed."""
         self._policies = self._make_policies(self._policies.config)
 
-    if TYPE_CHECKING:  # what a `LoopServer` has
+    if TYPE_CHECKING:  # attributes of `LoopServer`
         RequestHandlerClass: Any
 
         @property
@@ -105,7 +106,7 @@ class ConfiguredServer:
 
 
 def reconfigure(servers: Iterable[Any], config: Config) -> None:
-    """Have all of them served as `config` says, or none. Raises ConfigurationError."""
+    """Apply `config` to all `servers`, or to none. Raises ConfigurationError if one of them can't be served so."""
     prepared: list[tuple[Callable[[], None], Callable[[], None]]] = []
     try:
         for server in servers:

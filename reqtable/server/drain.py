@@ -1,8 +1,8 @@
-"""Letting what has begun finish, and nothing new begin.
+"""Draining: let requests in progress finish, and accept no new ones.
 
-A request that has been idle for a while as the peer sees it (nothing unread, nothing unsent, nothing running) is told:
-its input ends, as if the peer had ended it, so that its handler takes leave as it would then. The others go on until
-they are done, or until the time is over; then they end as `drained`.
+A request that has been idle for `drain_idle_s` (nothing unread, nothing unsent, nothing running) sees end of file, as
+if its peer had sent it, so its handler can say goodbye. Other requests go on until they are done, or until the time is
+over; then they end as `drained`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LOOK_S = 0.02
 
 
 class Drain:
-    """Drains some servers of an engine. Only for the loop's own thread."""
+    """Drains some servers of an engine. For use in the loop's own thread only."""
 
     def __init__(
         self,
@@ -33,10 +33,10 @@ class Drain:
         self._servers = list(servers)
         self._until = until
         self._done = done
-        self._progress = progress  # told how many requests and how many seconds are left
+        self._progress = progress  # called with how many requests and seconds are left
 
     def begin(self) -> None:
-        """Take nothing new, and look after what is there until that is done."""
+        """Stop listening, and check on the requests in the table until they are done."""
         for server in self._servers:
             self._engine.listeners.unlisten_for_good(server)
         self._look()
@@ -46,7 +46,7 @@ class Drain:
         now = engine.table.now
         left = [each for each in engine.table if each.server in self._servers and each.state is not State.CLOSED]
         if left and now < self._until:
-            engine.call_later(self._look, _LOOK_S)  # whatever goes wrong now
+            engine.call_later(self._look, _LOOK_S)  # first, so that an error below can't end the drain
             for entry in left:
                 self._tell(entry)
         if self._progress is not None:
@@ -55,10 +55,10 @@ class Drain:
             self._end(left)
 
     def _tell(self, entry: Entry) -> None:
-        """Tell a request that is idle that there will be no more."""
+        """End the input of a request if it is idle."""
         try:
             if entry.state is State.DELEGATED:
-                entry.transport.end_input()  # whether it is idle, who has it knows
+                entry.transport.end_input()  # the thread or child that has it checks whether it is idle
             else:
                 end_if_idle(entry)
         except BaseException as problem:

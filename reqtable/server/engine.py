@@ -1,4 +1,4 @@
-"""`Engine`: one loop and one table, and the servers that it hosts."""
+"""`Engine`: one loop, one table, and the servers that share them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from reqtable.table.table import Entry, RequestTable
 
 
 class Engine:
-    """One loop and one table, for one server or for several (`add`).
+    """Serves one server or several (`add`) with one loop and one table.
 
-    `system` has its clock and its kind of selector, for one: `Engine(system=System(selector=SelectSelector))`.
+    `system` gives the engine its clock and its kind of selector: `Engine(system=System(selector=SelectSelector))`.
     """
 
     def __init__(self, *, limits: Limits | None = None, system: System | None = None) -> None:
@@ -39,7 +39,6 @@ class Engine:
         self.listeners = Listeners(self.loop)
         self.admission = Admission(self.steps)
         self.intake = Intake(self.loop, self.admission, self.listeners.pause)
-        self._stop_when: Callable[[], Any] = bool  # what else ends `serve`
         self._stopping = False
         self._stopped = threading.Event()
         self._ran_in: int | None = None  # the thread that last ran the loop
@@ -51,7 +50,7 @@ class Engine:
             self.loop.after_pass.append(self.invariants().check)
 
     def invariants(self, kind: type[Invariants] = Invariants) -> Invariants:
-        """What checks this engine after each pass."""
+        """Return a checker of what must hold after each pass of this engine."""
         return kind(self.loop, self.listeners, self.intake.sessions.known.values())
 
     @property
@@ -61,19 +60,19 @@ class Engine:
 
     @property
     def limits(self) -> Limits:
-        """The limits that it holds to."""
+        """The limits in force."""
         return self.table.limits
 
     # -- hosting ------------------------------------------------------------------------------------------------------
 
     def add(self, server: Any) -> Engine:
-        """Host `server` in this engine, over this table; to be called before it serves. Returns the engine."""
+        """Host `server` in this engine, over this table. Call it before the server serves. Returns the engine."""
         server._join(self)
         return self
 
     def discard(self, server: Hosted) -> None:
-        """End every request of `server` and host it no more. The last one's descriptors go with it."""
-        self.listeners.unlisten(server)  # here and now: the descriptor is closed next
+        """End every request of `server`, and host it no more. Close the loop's descriptors if no server is left."""
+        self.listeners.unlisten(server)  # at once: the caller closes the descriptor next
         if self.steps.in_other_thread:
             self.post(self.discard, server)
             return
@@ -84,7 +83,7 @@ class Engine:
             self.close()
 
     def end_requests(self, server: Hosted) -> None:
-        """End every request of `server`. Only for the loop's own thread, or while no loop runs."""
+        """End every request of `server`. For the loop's own thread, or while no loop runs."""
         self._leave_parent()
         for entry in self.table:
             if entry.server is server:
@@ -93,11 +92,11 @@ class Engine:
             self.steps.reap()
 
     def has_requests(self, server: Hosted) -> bool:
-        """Whether any request of `server` is unfinished."""
+        """Return whether any request of `server` is unfinished."""
         return any(entry.server is server for entry in self.table)
 
     def close(self) -> None:
-        """End every request and give the descriptors back. The servers' own sockets are theirs to close."""
+        """End every request, and close the loop's descriptors. The servers close their own sockets."""
         self._leave_parent()
         self.listeners.close()
         for entry in self.table:
@@ -106,7 +105,7 @@ class Engine:
         self.loop.poller.close()
 
     def abandon(self, own: Entry | None) -> None:
-        """In a forked child: close this process's copies of all descriptors, but for the socket of `own`."""
+        """In a forked child: close this process's copies of all descriptors except the socket of `own`."""
         self.loop.poller.close()
         for server in self.servers:
             if own is None or server is not own.server or not isinstance(own.transport.request, tuple):
@@ -116,7 +115,7 @@ class Engine:
             server._abandon_policies()
 
     def _leave_parent(self) -> None:
-        """In a forked child: the requests, and the descriptors of the loop, are the parent's."""
+        """In a forked child: start over, because the requests and the loop's descriptors are the parent's."""
         if self.loop.poller.is_copy:
             self.loop.start_over()
 
@@ -146,7 +145,7 @@ class Engine:
             self._stopped.set()
 
     def serve(self, stop: Callable[[], Any], poll_interval: float) -> None:
-        """Listen on every server, and make passes until `stop()` is true, or `stop` or `shutdown` was called."""
+        """Listen for every server, and run the loop until `stop()` is true, or this engine's `stop` was called."""
         self.loop.must_be_idle()
         try:
             for server in self.servers:
@@ -158,11 +157,11 @@ class Engine:
             self._stopping = False
 
     def run(self, stop: Callable[[], Any], most_s: float | None = None, until: float | None = None) -> None:
-        """Make passes until `stop()` is true, as `Loop.run` does; nothing more is listened on."""
+        """Run the loop until `stop()` is true, as `Loop.run` does. Unlike `serve`, do not listen for the servers."""
         self._leave_parent()
         ident = threading.get_ident()
         if self._ran_in not in (None, ident):
-            self._end_bound()  # in the thread that they were bound to, which has left them
+            self._end_bound()  # another thread ran the loop before: its stacks can't go on here
         self._ran_in = ident
         try:
             self.loop.run(stop, most_s, until)
@@ -171,25 +170,25 @@ class Engine:
                 self.close()
 
     def shutdown(self) -> None:
-        """End `serve_forever`, at once; wait until it has ended, unless it is this thread that is in it."""
+        """Stop `serve_forever` at once. Wait until it has returned, unless this is the thread that runs it."""
         self.stop()
         if not self.steps.in_loop_thread:
             self._stopped.wait()
 
     def stop(self) -> None:
-        """The same without waiting: for a signal handler, which runs in the thread that it would wait for."""
+        """Stop `serve_forever` without waiting: a signal handler runs in the very thread that it would wait for."""
         self._stopping = True
         self.loop.poller.wake()
 
     def _watched(self) -> AbstractContextManager[Any]:
-        """For as long as it is entered, steps that hold up the loop are warned of, where there can be any."""
+        """Return a context that warns of steps that hold up the loop, if any steps run on the loop."""
         on_loop = any(server._policies.chosen.steps_on_loop for server in self.servers)
         if self.system.stalls and on_loop and self.limits.loop_stall_s < inf:
             return StallDetector(self.loop, self.servers[0].fileno())
         return nullcontext()
 
     def _leave(self) -> None:
-        """After serving: take nothing new. What is bound to a thread that may end now ends with it."""
+        """After serving: stop listening. Outside the main thread, end the requests that are bound to this thread."""
         for server in self.servers:
             self.listeners.unlisten(server)
         if threading.current_thread() is not threading.main_thread():
@@ -209,11 +208,11 @@ class Engine:
         self.loop.mailbox.post(function, *args)
 
     def call_later(self, function: Callable[[], Any], in_s: float) -> None:
-        """Have the loop call `function` in so many seconds. Only for the loop's own thread."""
+        """Have the loop call `function` in `in_s` seconds. For the loop's own thread only."""
         self.loop.mailbox.call_later(function, in_s)
 
     def next_at(self) -> float:
-        """When the loop has to do something by itself, on its clock; infinity where nothing is due, ever."""
+        """Return when, on its clock, the loop must next do something by itself; infinity if nothing is due."""
         return self.loop.next_at()
 
 

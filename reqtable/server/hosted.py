@@ -1,4 +1,4 @@
-"""What an engine asks of the servers that it hosts, beyond the hooks of `socketserver`."""
+"""`Hosted`: what an engine needs of its servers beyond the hooks of `socketserver`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from reqtable.table.parts import Server
 
 
 class Hosted(Server, Protocol):
-    """A server on a loop. `LoopServer` is what its class derives from."""
+    """Describes a server as its engine sees it. `LoopServer` is the implementation."""
 
     socket: Any
     _counts: Counts
     _policies: PolicySet
-    _preamble: PreambleSpec | None  # what its connections begin with; None: with the request itself
-    _owns_queue: bool  # nobody else listens on its socket, in another process or by another descriptor
-    _is_left_non_blocking: bool  # its listening socket, which blocked before it was listened on
+    _preamble: PreambleSpec | None  # what connections begin with; None: with the request itself
+    _owns_queue: bool  # no other process and no other descriptor listens on the same socket
+    _is_left_non_blocking: bool  # the listening socket: it was blocking before the loop used it
 
     @property
     def _begins_with_tls(self) -> bool: ...
@@ -31,5 +31,5 @@ class Hosted(Server, Protocol):
 
 
 def hosted(server: Server) -> Hosted:
-    """The server of an entry: an engine hosts no other kind."""
+    """Return the server of an entry as the `Hosted` that it is: an engine hosts no other kind."""
     return cast(Hosted, server)

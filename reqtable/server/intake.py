@@ -1,15 +1,16 @@
 """The one door: how a request enters the table.
 
-In this order, each a method:
+A request passes through these methods, in this order:
 
-1. `accept` asks the server's `get_request` for a request: a connection, or a datagram.
-2. `arrived`: if the server's connections begin with a preamble (a PROXY header, a TLS handshake), that comes first. The
-   request is in the table meanwhile, OPENING.
-3. `offer`: the server's hooks `verify_request` and `process_request` take the request.
-4. `admit`, which `process_request` calls: *admission* finds room; the row is made: its *transport*, its *entry*, and
-   what runs its handler, from its *policy*; then the *first step* runs.
+1. `accept` calls the server's `get_request`, which returns a request: a connection, or a datagram.
+2. `arrived` checks whether the request begins with a preamble: a PROXY header, a TLS handshake. If it does, the request
+   waits in the table, in the state OPENING, until its preamble is complete.
+3. `offer` passes the request to the server's hooks, `verify_request` and then `process_request`.
+4. `admit`, which `process_request` calls, asks the admission for room. Then it makes the transport and the entry, has
+   the policy attach what runs the handler, and runs the first step.
 
-A request that fails on this way is turned away, and no other one notices.
+A request that fails on the way is turned away. Other requests are not affected. A hook may fork. If the child comes
+back here, `end_if_copy` ends it, because the loop is its parent's.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ _WILDCARDS = ("", "0.0.0.0", "::")
 
 
 class Intake:
-    """Takes requests for the servers of one engine.
+    """Brings the new requests of one engine's servers into its table.
 
-    `on_exhausted(server, error)` is called where no request can be had for want of descriptors or memory.
+    `on_exhausted(server, error)` is called if `get_request` fails because descriptors or memory have run out.
     """
 
     def __init__(self, loop: Loop, admission: Admission, on_exhausted: Callable[[Hosted, OSError], None]) -> None:
@@ -55,14 +56,14 @@ class Intake:
         self._admission = admission
         self._on_exhausted = on_exhausted
         self.sessions = Sessions(self._steps, self._take_again)
-        # By the id() of the request: those whose preamble has come, while the hooks take them.
+        # Complete preambles, by the id() of their request, while the request is with the hooks.
         self._opened: dict[int, Preamble] = {}
 
     def accept(self, server: Hosted) -> bool:
-        """Take a request that is there; True where there may be another."""
+        """Accept one waiting request of `server`. Returns whether another one may be waiting."""
         poller, table = self._steps.poller, self._steps.table
         if poller.forks != Process.forks and poller.is_copy:
-            self._loop.start_over()  # a forked child that takes requests by itself
+            self._loop.start_over()  # this is a forked child that serves by itself
         table.accepting = server
         try:
             request, peer = server.get_request()
@@ -86,7 +87,7 @@ class Intake:
         return True
 
     def arrived(self, server: Hosted, request: Any, peer: Any) -> None:
-        """A request has arrived: see to what comes before it, or have the hooks take it."""
+        """Read the preamble of a new request if it has one; otherwise pass the request to the hooks."""
         spec = server._preamble
         if spec is not None and spec.comes_first(request, peer):
             self._begin_preamble(server, spec, request, peer)
@@ -94,14 +95,14 @@ class Intake:
             self.offer(server, request, peer)
 
     def offer(self, server: Hosted, request: Any, peer: Any) -> None:
-        """Have the hooks of the server take a request."""
+        """Ask the hook `verify_request`, then pass the request to `process_request` or `shutdown_request`."""
         failures, poller = self._steps.failures, self._steps.poller
         try:
             is_welcome = server.verify_request(request, peer)
         except BaseException as error:
             poller.end_if_copy(error)
             if failures.hooks_raise:
-                failures.unwinding = error  # as in `socketserver`, nothing is called any more
+                failures.unwinding = error  # as in `socketserver`, the caller gets it, and no other hook is called
             raise
         if poller.forks != Process.forks:
             poller.end_if_copy()
@@ -111,7 +112,7 @@ class Intake:
             server.shutdown_request(request)
 
     def admit(self, server: Hosted, request: Any, peer: Any) -> None:
-        """Enter a request into the table, if there is room, and run its first step. Else the request is shut down.
+        """Enter a request into the table, and run its first step. If there is no room, shut the request down.
 
         Raises what the handler's constructor raises.
         """
@@ -147,9 +148,9 @@ class Intake:
         return stream_over(self._steps, request)
 
     def _row(self, server: Hosted, policy: Policy, request: Any, peer: Any, transport: Transport) -> Entry:
-        """The entry of a request. Those of one host, and at one address of this machine, share the text of both."""
+        """Make the entry of a request. To save memory, entries share equal hosts and equal local addresses."""
         local = server.server_address
-        if isinstance(local, tuple) and local[0] in _WILDCARDS:  # which of the machine's addresses did it come to?
+        if isinstance(local, tuple) and local[0] in _WILDCARDS:  # on which of this machine's addresses?
             if type(request) is Datagram:
                 local = request.local
             elif not isinstance(request, tuple):
@@ -159,7 +160,7 @@ class Intake:
         return Entry(self._steps.table, server, policy, peer, local, transport)
 
     def _attach(self, entry: Entry, policy: Policy, transport: Session | Stream | PollOnly) -> None:
-        """Join the entry, its transport and what runs its handler."""
+        """Connect the entry to its transport, and have the policy attach what runs its handler."""
         transport.entry = entry
         policy.attach(entry)
         if isinstance(transport, Session):
@@ -178,8 +179,8 @@ class Intake:
     # -- the preamble -------------------------------------------------------------------------------------------------
 
     def _begin_preamble(self, server: Hosted, spec: PreambleSpec, request: Any, peer: Any) -> None:
-        """Enter a request into the table that a preamble comes before."""
-        # of a proxy's connections only the header says whose they are
+        """Enter a request into the table, in the state OPENING, and begin to read its preamble."""
+        # A proxy's own address does not count: the client's is in the header.
         if not self._admission.has_room(server, request, None if spec.is_proxy(peer) else peer):
             server.shutdown_request(request)
             return
@@ -193,7 +194,7 @@ class Intake:
         preamble.begin()
 
     def _preamble_done(self, preamble: Preamble) -> None:
-        """The hooks take the request as if it had just come: from the client's own address, by a secured socket."""
+        """Pass the request to the hooks as if it had just arrived: from the client's address, by the secured socket."""
         entry, request = preamble.entry, preamble.request
         server = hosted(entry.server)
         self._opened[id(request)] = preamble
@@ -207,28 +208,28 @@ class Intake:
                 self._steps.failures.outside_step(entry, error)
         finally:
             self._opened.pop(id(request), None)
-            if entry.state is State.OPENING:  # a hook has refused it, or has taken it elsewhere
+            if entry.state is State.OPENING:  # a hook has refused the request, or serves it elsewhere
                 entry.transport = RELEASED
                 self._steps.end(entry, Event.RELEASED)
 
-    # -- what is not taken --------------------------------------------------------------------------------------------
+    # -- failures -----------------------------------------------------------------------------------------------------
 
     def _not_had(self, server: Hosted, error: OSError) -> bool:
-        """`get_request` raised `error`. True where the next one may fare better at once."""
+        """Handle an `error` of `get_request`. Returns whether the next call may succeed at once."""
         if isinstance(error, BlockingIOError):
             return False
         if error.errno in EXHAUSTED:
             self._on_exhausted(server, error)
             return False
         here = address_text(server.server_address)
-        # as text: a record that is kept would keep the connection open, by the error's traceback
+        # Logged as text: the error's traceback refers to the connection, and a record that is kept would hold it open.
         log.info("%s: get_request raised %s: %s", here, type(error).__name__, printable(error))
         return True
 
     def _turn_away(self, server: Hosted, request: Any, peer: Any, error: BaseException, known: int) -> None:
-        """A hook raised `error` while it took a request: report it, and end the request. Raises what ends the loop.
+        """Report `error`, which a hook raised, and end the request. Raises an error that must end the loop.
 
-        `known` is the id of the last entry before: the request may have entered the table by then.
+        `known` is the id of the last entry before the hook was called: a newer entry is this request's.
         """
         failures = self._steps.failures
         ends_loop: BaseException | None = None
@@ -247,10 +248,10 @@ class Intake:
             if ends_loop is not None:
                 raise ends_loop
         finally:
-            del error, ends_loop  # its traceback holds this frame: a cycle would keep the request's socket open
+            del error, ends_loop  # the traceback refers to this frame: a cycle would keep the request's socket open
 
     def _take_again(self, server: Server, request: Any, peer: Any) -> None:
-        """Take a datagram that has waited for a session, and belongs to none."""
+        """Begin a request with a datagram that waited for a session which never began."""
         known = self._steps.table.last_id
         try:
             server.process_request(request, peer)
@@ -260,5 +261,5 @@ class Intake:
 
 @lru_cache(maxsize=4096)
 def _same(thing: Any) -> Any:
-    """One for all that are equal: the entries of one host, or at one address of the machine, need not have its own."""
+    """Return the first object that was equal to `thing`, so that entries with equal addresses share one object."""
     return thing

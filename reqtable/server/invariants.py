@@ -1,6 +1,6 @@
-"""What must hold after every pass of a loop.
+"""Checks of what must hold after every pass of a loop.
 
-A simulation checks it always, a server where the environment has `REQTABLE_DEBUG=1`. What is broken is a bug of the
+A simulation always makes them, a server if the environment has `REQTABLE_DEBUG=1`. A failed check is a bug of the
 engine, never of a handler or a peer: `InvariantBroken` ends the loop.
 """
 
@@ -28,38 +28,38 @@ from reqtable.table.table import Entry
 
 log = logging.getLogger("reqtable")
 
-# Nothing is left in these between two passes.
+# No entry is in one of these states between two passes.
 _NEVER_SUSPENDED = {State.RUNNING, State.CLOSED}
 _STEPS_OF_A_STARVED = 2  # passes that a READY request may wait
 
 
 class InvariantBroken(ReqtableError):
-    """The engine has contradicted itself."""
+    """Raised if the engine contradicts itself."""
 
 
 class Invariants:
-    """The checks of one loop. What may last a pass, but not two, is remembered from one to the next."""
+    """Checks one loop after each pass. Remembers from pass to pass what may last for one pass, but not for two."""
 
     def __init__(self, loop: Loop, listeners: Iterable[Listener], sessions: Collection[Session]) -> None:
         self._loop = loop
         self._steps = loop.steps
         self._listeners = listeners
         self._sessions = sessions
-        self._limits = [loop.table.limits]  # all that deadlines were armed under
+        self._limits = [loop.table.limits]  # every set of limits so far: deadlines were armed by them
         self._closed: set[Entry] = set()
-        # its deadline and its steps, and for how many passes more it may be let be
+        # Of each overdue entry: (its deadline, its steps), and how many more passes it may stay overdue.
         self._overdue: dict[Entry, tuple[tuple[float, int], int]] = {}
-        self._ready: dict[Entry, tuple[int, int]] = {}  # its steps, and for how many passes it has had no other
+        self._ready: dict[Entry, tuple[int, int]] = {}  # its steps, and how many passes it has waited
 
     def check(self, now: float = 0.0, freed: bool = False) -> None:
-        """After a pass: raise InvariantBroken where something does not hold."""
+        """Raise InvariantBroken if anything does not hold after a pass."""
         loop, steps = self._loop, self._steps
         if loop.table.limits is not self._limits[-1]:
             self._limits.append(loop.table.limits)
         turns = Counter(steps.turns)
-        closed = set(steps.closed)  # since the last reaping, by a hook of a server
+        closed = set(steps.closed)  # since the entries were last reaped, by a server's hook
         for entry in steps.closed:
-            self._must(entry not in self._closed, entry, "has been closed for a pass, and is not freed")
+            self._must(entry not in self._closed, entry, "has been closed for a pass, but is not freed")
         self._closed = closed
         for entry in loop.table:
             if entry in closed:
@@ -81,12 +81,12 @@ class Invariants:
         self._check_registered()
         for entry in (*steps.give_ups, *turns):
             if entry.state is not State.CLOSED:
-                self._must(entry in loop.table, entry, "is not in the table, but goes on")
+                self._must(entry in loop.table, entry, "is not in the table, but has a turn or a call")
         for entry in steps.give_ups:
             gone = entry.state is State.CLOSED and entry not in closed
-            self._must(not gone, entry, "is closed, and its call is not given up")
+            self._must(not gone, entry, "is closed, but its call is not given up")
         for session in self._sessions:
-            # one that somebody has taken over is known until that thread or child has let go of it
+            # A session that was handed off stays known until its thread or child is done with it.
             known = session.entry in loop.table or session.forward is not None
             self._must(known, session.entry, "is not in the table, but its session is known")
         self._must(loop.table.running is None, loop.table.running, "is running between two passes")
@@ -94,9 +94,7 @@ class Invariants:
     def _must(self, holds: Any, what: object, problem: str) -> None:
         if not holds:
             broken = InvariantBroken(f"{what!r} {problem}")
-            log.critical(
-                "a bug of the engine: %s", broken
-            )  # whatever becomes of the error, in a thread that is no one's
+            log.critical("a bug of the engine: %s", broken)  # the error itself may end a thread unseen
             raise broken
 
     def _check_state(self, entry: Entry) -> None:
@@ -104,10 +102,10 @@ class Invariants:
         must(entry.state not in _NEVER_SUSPENDED, entry, "can't be suspended in that state")
         transport = entry.transport
         is_opened = entry.state is not State.OPENING or isinstance(transport, Preamble)
-        must(is_opened, entry, "has been opened, and has not begun")
+        must(is_opened, entry, "is OPENING, but has no preamble")
         if isinstance(transport, Stream) and not is_tls(transport.request):
-            # Of those OpenSSL may wait for the other one. The rest is polled at times only: a lent socket may be closed
-            # while it is waited for.
+            # TLS is left out: OpenSSL may have to read in order to write, and the other way round. So is a blocking
+            # handler's socket: it is polled only at times, and the handler may close it during a wait.
             must(
                 transport.watched == INTEREST[entry.state],
                 entry,
@@ -119,9 +117,9 @@ class Invariants:
         held = sum(len(piece) for piece in output.pieces if not isinstance(piece, FileSlice))
         size = held + sum(piece.remaining for piece in output.pieces if isinstance(piece, FileSlice))
         self._must(
-            (output.held, output.size) == (held, size), entry, f"holds {held} of {size} bytes, and says otherwise"
+            (output.held, output.size) == (held, size), entry, f"holds {held} of {size} bytes, but counts others"
         )
-        touched = entry in self._loop.table.touched  # a handler that was closed last in the pass sent to it
+        touched = entry in self._loop.table.touched  # a handler has sent to it while being closed
         if isinstance(entry.transport, Stream) and not touched:
             self._must(not size or entry.state is State.WRITING, entry, f"does not wait to send {size} bytes")
 
@@ -130,18 +128,18 @@ class Invariants:
         at = entry.deadline
         if at is None:
             timeout = None if entry.state in (State.READY, State.LINGERING) else self._steps.timeouts.of(entry)
-            self._must(timeout is None, entry, f"should have {timeout} s, and has no deadline")
+            self._must(timeout is None, entry, f"should time out after {timeout} s, but has no deadline")
             self._must(entry.state is not State.SLEEPING, entry, "would never wake up")
             self._must(entry.state is not State.LINGERING, entry, "would linger for ever")
             self._must(entry.state is not State.WRITING or entry.output.first is None, entry, "may write for ever")
             return
-        self._must(entry.heap_time <= at, entry, f"is due at {at}, and would be looked at only at {entry.heap_time}")
+        self._must(entry.heap_time <= at, entry, f"is due at {at}, but would expire only at {entry.heap_time}")
         longest = self._longest_wait(entry)
         if longest is not None:
             self._must(at <= loop.table.now + longest + 1e-6, entry, f"may wait {at - loop.table.now} s, not {longest}")
 
     def _check_counts(self) -> None:
-        """What is counted as it changes is what counting it now would give."""
+        """Compare the counts that the table keeps with a fresh count."""
         table = self._loop.table
         held = 0
         networks: Counter[str | None] = Counter()
@@ -150,7 +148,7 @@ class Invariants:
             buffers = len(entry.input) + entry.output.held
             is_settled = entry.state is not State.CLOSED and entry not in table.touched
             self._must(
-                entry.held == buffers or not is_settled, entry, f"holds {buffers} bytes, and {entry.held} are counted"
+                entry.held == buffers or not is_settled, entry, f"holds {buffers} bytes, but {entry.held} are counted"
             )
             held += entry.held
             queued += entry.heap_time < inf
@@ -161,12 +159,12 @@ class Invariants:
             ("entries of each network", table.per_network or networks, networks),
         ):
             if counted != found:
-                raise InvariantBroken(f"the table counts {counted} {what}, and has {found}")
+                raise InvariantBroken(f"the table counts {counted} {what}, but has {found}")
 
     def _check_overdue(self) -> None:
         now = self._loop.table.now
         loop = self._loop
-        patience = len(self._steps.deadlines) // loop.table.limits.expiries_per_pass  # those before it have their turn
+        patience = len(self._steps.deadlines) // loop.table.limits.expiries_per_pass  # earlier ones come first
         before, self._overdue = self._overdue, {}
         for entry in loop.table:
             if entry.deadline is not None and entry.deadline <= now:
@@ -174,7 +172,7 @@ class Invariants:
                 known, passes = before.get(entry, (since, patience + 1))
                 passes = passes - 1 if known == since else patience
                 self._overdue[entry] = since, passes
-                self._must(passes >= 0, entry, f"was due {now - entry.deadline:g} s ago, and is let be")
+                self._must(passes >= 0, entry, f"was due {now - entry.deadline:g} s ago, but goes on")
 
     def _check_starved(self) -> None:
         before, self._ready = self._ready, {}
@@ -186,7 +184,7 @@ class Invariants:
                 self._must(passes < _STEPS_OF_A_STARVED, entry, f"had no turn for {passes} passes")
 
     def _check_registered(self) -> None:
-        """The selector watches what is to be watched, and nothing else."""
+        """Check that the selector watches what it should, and nothing else."""
         loop = self._loop
         watched: dict[int, Selectable] = {listener.fd: listener for listener in self._listeners if listener.watched}
         for entry in loop.table:
@@ -201,13 +199,13 @@ class Invariants:
             known = watched.pop(key.fd, None)
             owner: Entry | None = getattr(data, "entry", None)
             if known is None and owner is None and not isinstance(data, Listener):
-                continue  # a child's, or another's that is no request
-            self._must(known is data, owner, f"is not to be polled, and descriptor {key.fd} is")
+                continue  # not of a request: a child's pidfd, for one
+            self._must(known is data, owner, f"should not be polled, but descriptor {key.fd} is")
             self._must(key.events == data.watched, owner or data, f"is polled for {key.events}, not for {data.watched}")
-        self._must(not watched, list(watched.values()), "are to be polled, and are not")
+        self._must(not watched, list(watched.values()), "should be polled, but are not")
 
     def _longest_wait(self, entry: Entry) -> float | None:
-        """How long that entry may wait from now on at the most; None where that is not known."""
+        """Return for how many seconds from now `entry` may wait at most; None if that is not known."""
         if entry.state is State.LINGERING:
             return max(limits.linger_timeout_s for limits in self._limits)
         if entry.state is State.WRITING and entry.output.first is not None:
@@ -218,5 +216,5 @@ class Invariants:
 
 
 def are_checked() -> bool:
-    """Whether the environment asks for the checks: `REQTABLE_DEBUG=1`."""
+    """Return whether the environment asks for the checks: `REQTABLE_DEBUG=1`."""
     return os.environ.get("REQTABLE_DEBUG", "0") != "0"

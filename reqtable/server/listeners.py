@@ -1,4 +1,4 @@
-"""The listeners of one engine: whose sockets new requests are taken from, and when."""
+"""The listeners of one engine: for which servers it accepts requests, and when."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Listeners:
         return len(self._listeners)
 
     def listen(self, server: Hosted, most: int | None = None) -> Listener:
-        """Take new requests for `server` while the loop runs, at most `most` a pass."""
+        """Accept requests for `server` while the loop runs, at most `most` in a pass."""
         self._loop.open()
         self.unlisten(server)
         server._prepare()
@@ -32,36 +32,36 @@ class Listeners:
         return listener
 
     def unlisten(self, server: Hosted) -> None:
-        """Take no more requests for `server`; the kernel's queue holds the clients that connect."""
+        """Stop accepting requests for `server`. New connections stay in the kernel's queue."""
         for listener in [each for each in self._listeners if each.server is server]:
             self._listeners.remove(listener)
             listener.close()
 
     def unlisten_for_good(self, server: Hosted) -> None:
-        """Take the clients that have connected to `server`, and let no other connect."""
+        """Accept the connections that wait in the kernel's queue of `server`, then close its socket."""
         for listener in self._listeners:
             if listener.server is server:
                 listener.take_the_last()
         self.unlisten(server)
 
     def pause(self, server: Hosted, error: OSError) -> None:
-        """No request can be had for `server`, for want of descriptors or memory: look again in a while."""
+        """Stop accepting for `server` for a while: `error` says that descriptors or memory have run out."""
         for listener in self._listeners:
             if listener.server is server:
                 listener.pause(error)
 
     def after_pass(self, now: float, freed: bool) -> None:
-        """Listen again where there is room again; `freed` says that something has closed in this pass."""
+        """Listen again if there is room again. `freed` says that an entry was freed in this pass."""
         for listener in self._listeners:
             if not listener.watched:
                 listener.listen_again_if_room(now, freed)
 
     def close(self) -> None:
-        """Unlisten for every server."""
+        """Stop accepting requests for every server."""
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
 
     def forget(self) -> None:
-        """In a forked child: all of them are the parent's."""
+        """In a forked child: drop the listeners, which are the parent's."""
         self._listeners.clear()

@@ -1,4 +1,4 @@
-"""The mix-ins, and the classes that are predefined with them. Each names a policy.
+"""The mix-ins, each of which names a policy, and the server classes predefined with them.
 
 A mix-in goes in front of any server class, ours or one derived from `socketserver`'s.
 """
@@ -29,7 +29,7 @@ class _LoopSide(LoopServer):
             raise
 
     def server_bind(self) -> None:
-        self._check_handler(self.RequestHandlerClass)  # before it is bound
+        self._check_handler(self.RequestHandlerClass)  # fail before binding
         super().server_bind()  # type: ignore[misc]
 
     def server_close(self) -> None:
@@ -40,15 +40,15 @@ class _LoopSide(LoopServer):
 
 
 if TYPE_CHECKING:
-    _Base = _LoopSide  # a type checker can't see the base that is put in below
+    _Base = _LoopSide  # a type checker can't see the base that `_MixIn` inserts
 else:
     _Base = object
 
 
 class _MixIn(_Base):
-    """Brings the loop's side to each class that has a server, or a mix-in of `socketserver`'s, behind it.
+    """Inserts the loop's side into each subclass that also derives from a server or a mix-in of `socketserver`'s.
 
-    A class without a server has none of the loop's names: a program may derive a stub of a socket from a mix-in.
+    Other subclasses get none of the loop's names: a program may derive a stub of a socket from a mix-in.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -61,7 +61,7 @@ class _MixIn(_Base):
 
 
 class _Threads(list[Any]):
-    """What `socketserver.ThreadingMixIn`, where it stands behind ours, calls on its threads."""
+    """Lists threads, with the method that `socketserver.ThreadingMixIn` calls if it stands behind our mix-in."""
 
     def join(self) -> None:
         for thread in self:
@@ -70,14 +70,14 @@ class _Threads(list[Any]):
 
 
 class TableMixIn(_MixIn):
-    """Blocking handlers, unchanged, are interleaved on one thread (policy `greenlet`)."""
+    """Interleaves unchanged blocking handlers on one thread (policy `greenlet`)."""
 
     dispatch: str = "greenlet"
-    request_queue_size: int = 1024  # the kernel's queue must hold those who connect during a pass
+    request_queue_size: int = 1024  # the kernel's queue must hold clients that connect during a pass
 
 
 class ThreadingMixIn(_MixIn):
-    """A thread for each request (policy `thread`).
+    """Serves each request in a thread (policy `thread`).
 
     `server_close()` waits for threads that are not daemons, unless `block_on_close` is false.
     """
@@ -88,7 +88,7 @@ class ThreadingMixIn(_MixIn):
 
     @property
     def _threads(self) -> _Threads:
-        """The threads that have not finished; none where this is no server."""
+        """The threads that have not finished; none if this is not a server."""
         if not isinstance(self, LoopServer):
             return _Threads()
         policy = self._policies.policy("thread")
@@ -96,36 +96,36 @@ class ThreadingMixIn(_MixIn):
         return _Threads(policy.threads)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Enter the request into the table. It is here because programs call it by the name of this class."""
+        """Enter the request into the table. Defined here because programs name this class to call it."""
         super().process_request(request, client_address)
 
     def server_close(self) -> None:
-        """Close the server; wait for its threads. It is here because programs call it by the name of this class."""
+        """Close the server, and wait for its threads. Defined here because programs name this class to call it."""
         super().server_close()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """What a thread does with a request."""
+        """Serve a request in the current thread."""
         serve(self, request, client_address)
 
 
 class TableTCPServer(TableMixIn, TCPServer):
-    """TCP, with blocking handlers interleaved on one thread."""
+    """Serves TCP, with blocking handlers interleaved on one thread."""
 
 
 class TableUDPServer(TableMixIn, UDPServer):
-    """UDP, with blocking handlers interleaved on one thread."""
+    """Serves UDP, with blocking handlers interleaved on one thread."""
 
 
 class ThreadingTCPServer(ThreadingMixIn, TCPServer):
-    """TCP, a thread for each connection."""
+    """Serves TCP, with a thread for each connection."""
 
 
 class ThreadingUDPServer(ThreadingMixIn, UDPServer):
-    """UDP, a thread for each datagram or session."""
+    """Serves UDP, with a thread for each datagram or session."""
 
 
 class ForkingMixIn(_MixIn):
-    """A child process for each request (policy `fork`), at most `max_children` at a time; more wait in the table.
+    """Serves each request in a child process (policy `fork`), at most `max_children` at a time; others wait.
 
     `active_children` holds the children's process ids. `server_close()` waits for them, unless `block_on_close` is
     false.
@@ -138,52 +138,52 @@ class ForkingMixIn(_MixIn):
     block_on_close: bool = True
 
     def collect_children(self, *, blocking: bool = False) -> None:
-        """Wait for the children that have exited, or, with `blocking`, for all. The loop does it by itself."""
+        """Reap the children that have exited. With `blocking`, wait for all children. The loop does it by itself."""
         if self.active_children is not None:
             self._policies.forking.collect(blocking)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Enter the request into the table. It is here because programs call it by the name of this class."""
+        """Enter the request into the table. Defined here because programs name this class to call it."""
         super().process_request(request, client_address)
 
     def server_close(self) -> None:
-        """Close the server; wait for its children. It is here because programs call it by the name of this class."""
+        """Close the server, and wait for its children. Defined here because programs name this class to call it."""
         super().server_close()
 
     def service_actions(self) -> None:
-        """Called once every pass of the loop; may be overridden."""
+        """Called once in every pass of the loop; may be overridden."""
         super().service_actions()
 
     def handle_timeout(self) -> None:
-        """`handle_request()` saw no request in time."""
+        """Called if no request came to `handle_request()` in time: reap children."""
         self.collect_children()
 
 
 class ForkingTCPServer(ForkingMixIn, TCPServer):
-    """TCP, a child for each connection."""
+    """Serves TCP, with a child process for each connection."""
 
 
 class ForkingUDPServer(ForkingMixIn, UDPServer):
-    """UDP, a child for each datagram or session."""
+    """Serves UDP, with a child process for each datagram or session."""
 
 
 if hasattr(socket, "AF_UNIX"):
     from reqtable.server.classes import UnixDatagramServer, UnixStreamServer
 
     class TableUnixStreamServer(TableMixIn, UnixStreamServer):
-        """Unix streams, with blocking handlers interleaved on one thread."""
+        """Serves Unix streams, with blocking handlers interleaved on one thread."""
 
     class TableUnixDatagramServer(TableMixIn, UnixDatagramServer):
-        """Unix datagrams, with blocking handlers interleaved on one thread."""
+        """Serves Unix datagrams, with blocking handlers interleaved on one thread."""
 
     class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer):
-        """Unix streams, a thread for each connection."""
+        """Serves Unix streams, with a thread for each connection."""
 
     class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer):
-        """Unix datagrams, a thread for each datagram or session."""
+        """Serves Unix datagrams, with a thread for each datagram or session."""
 
     class ForkingUnixStreamServer(ForkingMixIn, UnixStreamServer):
-        """Unix streams, a child for each connection."""
+        """Serves Unix streams, with a child process for each connection."""
 
     class ForkingUnixDatagramServer(ForkingMixIn, UnixDatagramServer):
-        """Unix datagrams, a child for each datagram or session."""
+        """Serves Unix datagrams, with a child process for each datagram or session."""

@@ -1,8 +1,8 @@
-"""Telling who holds up the loop: a step that does not return stops everyone, and only another thread can see where.
+"""Names the step that holds up the loop, and all requests with it. Only another thread can see where that step is.
 
-So one looks on, a few times a second, while a server serves whose handlers' steps run on the loop. It touches nothing
-and runs no code of a handler's. It is not among `threading.enumerate()`, which is for the program's own threads. Where
-no thread can be started nobody looks on.
+So a watching thread looks a few times a second while a server runs steps of handlers on the loop. It changes nothing
+and runs no code of a handler. `threading.enumerate()` does not list it: that is for the program's own threads. If no
+thread can be started, nothing is watched.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _ROOMS = (16_384, 4_096, 1_024)  # descriptors; eight bytes each
 
 
 class StallDetector:
-    """Looks on for as long as it is entered; `loop_stall_s` of the engine's limits is how long a step may last.
+    """Watches a loop while entered, and warns of a step that lasts longer than `loop_stall_s` of the engine's limits.
 
-    One that lasts longer is warned of once, while it lasts.
+    It warns once for such a step, while the step lasts.
     """
 
     def __init__(self, loop: Loop, fd: int) -> None:
@@ -42,8 +42,8 @@ class StallDetector:
         self._process = os.getpid()
         self._end = _thread.allocate_lock()
         self._ended = _thread.allocate_lock()
-        self._seen: tuple[float, Any] = (-inf, None)  # the pass, by its time, and whose step it was in
-        self._since = 0.0  # that step has lasted since then
+        self._seen: tuple[float, Any] = (-inf, None)  # the time of the pass, and the entry whose step ran
+        self._since = 0.0  # when that step began
         self._said = False
 
     def __enter__(self) -> StallDetector:
@@ -63,7 +63,7 @@ class StallDetector:
 
     def _look_on(self) -> None:
         wait_s = 0.0
-        # Signals are the main thread's: one that it holds back (around a fork) shall wait for it.
+        # The main thread handles signals: one that it blocks (around a fork) must wait for it, not come here.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             while not self._end.acquire(timeout=wait_s):
@@ -72,7 +72,7 @@ class StallDetector:
             self._ended.release()
 
     def _look(self) -> float:
-        """Warn, if there is reason to. Returns in how many seconds to look again."""
+        """Warn if a step holds up the loop. Returns after how many seconds to look again."""
         loop = self._loop
         table = loop.table
         stall_s = table.limits.loop_stall_s
@@ -84,7 +84,7 @@ class StallDetector:
         if seen != self._seen:
             self._seen = seen
             self._said = False
-            # Another's step may have come before it in this pass.
+            # Steps of other requests may have come before it in this pass.
             self._since = table.now if now - table.now <= look_s else now
         left_s = self._since + stall_s - now
         if self._said or left_s > 0:
@@ -108,10 +108,10 @@ class StallDetector:
 
 
 def _grow_descriptor_table(fd: int) -> None:
-    """Have the kernel's table of our descriptors grow before there is a second thread, who would share it.
+    """Have the kernel enlarge this process's table of descriptors before a second thread shares it.
 
-    From then on each doubling waits until every processor has taken notice (expand_fdtable in Linux's fs/file.c): 10 ms
-    and more, in the midst of a pass, and of many connections coming in.
+    Once threads share the table, each doubling waits for every processor (expand_fdtable in Linux's fs/file.c). That
+    takes 10 ms and more, in the middle of a pass, while many connections arrive.
     """
     with contextlib.suppress(ImportError):
         import fcntl
@@ -123,7 +123,7 @@ def _grow_descriptor_table(fd: int) -> None:
 
 
 def _say(*message: Any) -> None:
-    """Log it, in a thread that may be seen: logging asks for the current one, which would list this one for good."""
+    """Log a warning in a new thread: logging asks for the current thread, and would list the watching one for good."""
     thread = threading.Thread(target=log.warning, args=message, name="reqtable-watch", daemon=True)
     thread.start()
     while thread.is_alive():
@@ -131,7 +131,7 @@ def _say(*message: Any) -> None:
 
 
 def _polls(frame: FrameType, loop: Loop) -> bool:
-    """Whether that stack is that of a loop which waits for something to do."""
+    """Return whether the stack of `frame` is in `loop`'s poll, waiting for events."""
     each: FrameType | None = frame
     while each is not None:
         if each.f_code.co_name in ("ready", "select") and each.f_locals.get("self") is loop.poller.selector:
@@ -141,7 +141,7 @@ def _polls(frame: FrameType, loop: Loop) -> bool:
 
 
 def _place(frame: FrameType) -> str:
-    """The line of the program's own code that a stack stands in, as `file:line in function: code`."""
+    """Return the innermost line of the program's own code in a stack, as `file:line in function: code`."""
     own = frame
     outer: FrameType | None = frame
     while outer is not None:

@@ -1,4 +1,4 @@
-"""What is counted of the requests of a server: how they ended, their bytes and their steps, for each policy."""
+"""Counts of a server's requests for each policy: how they ended, their bytes and their steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reqtable.table.states import Ending
 
 @dataclass(slots=True)
 class Tally:
-    """Of one server's requests under one policy; all but `accepted` of those that have ended."""
+    """Counts one server's requests under one policy. Everything but `accepted` counts ended requests only."""
 
     accepted: int = 0
     finished: Counter[Ending] = field(default_factory=Counter)
@@ -27,7 +27,7 @@ class Tally:
         self.steps += other.steps
 
     def plain(self) -> dict[str, Any]:
-        """As plain data: numbers, and dicts of numbers."""
+        """Return plain data: numbers, and dicts of numbers."""
         return {
             "accepted": self.accepted,
             "finished": {ending.value: self.finished[ending] for ending in Ending},
@@ -39,13 +39,13 @@ class Tally:
 
 @dataclass(slots=True)
 class Counts:
-    """Of one server, for as long as there is one: an engine adds to them. Who is refused is under no policy."""
+    """Counts the requests of one server over its whole life. A refused request belongs to no policy."""
 
     policies: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     refused: Counter[str] = field(default_factory=Counter)
 
     def plain(self) -> dict[str, Any]:
-        """As plain data: the whole, who was refused, and each policy."""
+        """Return plain data: the sums over all policies, the refusals, and the counts of each policy."""
         policies = dict(self.policies)
         whole = Tally()
         for tally in policies.values():

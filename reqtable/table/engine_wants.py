@@ -39,6 +39,21 @@ class Handshake(_Opening):
 
 
 @want_type
+class Sleeping(Want[None]):
+    """Waits until `wakes_at`: a `sleep` that has begun. Times are seconds on the table's clock."""
+
+    seconds: float
+    wakes_at: float
+    awaits: ClassVar[Event] = Event.AWAITS_TIMER
+
+    def take(self, entry: Waiting) -> Missing | None:
+        return MISSING if self.wakes_at > entry.table.now else None
+
+    def __repr__(self) -> str:
+        return f"sleep(seconds={self.seconds!r})"
+
+
+@want_type
 class Elsewhere(Posted[None]):
     """Waits until the thread or the child that owns the rest of the request is done."""
 

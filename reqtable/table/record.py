@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from reqtable.table import engine_wants, wants
 from reqtable.table.buffers import FileSlice
+from reqtable.table.engine_wants import Sleeping
 from reqtable.table.errors import HandlerError
 from reqtable.table.snapshot import handler_name
 from reqtable.table.states import TRANSITIONS, Event, State
@@ -76,6 +77,7 @@ def record_of(entry: Entry, handler: Saved, buffers: bool = True) -> Record:
     Raises HandlerError if part of a file is still to be sent: a file is not data.
     """
     now = entry.table.now
+    want = entry.want
     handler_state, values, told_of_end = handler._save()
     pieces = entry.output.pieces if buffers else []
     if any(isinstance(piece, FileSlice) for piece in pieces):
@@ -86,10 +88,10 @@ def record_of(entry: Entry, handler: Saved, buffers: bool = True) -> Record:
         fields=values,
         told_of_end=told_of_end,
         state=entry.state.name,
-        want=entry.want,
+        want=wants.Sleep(want.seconds) if type(want) is Sleeping else want,
         timeout_s=entry.timeout,
         deadline_s=_left(entry.deadline, now),
-        wakes_in_s=_left(entry.wakes_at, now),
+        wakes_in_s=want.wakes_at - now if type(want) is Sleeping else None,
         peer=entry.peer,
         local=entry.local,
         unread=entry.input.save() if buffers else {},
@@ -114,9 +116,10 @@ def restore(record: Record, entry: Entry, handler: Saved) -> None:
     for piece in record.unsent:
         entry.output.append(piece)
     entry.want = wants.NOTHING if record.want is None else record.want
+    if record.wakes_in_s is not None and isinstance(record.want, wants.Sleep):
+        entry.want = Sleeping(record.want.seconds, now + record.wakes_in_s)
     entry.timeout = record.timeout_s
     entry.deadline = _at(record.deadline_s, now)
-    entry.wakes_at = _at(record.wakes_in_s, now)
     entry.bytes_in, entry.bytes_out, entry.steps = record.bytes_in, record.bytes_out, record.steps
     entry.created_at, entry.active_at = now - record.age_s, now - record.idle_s
     state = State[record.state]

@@ -113,7 +113,6 @@ class Entry:
         "table",
         "timeout",
         "transport",
-        "wakes_at",
         "want",
     )
 
@@ -136,7 +135,6 @@ class Entry:
         self.heap_time = inf  # see Deadlines
         self.calls = 0  # number of the latest call: an older number marks the result of a call that was given up
         self.result: Any = MISSING  # the item posted for a want that does not read from `input`
-        self.wakes_at: float | None = None  # when its sleep ends
         self.created_at = self.active_at = table.now
         self.input = Input()
         self.output = Output()

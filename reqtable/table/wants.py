@@ -45,7 +45,6 @@ class Waiting(Protocol):
     input: Input
     output: Output
     result: Any  # the posted item, such as the result of a call; MISSING if nothing was posted
-    wakes_at: float | None  # when its sleep ends
 
     @property
     def table(self) -> Surroundings: ...
@@ -155,10 +154,7 @@ class Sleep(Want[None]):
     awaits: ClassVar[Event] = Event.AWAITS_TIMER
 
     def take(self, entry: Waiting) -> Missing | None:
-        if entry.wakes_at is None or entry.wakes_at > entry.table.now:
-            return MISSING
-        entry.wakes_at = None
-        return None
+        return MISSING  # the loop has the request wait for a Sleeping
 
 
 @want_type
