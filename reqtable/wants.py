@@ -13,8 +13,9 @@ bytes or `MISSING`. `len(entry.input)` is how many bytes are unread; `entry.inpu
 `examples/netstrings.py` is a want of a program's own.
 """
 
-from reqtable.table.buffers import MISSING, Input, Missing, Output
 from reqtable.table.errors import IncompleteRead, LimitExceeded, PeerError
+from reqtable.table.input import MISSING, Input, Missing
+from reqtable.table.output import Output
 from reqtable.table.states import Event
 from reqtable.table.wants import Waiting, Want, want_type
 

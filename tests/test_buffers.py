@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reqtable.table.buffers import CHUNK_BYTES, MISSING, FileSlice, Inbox, Input, Output
 from reqtable.table.errors import LimitExceeded
+from reqtable.table.input import MISSING, Inbox, Input
+from reqtable.table.output import CHUNK_BYTES, FileSlice, Output
 
 SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 

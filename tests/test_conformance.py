@@ -37,6 +37,11 @@ CELLS = [
 ]
 
 
+def test_every_policy_of_ours_is_tried() -> None:
+    ours = [name for name in policy_names() if policy_named(name).__module__.startswith("reqtable.")]
+    assert sorted(POLICIES) == ours
+
+
 def is_quick(policy: str, style: str, transport: str, dialogue: str) -> bool:
     """Where a request runs elsewhere, UNIX sockets have one dialogue. Under `executor` each cell starts a process."""
     if policy == "executor":

@@ -24,7 +24,7 @@ from reqtable import (
     state,
 )
 from reqtable.loop.platform import SYSTEM
-from reqtable.table.buffers import Inbox
+from reqtable.table.input import Inbox
 from reqtable.testing import FakeClock, Faults, SimNetwork
 from tests.support import WAIT_S, serving, wait_until
 

@@ -22,7 +22,7 @@ import reqtable
 from reqtable import Event, Limits, call, line, sleep, state
 from reqtable.config import Config, ExecutorOptions
 from reqtable.dispatch.policies.thread import RequestThread
-from reqtable.table.buffers import MISSING
+from reqtable.table.input import MISSING
 from reqtable.table.wants import Want
 from reqtable.testing import exercise
 from tests.support import Client, serving, wait_until

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reqtable.net.stream import Stream
-from reqtable.table.buffers import Input
+from reqtable.table.input import Input
 from reqtable.table.table import RequestTable
 from tests.fuzz import TARGETS, fuzz
 from tests.support import interpreted

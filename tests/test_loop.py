@@ -23,7 +23,7 @@ import reqtable
 from reqtable import Limits, State, System, chunk, exactly, flushed, line, rest, sleep, state
 from reqtable.loop.threads import Threads
 from reqtable.run.signals import log_table
-from reqtable.table.buffers import MISSING
+from reqtable.table.input import MISSING
 from reqtable.table.states import READ, WRITE
 from reqtable.table.table import SLICE_ROWS, Entry
 from reqtable.testing import Client as Script

@@ -12,8 +12,8 @@ import pytest
 import reqtable
 from reqtable import Limits, State, Transition, line, state
 from reqtable.table import engine_wants, wants
-from reqtable.table.buffers import Inbox
 from reqtable.table.errors import HandlerError
+from reqtable.table.input import Inbox
 from reqtable.table.record import Record, from_bytes, record_of, restore, to_bytes
 from reqtable.table.table import Entry, RequestTable
 from reqtable.testing import exercise

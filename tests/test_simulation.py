@@ -241,7 +241,7 @@ class Never(reqtable.Want[None]):
     awaits = Event.AWAITS_RESULT
 
     def take(self, entry: object) -> object:
-        from reqtable.table.buffers import MISSING
+        from reqtable.table.input import MISSING
 
         return MISSING
 

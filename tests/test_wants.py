@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from reqtable.table import engine_wants, wants
-from reqtable.table.buffers import MISSING, Inbox, Input, Output
 from reqtable.table.engine_wants import (
     ELSEWHERE,
     ENDED,
@@ -26,7 +25,9 @@ from reqtable.table.engine_wants import (
     Sleeping,
 )
 from reqtable.table.errors import LimitExceeded
+from reqtable.table.input import MISSING, Inbox, Input
 from reqtable.table.limits import Limits
+from reqtable.table.output import Output
 from reqtable.table.states import TRANSITIONS, Event, State
 from reqtable.table.wants import (
     NOTHING,

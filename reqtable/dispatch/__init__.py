@@ -5,10 +5,10 @@ point group `reqtable.dispatch`. See `examples/stopwatch.py`.
 """
 
 from reqtable.dispatch.checks import check_servable, is_resumable
-from reqtable.dispatch.forking.run_blocking import run
 from reqtable.dispatch.policies.inline import Inline
 from reqtable.dispatch.policy import Host, Policy
 from reqtable.dispatch.registry import check_policy, policy_named, policy_names
+from reqtable.dispatch.run_blocking import run
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.parts import Resumable
 from reqtable.table.table import Entry

@@ -55,7 +55,7 @@ class Executors:
             future = executor.submit(guarded, want.fn, want.args, want.kwargs)
         else:
             future = executor.submit(want.fn, *want.args, **want.kwargs)
-        number = entry.calls
+        number = entry.call_number
         owner = entry.table.owner
         assert owner is not None
 

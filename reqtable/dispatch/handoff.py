@@ -1,7 +1,7 @@
 """Handing a whole request off to a thread or to a child process.
 
-A `Handoff` stands in the row in place of the handler. Once the request is given, it stands in for the transport as
-well. It goes through three stages:
+A `HandedOffRequest` stands in the row in place of the handler. Once the request is given, it stands in for the
+transport as well. It goes through three stages:
 
 * *Waiting* (want `VACANCY`): the policy already has as many requests as it may.
 * *Given* (want `ELSEWHERE`): a thread or a child has the request. The loop neither reads nor writes its socket.
@@ -24,7 +24,7 @@ from reqtable.table.table import Entry
 from reqtable.table.wants import Want
 
 
-class Handoff:
+class HandedOffRequest:
     """Stands in the row of a request that a thread or a child has, or will have.
 
     If the request can't be given, `handler` goes on with it. None: a blocking handler, which has not begun.
@@ -141,7 +141,7 @@ class HandoffPolicy(Policy):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._waiting: deque[Handoff] = deque()
+        self._waiting: deque[HandedOffRequest] = deque()
 
     @property
     @abstractmethod
@@ -154,20 +154,20 @@ class HandoffPolicy(Policy):
         """How many requests the policy has now."""
 
     @abstractmethod
-    def handoff(self, entry: Entry, handler: Resumable | None) -> Handoff:
+    def handoff(self, entry: Entry, handler: Resumable | None) -> HandedOffRequest:
         """Make what stands in the row of a request that is handed off to this policy."""
 
     @abstractmethod
-    def start(self, handoff: Handoff) -> None:
+    def start(self, handoff: HandedOffRequest) -> None:
         """Give the request to a thread or a child. Raises OSError or RuntimeError if the machine has none left."""
 
     def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
         return self.handoff(entry, None)
 
     def take_over(self, entry: Entry) -> Want[Any]:
-        return self.handoff(entry, entry.resumable).try_give(entry.calls)
+        return self.handoff(entry, entry.resumable).try_give(entry.call_number)
 
-    def take(self, handoff: Handoff) -> Want[Any]:
+    def take(self, handoff: HandedOffRequest) -> Want[Any]:
         """Give the request, or have it wait for a vacancy. Returns the want. Raises if waiting would not help."""
         most = self.most
         if most is None or self.busy < most:

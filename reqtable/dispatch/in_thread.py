@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from reqtable.dispatch.forking.run_blocking import end_forked, serve_in_thread
-from reqtable.dispatch.handoff import Handoff, HandoffPolicy
+from reqtable.dispatch.handoff import HandedOffRequest, HandoffPolicy
 from reqtable.dispatch.private_loop import PrivateLoop
+from reqtable.dispatch.run_blocking import end_forked, serve_in_thread
 from reqtable.net.datagram import Session
 from reqtable.net.idle import end_if_idle, is_idle
 from reqtable.net.poll_only import PollOnly
@@ -16,7 +16,7 @@ from reqtable.table.states import State
 from reqtable.table.table import Entry
 
 
-class InThread(Handoff):
+class InThread(HandedOffRequest):
     """Gives a request to a thread, which runs `serve()`.
 
     The thread runs a blocking handler as it is, and a resumable one in a loop of its own (`PrivateLoop`).
@@ -118,7 +118,7 @@ class InThreadPolicy(HandoffPolicy):
     def handoff(self, entry: Entry, handler: Resumable | None) -> InThread:
         return InThread(self, entry, handler)
 
-    def thread_done(self, handoff: Handoff) -> None:
+    def thread_done(self, handoff: HandedOffRequest) -> None:
         """In the loop: return the request, and let a waiting request have the thread."""
         handoff.returned()
         self.vacate()

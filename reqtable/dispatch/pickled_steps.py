@@ -23,8 +23,8 @@ from reqtable.config.import_string import module_at
 from reqtable.dispatch.pools import portable
 from reqtable.dispatch.remote_steps import RemoteSteps
 from reqtable.handlers.state import StateRequestHandler
-from reqtable.table.buffers import Inbox
 from reqtable.table.errors import ConfigurationError, HandlerError
+from reqtable.table.input import Inbox
 from reqtable.table.limits import Limits
 from reqtable.table.parts import RELEASED
 from reqtable.table.places import trim

@@ -15,7 +15,7 @@ import reqtable.dispatch.policies.pool  # noqa: F401
 from reqtable.config import Config
 from reqtable.dispatch.checks import check_servable
 from reqtable.dispatch.executors import Executors
-from reqtable.dispatch.handoff import Handoff
+from reqtable.dispatch.handoff import HandedOffRequest
 from reqtable.dispatch.policies.fork import Fork
 from reqtable.dispatch.policy import Policy
 from reqtable.dispatch.registry import policy_named
@@ -179,7 +179,7 @@ class PolicySet:
     def let_go(self) -> None:
         """Let threads and children go on with their requests after the server has closed."""
         for entry in self.steps.table:
-            if entry.server is self.server and isinstance(entry.transport, Handoff):
+            if entry.server is self.server and isinstance(entry.transport, HandedOffRequest):
                 entry.transport.is_let_go = True
         for policy in self._policies.values():
             policy.let_go()

@@ -21,7 +21,8 @@ from reqtable.loop.step import Steps
 from reqtable.net.datagram import Session, Sessions
 from reqtable.net.sockets import is_tls
 from reqtable.net.stream import Stream
-from reqtable.table.buffers import Inbox, Input, Output
+from reqtable.table.input import Inbox, Input
+from reqtable.table.output import Output
 from reqtable.table.parts import Server
 from reqtable.table.states import READ, Event
 from reqtable.table.table import Entry
@@ -149,7 +150,7 @@ class PrivateLoop:
         self.transport = transport
         transport.entry = entry
         entry.created_at = origin.created_at
-        entry.calls = origin.calls
+        entry.call_number = origin.call_number
         move(origin, entry)
         if isinstance(entry.input, Inbox):
             transport.inbox = entry.input

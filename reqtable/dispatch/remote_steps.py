@@ -14,9 +14,9 @@ from threading import get_ident
 from typing import Any, ClassVar
 
 from reqtable.loop.process import end_child
-from reqtable.table.buffers import Output
 from reqtable.table.engine_wants import STEP
 from reqtable.table.errors import HandlerError, ending_of
+from reqtable.table.output import Output
 from reqtable.table.parts import Resumable
 from reqtable.table.table import Entry
 from reqtable.table.wants import Want

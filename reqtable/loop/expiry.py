@@ -7,9 +7,9 @@ import logging
 from reqtable.loop.step import Steps
 from reqtable.loop.times import LoopTimes
 from reqtable.table.addresses import address_text
-from reqtable.table.buffers import MISSING
 from reqtable.table.engine_wants import Sleeping
 from reqtable.table.errors import TimedOut, shown
+from reqtable.table.input import MISSING
 from reqtable.table.states import Ending, Event, State
 from reqtable.table.table import Entry
 
@@ -46,9 +46,9 @@ class Expiry:
             entry.ending = Ending.TIMEOUT
             steps.end(entry, Event.DEADLINE_PASSED)
         elif whole is not None and entry.created_at + whole <= now:
-            self._close(entry, f"was not done within {whole:g} s")
+            self._end_late(entry, f"was not done within {whole:g} s")
         elif entry.state is State.WRITING and entry.output.first is not None:
-            self._close(entry, f"took none of its output for {limits.write_timeout_s:g} s")
+            self._end_late(entry, f"took none of its output for {limits.write_timeout_s:g} s")
         elif type(entry.want) is Sleeping and entry.want.wakes_at <= now:
             entry.active_at = now
             steps.step(entry, Event.DEADLINE_PASSED)
@@ -60,7 +60,7 @@ class Expiry:
             error = TimedOut(f"{shown(entry.want)} did not come within {steps.timeouts.of(entry):g} s")
             steps.step(entry, Event.DEADLINE_PASSED, error)
 
-    def _close(self, entry: Entry, why: str) -> None:
+    def _end_late(self, entry: Entry, why: str) -> None:
         log.info("%s %s: closed", address_text(entry.peer), why)
         entry.ending = Ending.TIMEOUT
         self._steps.end(entry, Event.LOST)

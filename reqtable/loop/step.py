@@ -20,10 +20,10 @@ from reqtable.loop.ending import Endings
 from reqtable.loop.mailbox import Mailbox
 from reqtable.loop.platform import System
 from reqtable.loop.timeouts import Timeouts
-from reqtable.table.buffers import MISSING
 from reqtable.table.compiled import mypyc_attr
 from reqtable.table.engine_wants import ENDED, TURN, Sleeping
 from reqtable.table.errors import IncompleteRead, LimitExceeded, ending_of
+from reqtable.table.input import MISSING
 from reqtable.table.limits import Limits
 from reqtable.table.states import INTEREST, TRANSITIONS, Event, State
 from reqtable.table.table import Entry
@@ -264,7 +264,7 @@ class Steps(Endings):
     def deliver(self, entry: Entry, number: int, item: Any) -> None:
         """Give `entry` the result of its call `number`. Drops the result if `entry` no longer waits for it."""
         waits_in = _RESULT_WAITED_FOR.get(entry.want.awaits)
-        if entry.calls != number or waits_in is None or entry.state is _CLOSED:
+        if entry.call_number != number or waits_in is None or entry.state is _CLOSED:
             return
         self.give_ups.pop(entry, None)
         entry.result = item

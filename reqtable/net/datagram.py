@@ -19,7 +19,8 @@ from reqtable.loop.step import Steps
 from reqtable.net.pktinfo import Datagram, later, send
 from reqtable.net.sockets import is_peers_error
 from reqtable.table.addresses import address_text, printable
-from reqtable.table.buffers import FileSlice, Inbox
+from reqtable.table.input import Inbox
+from reqtable.table.output import FileSlice
 from reqtable.table.parts import Server
 from reqtable.table.states import WRITE, Ending, Event, State
 from reqtable.table.table import Entry
@@ -110,9 +111,9 @@ class Session:
         # The server's listener reads the socket and delivers. Sending is retried in each pass, not polled for: a Unix
         # datagram socket polls as writable even while this peer's queue is full.
         if interest & WRITE:
-            self.steps.mailbox.call_later(self._drain)
+            self.steps.mailbox.call_later(self._flush_on)
 
-    def _drain(self) -> None:
+    def _flush_on(self) -> None:
         try:
             self._go_on_sending()
         except BaseException as problem:
@@ -127,7 +128,7 @@ class Session:
         elif self.entry.state is State.WRITING:
             if self.entry.bytes_out > before:
                 self.steps.output_moved(self.entry)
-            self.steps.mailbox.call_later(self._drain)
+            self.steps.mailbox.call_later(self._flush_on)
 
     def flush(self) -> bool:
         entry = self.entry

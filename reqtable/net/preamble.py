@@ -63,8 +63,8 @@ class PreambleSpec:
         """Return whether `client_address` is a trusted proxy's, which names the real client."""
         if not isinstance(client_address, tuple):
             return self._trusts_unix
-        if not self._networks:
-            return False
+        if not self._networks or not isinstance(client_address[0], str):
+            return False  # only addresses of IP are in a network
         host = ip_address(client_address[0].partition("%")[0])
         host = getattr(host, "ipv4_mapped", None) or host
         return any(host in network for network in self._networks)

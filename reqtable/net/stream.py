@@ -11,8 +11,8 @@ from reqtable.loop.poller import Poller, Selectable, abandon_socket
 from reqtable.loop.step import Steps
 from reqtable.net.sockets import discarded_all, end_request, has_unread, is_peers_error
 from reqtable.table.addresses import address_text, printable
-from reqtable.table.buffers import SMALL_BYTES, FileSlice
 from reqtable.table.compiled import mypyc_attr
+from reqtable.table.output import SMALL_BYTES, FileSlice
 from reqtable.table.states import Event, State
 from reqtable.table.table import Entry
 
@@ -68,7 +68,7 @@ class Stream(Selectable):
         state = entry.state
         if state is not _READING:
             if state is _WRITING:
-                self._drain()
+                self._flush_on()
             elif state is _LINGERING:
                 self._discard()
             return
@@ -93,7 +93,7 @@ class Stream(Selectable):
             entry.input.ended = True
             steps.step(entry, _INPUT_ENDED)
 
-    def _drain(self) -> None:
+    def _flush_on(self) -> None:
         before = self.entry.bytes_out
         self.entry.active_at = self.steps.table.now
         if self.flush():

@@ -18,8 +18,8 @@ from typing import Any
 
 from reqtable.config import Certificate, TLSOptions
 from reqtable.net.stream import Stream
-from reqtable.table.buffers import FileSlice
 from reqtable.table.errors import ConfigurationError
+from reqtable.table.output import FileSlice
 from reqtable.table.states import READ, WRITE, Event, State
 
 RECORD_BYTES = 16_384  # the largest record (RFC 8446, 5.1)

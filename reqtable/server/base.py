@@ -19,9 +19,9 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from reqtable.dispatch.checks import is_resumable
-from reqtable.dispatch.forking.run_blocking import runs_concurrently
-from reqtable.dispatch.handoff import Handoff
+from reqtable.dispatch.handoff import HandedOffRequest
 from reqtable.dispatch.policies.greenlet import defer_handshakes
+from reqtable.dispatch.run_blocking import runs_concurrently
 from reqtable.net.listener import listening_timeout, set_keepalive
 from reqtable.net.stream import INTERNET
 from reqtable.server.configured import ConfiguredServer
@@ -311,4 +311,4 @@ class LoopServer(ConfiguredServer):
 def _is_over(entry: Entry) -> bool:
     """Return whether `handle_request` may return: `entry` has ended, or a thread or child serves it to its end."""
     transport = entry.transport
-    return entry.state in _DONE or (isinstance(transport, Handoff) and transport.ends_itself)
+    return entry.state in _DONE or (isinstance(transport, HandedOffRequest) and transport.ends_itself)

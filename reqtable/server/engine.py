@@ -150,10 +150,10 @@ class Engine:
         try:
             for server in self.servers:
                 self.listeners.listen(server)
-            with self._watched():
+            with self._stall_detection():
                 self.run(lambda: self._stopping or stop(), poll_interval)
         finally:
-            self._leave()
+            self._stop_listening()
             self._stopping = False
 
     def run(self, stop: Callable[[], Any], most_s: float | None = None, until: float | None = None) -> None:
@@ -180,14 +180,14 @@ class Engine:
         self._stopping = True
         self.loop.poller.wake()
 
-    def _watched(self) -> AbstractContextManager[Any]:
+    def _stall_detection(self) -> AbstractContextManager[Any]:
         """Return a context that warns of steps that hold up the loop, if any steps run on the loop."""
         on_loop = any(server._policies.chosen.steps_on_loop for server in self.servers)
         if self.system.stalls and on_loop and self.limits.loop_stall_s < inf:
             return StallDetector(self.loop, self.servers[0].fileno())
         return nullcontext()
 
-    def _leave(self) -> None:
+    def _stop_listening(self) -> None:
         """After serving: stop listening. Outside the main thread, end the requests that are bound to this thread."""
         for server in self.servers:
             self.listeners.unlisten(server)

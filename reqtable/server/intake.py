@@ -77,11 +77,11 @@ class Intake:
             table.accepting = None
         if poller.forks != Process.forks:
             poller.end_if_copy()
-        known = table.last_id
+        last_id_before = table.last_id
         try:
             self.arrived(server, request, peer)
         except BaseException as error:
-            self._turn_away(server, request, peer, error, known)
+            self._turn_away(server, request, peer, error, last_id_before)
         if poller.forks != Process.forks:
             poller.end_if_copy()
         return True
@@ -118,27 +118,38 @@ class Intake:
         """
         preamble = self._opened.get(id(request)) if self._opened else None
         if preamble is None:
-            policy = server._policies.chosen
-            if not self._admission.has_room(server, request, peer):
-                server.shutdown_request(request)
-                return
-            transport = self._transport(server, policy, request)
-            entry = self._row(server, policy, request, peer, transport)
-            self._attach(entry, policy, transport)
-            self._enter(entry, server)
+            entry = self._new_row(server, request, peer)
         else:
-            entry = preamble.entry
-            if preamble.is_proxied and not self._admission.has_room_for_peer(server, request, peer, entry):
-                server.shutdown_request(request)
-                return
-            policy = self._policy_of(entry)
-            transport = self._transport(server, policy, request)
-            entry.want = NOTHING
-            entry.transport = transport
-            self._attach(entry, policy, transport)
-        self._steps.begin(entry)
+            entry = self._opened_row(preamble, server, request, peer)
+        if entry is None:
+            server.shutdown_request(request)
+        else:
+            self._steps.begin(entry)
 
     # -- the row ------------------------------------------------------------------------------------------------------
+
+    def _new_row(self, server: Hosted, request: Any, peer: Any) -> Entry | None:
+        """Put a request into the table; None if there is no room for it."""
+        if not self._admission.has_room(server, request, peer):
+            return None
+        policy = server._policies.chosen
+        transport = self._transport(server, policy, request)
+        entry = self._row(server, policy, request, peer, transport)
+        self._attach(entry, policy, transport)
+        self._enter(entry, server)
+        return entry
+
+    def _opened_row(self, preamble: Preamble, server: Hosted, request: Any, peer: Any) -> Entry | None:
+        """Go on with the row of a request whose preamble has come; None if the proxied client may have no other."""
+        entry = preamble.entry
+        if preamble.is_proxied and not self._admission.has_room_for_peer(server, request, peer, entry):
+            return None
+        policy = entry.policy
+        assert isinstance(policy, Policy)
+        entry.transport = transport = self._transport(server, policy, request)
+        entry.want = NOTHING
+        self._attach(entry, policy, transport)
+        return entry
 
     def _transport(self, server: Hosted, policy: Policy, request: Any) -> Session | Stream | PollOnly:
         if not is_resumable(server.RequestHandlerClass):
@@ -170,11 +181,6 @@ class Intake:
         self._steps.table.add(entry)
         server._counts.policies[entry.policy.name].accepted += 1
         entry.policy.admitted()
-
-    @staticmethod
-    def _policy_of(entry: Entry) -> Policy:
-        assert isinstance(entry.policy, Policy)
-        return entry.policy
 
     # -- the preamble -------------------------------------------------------------------------------------------------
 
@@ -226,10 +232,10 @@ class Intake:
         log.info("%s: get_request raised %s: %s", here, type(error).__name__, printable(error))
         return True
 
-    def _turn_away(self, server: Hosted, request: Any, peer: Any, error: BaseException, known: int) -> None:
+    def _turn_away(self, server: Hosted, request: Any, peer: Any, error: BaseException, last_id_before: int) -> None:
         """Report `error`, which a hook raised, and end the request. Raises an error that must end the loop.
 
-        `known` is the id of the last entry before the hook was called: a newer entry is this request's.
+        `last_id_before` is the id of the last entry before the hook was called: a newer entry is this request's.
         """
         failures = self._steps.failures
         ends_loop: BaseException | None = None
@@ -237,7 +243,7 @@ class Intake:
             if error is failures.unwinding:
                 raise error
             for entry in self._steps.table:
-                if entry.id > known or entry.transport.request is request:
+                if entry.id > last_id_before or entry.transport.request is request:
                     failures.outside_step(entry, error)
                     return
             ends_loop = failures.report(server, request, peer, error)
@@ -252,11 +258,11 @@ class Intake:
 
     def _take_again(self, server: Server, request: Any, peer: Any) -> None:
         """Begin a request with a datagram that waited for a session which never began."""
-        known = self._steps.table.last_id
+        last_id_before = self._steps.table.last_id
         try:
             server.process_request(request, peer)
         except BaseException as error:
-            self._turn_away(hosted(server), request, peer, error, known)
+            self._turn_away(hosted(server), request, peer, error, last_id_before)
 
 
 @lru_cache(maxsize=4096)

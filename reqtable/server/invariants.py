@@ -21,8 +21,8 @@ from reqtable.net.preamble import Preamble
 from reqtable.net.sockets import is_tls
 from reqtable.net.stream import Stream
 from reqtable.table.addresses import network_of
-from reqtable.table.buffers import FileSlice
 from reqtable.table.errors import ReqtableError
+from reqtable.table.output import FileSlice
 from reqtable.table.states import INTEREST, State
 from reqtable.table.table import Entry
 

@@ -9,8 +9,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from reqtable.config import Config
-from reqtable.dispatch.forking.run_blocking import serve
 from reqtable.dispatch.policies.thread import Thread
+from reqtable.dispatch.run_blocking import serve
 from reqtable.server.base import LoopServer
 from reqtable.server.classes import TCPServer, UDPServer
 from reqtable.table.errors import ConfigurationError

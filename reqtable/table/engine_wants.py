@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from reqtable.table.buffers import MISSING, Missing
+from reqtable.table.input import MISSING, Missing
 from reqtable.table.states import Event
 from reqtable.table.wants import Posted, Waiting, Want, want_type
 

@@ -14,9 +14,9 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from reqtable.table import engine_wants, wants
-from reqtable.table.buffers import FileSlice
 from reqtable.table.engine_wants import Sleeping
 from reqtable.table.errors import HandlerError
+from reqtable.table.output import FileSlice
 from reqtable.table.snapshot import handler_name
 from reqtable.table.states import TRANSITIONS, Event, State
 from reqtable.table.table import Entry

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any, Protocol, TypedDict
 
 from reqtable.table.addresses import address_text, host_text, printable
-from reqtable.table.buffers import Input, Output
 from reqtable.table.errors import shown
+from reqtable.table.input import Input
+from reqtable.table.output import Output
 from reqtable.table.states import State
 
 _NAMES = {state: (state.name, state.value) for state in State}

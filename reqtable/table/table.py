@@ -17,9 +17,10 @@ from math import inf
 from typing import Any, ClassVar, Protocol
 
 from reqtable.table.addresses import address_text, network_of
-from reqtable.table.buffers import MISSING, Input, Output
 from reqtable.table.errors import HandlerError, ReqtableError, shown
+from reqtable.table.input import MISSING, Input
 from reqtable.table.limits import Limits
+from reqtable.table.output import Output
 from reqtable.table.parts import Resumable, Server, Transport
 from reqtable.table.snapshot import Listing, Row, handler_name, want_text
 from reqtable.table.states import TRANSITIONS, Ending, Event, State
@@ -92,7 +93,7 @@ class Entry:
         "bytes_in",
         "bytes_in_when_armed",
         "bytes_out",
-        "calls",
+        "call_number",
         "created_at",
         "deadline",
         "ending",
@@ -133,7 +134,7 @@ class Entry:
         self.timeout: float | None = None
         self.deadline: float | None = None
         self.heap_time = inf  # see Deadlines
-        self.calls = 0  # number of the latest call: an older number marks the result of a call that was given up
+        self.call_number = 0  # number of the latest call: an older number marks the result of a call that was given up
         self.result: Any = MISSING  # the item posted for a want that does not read from `input`
         self.created_at = self.active_at = table.now
         self.input = Input()
@@ -158,8 +159,8 @@ class Entry:
     def expect_result(self) -> int:
         """Prepare to wait for a result from elsewhere. Returns the number that the result must carry."""
         self.result = MISSING
-        self.calls += 1
-        return self.calls
+        self.call_number += 1
+        return self.call_number
 
     def __repr__(self) -> str:
         return f"<Entry {self.id} {self.state.name} {address_text(self.peer)} {want_text(self.want)}>"

@@ -17,9 +17,10 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, dataclass_transform
 
-from reqtable.table.buffers import MISSING, Input, Missing, Output
 from reqtable.table.errors import LimitExceeded
+from reqtable.table.input import MISSING, Input, Missing
 from reqtable.table.limits import Limits
+from reqtable.table.output import Output
 from reqtable.table.places import Place, caller
 from reqtable.table.states import Event
 

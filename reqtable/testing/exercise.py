@@ -16,8 +16,9 @@ from reqtable.loop.loop import Loop
 from reqtable.loop.platform import System
 from reqtable.loop.step import Steps
 from reqtable.loop.wakeup import Wakeup
-from reqtable.table.buffers import FileSlice, Inbox
+from reqtable.table.input import Inbox
 from reqtable.table.limits import Limits
+from reqtable.table.output import FileSlice
 from reqtable.table.states import READ, Event, State
 from reqtable.table.table import Entry
 from reqtable.table.wants import Failure, Want
@@ -310,11 +311,11 @@ class _InPlace:
             result = want.fn(*want.args, **want.kwargs)
         except Exception as error:
             result = Failure(error)
-        self._steps.post_result(entry, entry.calls, result)
+        self._steps.post_result(entry, entry.call_number, result)
         return bool
 
     def hand_off(self, entry: Entry, want: Want[Any]) -> Want[Any]:
-        self._steps.post_result(entry, entry.calls, None)
+        self._steps.post_result(entry, entry.call_number, None)
         return want
 
     def admitted(self) -> None:

@@ -21,8 +21,9 @@ from reqtable.loop.step import Steps
 from reqtable.net.datagram import Sessions
 from reqtable.net.listener import Listener
 from reqtable.net.stream import Stream
-from reqtable.table.buffers import Input, Output
 from reqtable.table.deadlines import Deadlines
+from reqtable.table.input import Input
+from reqtable.table.output import Output
 from reqtable.table.table import RequestTable
 from reqtable.testing import SimulationFailed
 from tests.simulation.workloads import run

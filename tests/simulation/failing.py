@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import reqtable
 from reqtable import line, nothing, state
 from reqtable.config import Config
-from reqtable.table.buffers import MISSING
 from reqtable.table.errors import PeerError
+from reqtable.table.input import MISSING
 from reqtable.testing import Client, Report
 
 PLACES = [b"step", b"take", b"call", b"timeout", b"close", b"hook", b"report"]

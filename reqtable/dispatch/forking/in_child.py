@@ -7,12 +7,12 @@ import socket
 from typing import Any, Protocol
 
 from reqtable.dispatch.forking.child import Child, fork, log
-from reqtable.dispatch.handoff import Handoff, HandoffPolicy
+from reqtable.dispatch.handoff import HandedOffRequest, HandoffPolicy
 from reqtable.dispatch.private_loop import send_message, take_message
 from reqtable.net.datagram import Session
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.addresses import address_text
-from reqtable.table.buffers import Inbox
+from reqtable.table.input import Inbox
 from reqtable.table.parts import Resumable
 from reqtable.table.states import Ending
 from reqtable.table.table import Entry
@@ -33,7 +33,7 @@ class Killer(Protocol):
     def kill(self, pid: int) -> None: ...
 
 
-class InChild(Handoff):
+class InChild(HandedOffRequest):
     """Gives a request to a child, which is forked at once or when this pass ends.
 
     The later datagrams of a session reach the child through a socket pair. The parent reads back those that the child

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from reqtable.dispatch.forking.run_blocking import run
+from reqtable.dispatch.run_blocking import run
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.errors import TimedOut
 from reqtable.table.wants import Want

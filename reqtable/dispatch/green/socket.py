@@ -23,8 +23,8 @@ from greenlet import getcurrent, greenlet
 from reqtable.dispatch.green.handler import RequestGreenlet
 from reqtable.dispatch.green.reader import Reader
 from reqtable.net.poll_only import PollOnly
-from reqtable.table.buffers import SMALL_BYTES
 from reqtable.table.engine_wants import READABLE, TURN, WRITABLE
+from reqtable.table.output import SMALL_BYTES
 from reqtable.table.states import READ, WRITE
 from reqtable.table.wants import Want
 

@@ -19,11 +19,11 @@ from typing import Any, NoReturn
 
 from reqtable.dispatch.forking.child import Child, become_child, send_signal
 from reqtable.dispatch.forking.in_child import STATUSES, InChild
-from reqtable.dispatch.forking.run_blocking import serve_in_child
-from reqtable.dispatch.handoff import Handoff, HandoffPolicy
+from reqtable.dispatch.handoff import HandedOffRequest, HandoffPolicy
 from reqtable.dispatch.pickled_steps import PickledSteps, check_pickled
 from reqtable.dispatch.policy import Host
 from reqtable.dispatch.private_loop import PrivateLoop
+from reqtable.dispatch.run_blocking import serve_in_child
 from reqtable.loop.process import flush_streams, leave_child
 from reqtable.table.engine_wants import ELSEWHERE
 from reqtable.table.errors import ConfigurationError
@@ -71,7 +71,7 @@ class Fork(HandoffPolicy):
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
         return PickledSteps(entry, handler, self.host.executor("fork"))
 
-    def start(self, handoff: Handoff) -> None:
+    def start(self, handoff: HandedOffRequest) -> None:
         assert isinstance(handoff, InChild)
         handoff.give()
         if self.in_pass(handoff.entry):
@@ -91,7 +91,7 @@ class Fork(HandoffPolicy):
         """Watch the child `pid`, which the handler forked and which has the rest of `entry`. Returns the want."""
         handoff = self.handoff(entry, entry.resumable)
         entry.resumable = handoff
-        handoff.number = entry.calls
+        handoff.number = entry.call_number
         handoff.give()
         self._watch(handoff, pid, pidfd)
         return ELSEWHERE

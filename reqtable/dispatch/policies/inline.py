@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from reqtable.dispatch.forking.run_blocking import run
 from reqtable.dispatch.policy import Policy
+from reqtable.dispatch.run_blocking import run
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.parts import Resumable
 from reqtable.table.table import Entry

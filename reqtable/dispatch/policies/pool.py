@@ -13,7 +13,7 @@ from threading import get_ident
 from typing import Any
 
 from reqtable.dispatch.forking.child import keep
-from reqtable.dispatch.handoff import Handoff
+from reqtable.dispatch.handoff import HandedOffRequest
 from reqtable.dispatch.in_thread import InThread, InThreadPolicy
 from reqtable.dispatch.policy import Host
 from reqtable.dispatch.remote_steps import ThreadSteps
@@ -41,7 +41,7 @@ class Pool(InThreadPolicy):
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
         return ThreadSteps(entry, handler, self._threads)
 
-    def start(self, handoff: Handoff) -> None:
+    def start(self, handoff: HandedOffRequest) -> None:
         assert isinstance(handoff, InThread)
         handoff.give()
         try:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from reqtable.dispatch.handoff import Handoff
+from reqtable.dispatch.handoff import HandedOffRequest
 from reqtable.dispatch.in_thread import InThread, InThreadPolicy
 from reqtable.dispatch.policy import Host
 from reqtable.dispatch.remote_steps import ThreadSteps
@@ -68,7 +68,7 @@ class Thread(InThreadPolicy):
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
         return ThreadSteps(entry, handler, self.host.executor("thread"))
 
-    def start(self, handoff: Handoff) -> None:
+    def start(self, handoff: HandedOffRequest) -> None:
         assert isinstance(handoff, InThread)
         handoff.give()
         name = f"reqtable-{handoff.entry.id}"
