@@ -83,9 +83,9 @@ class Steps(Endings):
         table.running = entry
         resumable = entry.resumable
         want: Want[Any] | None = entry.want
-        unread, output = entry.input, entry.output
+        unread, output, high_water = entry.input, entry.output, table.limits.high_water_bytes
         share = full_share = table.limits.steps_per_pass
-        waits = idle = False  # waits: its item has not arrived; idle: nor has any other input
+        waits = idle = False  # waits: its item has not arrived; idle: and nothing of it is buffered
         ends_loop: BaseException | None = None
         try:
             if error is not None:
@@ -93,7 +93,8 @@ class Steps(Endings):
                 want = self._throw(entry, error)
             while share and want is not None and entry.state is not _CLOSED:
                 if not unread.data and want.needs_bytes and unread.is_stream and not unread.ended:
-                    waits = idle = True
+                    waits = True
+                    idle = not entry.held
                     break
                 try:
                     item = want.take(entry)
@@ -106,14 +107,15 @@ class Steps(Endings):
                         break  # flush first, then wait for a turn: the peer may read as fast as the handler sends
                     if not (unread.ended and want.awaits is _AWAITS_INPUT):
                         waits = True
-                        idle = not (unread.data or unread) and want.awaits is _AWAITS_INPUT and share < full_share
+                        nothing = not (unread.data or unread or entry.held)
+                        idle = nothing and want.awaits is _AWAITS_INPUT and share < full_share
                         break
                     share -= 1
                     want = self._throw(entry, IncompleteRead(want, unread.leftover()))
                     continue
                 share -= 1
                 want = resumable._resume(item)
-                if output.held > table.limits.high_water_bytes:
+                if output.held > high_water:
                     break
         except BaseException as problem:
             self.poller.end_if_copy(problem)
@@ -125,8 +127,7 @@ class Steps(Endings):
         if entry.state is not _CLOSED:
             try:
                 # Fast path of _settle: the request has answered, and waits for its peer as before.
-                waits_on = idle and entry.state is _READING and not entry.held
-                if waits_on and (output.first is None or entry.transport.flush()):
+                if idle and entry.state is _READING and (output.first is None or entry.transport.flush()):
                     entry.want = want  # type: ignore[assignment]  # not None: the request waits for it
                     if table.idle_is_unbounded and entry.timeout is None and unread.is_stream:
                         entry.deadline = None
