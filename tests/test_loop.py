@@ -5,6 +5,7 @@ The engine runs on a fake clock, one pass at a time, on a simulated network: no 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -122,6 +123,37 @@ def test_sixteen_pipelined_lines_cost_one_send(world: World) -> None:
     peer.send(b"x\n" * 16)
     world.passes()
     assert sends == [b"x\n" * 16]
+
+
+def test_a_listener_asks_no_more_than_once_for_each_client_that_comes_alone() -> None:
+    asked: list[bool] = []
+
+    class Counting(reqtable.TCPServer):
+        def get_request(self) -> Any:
+            asked.append(False)
+            found = super().get_request()
+            asked[-1] = True
+            return found
+
+    with Counting(("127.0.0.1", 0), Echo) as server, contextlib.ExitStack() as stack:
+        server.engine.listeners.listen(server)
+
+        def come(count: int, passes: int) -> list[bool]:
+            """What each call of get_request found, while so many clients come, and so many passes are made."""
+            asked.clear()
+            for _ in range(count):
+                stack.enter_context(socket.create_connection(server.server_address))
+            for _ in range(passes):
+                server.engine.loop.run_once(0)
+            return list(asked)
+
+        assert come(3, 1) == [True, True, True, False], "at first it takes all that it may"
+        assert come(1, 1) == [True, False]
+        for _ in range(5):
+            assert come(1, 2) == [True]
+        assert come(12, 4) == [True] * (1 + 1 + 2 + 4), "twice as many after two full passes in a row"
+        assert come(0, 1)[:5] == [True, True, True, True, False]
+        server.engine.listeners.unlisten(server)
 
 
 def test_a_pipelining_client_does_not_starve_another(world: World) -> None:

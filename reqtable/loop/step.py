@@ -126,7 +126,7 @@ class Steps(Endings):
         entry.steps += full_share - share
         if entry.state is not _CLOSED:
             try:
-                # Fast path of _settle: the request has answered, and waits for its peer as before.
+                # fast path of _settle: the request has answered, and waits for its peer as before.
                 if idle and entry.state is _READING and (output.first is None or entry.transport.flush()):
                     entry.want = want  # type: ignore[assignment]  # not None: the request waits for it
                     if table.idle_is_unbounded and entry.timeout is None and unread.is_stream:

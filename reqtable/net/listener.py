@@ -54,6 +54,7 @@ class Listener(Descriptor):
         "_batch",
         "_batch_max",
         "_full",
+        "_full_in",
         "_holds_back",
         "_loop",
         "_said_exhausted",
@@ -75,6 +76,7 @@ class Listener(Descriptor):
         self._allowance = inf  # how many requests the rate allows now: at most those of one second
         self._allowed_at = loop.table.now
         self._batch_max = self._batch = most
+        self._full_in = -1  # the pass that took a full batch last
         # A connection may vanish before it is accepted; accept must not block then. Handlers use the socket of a
         # datagram server too, so its mode does not change.
         self._timeout: float | None = None
@@ -90,7 +92,7 @@ class Listener(Descriptor):
         self.watch(READ)
 
     def on_ready(self, mask: int) -> None:
-        """Take as many requests as the last time. If there may be more, the next batch is twice as large.
+        """Take as many requests as came the last time; after two full batches in a row, the batch is twice as large.
 
         If clients connect one at a time, this saves the call that would only find the queue empty.
         """
@@ -112,7 +114,10 @@ class Listener(Descriptor):
             self.taken += 1
             self._allowance -= 1
             self._said_exhausted = False
-        self._batch = min(self._batch_max, 2 * taken)
+        this_pass = self._loop.times.passes
+        if self._full_in == this_pass - 1:
+            self._batch = min(self._batch_max, 2 * taken)
+        self._full_in = this_pass
 
     def _pause_unless_room(self) -> bool:
         """Return whether the table and the rate of new connections allow another request; if not, rest."""

@@ -298,14 +298,14 @@ POLICIES = """## What each policy costs, and when to choose which
   too many connections for a thread each. **`executor`** (not measured) costs a round trip to a process for each step.
   Choose it if steps compute.
 
-[Choosing a dispatch policy](policies.md) explains what handlers share under each policy, and which handlers it can't
-run.
+[Choosing a dispatch policy](policies.md) explains what handlers share under each policy, and which handlers each policy
+can't run.
 """
 
 WHERE = """A line needs two system calls, and a share of a third one, the poll. The floor in C does nothing else, and
 takes {floor} µs. Nearly all of this is the kernel's time, and no server can save much of it. The rest is the server's
-own time. For reqtable, the table shows how many bytecodes the interpreter executes. They are counted, and a call into C
-counts as one:
+own time. For reqtable, the table shows how many bytecodes the interpreter executes. The bytecodes are counted, not
+estimated, and a call into C counts as one bytecode:
 """
 
 # Explanations of a work's figures. The figures in these texts were measured once, as they say.
@@ -314,21 +314,22 @@ NOTES = {
 more than the standard library's classes. With one connection at a time, `sys.settrace` counts 3,600 bytecodes for each
 connection in the loop's thread under `thread`, and 740 in the main thread of `ThreadingTCPServer`. The difference pays
 for the row and its transitions, the limits and the counters, a duplicate of the socket (for cancelling and lingering),
-and the message that the thread is done. A thread that served several connections in turn would cost less than either.
-`pool` does this, at 0.87 of the cost of `ThreadingTCPServer`, but it carries `threading.local` from one request to the
-next. Under `fork` the cost is pages: 647 page faults for each connection, in the parent and the child together.
-`ForkingTCPServer` has 430. A child writes to about 130 pages when it leaves the loop that it was forked from.
+and the message that the thread is done. A thread that served several connections in turn would cost less than either
+server. The threads of `pool` do this, at 0.87 of the cost of `ThreadingTCPServer`. But then a request sees what the
+requests before it stored in `threading.local`. Under `fork` the cost is pages: 647 page faults for each connection, in
+the parent and the child together. `ForkingTCPServer` has 430. A child writes to about 130 pages when it leaves the loop
+that it was forked from.
 """,
     "redis-16": """A GET takes five steps. Each step enters a state and asks its want, which takes 1,300 bytecodes in
 all. The servers with streams await all commands in one coroutine. This costs less for each part of a command, but more
-for each answer, because they send each answer separately.
+for each answer, because these servers send each answer separately.
 """,
     "growth-10000": """Much of the growth is in the kernel. The table of goals shows the growth of the floor, which does
 little but system calls, and the growth of user time alone.
 """,
     "snapshot": """`snapshot()` returns one list. In a step it holds up the loop until the list is complete. If there
 are thousands of requests, use `call(self.server.table.snapshot, on="thread")`: in a thread it lets the loop run after
-every 250 rows. reqtable does the same for SIGUSR1, and logs a slice in each pass. The cost is that of making the rows:
+every 250 rows. reqtable does the same for SIGUSR1, and logs a slice in each pass. Making the rows is the cost:
 even 10,000 dicts of 17 constants take 4.5 ms.
 """,
 }
