@@ -21,7 +21,7 @@ from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import ELSEWHERE, VACANCY
 from reqtable.table.parts import Resumable
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.wants import Failure, Want
 
 
 class HandedOffRequest:
@@ -55,7 +55,8 @@ class HandedOffRequest:
         try:
             return self.policy.take(self)
         except BaseException:
-            self.undo()
+            if not self.is_given:  # else a thread or a child has it already
+                self.undo()
             raise
 
     def give(self) -> None:
@@ -88,12 +89,16 @@ class HandedOffRequest:
     def _resume(self, item: Any) -> Want[Any] | None:
         if self.is_given:
             return None
+        number = self.entry.expect_result()
         try:
-            return self.try_give(self.entry.expect_result())
+            return self.try_give(number)
         except Exception as problem:
             if self.handler is None:
                 raise
-            return self.handler._throw(problem)
+            # The handler is told in a step of its own: the loop is in one of this stand-in, and would lose the item.
+            assert self.entry.table.owner is not None
+            self.entry.table.owner.post_result(self.entry, number, Failure(problem))
+            return VACANCY
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
         if self.is_given or self.handler is None:
@@ -102,8 +107,10 @@ class HandedOffRequest:
         return self.handler._throw(error)
 
     def _close(self) -> None:
-        if not self.is_given and self.handler is not None:
-            self.handler._close()
+        if not self.is_given:
+            self.transport = self.request = None  # this may stand in the policy's queue for long
+            if self.handler is not None:
+                self.handler._close()
 
     # -- in place of the transport ------------------------------------------------------------------------------------
 

@@ -48,6 +48,8 @@ class InThread(HandedOffRequest):
         if self.driver is not None:
             self.driver.send_back()
             self.driver = None
+            if isinstance(self.transport, Session):
+                self.transport.forward = None
 
     def serve(self) -> None:
         """In the thread: serve the request to its end."""

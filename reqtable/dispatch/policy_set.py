@@ -194,7 +194,8 @@ class PolicySet:
         """Call the posted functions, unless a running loop will."""
         engine = self._engine
         if engine is not None and not engine.steps.running and not engine.steps.poller.is_copy:
-            engine.steps.mailbox.run_posts()
+            while engine.steps.mailbox.posts:
+                engine.steps.mailbox.run_posts()
             engine.steps.reap()
 
     def leave_parent(self, own: Entry | None) -> None:

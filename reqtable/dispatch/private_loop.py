@@ -24,7 +24,7 @@ from reqtable.net.stream import Stream
 from reqtable.table.input import Inbox, Input
 from reqtable.table.output import Output
 from reqtable.table.parts import Server
-from reqtable.table.states import READ, Event
+from reqtable.table.states import READ, Event, State
 from reqtable.table.table import Entry
 
 DATAGRAM_BYTES = 65_536
@@ -190,7 +190,7 @@ class PrivateLoop:
         self._loop.poller.close()
 
     def _begin(self) -> None:
-        if not self._over:  # the request was not cancelled before it began
+        if not self._over and self.entry.state is not State.CLOSED:  # it was not cancelled before it began
             self.steps.table.add(self.entry)
             self.steps.begin(self.entry)
 

@@ -60,6 +60,7 @@ class Listener(Descriptor):
         "_said_exhausted",
         "_set_timeout",
         "_timeout",
+        "_timer_at",
         "paused_until",
         "server",
         "taken",
@@ -70,6 +71,7 @@ class Listener(Descriptor):
         self.server = server
         self._loop = loop
         self.paused_until = inf  # after a failed accept: try again then, or when a descriptor is free
+        self._timer_at = -inf  # when the loop is to be awake for the end of a pause
         self.taken = 0  # how many requests, so far
         self._full = False  # the table was full: look again when an entry has left it
         self._said_exhausted = False
@@ -158,7 +160,19 @@ class Listener(Descriptor):
     def _pause_until(self, until: float) -> None:
         self.paused_until = until
         self.watch(0)
-        self._loop.mailbox.call_later(bool, until - self._loop.table.clock())  # wakes the loop by then
+        self._wake_loop_by(until)
+
+    def _wake_loop_by(self, until: float) -> None:
+        """Have the loop make a pass when the pause ends. One timer serves all pauses that end no sooner."""
+        now = self._loop.table.clock()
+        if not now < self._timer_at <= until:
+            self._timer_at = until
+            self._loop.mailbox.call_later(self._timer_came, until - now)
+
+    def _timer_came(self) -> None:
+        self._timer_at = -inf
+        if not self.watched and self._loop.table.clock() < self.paused_until < inf:
+            self._wake_loop_by(self.paused_until)
 
     def listen_again_if_room(self, now: float, freed: bool) -> None:
         """After a pass: listen again if there is room. `freed` says that an entry was released in the pass."""

@@ -80,7 +80,8 @@ def stream_over(steps: Steps, request: Any) -> Stream:
 class Preamble(Selectable):
     """Reads the preamble of a connection, whose transport it is meanwhile. `request` is the socket, non-blocking.
 
-    `on_done(preamble)` is called once the preamble is complete. `is_proxied` says that a proxy has named the peer.
+    `on_done(preamble)` is called once the preamble is complete. `is_proxied` says that a trusted proxy has
+    opened the connection.
     """
 
     __slots__ = ("_on_done", "_progress", "_spec", "_timeout", "entry", "fd", "is_proxied", "request", "steps")
@@ -161,7 +162,6 @@ class Preamble(Selectable):
         if header.source is not None:
             self.steps.table.set_peer(self.entry, header.source)
             self.entry.local = header.destination
-            self.is_proxied = True
 
     def _shake_hands(self) -> Iterator[int]:
         send_at_once(self.request)  # else the handler's first answer is held back behind OpenSSL's session tickets

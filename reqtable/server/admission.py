@@ -39,29 +39,43 @@ class Admission:
         self._unsaid: Counter[str] = Counter()
         self._say_at = -inf
 
-    def has_room(self, server: Hosted, request: Any, peer: Any) -> bool:
-        """Return whether there is room in the table for a request of `peer`, if need be by evicting another one.
+    def has_room(self, server: Hosted, request: Any, peer: Any, peer_is_known: bool = True) -> bool:
+        """Return whether the table has room for a request of `peer`, or room was made.
 
-        If there is none, the refusal has been counted and sent to the client. A `peer` of None is not known yet.
+        If there is none, the refusal has been counted and sent to the client. If the peer is not known yet, only the
+        table is asked, and `has_room_for_peer` later.
         """
         table = self._steps.table
-        if table.per_network is not None and not self.has_room_for_peer(server, request, peer, None):
-            return False
-        if table.full and not (table.limits.when_full == "evict" and self._evict_idlest()):
+        was_made = False
+        if peer_is_known and self._peer_is_full(peer, None):
+            if not self._make_room_of(server, request, peer, None):
+                return False
+            was_made = True  # the entry that ended is in the table until the end of the pass
+        if table.full and not was_made and not (table.limits.when_full == "evict" and self._evict_idlest()):
             self._refuse(server, request, peer, "entries_max", table.limits.entries_max)
             return False
         return True
 
-    def has_room_for_peer(self, server: Hosted, request: Any, peer: Any, own: Entry | None) -> bool:
-        """Return whether `peer` may have another request. `own` is the entry of that request, if it has one already."""
+    def has_room_for_peer(self, server: Hosted, request: Any, peer: Any, own: Entry) -> bool:
+        """Return whether `peer` may have another request, whose `own` entry is in the table already."""
+        return not self._peer_is_full(peer, own) or self._make_room_of(server, request, peer, own)
+
+    def _peer_is_full(self, peer: Any, own: Entry | None) -> bool:
         table = self._steps.table
+        if table.per_network is None:
+            return False
         most = table.limits.entries_per_peer_max
-        if most is None or table.count_from(peer) - (own is not None) < most:
-            return True
+        return most is not None and table.count_from(peer) - (own is not None) >= most
+
+    def _make_room_of(self, server: Hosted, request: Any, peer: Any, own: Entry | None) -> bool:
+        """End the idlest request of that peer, if the limits say so; else refuse the new one."""
+        table = self._steps.table
         network = network_of(peer)
         others = (entry for entry in table if entry is not own and network_of(entry.peer) == network)
         if table.limits.when_full == "evict" and self._evict(others):
             return True
+        most = table.limits.entries_per_peer_max
+        assert most is not None
         self._refuse(server, request, peer, "entries_per_peer_max", most)
         return False
 

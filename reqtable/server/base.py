@@ -105,8 +105,9 @@ class LoopServer(ConfiguredServer):
                 raise ReqtableError("a server with requests in its table can't change engines: add it before it serves")
             self._engine.discard(self)
         self._engine = engine
-        for policies in (self._policies, *self._former):
-            policies.join(engine)
+        if "_policies" in vars(self):  # else the constructor makes them, for this engine
+            for policies in (self._policies, *self._former):
+                policies.join(engine)
         engine.servers.append(self)
 
     @property

@@ -138,15 +138,12 @@ class Engine:
 
         The loop waits for events, not for `poll_interval` (seconds).
         """
-        self._stopped.clear()
-        try:
-            self.serve(lambda: not self.servers, poll_interval)
-        finally:
-            self._stopped.set()
+        self.serve(lambda: not self.servers, poll_interval)
 
     def serve(self, stop: Callable[[], Any], poll_interval: float) -> None:
         """Listen for every server, and run the loop until `stop()` is true, or this engine's `stop` was called."""
         self.loop.must_be_idle()
+        self._stopped.clear()
         try:
             for server in self.servers:
                 self.listeners.listen(server)
@@ -155,6 +152,7 @@ class Engine:
         finally:
             self._stop_listening()
             self._stopping = False
+            self._stopped.set()
 
     def run(self, stop: Callable[[], Any], most_s: float | None = None, until: float | None = None) -> None:
         """Run the loop until `stop()` is true, as `Loop.run` does. Unlike `serve`, do not listen for the servers."""

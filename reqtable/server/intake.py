@@ -186,12 +186,13 @@ class Intake:
 
     def _begin_preamble(self, server: Hosted, spec: PreambleSpec, request: Any, peer: Any) -> None:
         """Enter a request into the table, in the state OPENING, and begin to read its preamble."""
-        # A proxy's own address does not count: the client's is in the header.
-        if not self._admission.has_room(server, request, None if spec.is_proxy(peer) else peer):
+        is_proxied = spec.is_proxy(peer)  # then only the header says who the client is
+        if not self._admission.has_room(server, request, peer, peer_is_known=not is_proxied):
             server.shutdown_request(request)
             return
         steps = self._steps
         preamble = Preamble(steps, request, spec, self._preamble_done)
+        preamble.is_proxied = is_proxied
         policy = server._policies.chosen
         entry = preamble.entry = self._row(server, policy, request, peer, preamble)
         entry.resumable = OVER

@@ -109,6 +109,12 @@ class InChild(HandedOffRequest):
         else:
             self.returned()
 
+    def _close(self) -> None:
+        if self.is_given and self._pid is None and self.handler is not None:
+            self.handler._close()  # cancelled before the end of the pass: there is no child
+        else:
+            super()._close()
+
     def finish(self) -> None:
         self._read_back()
         super().finish()

@@ -43,8 +43,8 @@ class Pool(InThreadPolicy):
 
     def start(self, handoff: HandedOffRequest) -> None:
         assert isinstance(handoff, InThread)
-        handoff.give()
         try:
+            handoff.give()
             future = self._threads.submit(handoff.serve)
         except BaseException:
             handoff.take_back()

@@ -70,11 +70,11 @@ class Thread(InThreadPolicy):
 
     def start(self, handoff: HandedOffRequest) -> None:
         assert isinstance(handoff, InThread)
-        handoff.give()
         name = f"reqtable-{handoff.entry.id}"
         thread = RequestThread(partial(self._run, handoff), name, self.host.daemon_threads)
         self.threads[thread] = handoff
         try:
+            handoff.give()
             thread.start()
         except BaseException:
             del self.threads[thread]
