@@ -22,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("longest") is None)
 
 
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: no collection looks at it again, and no forked child copies it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def resource_tracker_runs() -> None:
     """Start multiprocessing's resource tracker before all tests: it stays, so its pipe would look like a leak."""

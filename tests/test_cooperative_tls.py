@@ -152,6 +152,7 @@ def test_a_handshake_that_fails_ends_its_request_alone(where: str, caplog: pytes
                 with Client(server.server_address) as client:
                     with contextlib.suppress(OSError):  # the server may be the quicker one
                         client.send(garbage).end().rest()
+            wait_until(server, lambda: len(server.table) == 1)
             with Client(server.server_address) as client:
                 client.send(CLIENT_HELLO)
                 wait_until(server, lambda: len(server.table) == 2)
@@ -198,7 +199,7 @@ def test_a_timeout_is_that_of_the_handshake_and_of_a_read() -> None:
     class Impatient(InGetRequest):
         def get_request(self) -> tuple[Any, Any]:
             request, address = super().get_request()
-            request.settimeout(0.02)
+            request.settimeout(0.1)  # a handshake takes less
             return request, address
 
     class Once(reqtable.BaseRequestHandler):

@@ -24,7 +24,7 @@ from examples.tftp import Tftp
 from examples.timeserver import Time
 from reqtable import PeerError, UDPServer, UnixDatagramServer, UnixStreamServer
 from reqtable.testing import FakeClock, exercise
-from tests.support import WAIT_S, Client, served, serving, wait_until
+from tests.support import WAIT_S, Client, served, serving, slow_but, wait_until
 from tests.test_datagram import Stepwise, peer_of
 from tests.test_loop import World
 
@@ -152,10 +152,8 @@ def fresh_store(monkeypatch: pytest.MonkeyPatch) -> Store:
 @pytest.mark.parametrize(
     ("pipeline", "count"),
     [
-        (1, 2000),
-        (16, 2000),
         pytest.param(1, 100_000, marks=[pytest.mark.slow, pytest.mark.longest]),
-        pytest.param(16, 100_000, marks=pytest.mark.slow),
+        *slow_but([(1, 2000), (16, 2000), (16, 100_000)], (1, 2000), (16, 2000)),
     ],
 )
 @pytest.mark.usefixtures("fresh_store", "unchecked")
@@ -175,16 +173,8 @@ def test_redis_benchmark(pipeline: int, count: int) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(
-    ("dispatch", "count"),
-    [
-        ("inline", 4800),
-        ("greenlet", 4800),
-        ("thread", 4800),
-        ("pool", 1200),
-        pytest.param("pool", 4800, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
+@pytest.mark.parametrize("count", slow_but([1200, 4800], 1200))
 @pytest.mark.usefixtures("unchecked")
 def test_redis_benchmark_under_other_policies(
     dispatch: str, count: int, fresh_store: Store, monkeypatch: pytest.MonkeyPatch

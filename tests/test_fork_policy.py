@@ -263,6 +263,7 @@ def test_collecting_children_by_hand_disturbs_nobody() -> None:
 # -- how many ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_max_children_make_others_wait_and_delay_no_inline_server() -> None:
     """200 slow clients share eight children; meanwhile an inline server in the same engine answers at once."""
 

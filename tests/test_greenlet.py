@@ -51,9 +51,14 @@ class Server(reqtable.TCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         self.failures.append(sys.exc_info()[1])
 
-    def wait_for(self, *states: State) -> None:
-        """Wait until the requests in the table have these states."""
-        wait_until(self, lambda: [entry.state for entry in self.table] == [*states])
+    def wait_for(self, *states: State, read: int = 0) -> None:
+        """Wait until the requests in the table are in these states, and have read so many bytes."""
+
+        def holds() -> bool:
+            entries = list(self.table)
+            return [entry.state for entry in entries] == [*states] and sum(entry.bytes_in for entry in entries) >= read
+
+        wait_until(self, holds)
 
 
 class Echo(reqtable.StreamRequestHandler):
@@ -91,9 +96,9 @@ def perform(
 
     with serving(Server(ANY, Handler, dispatch=dispatch)) as server, Client(server.server_address) as client:
 
-        def suspended(*states: State) -> None:
+        def suspended(*states: State, read: int = 0) -> None:
             if dispatch == "greenlet":
-                server.wait_for(*states)
+                server.wait_for(*states, read=read)
 
         told = script(client, suspended)
         result, counts = done.get(timeout=WAIT_S)
@@ -711,7 +716,7 @@ def test_who_makes_the_descriptor_non_blocking_changes_no_call(unblock: Callable
     def script(client: Client, suspended: Callable[..., None]) -> bytes:
         suspended(READING)
         client.send(b"one")
-        suspended(READING)
+        suspended(READING, read=3)
         client.send(b"a line\n")
         suspended(WRITING)
         return client.receive(len(BIG))
@@ -831,7 +836,7 @@ def test_a_default_timeout_is_each_sockets_own(request: pytest.FixtureRequest) -
     def script(client: Client, suspended: Callable[..., None]) -> Any:
         suspended(READING)
         client.send(b"hello")
-        suspended(READING)
+        suspended(READING, read=5)
         client.send(b"again")
 
     socket.setdefaulttimeout(WAIT_S)

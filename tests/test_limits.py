@@ -414,7 +414,7 @@ def test_the_longest_idle_goes_where_anyone_can_tell_who_that_is(handler: Any, d
 
 @HOLDS_EVERYWHERE
 def test_a_whole_request_has_a_bounded_time(handler: Any, dispatch: str) -> None:
-    with limited(handler, dispatch, request_timeout_s=0.25) as server:
+    with limited(handler, dispatch, request_timeout_s=0.5) as server:
         if dispatch == "executor":  # the process is started and has imported the handler: that takes its time
             server._policies.chosen._workers.submit(resolve, reference_to(handler)).result()
         with Caller(server.server_address) as silent, Caller(server.server_address) as talker:

@@ -12,6 +12,7 @@ import pytest
 import reqtable
 from reqtable import ConfigurationError, Transition, line, nothing, state
 from reqtable.config import PoolOptions, ThreadOptions
+from reqtable.dispatch import registry
 from reqtable.loop.process import LOOPS
 from tests.policies import ANY, Held, HeldBlocking, StateWhere, empty, held, where
 from tests.support import WAIT_S, Client, served, wait_until
@@ -141,6 +142,22 @@ def test_a_state_that_is_pinned_to_the_loop_is_refused_by_policies_of_whole_requ
 
     with pytest.raises(ConfigurationError, match=r"Nowhere\.command: .*there is no dispatch policy 'nowhere'"):
         reqtable.TCPServer(ANY, Nowhere)
+
+
+def test_a_policy_from_outside_that_takes_whole_requests_gets_the_same_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Whole(reqtable.dispatch.Inline):  # type: ignore[name-defined,misc]
+        name = "whole"
+        takes_whole_requests = True
+
+    class OnTheLoop(reqtable.StateRequestHandler):
+        @state(line(), dispatch="inline")
+        def command(self, text: bytes) -> Transition:
+            return None
+
+    monkeypatch.setitem(registry._BUILT_IN, "whole", f"{__name__}:Whole")
+    monkeypatch.setitem(globals(), "Whole", Whole)
+    with pytest.raises(ConfigurationError, match="runs on the loop, but dispatch policy 'whole' runs whole requests"):
+        reqtable.TCPServer(ANY, OnTheLoop, dispatch="whole")
 
 
 # -- sending to others ------------------------------------------------------------------------------------------------

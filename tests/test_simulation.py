@@ -53,7 +53,10 @@ def test_seeds(first: int, caplog: pytest.LogCaptureFixture) -> None:
 # -- a seed is all there is to it ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [*range(len(PROTOCOLS)), 306])  # there it says of which function a client is done
+@pytest.mark.parametrize(
+    "seed",
+    slow_but([*range(len(PROTOCOLS)), 306], 0, 4, 8, 306),  # 306 says of which function a client is done
+)
 def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     """The traces are equal byte for byte, also in a process with other string hashes."""
     _, report = run(seed)
