@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
@@ -12,6 +13,8 @@ import pytest
 
 from reqtable.testing import FakeClock
 from tests.support import WAIT_S, open_descriptors
+
+EXITING_S = 5.0  # how long a thread that has left the list may take to let go of its descriptors
 
 # Every loop checks its invariants after every pass, except in tests that use `unchecked`.
 os.environ.setdefault("REQTABLE_DEBUG", "1")
@@ -49,6 +52,9 @@ def nothing_leaks() -> Iterator[None]:
     join_workers()
     if open_descriptors() > descriptors:
         gc.collect()  # garbage is not a leak; but collecting after every test would take a minute
+    until = time.monotonic() + EXITING_S
+    while open_descriptors() > descriptors and time.monotonic() < until:
+        os.sched_yield()  # a thread is no longer listed before it has let go of what it held
     assert threading.active_count() <= threads, threading.enumerate()
     assert open_descriptors() <= descriptors, sorted(os.readlink(each.path) for each in os.scandir("/proc/self/fd"))
 
