@@ -320,8 +320,9 @@ requests before it stored in `threading.local`. Under `fork` the cost is pages: 
 the parent and the child together. `ForkingTCPServer` has 430. A child writes to about 130 pages when it leaves the loop
 that it was forked from.
 """,
-    "redis-16": """A GET takes five steps. Each step enters a state and asks its want, which takes 1,300 bytecodes in
-all. The servers with streams await all commands in one coroutine. This costs less for each part of a command, but more
+    "redis-16": """A GET takes five steps, and each step enters a state and asks its want. The five steps together take
+1,300 bytecodes. The servers with streams await all commands in one coroutine. This costs less for each part of a
+command, but more
 for each answer, because these servers send each answer separately.
 """,
     "growth-10000": """Much of the growth is in the kernel. The table of goals shows the growth of the floor, which does
