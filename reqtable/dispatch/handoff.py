@@ -19,19 +19,18 @@ from typing import Any, ClassVar
 from reqtable.dispatch.policy import Host, Policy
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import ELSEWHERE, VACANCY
-from reqtable.table.parts import Resumable
+from reqtable.table.parts import NoTransport, Resumable
 from reqtable.table.table import Entry
 from reqtable.table.wants import Failure, Want
 
 
-class HandedOffRequest:
+class HandedOffRequest(NoTransport):
     """Stands in the row of a request that a thread or a child has, or will have.
 
     If the request can't be given, `handler` goes on with it. None: a blocking handler, which has not begun.
     """
 
     bound_to_thread: ClassVar[bool] = False
-    timeout_s: float | None = None
 
     def __init__(self, policy: HandoffPolicy, entry: Entry, handler: Resumable | None) -> None:
         self.policy = policy
@@ -39,7 +38,7 @@ class HandedOffRequest:
         self.handler = handler
         self.transport: Any = entry.transport
         self.request = entry.transport.request
-        self.number = 0  # `Entry.begin_call` returned it: the wait that a result is for
+        self.number = 0  # of the wait that the result is for: `Entry.expect_result` returned it
         self.is_given = False
         self.is_let_go = False  # the server closes, but the thread or the child goes on
 
@@ -95,7 +94,7 @@ class HandedOffRequest:
         except Exception as problem:
             if self.handler is None:
                 raise
-            # The handler is told in a step of its own: the loop is in one of this stand-in, and would lose the item.
+            # The handler gets the error in a step of its own: the loop may hold an item here, for the next step.
             assert self.entry.table.owner is not None
             self.entry.table.owner.post_result(self.entry, number, Failure(problem))
             return VACANCY
@@ -114,12 +113,6 @@ class HandedOffRequest:
 
     # -- in place of the transport ------------------------------------------------------------------------------------
 
-    def watch(self, interest: int) -> None:
-        pass
-
-    def flush(self) -> bool:
-        return True
-
     def finish(self) -> None:
         self.entry.transport = self.transport
         self.transport.finish()
@@ -133,9 +126,6 @@ class HandedOffRequest:
 
     def end_input(self) -> None:
         """Do nothing: the loop can't tell whether code that reads by itself is waiting for input or busy."""
-
-    def leave(self) -> None:
-        pass
 
     def abandon(self) -> None:
         self.transport.abandon()

@@ -1,4 +1,4 @@
-"""What happens to a request whose deadline has passed."""
+"""Expires requests: what becomes of one whose deadline has passed."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ class Server(Protocol):
     def service_actions(self) -> Any: ...
 
 
-class _Released:
-    """Stands in for the transport of an entry that has ended."""
+class NoTransport:
+    """Does nothing, in place of a transport. What stands in for one derives from it."""
 
     request: Any = None
     timeout_s: float | None = None
@@ -121,5 +121,5 @@ class _Over:
         pass
 
 
-RELEASED = _Released()
+RELEASED = NoTransport()
 OVER = _Over()

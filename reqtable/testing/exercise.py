@@ -19,6 +19,7 @@ from reqtable.loop.wakeup import Wakeup
 from reqtable.table.input import Inbox
 from reqtable.table.limits import Limits
 from reqtable.table.output import FileSlice
+from reqtable.table.parts import NoTransport
 from reqtable.table.states import READ, Event, State
 from reqtable.table.table import Entry
 from reqtable.table.wants import Failure, Want
@@ -228,11 +229,8 @@ class Exercise:
         return f"is {self.entry.state.name} and waits for {self.entry.want!r}"
 
 
-class _Wire:
+class _Wire(NoTransport):
     """Passes output straight to the test, as the request's transport."""
-
-    request: Any = None
-    timeout_s: float | None = None
 
     def __init__(self, steps: Steps, datagrams: bool) -> None:
         self.datagrams = datagrams
@@ -241,9 +239,6 @@ class _Wire:
         self.ended = False
         self.entry: Entry
         self._steps = steps
-
-    def watch(self, interest: int) -> None:
-        pass
 
     def flush(self) -> bool:
         entry = self.entry
@@ -261,18 +256,6 @@ class _Wire:
 
     def release(self) -> None:
         self.ended = True
-
-    def shut(self) -> None:
-        pass
-
-    def end_input(self) -> None:
-        pass
-
-    def leave(self) -> None:
-        pass
-
-    def abandon(self) -> None:
-        pass
 
 
 class _Server:
