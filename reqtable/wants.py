@@ -1,4 +1,4 @@
-"""What the author of a want needs: import this module, and nothing else.
+"""Everything that the author of a want needs. Import this module, and no other.
 
 A want is an immutable object that a request waits for. Derive a class from `Want`, put `@want_type` before it, and give
 it `take(self, entry)`:

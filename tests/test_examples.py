@@ -406,7 +406,7 @@ def test_files_are_shared_between_children(tmp_path: Path, monkeypatch: pytest.M
         writer, reader = Client(server.server_address), Client(server.server_address)
         assert reader.ask(b"get poem\n") == b"error: no such file\n"
         assert writer.ask(b"put poem 14\nroses are red\n") == b"ok\n"
-        assert len(server.active_children) == 2
+        wait_until(server, lambda: len(server.active_children) == 2)
         assert reader.ask(b"words poem\n") == b"ok 3\n", "one child sees what another has written"
         assert reader.ask(b"get poem\n") == b"ok 14\n"
         assert reader.line() == b"roses are red\n"

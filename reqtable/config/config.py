@@ -1,4 +1,4 @@
-"""What can be configured: `Config`, its defaults, its file, and which of several sources wins.
+"""The configuration: `Config`, its defaults, its file, and which of several sources wins.
 
 Strongest first: a state's own `dispatch=`; the constructor's argument; `REQTABLE_DISPATCH` in the environment; the
 file; the class attribute `dispatch`, which a mix-in sets; the default. The file is `reqtable.toml`, or the table

@@ -1,4 +1,4 @@
-"""Expires requests: what becomes of one whose deadline has passed."""
+"""Expires requests: ends or resumes each request whose deadline has passed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the loop does with exceptions of foreign code: of a handler, a file, a hook, a want or a logger.
+"""Decides what the loop does with exceptions of foreign code: of a handler, a file, a hook, a want or a logger.
 
 The rules:
 

@@ -1,4 +1,4 @@
-"""What an engine uses of the operating system, in one object, so that a simulation can replace all of it."""
+"""Gives an engine the operating system as one object, so that a simulation can replace all of it."""
 
 from __future__ import annotations
 

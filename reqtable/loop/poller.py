@@ -1,4 +1,4 @@
-"""What the loop polls: the selector, the wake-up that ends a poll, and the descriptors that are watched."""
+"""Polls for the loop: holds the selector, the wake-up that ends a poll, and the descriptors that are watched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to a loop in a fork: it runs on in the process that opened it, and never in a child of that process.
+"""Keeps a loop in the process that opened it: after a fork, the loop never runs in the child.
 
 A handler, or a library such as `multiprocessing`, may fork while a loop runs. The child then has a copy of the loop.
 The descriptors of that copy, its selector and its wake-up, are shared with the parent. So every child closes its copies
