@@ -56,7 +56,7 @@ def reachable(start: State) -> set[State]:
 def test_tables_cover_every_state():
     assert set(TRANSITIONS) == set(INTEREST) == set(State)
     assert (READ, WRITE) == (selectors.EVENT_READ, selectors.EVENT_WRITE)
-    assert "".join(state.value for state in State) == "ORYXWSFDLC"
+    assert "".join(state.value for state in State) == "ONRTYXWSFDLC"
     assert {state for state in State if INTEREST[state] & READ} == {State.READING, State.LINGERING}
     assert {state for state in State if INTEREST[state] & WRITE} == {State.WRITING}
     used = {event for events in TRANSITIONS.values() for event in events}

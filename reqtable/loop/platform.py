@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from reqtable.loop.selector import DefaultSelector
 from reqtable.loop.threads import Threads
@@ -23,6 +24,7 @@ class System:
     clock: Callable[[], float] = time.monotonic  # seconds; never goes back
     selector: Callable[[], selectors.BaseSelector] = DefaultSelector
     wakeup: Callable[[], Wakeup] = Wakeup
+    getaddrinfo: Callable[..., Any] = socket.getaddrinfo  # called in a thread of `executor`
     socket: type[socket.socket] = socket.socket
     dup: Callable[[int], int] = os.dup
     sendfile: Callable[[int, int, int, int], int] = os.sendfile

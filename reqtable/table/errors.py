@@ -5,6 +5,7 @@ ReqtableError
 ├── HandlerError            the handler author's
 │   ├── InvalidTransition   a step returned something that is neither a state nor a want
 │   └── SendFileError       a file that was being sent ended early, failed, or was closed
+├── ConnectFailed           another service's: a connection to it could not be made (an OSError)
 └── PeerError               the peer's: one log line, never a traceback
     ├── LimitExceeded       more input or more unsent output than a limit allows
     ├── IncompleteRead      end of file came before the item that the request waited for (an EOFError)
@@ -34,6 +35,18 @@ class InvalidTransition(HandlerError):
 
 class SendFileError(HandlerError):
     """A file that `send_file` sends ended early, failed, or was closed. `__cause__` is the file's own error, if any."""
+
+
+class ConnectFailed(ReqtableError, OSError):
+    """An outgoing connection could not be made. `address` is the one given to `connect`, and `reason` says why."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(f"can't connect to {address}: {reason}")
+        self.address = address
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.address, self.reason)
 
 
 class PeerError(ReqtableError):
@@ -77,7 +90,7 @@ def shown(thing: object) -> str:
 
 
 def ending_of(problem: BaseException) -> Ending:
-    """Return how a request ended that `problem` ended: DONE, TIMEOUT, LIMIT, RESET or ERROR.
+    """Return how a request ended that `problem` ended: DONE, TIMEOUT, LIMIT, RESET, UPSTREAM or ERROR.
 
     DONE means that the peer ended between two items. A group (PEP 654) ends as all of its exceptions do. If these
     differ, the group is ERROR if one of them is, and RESET otherwise.
@@ -85,6 +98,8 @@ def ending_of(problem: BaseException) -> Ending:
     if isinstance(problem, BaseExceptionGroup):
         endings = {ending_of(each) for each in problem.exceptions}
         return endings.pop() if len(endings) == 1 else Ending.ERROR if Ending.ERROR in endings else Ending.RESET
+    if isinstance(problem, ConnectFailed) or getattr(problem, "connection", None) is not None:
+        return Ending.UPSTREAM
     if isinstance(problem, IncompleteRead) and not problem.partial:
         return Ending.DONE
     if isinstance(problem, TimeoutError):

@@ -40,9 +40,13 @@ class Limits:
     high_water_bytes: int = 65_536  # unsent output above which a request's steps wait for its peer
     input_bytes_max: int = 64 * 2**20  # the largest n of `exactly(n)`, which often comes from the peer
     output_bytes_max: int = 64 * 2**20  # unsent output above which `send` raises LimitExceeded
+    told_max: int = 1024  # items told to one request that it has not taken; `tell` refuses the next
+    connections_max: int = 10_000  # outgoing connections, apart from entries_max; above it `connect` fails at once
     inbox_max: int = 64  # datagrams waiting for one session; later datagrams are dropped, as by the network
     calls_max: int = 32  # threads that run `call`s
     handshake_timeout_s: float = 10.0  # for a PROXY header and a TLS handshake together
+    connect_timeout_s: float = 10.0  # to make an outgoing connection: name look-up, all addresses and TLS together
+    connections_idle_s: float = 60.0  # how long an outgoing connection that was released is kept for reuse
     idle_timeout_s: float | None = None  # how long a peer with no unread input may be silent; None: no bound
     read_timeout_s: float = 60.0  # to finish an item that has begun to arrive; extended if it arrives at this rate:
     read_bytes_per_s_min: int = 100  # (both apply if the wait has no timeout of its own)

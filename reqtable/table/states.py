@@ -20,13 +20,18 @@ from enum import Enum
 # The same two bits as `selectors.EVENT_READ` and `selectors.EVENT_WRITE` (a test compares them).
 READ = 1
 WRITE = 2
+# Only our own selectors know these two bits.
+RESET = 4  # the peer has reset the connection. The kernel reports a reset with any interest, so alone: nothing else
+PEER_END = 8  # the peer has ended its output, even if some of it is still unread (EPOLLRDHUP in epoll_ctl(2))
 
 
 class State(Enum):
     """Says what a request waits for. The value is the letter that a listing shows."""
 
     OPENING = "O"  # a PROXY header, a TLS handshake, or its first step
+    CONNECTING = "N"  # an outgoing connection: its peer to accept it
     READING = "R"  # bytes from the peer
+    WAITING = "T"  # one of several things: messages, timers, calls, bytes from its peer or from another connection
     READY = "Y"  # its turn: it has used up its share of this pass
     RUNNING = "X"  # the end of its step, which the loop is running
     WRITING = "W"  # the peer to take output
@@ -47,6 +52,7 @@ class Event(Enum):
     """
 
     OPENED = "opened"
+    CONNECTED = "connected"
     INPUT_ARRIVED = "input arrived"
     INPUT_ENDED = "input ended"
     OUTPUT_TAKEN = "output taken"
@@ -56,6 +62,7 @@ class Event(Enum):
     RESULT_POSTED = "result posted"
 
     AWAITS_INPUT = "awaits input"
+    AWAITS_ANY = "awaits any of several"
     AWAITS_TURN = "awaits its turn"
     AWAITS_TIMER = "awaits a timer"
     AWAITS_RESULT = "awaits a result"
@@ -76,6 +83,7 @@ class Ending(Enum):
     TIMEOUT = "timeout"  # a deadline passed
     LIMIT = "limit"  # more input, output or requests than a limit allows
     RESET = "reset"  # the peer, or the network, broke the connection
+    UPSTREAM = "upstream"  # another connection of the request could not be made, or broke
     ERROR = "error"  # the handler, a hook or the engine failed
     CANCELLED = "cancelled"  # the program ended the request
     DRAINED = "drained"  # the server was told to end before the request was done
@@ -93,6 +101,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.FINISHED: State.LINGERING,  # its PROXY header or TLS handshake failed
         Event.RELEASED: State.CLOSED,  # a hook of the server refused it, or took it elsewhere
     },
+    State.CONNECTING: _ENDS | {Event.CONNECTED: State.WAITING, Event.RELEASED: State.CLOSED},
     State.READING: _ENDS
     | {
         Event.INPUT_ARRIVED: State.RUNNING,
@@ -100,10 +109,20 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.DEADLINE_PASSED: State.RUNNING,
         Event.OUTPUT_BLOCKED: State.WRITING,  # another request sent to this one
     },
+    State.WAITING: _ENDS
+    | {
+        Event.INPUT_ARRIVED: State.RUNNING,
+        Event.INPUT_ENDED: State.RUNNING,
+        Event.OUTPUT_TAKEN: State.RUNNING,
+        Event.RESULT_POSTED: State.RUNNING,
+        Event.DEADLINE_PASSED: State.RUNNING,
+        Event.RELEASED: State.CLOSED,  # an outgoing connection that its request has closed
+    },
     State.READY: _ENDS | {Event.TURN_CAME: State.RUNNING, Event.OUTPUT_BLOCKED: State.WRITING},
     State.RUNNING: _ENDS
     | {
         Event.AWAITS_INPUT: State.READING,
+        Event.AWAITS_ANY: State.WAITING,
         Event.AWAITS_TURN: State.READY,
         Event.AWAITS_TIMER: State.SLEEPING,
         Event.AWAITS_RESULT: State.OFFLOADED,
@@ -127,7 +146,9 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 
 INTEREST: dict[State, int] = {
     State.OPENING: 0,
+    State.CONNECTING: 0,  # each attempt to connect polls its own socket
     State.READING: READ,
+    State.WAITING: 0,  # and what its wants need: see loop/waiting.py
     State.READY: 0,
     State.RUNNING: 0,
     State.WRITING: WRITE,
