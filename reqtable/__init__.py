@@ -18,6 +18,7 @@ from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandle
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.state import StateInfo, StateRequestHandler, Transition, state
 from reqtable.loop.platform import System
+from reqtable.net.connection import Connection
 from reqtable.run.serve import serve
 from reqtable.server.classes import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from reqtable.server.engine import Engine
@@ -38,8 +39,10 @@ from reqtable.server.mixins import (
     ThreadingUnixDatagramServer,
     ThreadingUnixStreamServer,
 )
+from reqtable.table.connecting import connect, start_tls
 from reqtable.table.errors import (
     ConfigurationError,
+    ConnectFailed,
     HandlerError,
     IncompleteRead,
     InvalidTransition,
@@ -50,6 +53,7 @@ from reqtable.table.errors import (
     TimedOut,
 )
 from reqtable.table.limits import Limits
+from reqtable.table.reaching import Arrived, disconnected, either, end_output, told
 from reqtable.table.snapshot import format_rows
 from reqtable.table.states import INTEREST, TRANSITIONS, Event, State
 from reqtable.table.table import Entry, RequestTable
@@ -63,6 +67,7 @@ from reqtable.table.wants import (
     hand_off,
     line,
     nothing,
+    parsed,
     rest,
     skip_line,
     sleep,
@@ -74,12 +79,15 @@ __version__ = "0.1.0"
 __all__ = [
     "INTEREST",
     "TRANSITIONS",
+    "Arrived",
     "AsyncRequestHandler",
     "BaseRequestHandler",
     "BaseServer",
     "Certificate",
     "Config",
     "ConfigurationError",
+    "ConnectFailed",
+    "Connection",
     "DatagramRequestHandler",
     "Engine",
     "Entry",
@@ -128,17 +136,24 @@ __all__ = [
     "Want",
     "call",
     "chunk",
+    "connect",
     "datagram",
+    "disconnected",
+    "either",
+    "end_output",
     "exactly",
     "flushed",
     "format_rows",
     "hand_off",
     "line",
     "nothing",
+    "parsed",
     "rest",
     "serve",
     "skip_line",
     "sleep",
+    "start_tls",
     "state",
+    "told",
     "until",
 ]

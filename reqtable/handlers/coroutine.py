@@ -9,15 +9,16 @@ import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from threading import get_ident
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from reqtable.handlers.discarded import Room, refuse_discarded
+from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.resumable import ResumableHandler
 from reqtable.table.compiled import mypyc_attr
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition
 from reqtable.table.places import functions_in, place_of
+from reqtable.table.room import DONE, Room
 from reqtable.table.table import Entry
-from reqtable.table.wants import NOTHING, Want, call, check_timeout, hand_off, sleep
+from reqtable.table.wants import NOTHING, Want, call, check_timeout, flushed, hand_off, sleep
 
 T = TypeVar("T")
 
@@ -29,21 +30,11 @@ _NO_ASYNCIO = (
 )
 
 
-class _Done:
-    """Completes at once when awaited, without a step."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Any:
-        return iter(())
-
-
-_DONE = _Done()
-
-
 @mypyc_attr(allow_interpreted_subclasses=True)
 class AsyncRequestHandler(ResumableHandler):
     """Serves a request with the coroutine `handle`, which a handler redefines."""
+
+    _awaits: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raise HandlerError if `handle` is not a coroutine function, or if a want is made but not awaited."""
@@ -94,9 +85,10 @@ class AsyncRequestHandler(ResumableHandler):
         step = table.elsewhere.get(entry) if table.elsewhere else None
         held = entry.output.held if step is None else step.output.held
         if held <= table.limits.high_water_bytes:
-            return _DONE
+            return DONE
         is_own = entry is table.running if step is None else step.thread == get_ident()
-        return Room() if is_own else _DONE  # a handler can't wait for the peer of another request
+        room: Awaitable[None] = Room(flushed()) if is_own else DONE
+        return room  # a handler can't wait for the peer of another request
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Wait for `seconds`; other requests go on."""

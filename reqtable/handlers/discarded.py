@@ -7,30 +7,12 @@ The search goes through the byte code when a handler class is made, so it costs 
 from __future__ import annotations
 
 import dis
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
 from reqtable.table.errors import HandlerError
-from reqtable.table.places import warn_at_caller
-from reqtable.table.wants import Want, flushed
-
-
-class Room:
-    """Waits for the peer when awaited; warns if it never is. `send` returns it above the high-water mark."""
-
-    __slots__ = ("_is_awaited",)
-
-    def __init__(self) -> None:
-        self._is_awaited = False
-
-    def __await__(self) -> Generator[Want[None], Any, None]:
-        self._is_awaited = True
-        return flushed().__await__()
-
-    def __del__(self) -> None:
-        if not self._is_awaited:
-            warn_at_caller("output above high_water_bytes waits for the peer: write await self.send(…) to wait too")
+from reqtable.table.wants import Want
 
 
 def refuse_discarded(cls: type, style: type, methods: tuple[str, ...] = ()) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 from collections.abc import Callable
 from copy import deepcopy
-from stat import S_ISREG
-from threading import get_ident
+from threading import Lock, get_ident
 from types import FunctionType, MemberDescriptorType
 from typing import Any, BinaryIO, ClassVar, get_origin
 
@@ -21,14 +19,16 @@ from reqtable.table.addresses import address_text
 from reqtable.table.compiled import mypyc_attr
 from reqtable.table.engine_wants import ENDED
 from reqtable.table.errors import HandlerError, LimitExceeded
-from reqtable.table.output import FileSlice, Output
+from reqtable.table.output import FileSlice, Output, size_of
 from reqtable.table.places import owner_of, place_of
+from reqtable.table.reach import Reach
 from reqtable.table.states import State
 from reqtable.table.table import Entry
 from reqtable.table.wants import Want
 
 log = logging.getLogger("reqtable")
 
+_TELLING = Lock()  # several threads may tell a request something
 _OVER = {State.LINGERING, State.CLOSED}
 
 
@@ -111,17 +111,6 @@ def _needs_copying(cls: type, name: str) -> bool:
         ) from None
 
 
-def _size_of(file: Any) -> int:
-    """Return the size of a file in bytes. Raises ValueError if that can't be told."""
-    try:
-        status = os.fstat(file.fileno())
-    except (AttributeError, OSError):
-        return int(file.seek(0, os.SEEK_END))
-    if not S_ISREG(status.st_mode) or (not status.st_size and os.pread(file.fileno(), 1, 0)):
-        raise ValueError(f"send_file() can't tell the size of {file!r}: give a count, or send(file.read())")
-    return status.st_size
-
-
 @mypyc_attr(allow_interpreted_subclasses=True)
 class ResumableHandler:
     """Holds a request's fields and queues its output; `entry` is the request's row in the table."""
@@ -129,6 +118,8 @@ class ResumableHandler:
     bound_to_thread: ClassVar[bool] = False
 
     _hooks: ClassVar[dict[str, tuple[str, ...]]] = {"on_close": ("self",)}  # name -> arguments of the engine's call
+
+    _awaits: ClassVar[bool] = False  # what `send` returns is to be awaited
 
     _begins_in: ClassVar[str] = "handle()"  # where a handler sets up a request
 
@@ -221,7 +212,7 @@ class ResumableHandler:
         negative count or offset, and, without a count, for a file of unknown size, such as a pipe or one in /proc.
         """
         if count is None:
-            count = _size_of(file) - offset
+            count = size_of(file) - offset
         if offset < 0 or count < 0:
             raise ValueError(f"send_file() can't send {count} bytes from offset {offset}")
         entry = self.entry
@@ -236,6 +227,28 @@ class ResumableHandler:
                 table.touched.append(entry)
         if count:
             output.append_file(FileSlice(file, offset, count))
+
+    def tell(self, item: Any) -> bool:
+        """Give this request an item, which its `told()` takes. Callable from any request and any thread.
+
+        Returns False if the item is not taken: the request is over, or `told_max` items wait for it already.
+        """
+        entry = self.entry
+        table = entry.table
+        with _TELLING:
+            if not self._is_open():
+                return False
+            reach = entry.reach = entry.reach or Reach()
+            if len(reach.told) >= table.limits.told_max:
+                return False
+            reach.told.append(item)
+            is_first = len(reach.told) == 1  # otherwise the request has been woken already
+        if is_first and table.owner is not None:
+            if table.thread is None or table.thread == get_ident():
+                table.touch(entry)
+            else:
+                table.owner.post(table.touch, entry)
+        return True
 
     def _output_from_outside(self, again: Callable[..., None], *args: Any) -> Output | None:
         """Return the output that takes a send from outside the step that the loop runs; None if nothing is sent now.

@@ -228,14 +228,16 @@ class StateRequestHandler(ResumableHandler):
         return self._follow(transition, current.function)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
-        if isinstance(error, TimedOut):
+        if getattr(error, "connection", None) is not None:
+            pass  # of another connection than the client's
+        elif isinstance(error, TimedOut):
             return self._follow(self.on_timeout(), self.on_timeout)
-        if isinstance(error, IncompleteRead):
+        elif isinstance(error, IncompleteRead):
             if self._ended:
                 return None  # on_eof was called already: no more input can come
             self._ended = True
             return self._follow(self.on_eof(error.partial), self.on_eof)
-        if isinstance(error, LimitExceeded):
+        elif isinstance(error, LimitExceeded):
             return self._follow(self.on_limit(error), self.on_limit)
         if isinstance(error, Exception):
             return self._follow(self.on_error(error), self.on_error)

@@ -15,9 +15,11 @@ from reqtable.loop.platform import System
 from reqtable.loop.poller import Poller
 from reqtable.loop.process import Process
 from reqtable.table.compiled import mypyc_attr
+from reqtable.table.connection import ConnectionRow
 from reqtable.table.deadlines import Deadlines
 from reqtable.table.limits import Limits
 from reqtable.table.parts import OVER, RELEASED
+from reqtable.table.reach import Connected, Reach
 from reqtable.table.states import INTEREST, Ending, Event, State
 from reqtable.table.table import Entry, RequestTable
 
@@ -36,7 +38,9 @@ class Endings:
         self.failures = Failures(self.poller, self.end)
         self.closed: list[Entry] = []  # marked closed, not yet released
         self.give_ups: dict[Entry, Callable[[], Any]] = {}  # the function that gives up the call an entry waits for
-        self.on_release: list[Callable[[Entry], Any]] = []  # called with each entry that has left the table
+        # Called with each request, or each outgoing connection, that has left the table.
+        self.on_release: list[Callable[[Entry], Any]] = []
+        self.on_connection_release: list[Callable[[Entry], Any]] = []
 
     def end(self, entry: Entry, event: Event) -> None:
         """Mark `entry` closed by `event`, unless it is closed. The pass releases it when it reaps."""
@@ -55,6 +59,8 @@ class Endings:
         self.table.hold(entry, 0)
         entry.transport.watch(INTEREST[entry.state])
         self.deadlines.arm(entry, self.table.now + self.table.limits.linger_timeout_s)
+        if entry.reach is not None:
+            self._end_reach(entry, entry.reach)
         ends_loop = self._close_handler(entry, entry.transport.request)
         if ends_loop is not None:
             try:
@@ -83,9 +89,11 @@ class Endings:
         transport, entry.transport = entry.transport, RELEASED
         request = transport.request
         ends_loop = self._free(entry, request, self.give_up_call, entry)
+        if entry.reach is not None:
+            self._end_reach(entry, entry.reach)
         ends_loop = self._close_handler(entry, request) or ends_loop
         ends_loop = self._free(entry, request, transport.release) or ends_loop
-        for told in self.on_release:
+        for told in self.on_release if entry.kind == "client" else self.on_connection_release:
             ends_loop = self._free(entry, None, told, entry) or ends_loop
         if ends_loop is not None:
             try:
@@ -93,11 +101,26 @@ class Endings:
             finally:
                 ends_loop = None  # see Failures.outside_step
 
+    def _end_reach(self, entry: Entry, reach: Reach) -> None:
+        """End what the request of `entry` has beside its client: the request is over."""
+        entry.reach = None
+        reach.give_up()
+        for row in reach.connections:
+            self.let_go(row)
+
+    def let_go(self, row: Connected) -> None:
+        """End an outgoing connection that its request has no use for any more."""
+        assert isinstance(row, ConnectionRow)
+        row.parent = None
+        self.end(row, Event.RELEASED)
+
     def give_up_call(self, entry: Entry) -> None:
-        """Give up the call that `entry` waits for, if there is one."""
+        """Give up the calls, connects and handshakes that `entry` waits for."""
         give_up = self.give_ups.pop(entry, None)
         if give_up is not None:
             give_up()
+        if entry.reach is not None:
+            entry.reach.give_up()
 
     def _close_handler(self, entry: Entry, request: Any) -> BaseException | None:
         """Close the handler; the connection may still linger. Returns the exception that ends the loop, or None."""
@@ -154,6 +177,10 @@ class Endings:
             entry.transport, entry.resumable = RELEASED, OVER
             self.table.remove(entry)
             self.deadlines.forget(entry)
+        for row in list(self.table.connections.values()):
+            row.transport = RELEASED
+            self.table.remove(row)
+            self.deadlines.forget(row)
         self.give_ups.clear()
         self.closed.clear()
         self.table.running = None
@@ -164,3 +191,6 @@ class Endings:
             # Its own request may be in two tables: a private loop's, and the table that handed the request off.
             if own is None or entry.transport.request is not own.transport.request:
                 entry.transport.abandon()
+        for row in self.table.connections.values():
+            if own is None or row.parent_id != own.id:
+                row.transport.abandon()

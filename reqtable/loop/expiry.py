@@ -7,6 +7,7 @@ import logging
 from reqtable.loop.step import Steps
 from reqtable.loop.times import LoopTimes
 from reqtable.table.addresses import address_text
+from reqtable.table.connection import ConnectionRow
 from reqtable.table.engine_wants import Sleeping
 from reqtable.table.errors import TimedOut, shown
 from reqtable.table.input import MISSING
@@ -40,13 +41,18 @@ class Expiry:
         limits = steps.table.limits
         now = steps.table.now
         whole = limits.request_timeout_s
-        if entry.state is State.LINGERING:
+        if isinstance(entry, ConnectionRow):
+            steps.waiting.expire_connection(entry)
+        elif entry.state is State.LINGERING:
             steps.end(entry, Event.DEADLINE_PASSED)
         elif entry.state is State.OPENING:
             entry.ending = Ending.TIMEOUT
             steps.end(entry, Event.DEADLINE_PASSED)
         elif whole is not None and entry.created_at + whole <= now:
             self._end_late(entry, f"was not done within {whole:g} s")
+        elif entry.state is State.WAITING:
+            if not steps.waiting.expire(entry):
+                self._end_late(entry, f"took none of its output for {limits.write_timeout_s:g} s")
         elif entry.state is State.WRITING and entry.output.first is not None:
             self._end_late(entry, f"took none of its output for {limits.write_timeout_s:g} s")
         elif type(entry.want) is Sleeping and entry.want.wakes_at <= now:

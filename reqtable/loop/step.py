@@ -20,9 +20,10 @@ from reqtable.loop.ending import Endings
 from reqtable.loop.mailbox import Mailbox
 from reqtable.loop.platform import System
 from reqtable.loop.timeouts import Timeouts
+from reqtable.loop.waiting import Waiting
 from reqtable.table.compiled import mypyc_attr
 from reqtable.table.engine_wants import ENDED, TURN, Sleeping
-from reqtable.table.errors import IncompleteRead, LimitExceeded, ending_of
+from reqtable.table.errors import HandlerError, IncompleteRead, LimitExceeded, ending_of
 from reqtable.table.input import MISSING
 from reqtable.table.limits import Limits
 from reqtable.table.states import INTEREST, TRANSITIONS, Event, State
@@ -32,10 +33,12 @@ from reqtable.table.wants import Call, Failure, HandOff, Sleep, Want
 # Every request uses these members. On Python 3.11 `State.READING` takes 100 ns to look up, a global name 10 ns.
 _READING: Final = State.READING
 _WRITING: Final = State.WRITING
+_WAITING: Final = State.WAITING
 _CLOSED: Final = State.CLOSED
 _READY: Final = State.READY
 _RUNNING: Final = State.RUNNING
 _AWAITS_INPUT: Final = Event.AWAITS_INPUT
+_AWAITS_ANY: Final = Event.AWAITS_ANY
 _AWAITS_TURN: Final = Event.AWAITS_TURN
 _OUTPUT_BLOCKED: Final = Event.OUTPUT_BLOCKED
 _INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
@@ -54,6 +57,8 @@ class Steps(Endings):
         self.table.owner = self
         self.mailbox = Mailbox(system.clock, self.poller, self.failures)
         self.timeouts = Timeouts(self.table, self.deadlines)
+        self.waiting = Waiting(self)
+        self.on_connection_release.append(self.waiting.connection_ended)
         self.turns: deque[Entry] = deque()  # the READY entries, in order
         self.relieve: Callable[[], Any] = bool  # called when the buffers hold more than `buffered_bytes_max`
         self.send_share = self.table.limits.send_bytes  # bytes a request may send at once; 0: the pass has sent enough
@@ -156,16 +161,24 @@ class Steps(Endings):
     def _take_failed(self, entry: Entry, want: Want[Any], problem: Exception) -> Want[Any] | None:
         """Tell the handler that `want.take` raised `problem`. Raises HandlerError if it would be told for ever."""
         if isinstance(problem, LimitExceeded):
-            self.table.note_refusal(entry, want)
+            refused = entry if problem.connection is None else problem.connection.row
+            self.table.note_refusal(refused, want)
+        elif isinstance(problem, HandlerError) and entry.reach is not None:
+            entry.reach.note_mistake(problem)
         return self._throw(entry, problem)
 
     def _settle(self, entry: Entry, cause: Event, want: Want[Any] | None, stepped: bool, waits: bool) -> None:
         """Suspend `entry` in the state of its next want, or finish it."""
         if want is None:
-            self._finish(entry, cause)
+            self.finish(entry, cause)
             return
-        if stepped and want.awaits is not _AWAITS_INPUT:
-            want = self._begin_wait(entry, want)
+        if want.awaits is not _AWAITS_INPUT:
+            if stepped:
+                want = self._begin_wait(entry, want)
+            if want.awaits is _AWAITS_ANY:
+                entry.want = want
+                self.waiting.settle(entry, cause, waits)
+                return
         entry.want = want
         if entry.output.first is not None and not entry.transport.flush():
             if entry.state is _CLOSED:
@@ -174,7 +187,7 @@ class Steps(Endings):
         else:
             event = want.awaits if waits else _AWAITS_TURN
         if entry.state is not _AFTER_STEP[event] or event is _AWAITS_TURN:
-            self._move(entry, cause, event)
+            self.move(entry, cause, event)
         unread = entry.input
         if entry.held or event is _OUTPUT_BLOCKED or unread.data or not unread.is_stream:
             self.count_buffers(entry)
@@ -193,7 +206,7 @@ class Steps(Endings):
         if most is not None and self.table.buffered > most:
             self.relieve()
 
-    def _move(self, entry: Entry, cause: Event, event: Event) -> None:
+    def move(self, entry: Entry, cause: Event, event: Event) -> None:
         """Move `entry` from the state that `cause` ends, through RUNNING, to the state that `event` begins."""
         if entry.state is not _RUNNING:
             entry.advance(cause)
@@ -203,7 +216,9 @@ class Steps(Endings):
             self.turns.append(entry)
 
     def _begin_wait(self, entry: Entry, want: Want[Any]) -> Want[Any]:
-        """Start what `entry` waits for: a timer, a call or a hand-off. Returns the want that it waits for now."""
+        """Start what `entry` waits for: a timer, a call, a hand-off. Returns the want that it waits for now."""
+        if want.awaits is _AWAITS_ANY:
+            return self.waiting.begin(entry, want)
         if isinstance(want, Sleep):
             return Sleeping(want.seconds, self.table.now + want.seconds)
         if isinstance(want, Call | HandOff):
@@ -216,16 +231,18 @@ class Steps(Endings):
                 self.post_result(entry, number, Failure(problem))
         return want
 
-    def _finish(self, entry: Entry, cause: Event) -> None:
+    def finish(self, entry: Entry, cause: Event) -> None:
         """Finish `entry`: end its connection politely, once the kernel has taken its output."""
         if entry.state is _CLOSED:
             return
         entry.want = ENDED
+        if entry.reach is not None and self.waiting.must_finish_later(entry, cause):
+            return
         blocked = entry.output.first is not None and not entry.transport.flush()
         if self.is_closed(entry):
             return
         if blocked:
-            self._move(entry, cause, _OUTPUT_BLOCKED)
+            self.move(entry, cause, _OUTPUT_BLOCKED)
             self.count_buffers(entry)
             if not self.is_closed(entry):
                 self.timeouts.arm(entry)
@@ -248,7 +265,7 @@ class Steps(Endings):
     def output_taken(self, entry: Entry) -> None:
         """Continue a WRITING entry: its peer has taken all of its output."""
         if entry.want is ENDED:
-            self._finish(entry, Event.OUTPUT_TAKEN)
+            self.finish(entry, Event.OUTPUT_TAKEN)
         else:
             self.step(entry, Event.OUTPUT_TAKEN)
 
@@ -266,6 +283,7 @@ class Steps(Endings):
         """Give `entry` the result of its call `number`. Drops the result if `entry` no longer waits for it."""
         waits_in = _RESULT_WAITED_FOR.get(entry.want.awaits)
         if entry.call_number != number or waits_in is None or entry.state is _CLOSED:
+            self.waiting.deliver(entry, number, item)
             return
         self.give_ups.pop(entry, None)
         entry.result = item
@@ -286,13 +304,18 @@ class Steps(Endings):
 
     def flush_touched(self) -> None:
         """Flush the output that steps have sent to other requests than their own."""
-        while self.table.touched:
-            self._flush_touched(self.table.touched.pop())
+        touched, self.table.touched = self.table.touched, []
+        for entry in touched:
+            self._flush_touched(entry)
 
     def _flush_touched(self, entry: Entry) -> None:
         """Flush `entry`, to which another request's step has sent. If output is left, have it wait for its peer."""
         try:
-            if entry.state is _WRITING:
+            if entry.state is _WAITING:
+                self.waiting.touched(entry)
+            elif entry.want.awaits is _AWAITS_ANY and entry.state is _READY:
+                self.count_buffers(entry)  # its turn comes
+            elif entry.state is _WRITING:
                 self.count_buffers(entry)
             elif entry.state in _BLOCKABLE and entry.output.first is not None and not entry.transport.flush():
                 self._block(entry)

@@ -104,6 +104,8 @@ class Session:
         self.inbox.deliver(data, self.steps.table.limits.inbox_max)
         if entry.state is State.READING:
             self.steps.step(entry, Event.INPUT_ARRIVED)
+        elif entry.state is State.WAITING:
+            self.steps.waiting.wake(entry, Event.INPUT_ARRIVED)
         else:
             self.steps.count_buffers(entry)
 
@@ -120,6 +122,8 @@ class Session:
             self.steps.failures.outside_step(self.entry, problem)
 
     def _go_on_sending(self) -> None:
+        if self.entry.state is State.WAITING:
+            self._send_while_waiting()
         if self.entry.state is not State.WRITING:
             return
         before = self.entry.bytes_out
@@ -128,6 +132,17 @@ class Session:
         elif self.entry.state is State.WRITING:
             if self.entry.bytes_out > before:
                 self.steps.output_moved(self.entry)
+            self.steps.mailbox.call_later(self._flush_on)
+
+    def _send_while_waiting(self) -> None:
+        entry = self.entry
+        before = entry.bytes_out
+        if entry.output.first is None:
+            return
+        if self.flush():
+            self.steps.waiting.output_taken(entry)
+        elif entry.state is State.WAITING:
+            self.steps.waiting.output_moved(entry, entry.bytes_out > before)
             self.steps.mailbox.call_later(self._flush_on)
 
     def flush(self) -> bool:

@@ -12,8 +12,8 @@ from reqtable.loop.step import Steps
 from reqtable.net.sockets import discarded_all, end_request, has_unread, is_peers_error
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.compiled import mypyc_attr
-from reqtable.table.output import SMALL_BYTES, FileSlice
-from reqtable.table.states import Event, State
+from reqtable.table.output import END, SMALL_BYTES, FileSlice
+from reqtable.table.states import PEER_END, READ, WRITE, Event, State
 from reqtable.table.table import Entry
 
 log = logging.getLogger("reqtable")
@@ -23,6 +23,7 @@ _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 # Names, as in the loop: looking up an Enum member takes 100 ns.
 _READING: Final = State.READING
 _WRITING: Final = State.WRITING
+_WAITING: Final = State.WAITING
 _LINGERING: Final = State.LINGERING
 _INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
 _INPUT_ENDED: Final = Event.INPUT_ENDED
@@ -69,6 +70,8 @@ class Stream(Selectable):
         if state is not _READING:
             if state is _WRITING:
                 self._flush_on()
+            elif state is _WAITING:
+                self._while_waiting(mask)
             elif state is _LINGERING:
                 self._discard()
             return
@@ -92,6 +95,41 @@ class Stream(Selectable):
         else:
             entry.input.ended = True
             steps.step(entry, _INPUT_ENDED)
+
+    def _while_waiting(self, mask: int) -> None:
+        """Go on with the connection of a WAITING request, which may be polled for several things at once."""
+        entry, steps = self.entry, self.steps
+        reach = entry.reach
+        assert reach is not None
+        if mask & WRITE and entry.output.first is not None:
+            before = entry.bytes_out
+            if self.flush():
+                steps.waiting.output_taken(entry)
+            elif entry.state is _WAITING:
+                steps.waiting.output_moved(entry, entry.bytes_out > before)
+        if mask & PEER_END and self.watched & PEER_END and not reach.peer_ended:
+            reach.peer_ended = True
+            steps.waiting.wake(entry, _INPUT_ENDED)
+        if mask & READ and self.watched & READ and entry.state is _WAITING:
+            self._receive()
+
+    def _receive(self) -> None:
+        entry, steps = self.entry, self.steps
+        try:
+            data = self.request.recv(steps.table.limits.recv_bytes)
+        except _NOT_NOW:
+            return
+        except OSError as error:
+            self._unreadable(error)
+            return
+        entry.active_at = steps.table.now
+        if data:
+            entry.bytes_in += len(data)
+            entry.input.feed(data)
+            steps.waiting.wake(entry, _INPUT_ARRIVED)
+        else:
+            entry.input.ended = True
+            steps.waiting.wake(entry, _INPUT_ENDED)
 
     def _flush_on(self) -> None:
         before = self.entry.bytes_out
@@ -138,14 +176,23 @@ class Stream(Selectable):
             piece = output.front()
             if type(piece) is FileSlice:
                 sent = self._send_file(piece, share)
+            elif piece is END:
+                self._end_output()
+                sent = 0
+                output.consume(1)
             else:
                 sent = self.request.send(piece if len(piece) <= share else memoryview(piece)[:share])
             self.entry.bytes_out += sent
             if sent >= SMALL_BYTES:
                 self.steps.spend(sent)
-            output.consume(sent)
+            if sent:
+                output.consume(sent)
             share -= sent
         return True
+
+    def _end_output(self) -> None:
+        """Have the peer see end of file. Raises BlockingIOError if that must wait."""
+        self.request.shutdown(socket.SHUT_WR)
 
     def _send_file(self, piece: FileSlice, most: int) -> int:
         """Send part of a file. Raises SendFileError if the file fails, OSError if the connection does.
@@ -168,11 +215,13 @@ class Stream(Selectable):
 
     def finish(self) -> None:
         """Shut the write side, then linger unless the peer has ended too: closing at once could cut the answer off."""
-        try:
-            self.request.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.steps.end(self.entry, Event.LOST)
-            return
+        reach = self.entry.reach
+        if reach is None or not reach.output_ended:
+            try:
+                self.request.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.steps.end(self.entry, Event.LOST)
+                return
         if self.entry.input.ended:
             self.steps.end(self.entry, Event.RELEASED)
         else:

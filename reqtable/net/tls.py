@@ -125,6 +125,11 @@ class TLSStream(Stream):
             return False
         return True
 
+    def _end_output(self) -> None:
+        if not self.request.say_goodbye():
+            raise ssl.SSLWantWriteError
+        socket.socket.shutdown(self.request, socket.SHUT_WR)
+
     def _send_file(self, piece: FileSlice, most: int) -> int:
         return int(self.request.send(piece.read(RECORD_BYTES)))
 
@@ -158,7 +163,7 @@ def _context(options: TLSOptions, key: str, certificate: Certificate) -> ssl.SSL
         try:
             context.load_verify_locations(options.client_ca)
         except OSError as error:
-            reason = _reason(error)
+            reason = reason_of(error)
             raise ConfigurationError(f"tls.client_ca {options.client_ca}: {reason}: give certificates as PEM") from None
         context.verify_mode = ssl.CERT_REQUIRED if options.client_cert_required else ssl.CERT_OPTIONAL
     return context
@@ -173,11 +178,11 @@ def _load(context: ssl.SSLContext, key: str, certificate: Certificate) -> None:
         if error.reason == "KEY_VALUES_MISMATCH":
             problem = f"is not the certificate of the key in {own or cert}: give a certificate and its key"
         else:
-            problem = _lack(key, cert, own) or f"or its key {own or cert}: {_reason(error)}: {_GIVE_PEM}"
+            problem = _lack(key, cert, own) or f"or its key {own or cert}: {reason_of(error)}: {_GIVE_PEM}"
     except OSError as error:
         if own and _is_readable(cert) and not _is_readable(own):
-            raise ConfigurationError(f"{key}.key {own} can't be used: {_reason(error)}") from None
-        problem = f"can't be used: {_reason(error)}"
+            raise ConfigurationError(f"{key}.key {own} can't be used: {reason_of(error)}") from None
+        problem = f"can't be used: {reason_of(error)}"
     else:
         return
     raise ConfigurationError(f"{key}.cert {cert} {problem}")
@@ -203,7 +208,7 @@ def _is_readable(path: str) -> bool:
     return os.access(path, os.R_OK) and not os.path.isdir(path)
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "not what it should be").lower().replace("_", " ")
     return (error.strerror or str(error)).lower()

@@ -13,6 +13,7 @@ from reqtable.loop.loop import Loop
 from reqtable.loop.platform import SYSTEM, System
 from reqtable.loop.poller import abandon_socket
 from reqtable.loop.step import Steps
+from reqtable.net.connect import Connector
 from reqtable.server.access_log import access, log_access
 from reqtable.server.admission import Admission
 from reqtable.server.hosted import Hosted, hosted
@@ -35,6 +36,7 @@ class Engine:
         self.system = SYSTEM.get() if system is None else system
         self.steps = Steps(limits, self.system)
         self.loop = Loop(self.steps)
+        self.connector = Connector(self.steps)
         self.servers: list[Hosted] = []
         self.listeners = Listeners(self.loop)
         self.admission = Admission(self.steps)
@@ -101,6 +103,7 @@ class Engine:
         self.listeners.close()
         for entry in self.table:
             self.steps.end(entry, Event.CANCELLED)
+        self.connector.close()
         self.steps.reap()
         self.loop.poller.close()
 

@@ -23,7 +23,8 @@ from reqtable.net.stream import Stream
 from reqtable.table.addresses import network_of
 from reqtable.table.errors import ReqtableError
 from reqtable.table.output import FileSlice
-from reqtable.table.states import INTEREST, State
+from reqtable.table.reaching import Disconnected
+from reqtable.table.states import INTEREST, PEER_END, READ, WRITE, Event, State
 from reqtable.table.table import Entry
 
 log = logging.getLogger("reqtable")
@@ -106,11 +107,25 @@ class Invariants:
         if isinstance(transport, Stream) and not is_tls(transport.request):
             # TLS is left out: OpenSSL may have to read in order to write, and the other way round. So is a blocking
             # handler's socket: it is polled only at times, and the handler may close it during a wait.
-            must(
-                transport.watched == INTEREST[entry.state],
-                entry,
-                f"is polled for {transport.watched}, not for {INTEREST[entry.state]}",
-            )
+            interest = self._interest_of(entry)
+            must(transport.watched == interest, entry, f"is polled for {transport.watched}, not for {interest}")
+
+    def _interest_of(self, entry: Entry) -> int:
+        """Return what the selector must watch the socket of `entry` for."""
+        interest = INTEREST[entry.state]
+        reach = entry.reach
+        if entry.state is not State.WAITING or reach is None:
+            return interest
+        if entry.output.first is not None:
+            interest |= WRITE
+        high_water = self._loop.table.limits.high_water_bytes
+        for want, row in getattr(entry.want, "pairs", ()):
+            if row is None and want.awaits is Event.AWAITS_INPUT:
+                has_room = not reach.is_full_beside(None, entry.output.held, high_water)
+                interest |= READ if has_room and not entry.input.ended else 0
+            elif type(want) is Disconnected and not reach.peer_ended:
+                interest |= PEER_END
+        return interest
 
     def _check_output(self, entry: Entry) -> None:
         output = entry.output
@@ -121,7 +136,8 @@ class Invariants:
         )
         touched = entry in self._loop.table.touched  # a handler has sent to it while being closed
         if isinstance(entry.transport, Stream) and not touched:
-            self._must(not size or entry.state is State.WRITING, entry, f"does not wait to send {size} bytes")
+            may_send = entry.state is State.WRITING or entry.want.awaits is Event.AWAITS_ANY or entry.reach is not None
+            self._must(not size or may_send, entry, f"does not wait to send {size} bytes")
 
     def _check_deadline(self, entry: Entry) -> None:
         loop = self._loop
@@ -144,7 +160,7 @@ class Invariants:
         held = 0
         networks: Counter[str | None] = Counter()
         queued = 0
-        for entry in table:
+        for entry in (*table, *table.connections.values()):
             buffers = len(entry.input) + entry.output.held
             is_settled = entry.state is not State.CLOSED and entry not in table.touched
             self._must(
@@ -152,7 +168,8 @@ class Invariants:
             )
             held += entry.held
             queued += entry.heap_time < inf
-            networks[network_of(entry.peer)] += 1
+            if entry.kind == "client":
+                networks[network_of(entry.peer)] += 1
         for what, counted, found in (
             ("bytes of buffers", table.buffered, held),
             ("deadlines", self._steps.deadlines.live, queued),
@@ -187,7 +204,7 @@ class Invariants:
         """Check that the selector watches what it should, and nothing else."""
         loop = self._loop
         watched: dict[int, Selectable] = {listener.fd: listener for listener in self._listeners if listener.watched}
-        for entry in loop.table:
+        for entry in (*loop.table, *loop.table.connections.values()):
             transport = entry.transport
             if isinstance(transport, Selectable) and transport.watched:
                 self._must(transport.fd not in watched, entry, f"has the descriptor of {watched.get(transport.fd)!r}")
@@ -198,7 +215,7 @@ class Invariants:
                 continue
             known = watched.pop(key.fd, None)
             owner: Entry | None = getattr(data, "entry", None)
-            if known is None and owner is None and not isinstance(data, Listener):
+            if known is None and (owner is None or owner.state is State.WAITING) and not isinstance(data, Listener):
                 continue  # not of a request: a child's pidfd, for one
             self._must(known is data, owner, f"should not be polled, but descriptor {key.fd} is")
             self._must(key.events == data.watched, owner or data, f"is polled for {key.events}, not for {data.watched}")

@@ -14,6 +14,8 @@ ReqtableError
 
 from __future__ import annotations
 
+from typing import Any
+
 from reqtable.table.states import Ending
 
 
@@ -50,7 +52,12 @@ class ConnectFailed(ReqtableError, OSError):
 
 
 class PeerError(ReqtableError):
-    """The peer did something that ends its request, unless the handler catches this."""
+    """The peer did something that ends its request, unless the handler catches this.
+
+    `connection` is the outgoing connection that the error is about; None: the client's own.
+    """
+
+    connection: Any = None
 
 
 class LimitExceeded(PeerError):

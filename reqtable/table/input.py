@@ -7,7 +7,7 @@ The engine receives only while a want is unsatisfied, so an input holds less tha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, ClassVar, Final
 
@@ -111,6 +111,20 @@ class Input:
             raise LimitExceeded("the rest of the input", limit)
         return self._take_to(len(self.data)) if self.ended else MISSING
 
+    def parsed(self, parse: Callable[[bytes], tuple[Any, int] | None], limit: int) -> Any:
+        """Take the message that `parse` finds at the beginning of the unread input."""
+        unread = len(self)
+        found = parse(self.peek(min(unread, limit)))
+        if found is None:
+            if unread >= limit:
+                raise LimitExceeded("a message", limit)
+            return MISSING
+        message, count = found
+        if not 0 < count <= min(unread, limit):
+            raise ValueError(f"parse took {count} bytes of {min(unread, limit)}: return the message and its length")
+        self._take_to(self._start + count)
+        return message
+
     def skip_line(self) -> Missing | None:
         """Throw away input up to and including a newline. Returns None once a newline or the end has come."""
         found = self.data.find(b"\n", self._start)
@@ -199,6 +213,10 @@ class Inbox(Input):
     def rest(self, limit: int) -> bytes | Missing:
         self._open()
         return super().rest(limit)
+
+    def parsed(self, parse: Callable[[bytes], tuple[Any, int] | None], limit: int) -> Any:
+        self._open()
+        return super().parsed(parse, limit)
 
     def skip_line(self) -> Missing | None:
         self._open()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from reqtable.table.errors import SendFileError
@@ -61,8 +63,17 @@ class FileSlice:
             return f"the {type(self.file).__name__} that is being sent"
 
 
+class EndOfOutput:
+    """Stands at the end of the output: the peer is to see end of file. It counts as one byte that is not in memory."""
+
+    __slots__ = ()
+
+
+END = EndOfOutput()
+
+
 class Output:
-    """Holds the unsent output of a request: pieces in order, each `bytes` or a `FileSlice`.
+    """Holds the unsent output of a request: pieces in order, each `bytes`, a `FileSlice` or, at the end, `END`.
 
     `first` is the piece to send next, or None. `more` is the list of the other pieces, or, most often, None.
     `size` counts all bytes. `held` counts only the bytes in memory, to which the limits apply. A datagram may have no
@@ -96,6 +107,11 @@ class Output:
         """Add a part of a file."""
         self._add(piece)
         self.size += piece.remaining
+
+    def append_end(self) -> None:
+        """End the output after what is queued."""
+        self._add(END)
+        self.size += 1
 
     def extend(self, other: Output) -> None:
         """Move all pieces of `other` to the end of this output."""
@@ -131,6 +147,8 @@ class Output:
             first.offset += count
             first.remaining -= count
             is_sent = not first.remaining
+        elif first is END:
+            is_sent = True
         else:
             self.held -= count
             is_sent = count == len(first)
@@ -162,3 +180,14 @@ class Output:
         del self.more[:count]
         if not self.more:
             self.more = None
+
+
+def size_of(file: Any) -> int:
+    """Return the size of a file in bytes. Raises ValueError if that can't be told."""
+    try:
+        status = os.fstat(file.fileno())
+    except (AttributeError, OSError):
+        return int(file.seek(0, os.SEEK_END))
+    if not S_ISREG(status.st_mode) or (not status.st_size and os.pread(file.fileno(), 1, 0)):
+        raise ValueError(f"send_file() can't tell the size of {file!r}: give a count, or send(file.read())")
+    return status.st_size

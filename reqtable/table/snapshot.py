@@ -19,6 +19,8 @@ class Row(TypedDict):
     """Holds one row of a snapshot, as plain data. `_s` is seconds; a value that is not known or not set is None."""
 
     id: int
+    kind: str  # "client", or "connection": an outgoing one
+    parent: int | None  # the id of the request that a connection belongs to
     peer: str
     local: str
     server: str
@@ -61,6 +63,10 @@ class Shown(Protocol):
     bytes_out: int
     steps: int
 
+    @property
+    def kind(self) -> str: ...
+    @property
+    def parent_id(self) -> int | None: ...
     @property
     def server(self) -> object: ...
     @property
@@ -108,6 +114,8 @@ class Listing:
         deadline = entry.deadline
         return {
             "id": entry.id,
+            "kind": entry.kind,
+            "parent": entry.parent_id,
             "peer": address_text(entry.peer),
             "local": self._text(entry.local, address_text),
             "server": type(entry.server).__name__,

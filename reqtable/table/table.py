@@ -22,6 +22,7 @@ from reqtable.table.input import MISSING, Input
 from reqtable.table.limits import Limits
 from reqtable.table.output import Output
 from reqtable.table.parts import Resumable, Server, Transport
+from reqtable.table.reach import Reach
 from reqtable.table.snapshot import Listing, Row, handler_name, want_text
 from reqtable.table.states import TRANSITIONS, Ending, Event, State
 from reqtable.table.wants import NOTHING, Want
@@ -106,6 +107,7 @@ class Entry:
         "output",
         "peer",
         "policy",
+        "reach",
         "result",
         "resumable",
         "server",
@@ -116,6 +118,8 @@ class Entry:
         "transport",
         "want",
     )
+
+    kind: ClassVar[str] = "client"  # or "connection": see ConnectionRow
 
     def __init__(
         self, table: RequestTable, server: Server, policy: Policy, peer: Any, local: Any, transport: Transport
@@ -144,7 +148,13 @@ class Entry:
         self.bytes_in_when_armed = 0  # `bytes_in` when its deadline was set
         self.held = 0  # bytes of its buffers, as the table last counted them
         self.ending: Ending | None = None  # how the request ends; None: DONE
+        self.reach: Reach | None = None  # what it has beside its client; None: nothing
         self.steps = 0
+
+    @property
+    def parent_id(self) -> int | None:
+        """The id of the request that an outgoing connection belongs to; None for a request."""
+        return None
 
     def advance(self, event: Event) -> None:
         """Move to the state that follows `event`. If there is none, raise ReqtableError: the engine has a bug."""
@@ -167,7 +177,10 @@ class Entry:
 
 
 class RequestTable:
-    """Holds the unfinished requests of an engine, in order of arrival."""
+    """Holds the unfinished requests of an engine, in order of arrival, and their outgoing connections.
+
+    Iterating it gives the requests; `connections` has the rows of the connections.
+    """
 
     def __init__(self, clock: Callable[[], float], limits: Limits | None = None) -> None:
         self.per_network: Counter[str | None] | None = None  # entries of each network; None: not limited
@@ -179,7 +192,9 @@ class RequestTable:
         self.now = clock()  # read once a pass
         self.running: Entry | None = None  # the entry whose step the loop is running
         self.accepting: Server | None = None  # the server whose `get_request` the loop is calling
-        self.touched: list[Entry] = []  # entries to which another entry's step has sent
+        self.touched: list[Entry] = []  # entries to which another entry's step has sent, or told, something
+        self.connections: dict[int, Entry] = {}  # the outgoing connections, by id
+        self.connection_counts: Counter[str] = Counter()  # how many were opened, reused, failed
         self.elsewhere: dict[Entry, RemoteStep] = {}  # entries whose step runs in another thread
         # For each entry whose input exceeded a limit: how much input it had taken by then, and the wants that it tried.
         self._refused: dict[Entry, tuple[int, list[Want[Any]]]] = {}
@@ -199,8 +214,8 @@ class RequestTable:
         return self._entries.get(entry.id) is entry
 
     def get(self, id: int) -> Entry | None:
-        """Return the entry with that id, or None if there is none."""
-        return self._entries.get(id)
+        """Return the entry of the request or the connection with that id, or None if there is none."""
+        return self._entries.get(id) or self.connections.get(id)
 
     @property
     def full(self) -> bool:
@@ -227,12 +242,19 @@ class RequestTable:
         if self.per_network is not None:
             self.per_network[network_of(entry.peer)] += 1
 
+    def add_connection(self, row: Entry) -> None:
+        self.last_id += 1
+        row.id = self.last_id
+        self.connections[row.id] = row
+
     def remove(self, entry: Entry) -> None:
         self.hold(entry, 0)
         self._refused.pop(entry, None)
         if entry in self:
             self._discount(entry)
             del self._entries[entry.id]
+        else:
+            self.connections.pop(entry.id, None)
 
     def set_peer(self, entry: Entry, peer: Any) -> None:
         """Set the peer of `entry` to the client that a proxy has named."""
@@ -265,17 +287,21 @@ class RequestTable:
             )
         self._refused[entry] = taken, [*refused, want]
 
+    def touch(self, entry: Entry) -> None:
+        """Note that another request has sent, or told, something to `entry`. Only for the loop's own thread."""
+        self.touched.append(entry)
+
     def hold(self, entry: Entry, count: int) -> None:
         """Set the count of bytes in the buffers of `entry`."""
         self.buffered += count - entry.held
         entry.held = count
 
     def cancel(self, id: int) -> bool:
-        """End the request with that id. Returns False if there is none. Callable from any thread.
+        """End the request, or the outgoing connection, with that id. Returns False if there is none.
 
-        In a forked child it ends nothing: the request belongs to the parent.
+        Callable from any thread. In a forked child it ends nothing: the request belongs to the parent.
         """
-        entry = self._entries.get(id)
+        entry = self.get(id)
         if entry is None or entry.state is State.CLOSED or self.owner is None:
             return False
         self.owner.cancel(entry)
@@ -306,6 +332,6 @@ class RequestTable:
 
     def slices(self, listing: Listing) -> Iterator[list[Row]]:
         """Yield the matching rows in one or more parts. Between two parts the loop may run and change the entries."""
-        entries = list(self)
+        entries = [*self, *list(self.connections.values())]
         for first in range(0, max(1, len(entries)), SLICE_ROWS):
             yield listing.rows(entries[first : first + SLICE_ROWS], self.running, self.clock())

@@ -22,12 +22,14 @@ from reqtable.table.input import MISSING, Input, Missing
 from reqtable.table.limits import Limits
 from reqtable.table.output import Output
 from reqtable.table.places import Place, caller
+from reqtable.table.reach import Reach
 from reqtable.table.states import Event
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
 LIMIT_BYTES = 65_536
+Parse = Callable[[bytes], "tuple[Any, int] | None"]  # see `parsed`
 
 
 class Surroundings(Protocol):
@@ -45,6 +47,8 @@ class Waiting(Protocol):
 
     input: Input
     output: Output
+    id: int
+    reach: Reach | None  # what the request has beside its client; None: nothing
     result: Any  # the posted item, such as the result of a call; MISSING if nothing was posted
 
     @property
@@ -130,6 +134,16 @@ class Rest(Want[bytes]):
 
     def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.rest(self.limit)
+
+
+@want_type
+class Parsed(Want[Any]):
+    parse: Parse
+    limit: int
+    needs_bytes: ClassVar[bool] = True
+
+    def take(self, entry: Waiting) -> Any:
+        return entry.input.parsed(self.parse, self.limit)
 
 
 @want_type
@@ -265,6 +279,17 @@ def skip_line() -> Want[None]:
     A line that exceeded the limit of `line()` is still unread. This want skips it, however long it is.
     """
     return _SKIP_LINE
+
+
+def parsed(parse: Parse, limit: int = LIMIT_BYTES) -> Want[Any]:
+    """Wait for a whole message, at most `limit` bytes of input, as `parse` finds it.
+
+    `parse(data)` gets the unread input. It returns None while the message is incomplete, and else the pair of the
+    message and the number of bytes that it took. An exception that it raises goes to the handler.
+    """
+    if not callable(parse):
+        raise TypeError(f"parsed() takes a function of the input, not {parse!r}")
+    return Parsed(parse, _whole("limit", limit, 1))
 
 
 def exactly(n: int) -> Want[bytes]:

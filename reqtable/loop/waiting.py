@@ -1,0 +1,350 @@
+"""What a WAITING request waits for: messages, several things at once, or another connection than its client's.
+
+The rules:
+
+* Whatever happens to one of these things, `wake` runs a step, which asks the request's want, as always. If its item has
+  not come, the request goes on waiting.
+* A side (the client or a connection) is polled for READ while the request wants its input and has room for it, and for
+  WRITE while it has unsent output.
+* An output that blocks does not end the wait, so a slow reader holds up only the direction towards it.
+* When the kernel has taken an output, the request is asked again if a want was held back for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any, Final, Protocol
+
+from reqtable.loop.mailbox import Mailbox
+from reqtable.table.connection import ConnectionRow
+from reqtable.table.deadlines import Deadlines
+from reqtable.table.engine_wants import ENDED, Sleeping
+from reqtable.table.errors import ConnectFailed, TimedOut, shown
+from reqtable.table.input import MISSING, Missing
+from reqtable.table.reach import Connected, Reach
+from reqtable.table.reaching import Disconnected, Either, Reaching
+from reqtable.table.states import INTEREST, PEER_END, READ, WRITE, Event, State
+from reqtable.table.table import Entry, RequestTable
+from reqtable.table.wants import NOTHING, Call, Failure, Posted, Sleep, Want
+
+_WAITING: Final = State.WAITING
+_READY: Final = State.READY
+_CLOSED: Final = State.CLOSED
+_AWAITS_ANY: Final = Event.AWAITS_ANY
+_AWAITS_TURN: Final = Event.AWAITS_TURN
+_AWAITS_INPUT: Final = Event.AWAITS_INPUT
+_INTEREST: Final = INTEREST[State.WAITING]
+
+
+class Runner(Protocol):
+    """Runs the steps of the requests: the part of `Steps` that is used here."""
+
+    deadlines: Deadlines[Entry]
+    mailbox: Mailbox
+    table: RequestTable
+
+    def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None: ...
+    def move(self, entry: Entry, cause: Event, event: Event) -> None: ...
+    def finish(self, entry: Entry, cause: Event) -> None: ...
+    def end(self, entry: Entry, event: Event) -> None: ...
+    def count_buffers(self, entry: Entry) -> None: ...
+    def is_closed(self, entry: Entry) -> bool: ...
+
+
+class Starter(Protocol):
+    """Begins what a want needs that the loop does not know: a connection, a handshake."""
+
+    def begin(self, entry: Entry, want: Want[Any]) -> Want[Any]:
+        """Begin it. Returns the want to wait for, which is a `Begun`."""
+
+
+class BegunCall(Posted[Any]):
+    """Waits for the result of a call that was begun as one of several wants."""
+
+    __slots__ = ("_give_up", "call", "number", "result")
+
+    awaits = _AWAITS_ANY
+
+    def __init__(self, call: Call[Any], number: int) -> None:
+        self.call = call
+        self.number = number
+        self.result: Any = MISSING
+        self._give_up: Callable[[], Any] | None = None
+
+    def began(self, give_up: Callable[[], Any]) -> None:
+        """Note the function that gives the call up."""
+        self._give_up = give_up
+
+    def take(self, entry: Any) -> Any | Missing:
+        self._give_up = None if self.result is not MISSING else self._give_up
+        return self.call.take(self)  # type: ignore[arg-type]  # it takes `result`, which is here
+
+    def give_up(self) -> None:
+        if self._give_up is not None:
+            self._give_up()
+
+    def __repr__(self) -> str:
+        return repr(self.call)
+
+
+class Waiting:
+    """Begins, polls for and ends the waits of WAITING requests. `steps` runs their steps."""
+
+    def __init__(self, steps: Runner) -> None:
+        self._steps = steps
+        self.starter: Starter  # set by the engine, or by a private loop
+
+    # -- a request begins to wait -------------------------------------------------------------------------------------
+
+    def begin(self, entry: Entry, want: Want[Any]) -> Want[Any]:
+        """Begin what `want` needs: timers, calls, connections. Returns the want that the request waits for now."""
+        reach = entry.reach = entry.reach or Reach()
+        timeout = entry.timeout if want.is_timed else None
+        reach.until = None if timeout is None else self._steps.table.now + timeout
+        if getattr(want, "is_begun", True):
+            return want
+        wants = want.wants if type(want) is Either else (want,)
+        begun = tuple(self._begun(entry, each) for each in wants)
+        reach.begun = tuple(each for each in begun if hasattr(each, "give_up"))
+        if reach.begun:
+            self._steps.mailbox.post(self.wake, entry, Event.RESULT_POSTED)  # some may have come about already
+        return Either(begun, True) if type(want) is Either else begun[0]
+
+    def _begun(self, entry: Entry, want: Want[Any]) -> Want[Any]:
+        steps = self._steps
+        if isinstance(want, Sleep):
+            return Sleeping(want.seconds, steps.table.now + want.seconds)
+        if isinstance(want, Call):
+            begun = BegunCall(want, entry.expect_result())
+            try:
+                begun.began(entry.policy.begin_call(entry, want))
+            except Exception as problem:
+                begun.result = Failure(problem)
+            return begun
+        if isinstance(want, Reaching) and not want.is_begun:
+            return self.starter.begin(entry, want)
+        return want
+
+    def settle(self, entry: Entry, cause: Event, waits: bool) -> None:
+        """Suspend `entry`: WAITING, or READY if its want must be asked again."""
+        reach = entry.reach
+        assert reach is not None
+        output = entry.output
+        if output.first is not None:
+            before = entry.bytes_out
+            is_taken = entry.transport.flush()
+            if entry.state is _CLOSED:
+                return
+            if is_taken:
+                waits = waits and not reach.held_back
+            self._note_output(entry, reach, is_taken, entry.bytes_out > before or reach.write_until is None)
+        event = _AWAITS_ANY if waits else _AWAITS_TURN
+        if entry.state is not (_WAITING if waits else None):
+            self._steps.move(entry, cause, event)
+        if waits:
+            self.watch(entry)
+        if entry.held or output.first is not None or entry.input.data or not entry.input.is_stream:
+            self._steps.count_buffers(entry)
+            if self._steps.is_closed(entry):
+                return
+        self.arm(entry)
+
+    def watch(self, entry: Entry) -> None:
+        """Poll for what the wants of a WAITING entry need: on its own socket, and on its connections."""
+        reach = entry.reach
+        assert reach is not None
+        own = _INTEREST
+        if entry.output.first is not None:
+            own |= WRITE
+        for row in reach.connections:
+            row.wants_input = False
+            row.want = NOTHING
+        high_water = self._steps.table.limits.high_water_bytes
+        held = entry.output.held
+        for want, row_of_want in getattr(entry.want, "pairs", ()):
+            if want.awaits is _AWAITS_INPUT:
+                if reach.is_full_beside(row_of_want, held, high_water):
+                    reach.held_back = True
+                elif row_of_want is not None:
+                    row_of_want.wants_input = not row_of_want.input.ended
+                    row_of_want.want = want
+                elif not entry.input.ended:
+                    own |= READ
+            elif type(want) is Disconnected and not reach.peer_ended:
+                own |= PEER_END
+        entry.transport.watch(own)
+        for row in reach.connections:
+            self.watch_connection(row)
+
+    def watch_connection(self, row: Connected) -> None:
+        """Poll a connection for what its request wants of it. While it is CONNECTING, its attempts poll."""
+        if row.state is _WAITING:
+            row.watch((READ if row.wants_input else 0) | (WRITE if row.output.first is not None else 0))
+
+    # -- what ends a wait ---------------------------------------------------------------------------------------------
+
+    def wake(self, entry: Entry, event: Event) -> None:
+        """Have a WAITING request ask its want again, because of `event`. In any other state it will ask anyway."""
+        if entry.state is _WAITING and entry.kind == "client":
+            reach = entry.reach
+            assert reach is not None
+            reach.held_back = False
+            if entry.want is ENDED:
+                self._steps.finish(entry, event)
+            else:
+                self._steps.step(entry, event)
+
+    def deliver(self, entry: Entry, number: int, item: Any) -> None:
+        """Give `entry` the result of a call that it began as one of several wants. Drops the result of any other."""
+        for each in entry.reach.begun if entry.reach is not None else ():
+            if isinstance(each, BegunCall) and each.number == number:
+                each.result = item
+                entry.active_at = self._steps.table.now
+                self.wake(entry, Event.RESULT_POSTED)
+
+    def output_taken(self, entry: Entry) -> None:
+        """Go on after the kernel has taken all output of one side, a request's or a connection's."""
+        self._steps.count_buffers(entry)
+        request = entry.parent if isinstance(entry, ConnectionRow) else entry
+        if entry is not request:
+            entry.deadline = None
+            self.watch_connection(entry)  # type: ignore[arg-type]
+        if request is None or request.state is not _WAITING:
+            return
+        assert request.reach is not None
+        if request is entry:
+            request.reach.write_until = None
+        if request.reach.held_back or request.want is ENDED:
+            self.wake(request, Event.OUTPUT_TAKEN)
+        elif request is entry:
+            self.watch(request)
+            self.arm(request)
+
+    def touched(self, entry: Entry) -> None:
+        """Go on with a WAITING side to which another request's step has sent something, or told it something."""
+        self._flush(entry)
+        if entry.reach is not None and entry.reach.told:
+            self.wake(entry, Event.RESULT_POSTED)
+
+    def _flush(self, entry: Entry) -> None:
+        """Flush a side to which a step has sent, and poll for what is left."""
+        before = entry.bytes_out
+        if entry.output.first is not None:
+            is_taken = entry.transport.flush()
+            if entry.state is _CLOSED:
+                return
+            if is_taken:
+                self.output_taken(entry)
+                return
+            self.output_moved(entry, entry.bytes_out > before)
+            if isinstance(entry, ConnectionRow):
+                self.watch_connection(entry)
+            elif not self._steps.is_closed(entry):
+                self.watch(entry)
+
+    def output_moved(self, entry: Entry, moved: bool) -> None:
+        """Note that output is left, and renew its deadline if some of it was taken."""
+        steps = self._steps
+        steps.count_buffers(entry)
+        if steps.is_closed(entry):
+            return
+        if isinstance(entry, ConnectionRow):
+            if moved or entry.deadline is None:
+                steps.deadlines.arm(entry, steps.table.now + steps.table.limits.write_timeout_s)
+        elif entry.reach is not None:
+            self._note_output(entry, entry.reach, False, moved or entry.reach.write_until is None)
+            self.arm(entry)
+
+    def _note_output(self, entry: Entry, reach: Reach, is_taken: bool, moved: bool) -> None:
+        if is_taken:
+            reach.write_until = None
+        elif moved:
+            reach.write_until = self._steps.table.now + self._steps.table.limits.write_timeout_s
+
+    # -- deadlines ----------------------------------------------------------------------------------------------------
+
+    def arm(self, entry: Entry) -> None:
+        """Set the deadline of a WAITING entry: the soonest of its timeout, its sleeps, its output and the request's."""
+        reach = entry.reach
+        assert reach is not None
+        at = inf if reach.until is None else reach.until
+        if reach.write_until is not None:
+            at = min(at, reach.write_until)
+        if reach.begun or type(entry.want) is Either:
+            for want, _ in getattr(entry.want, "pairs", ()):
+                if type(want) is Sleeping:
+                    at = min(at, want.wakes_at)
+        whole = self._steps.table.limits.request_timeout_s
+        if whole is not None:
+            at = min(at, entry.created_at + whole)
+        if at == inf or entry.state is _READY:
+            entry.deadline = None
+        else:
+            self._steps.deadlines.arm(entry, at)
+
+    def expire(self, entry: Entry) -> bool:
+        """Continue a WAITING request whose deadline has passed. Returns False if its output was not taken in time."""
+        reach, now = entry.reach, self._steps.table.now
+        assert reach is not None
+        if reach.write_until is not None and reach.write_until <= now:
+            return False
+        if reach.until is not None and reach.until <= now:
+            reach.give_up()
+            error = TimedOut(f"{shown(entry.want)} did not come within {entry.timeout:g} s")
+            self._steps.step(entry, Event.DEADLINE_PASSED, error)
+        else:
+            self.wake(entry, Event.DEADLINE_PASSED)  # a sleep is over
+        return True
+
+    def expire_connection(self, row: ConnectionRow) -> None:
+        """End a connection whose deadline has passed."""
+        limits = self._steps.table.limits
+        if row.state is State.CONNECTING:
+            self.fail(row, ConnectFailed(row.address, f"not connected within {row.timeout:g} s"))
+        elif row.parent is None:
+            self._steps.end(row, Event.RELEASED)  # it was idle for too long
+        else:
+            self.fail(row, TimedOut(f"{row.address} took none of its output for {limits.write_timeout_s:g} s"))
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def fail(self, row: ConnectionRow, error: Exception) -> None:
+        """End a connection because of `error`, which its request gets."""
+        if row.failure is None:
+            row.failure = error
+            if not isinstance(error, ConnectFailed):
+                error.connection = row.connection  # type: ignore[attr-defined]
+        self._steps.end(row, Event.LOST)
+
+    def must_finish_later(self, entry: Entry, cause: Event) -> bool:
+        """Have a request that is done wait until its connections have taken their output. False if they have."""
+        reach = entry.reach
+        assert reach is not None
+        for row in list(reach.connections):
+            if row.output.first is not None:
+                row.flush()
+        if all(row.output.first is None for row in reach.connections):
+            return False
+        if entry.state is not _WAITING:
+            self._steps.move(entry, cause, _AWAITS_ANY)
+        reach.until = None
+        self.watch(entry)
+        for row in list(reach.connections):
+            if row.output.first is not None and isinstance(row, ConnectionRow):
+                self.output_moved(row, False)
+        self.arm(entry)
+        return True
+
+    def connection_ended(self, row: Entry) -> None:
+        """Tell the request of a connection that the connection has ended, unless the request has ended it."""
+        assert isinstance(row, ConnectionRow)
+        request = row.parent
+        if request is None or request.reach is None:
+            return
+        if row in request.reach.connections:
+            request.reach.connections.remove(row)
+        if row.failure is None:
+            row.failure = ConnectionAbortedError(f"the connection to {row.address} was cancelled")
+            row.failure.connection = row.connection  # type: ignore[attr-defined]
+        self._steps.mailbox.post(self.wake, request, Event.RESULT_POSTED)

@@ -1,0 +1,203 @@
+"""`Connection`: what a handler has of an outgoing connection."""
+
+from __future__ import annotations
+
+from threading import get_ident
+from typing import Any, BinaryIO, Protocol
+
+from reqtable.net.sockets import is_tls
+from reqtable.table import wants
+from reqtable.table.addresses import address_text
+from reqtable.table.connecting import ClientTLS, StartTLS
+from reqtable.table.connection import ConnectionRow
+from reqtable.table.errors import HandlerError, LimitExceeded
+from reqtable.table.output import FileSlice, size_of
+from reqtable.table.reaching import OfConnection, failure_of, not_own
+from reqtable.table.room import DONE, Room
+from reqtable.table.states import State
+from reqtable.table.wants import Want
+
+
+class Keeper(Protocol):
+    """Closes connections, and keeps those that can be used again."""
+
+    def close_row(self, row: ConnectionRow) -> None: ...
+    def keep(self, row: ConnectionRow) -> None: ...
+
+
+class Connection:
+    """Talks to another service. A request opens it with `connect`, and it ends with its request.
+
+    The wants have the arguments and items of the functions of the same names. They are for the request that has opened
+    the connection. At the end of file, `line`, `chunk` and `rest` give what is left, and then `b""`, once; `until` and
+    `exactly` raise IncompleteRead. An error of the connection has it as the attribute `connection`.
+    """
+
+    __slots__ = ("_keeper", "row")
+
+    def __init__(self, row: ConnectionRow, keeper: Keeper) -> None:
+        self.row = row  # its row in the table
+        self._keeper = keeper
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.row.id} to {self.row.address}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self!r} can't be shipped to another process: use it in states that run on the loop")
+
+    @property
+    def id(self) -> int:
+        """The id of its row in the table."""
+        return self.row.id
+
+    @property
+    def address(self) -> str:
+        """The address that was given to `connect`."""
+        return self.row.address
+
+    @property
+    def peer(self) -> Any:
+        """The address of the other end, in the form of the socket module."""
+        return self.row.peer
+
+    @property
+    def tls(self) -> Any:
+        """Its `ssl.SSLSocket`, for `getpeercert()` and `selected_alpn_protocol()`; None without TLS."""
+        request = self.row.transport.request
+        return request if is_tls(request) else None
+
+    # -- wants --------------------------------------------------------------------------------------------------------
+
+    def line(self, limit: int = wants.LIMIT_BYTES) -> Want[bytes]:
+        """Wait for a line of this connection, as `line` does."""
+        return OfConnection(wants.line(limit), self.row)
+
+    def until(self, separator: bytes, limit: int = wants.LIMIT_BYTES) -> Want[bytes]:
+        """Wait for the bytes up to and including `separator`, as `until` does."""
+        return OfConnection(wants.until(separator, limit), self.row)
+
+    def exactly(self, n: int) -> Want[bytes]:
+        """Wait for exactly `n` bytes, as `exactly` does."""
+        return OfConnection(wants.exactly(n), self.row)
+
+    def chunk(self, limit: int = wants.LIMIT_BYTES) -> Want[bytes]:
+        """Wait for whatever arrives, as `chunk` does."""
+        return OfConnection(wants.chunk(limit), self.row)
+
+    def rest(self, limit: int) -> Want[bytes]:
+        """Wait for everything up to the end of file, as `rest` does."""
+        return OfConnection(wants.rest(limit), self.row)
+
+    def skip_line(self) -> Want[None]:
+        """Throw away input up to and including the next newline, as `skip_line` does."""
+        return OfConnection(wants.skip_line(), self.row)
+
+    def parsed(self, parse: wants.Parse, limit: int = wants.LIMIT_BYTES) -> Want[Any]:
+        """Wait for a whole message, as `parsed` does."""
+        return OfConnection(wants.parsed(parse, limit), self.row)
+
+    def datagram(self) -> Want[bytes]:
+        """Wait for the next datagram. For udp:// addresses."""
+        return OfConnection(wants.datagram(), self.row)
+
+    def flushed(self) -> Want[None]:
+        """Wait until the kernel has taken all output of this connection so far. The item is None."""
+        return OfConnection(wants.flushed(), self.row)
+
+    def start_tls(
+        self,
+        *,
+        verify: bool = True,
+        ca: str | None = None,
+        cert: str | None = None,
+        key: str | None = None,
+        server_name: str | None = None,
+        alpn: tuple[str, ...] = (),
+        context: Any = None,
+    ) -> Want[None]:
+        """Encrypt the connection from here on (STARTTLS), as its client. The item is None.
+
+        The options are those of `connect`. Queued output is sent before.
+        """
+        return StartTLS(ClientTLS(verify, ca, cert, key, server_name, tuple(alpn), context), self.row)
+
+    # -- output -------------------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes | bytearray | memoryview) -> Any:
+        """Queue output. In a coroutine, `await` suspends while more than `high_water_bytes` wait for the other side.
+
+        Raises LimitExceeded if more than `output_bytes_max` bytes would wait.
+        """
+        if type(data) is not bytes:
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise TypeError(f"send() takes bytes, not {type(data).__name__}")
+            data = bytes(data)  # a copy: the caller may change its own
+        row = self._own()
+        table = row.table
+        if row.output.held + len(data) > table.limits.output_bytes_max:
+            error = LimitExceeded(f"untaken output to {row.address}", table.limits.output_bytes_max)
+            error.connection = self
+            raise error
+        if table.thread is None or table.thread == get_ident():
+            self._queue(data)
+        else:
+            table.owner.post(self._queue, data)  # type: ignore[union-attr]  # a loop runs: it has an owner
+        if not getattr(row.parent.handler, "_awaits", False):  # type: ignore[union-attr]  # _own() has checked
+            return None
+        return DONE if row.output.held <= table.limits.high_water_bytes else Room(self.flushed())
+
+    def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
+        """Queue `count` bytes of `file` from `offset`, as the handler's `send_file` does."""
+        if count is None:
+            count = size_of(file) - offset
+        if offset < 0 or count < 0:
+            raise ValueError(f"send_file() can't send {count} bytes from offset {offset}")
+        row = self._own()
+        if count:
+            row.output.append_file(FileSlice(file, offset, count))
+            row.table.touched.append(row)
+
+    def end_output(self) -> None:
+        """End the output after what is queued: the other side sees end of file. It may go on sending."""
+        row = self._own()
+        if row.input.is_stream and not row.output_ended:
+            row.output_ended = True
+            row.output.append_end()
+            row.table.touched.append(row)
+
+    def close(self) -> None:
+        """Close the connection at once, and drop its unsent output and its unread input."""
+        if self.row.connection is self and self.row.parent is not None:
+            self._keeper.close_row(self.row)
+
+    def release(self) -> None:
+        """Give the connection back: a later `connect(…, reuse=True)` to the same address may take it.
+
+        It is closed instead if it has unread input or has ended. Raises HandlerError if it has unsent output.
+        """
+        row = self._own()
+        if row.output.first is not None:
+            raise HandlerError(f"release() of the connection to {row.address} with unsent output: wait for flushed()")
+        self._keeper.keep(row)
+
+    def _queue(self, data: bytes) -> None:
+        row = self.row
+        if row.state is State.WAITING and (data or not row.input.is_stream):
+            row.output.append(data)
+            row.table.touched.append(row)
+
+    def _own(self) -> ConnectionRow:
+        """Return the row if the connection may be used. Raises HandlerError, or what has ended the connection."""
+        row = self.row
+        if row.connection is not self or row.parent is None:
+            raise HandlerError(not_own(row, row.parent is None or row.connection is not self))
+        if row.failure is not None:
+            raise failure_of(row)
+        if row.output_ended:
+            raise HandlerError(f"the output to {row.address} was ended with end_output(): nothing can follow")
+        return row
+
+
+def describe(row: ConnectionRow) -> str:
+    """Return a connection in words, for a log."""
+    return f"{row.address} ({address_text(row.peer)})" if row.peer else row.address

@@ -1,0 +1,173 @@
+"""The wants `connect` and `start_tls`, and the addresses and TLS options that they are given. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from reqtable.table.input import MISSING, Missing
+from reqtable.table.reaching import Reaching
+from reqtable.table.wants import Waiting, Want, check_timeout
+
+_SCHEMES = ("tcp", "tls", "unix", "udp")
+_PATH_BYTES_MAX = 107  # unix(7): sun_path, and its NUL
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Holds the address of an outgoing connection. `host` is the path of a Unix socket, and `port` is 0 then."""
+
+    scheme: str
+    host: str
+    port: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTLS:
+    """Says how an outgoing connection is secured. Paths are those of PEM files.
+
+    `verify`: check the peer's certificate, by the certificates in `ca` (None: those of the system). `server_name` is
+    the name that the certificate must have (None: the host of the address). `cert` and `key` are our own.
+    """
+
+    verify: bool = True
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    server_name: str | None = None
+    alpn: tuple[str, ...] = ()
+    context: Any = None  # an ssl.SSLContext, in place of all but `server_name`
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name in ("ca", "cert", "key", "server_name") and not isinstance(value, str | None):
+                raise TypeError(f"{each.name} must be a string, not {value!r}")
+        if self.key is not None and self.cert is None:
+            raise ValueError("key: give the certificate of the key too, as cert")
+        if self.context is not None and (not self.verify or self.ca or self.cert or self.alpn):
+            raise ValueError("context: give either a context, or verify, ca, cert, key and alpn")
+
+
+class Connect(Reaching[Any]):
+    """Waits for an outgoing connection. The loop has the connection begun."""
+
+    __slots__ = ("reuse", "target", "timeout", "tls")
+
+    is_begun: ClassVar[bool] = False
+
+    def __init__(self, target: Target, timeout: float | None, reuse: bool, tls: ClientTLS | None) -> None:
+        self.target = target
+        self.timeout = timeout
+        self.reuse = reuse
+        self.tls = tls
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What two connections have in common of which one can stand for the other."""
+        return self.target.text, self.tls
+
+    def take(self, entry: Waiting) -> Missing:
+        return MISSING
+
+    def __repr__(self) -> str:
+        return f"connect({self.target.text!r})"
+
+
+class StartTLS(Reaching[None]):
+    """Waits until a connection is encrypted. `row` is the row of an outgoing connection; None: the client's own."""
+
+    __slots__ = ("row", "tls")
+
+    is_begun: ClassVar[bool] = False
+
+    def __init__(self, tls: Any, row: Any) -> None:
+        self.tls = tls
+        self.row = row
+
+    def take(self, entry: Waiting) -> Missing:
+        return MISSING
+
+    def __repr__(self) -> str:
+        return "start_tls()" if self.row is None else f"start_tls() of {self.row.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTLS:
+    """Says how a client's connection is secured: by a certificate and its key, or by a context."""
+
+    cert: str | None
+    key: str | None
+    context: Any
+
+
+@lru_cache(maxsize=512)
+def parse_target(text: str) -> Target:
+    """Parse the address of an outgoing connection. Raises ValueError with the mend."""
+    scheme, found, rest = text.partition("://")
+    if not found or scheme not in _SCHEMES:
+        raise _error(text, "write tcp://host:port, tls://host:port, udp://host:port or unix:///path")
+    if scheme == "unix":
+        if not rest or len(rest.encode("utf-8", "surrogateescape")) > _PATH_BYTES_MAX or "\0" in rest:
+            raise _error(text, f"give a path of 1 to {_PATH_BYTES_MAX} bytes, as in unix:///run/x.sock")
+        return Target(scheme, "\0" + rest[1:] if rest[0] == "@" else rest, 0, text)
+    host, found, port = rest.rpartition(":")
+    is_bracketed = host[:1] == "[" and host[-1:] == "]"
+    if is_bracketed:
+        host = host[1:-1]
+    if not found or not host or (":" in host) != is_bracketed or any(each in host for each in "/?#@ []\0"):
+        raise _error(text, f"write {scheme}://host:port, or {scheme}://[address]:port for IPv6")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65_535):
+        raise _error(text, "give a port from 1 to 65535")
+    return Target(scheme, host, int(port), text)
+
+
+def _error(text: str, mend: str) -> ValueError:
+    return ValueError(f"can't connect to {text!r}: {mend}")
+
+
+def connect(
+    address: str,
+    *,
+    timeout: float | None = None,
+    reuse: bool = False,
+    verify: bool = True,
+    ca: str | None = None,
+    cert: str | None = None,
+    key: str | None = None,
+    server_name: str | None = None,
+    alpn: tuple[str, ...] = (),
+    context: Any = None,
+) -> Want[Any]:
+    """Open a connection to another service. The item is a `Connection`.
+
+    `address` is `tcp://host:port`, `tls://host:port`, `udp://host:port` or `unix:///path`. `timeout` is in seconds, for
+    the name look-up, all addresses and TLS together; None: `connect_timeout_s`. If `reuse` is true, a connection to
+    the same address that was released is taken. The other options are for TLS: `ClientTLS` describes them.
+
+    The handler gets ConnectFailed if the connection can't be made. Raises ValueError for an address that can't be used.
+    """
+    if not isinstance(address, str):
+        raise TypeError(f"connect() takes an address such as 'tcp://127.0.0.1:9000', not {address!r}")
+    if timeout is not None:
+        check_timeout(timeout)
+    target = parse_target(address)
+    tls = None
+    if target.scheme == "tls":
+        tls = ClientTLS(verify, ca, cert, key, server_name, tuple(alpn), context)
+    elif not verify or ca or cert or key or server_name or alpn or context:
+        raise ValueError(f"{address}: options of TLS are for tls:// addresses, and for start_tls()")
+    return Connect(target, timeout, bool(reuse), tls)
+
+
+def start_tls(*, cert: str | None = None, key: str | None = None, context: Any = None) -> Want[None]:
+    """Encrypt the client's connection from here on (STARTTLS), as its server. The item is None.
+
+    Give the PEM files of a certificate and its key, or an `ssl.SSLContext`. Queued output is sent before. Input that
+    came before the handshake is an error: somebody may have slipped it in (RFC 3207, 4.2).
+    """
+    if (cert is None) == (context is None):
+        raise ValueError("start_tls() takes cert='server.pem' (and key, if it is in another file), or a context")
+    return StartTLS(ServerTLS(cert, key, context), None)

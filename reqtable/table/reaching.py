@@ -1,0 +1,282 @@
+"""Wants for more than the client's own input: `either`, `told`, `disconnected`, `end_output`, and a connection's wants.
+
+A request that waits for one of them is WAITING. Each has `pairs`: what it waits for, as pairs of a want and the row of
+the connection that the want reads from (None: the client).
+
+`take` asks the wants. An end of file is an item here: `b""`, once. The loop begins what has to be begun, and polls.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final, NamedTuple
+
+from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded
+from reqtable.table.input import MISSING, Missing
+from reqtable.table.reach import Connected, Reach
+from reqtable.table.states import Event
+from reqtable.table.wants import Call, HandOff, Posted, Sleep, T_co, Waiting, Want, want_type
+
+Pairs = tuple[tuple[Want[Any], Connected | None], ...]
+
+_AWAITS_INPUT: Final = Event.AWAITS_INPUT
+_OUTPUT_BLOCKED: Final = Event.OUTPUT_BLOCKED
+
+
+class Arrived(NamedTuple):
+    """The first want of an `either` that was satisfied: its place among the wants, from 0, and its item."""
+
+    index: int  # type: ignore[assignment]  # `tuple.index` is of no use here
+    item: Any
+
+
+class Never(Exception):
+    """Raised where a want can't be satisfied any more: the handler knows of the end of that side."""
+
+
+class Reaching(Want[T_co]):
+    """The base of the wants during which a request is WAITING."""
+
+    __slots__ = ()
+
+    awaits: ClassVar[Event] = Event.AWAITS_ANY
+    is_begun: ClassVar[bool] = True  # False: the loop must begin something, such as a call, before it waits
+
+    @property
+    def pairs(self) -> Pairs:
+        """What the want waits for."""
+        return ((self, None),)
+
+
+@want_type
+class Told(Reaching[Any]):
+    """Waits for the next item that was told to the request."""
+
+    def take(self, entry: Waiting) -> Any:
+        reach = entry.reach
+        if reach is None or not reach.told:
+            return MISSING
+        if reach.is_full_beside(self, entry.output.held, entry.table.limits.high_water_bytes):
+            reach.held_back = True
+            return MISSING
+        return reach.told.popleft()
+
+
+@want_type
+class Disconnected(Reaching[None]):
+    """Waits until the client has ended its output."""
+
+    def take(self, entry: Waiting) -> Missing | None:
+        gone = entry.input.ended or (entry.reach is not None and entry.reach.peer_ended)
+        return None if gone else MISSING
+
+
+@want_type
+class EndOutput(Want[None]):
+    """Ends the output to the client after what is queued. Satisfied at once."""
+
+    def take(self, entry: Waiting) -> Missing | None:
+        if not entry.input.is_stream:
+            raise HandlerError("end_output() is for streams: each datagram is whole by itself")
+        reach = entry.reach = entry.reach or Reach()
+        if not reach.output_ended:
+            reach.output_ended = True
+            entry.output.append_end()
+        return None
+
+    def __repr__(self) -> str:
+        return "end_output()"
+
+
+class OfConnection(Reaching[T_co]):
+    """Waits for `want` of another connection than the client's."""
+
+    __slots__ = ("_pairs", "row", "want")
+
+    def __init__(self, want: Want[T_co], row: Connected) -> None:
+        self.want = want
+        self.row = row
+        self._pairs: Pairs = ((want, row),)
+
+    @property
+    def pairs(self) -> Pairs:
+        return self._pairs
+
+    def take(self, entry: Waiting) -> T_co | Missing:
+        reach = entry.reach = entry.reach or Reach()
+        try:
+            return _take_of(entry, reach, self.want, self.row)  # type: ignore[no-any-return]
+        except Never:
+            raise InvalidTransition(
+                f"{self!r} can't be satisfied: that input has ended, and the handler knows"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"{self.want!r} of {self.row.address}"
+
+
+class Either(Reaching[Arrived]):
+    """Waits for the first of several wants."""
+
+    __slots__ = ("_pairs", "is_begun", "wants")
+
+    def __init__(self, wants: tuple[Want[Any], ...], is_begun: bool) -> None:
+        self.wants = wants
+        self.is_begun = is_begun  # type: ignore[misc]
+        self._pairs: Pairs = tuple(
+            (each.want, each.row) if type(each) is OfConnection else (each, None) for each in wants
+        )
+
+    @property
+    def pairs(self) -> Pairs:
+        return self._pairs
+
+    def take(self, entry: Waiting) -> Arrived | Missing:
+        reach = entry.reach
+        if reach is None:
+            reach = entry.reach = Reach()
+        pairs = self._pairs
+        count = len(pairs)
+        over = 0
+        first = reach.turn
+        for offset in range(count):
+            index = (first + offset) % count
+            want, row = pairs[index]
+            try:
+                item = _take_of(entry, reach, want, row)
+            except Never:
+                over += 1
+                continue
+            except BaseException:
+                reach.give_up()
+                raise
+            if item is not MISSING:
+                reach.turn = index + 1
+                if reach.begun:
+                    reach.give_up()
+                return Arrived(index, item)
+        if over == count:
+            reach.give_up()
+            raise InvalidTransition(f"{self!r} can't be satisfied: every input has ended, and the handler knows")
+        return MISSING
+
+    def __repr__(self) -> str:
+        return f"either({', '.join(map(repr, self.wants))})"
+
+
+def _take_of(entry: Waiting, reach: Reach, want: Want[Any], row: Connected | None) -> Any:
+    """Take the item of `want` from its side; MISSING if it has not come. Raises Never if it never will."""
+    if row is None:
+        if want.awaits is not _AWAITS_INPUT:
+            if want.awaits is _OUTPUT_BLOCKED:
+                reach.held_back = True
+            return want.take(entry)
+        side: Waiting = entry
+    else:
+        if row.parent_id != entry.id:
+            raise HandlerError(not_own(row, row.parent_id is None))
+        side = row
+    unread = side.input
+    if want.awaits is not _AWAITS_INPUT:
+        item = want.take(side)
+        if item is MISSING:
+            if row is not None and row.failure is not None:
+                raise failure_of(row)
+            reach.held_back = True
+        return item
+    if not unread.data and want.needs_bytes and unread.is_stream and not unread.ended:
+        if row is not None and row.failure is not None:
+            raise failure_of(row)
+        return MISSING
+    return _take_input(entry, reach, want, row, side)
+
+
+def _take_input(entry: Waiting, reach: Reach, want: Want[Any], row: Connected | None, side: Waiting) -> Any:
+    """Take the item of an input want. At the end of the input, the rest of it and then `b""` are items."""
+    if reach.is_full_beside(row, entry.output.held, entry.table.limits.high_water_bytes):
+        reach.held_back = True
+        return MISSING
+    unread = side.input
+    teller: Any = reach if row is None else row
+    if unread.ended and not unread.data and teller.end_told:
+        raise Never
+    try:
+        item = want.take(side)
+        if item is MISSING and unread.ended:
+            item = unread.leftover()
+            if not want.takes_partial:
+                teller.end_told = True
+                raise IncompleteRead(want, item)
+    except (LimitExceeded, IncompleteRead) as error:
+        if row is not None:
+            error.connection = row.connection
+        raise
+    if item == b"" and unread.ended and want.takes_partial:
+        teller.end_told = True
+    if item is MISSING and row is not None and row.failure is not None:
+        raise failure_of(row)
+    return item
+
+
+def failure_of(row: Connected) -> Exception:
+    """Return what ended the connection, once; after that, an error that says so."""
+    if row.failure_told or row.failure is None:
+        return HandlerError(f"the connection to {row.address} has ended ({row.failure}): wait for something else")
+    row.failure_told = True
+    return row.failure
+
+
+def not_own(row: Connected, is_over: bool) -> str:
+    """Return the words of an error: the connection is not, or no longer, the request's own."""
+    if is_over:
+        return f"the connection to {row.address} was closed or released: open another one with connect()"
+    return f"the connection to {row.address} belongs to request {row.parent_id}: each request opens its own"
+
+
+# What the loop must begin before a request can wait for it: the loop's own classes replace these wants.
+def _is_begun(want: Want[Any]) -> bool:
+    return not isinstance(want, Call | Sleep) and getattr(want, "is_begun", True)
+
+
+def either(*wants: Want[Any]) -> Want[Arrived]:
+    """Wait for the first of `wants` that is satisfied. The item is `Arrived(index, item)`.
+
+    If several are ready, they are taken in turn. The others keep their bytes and items; a `sleep` is dropped, a `call`
+    given up, a `connect` closed. At the end of an input, `chunk`, `line` and `rest` give what is left, and then `b""`,
+    once.
+    """
+    if not wants:
+        raise TypeError("either() takes one want or more, as in either(line(), sleep(5))")
+    for each in wants:
+        if not isinstance(each, Want):
+            raise TypeError(f"either() takes wants, as in either(line(), sleep(5)), not {each!r}")
+        if isinstance(each, Either | HandOff):
+            raise TypeError(f"either() can't wait for {each!r}: wait for it alone")
+        if isinstance(each, Posted) and not isinstance(each, Call):
+            raise TypeError(f"either() can't wait for {each!r}, whose item is posted to the whole request")
+    return Either(wants, all(map(_is_begun, wants)))
+
+
+def told() -> Want[Any]:
+    """Wait for the next item that `handler.tell(item)` has put in."""
+    return _TOLD
+
+
+def disconnected() -> Want[None]:
+    """Wait until the client has gone: it has ended its output. The item is None.
+
+    A client may end its output and still read. A client that resets the connection ends its request anyway.
+    """
+    return _DISCONNECTED
+
+
+def end_output() -> Want[None]:
+    """End the output to the client after what is queued: the client sees end of file. The item is None, at once.
+
+    The client may go on sending. Nothing can be sent to it after this.
+    """
+    return _END_OUTPUT
+
+
+_TOLD = Told()
+_DISCONNECTED = Disconnected()
+_END_OUTPUT = EndOutput()

@@ -1,0 +1,39 @@
+"""What `send` returns to a coroutine: nothing to wait for, or room in the output."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from reqtable.table.places import warn_at_caller
+from reqtable.table.wants import Want
+
+
+class _Done:
+    """Completes at once when awaited, without a step."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Iterator[Any]:
+        return iter(())
+
+
+class Room:
+    """Waits for the peer when awaited; warns if it never is. `send` returns it above the high-water mark."""
+
+    __slots__ = ("_is_awaited", "_want")
+
+    def __init__(self, want: Want[None]) -> None:
+        self._want = want
+        self._is_awaited = False
+
+    def __await__(self) -> Generator[Want[None], Any, None]:
+        self._is_awaited = True
+        return self._want.__await__()
+
+    def __del__(self) -> None:
+        if not self._is_awaited:
+            warn_at_caller("output above high_water_bytes waits for the peer: write await self.send(…) to wait too")
+
+
+DONE: Any = _Done()
