@@ -111,7 +111,7 @@ class InThread(HandedOffRequest):
     def abandon(self) -> None:
         super().abandon()
         if self.driver is not None:
-            self.driver.close_descriptors()
+            self.driver.abandon()
 
 
 class InThreadPolicy(HandoffPolicy):

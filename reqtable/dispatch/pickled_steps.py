@@ -17,12 +17,14 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import lru_cache, partial
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 from reqtable.config.import_string import module_at
 from reqtable.dispatch.pools import portable
 from reqtable.dispatch.remote_steps import RemoteSteps
 from reqtable.handlers.state import StateRequestHandler
+from reqtable.table.connecting import Connect, StartTLS, connect, start_tls
 from reqtable.table.errors import ConfigurationError, HandlerError
 from reqtable.table.input import Inbox
 from reqtable.table.limits import Limits
@@ -79,6 +81,12 @@ def check_pickled(handler_class: Any, policy: str, by_import: bool = True) -> No
         raise ConfigurationError(
             f"{name} can't run under policy {policy!r}, which ships steps as data: only a StateRequestHandler is data"
         )
+    use = _use_of_connections(handler_class)
+    if use is not None:
+        raise ConfigurationError(
+            f"{name} can't run under policy {policy!r}, which ships steps as data: {use}, and a connection can't be "
+            "shipped: choose 'inline', 'pool' or 'thread'"
+        )
     if by_import:
         reference_to(handler_class)
     for field in handler_class.field_names():
@@ -89,6 +97,26 @@ def check_pickled(handler_class: Any, policy: str, by_import: bool = True) -> No
                 raise ConfigurationError(
                     f"{name} can't run under policy {policy!r}: its field {field!r} can't be pickled: {error}"
                 ) from error
+
+
+def _use_of_connections(handler_class: type[StateRequestHandler]) -> str | None:
+    """Say which method of the handler opens a connection, as far as its code tells; None if there is none."""
+    for base in handler_class.__mro__:
+        if base.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            continue
+        for name, value in vars(base).items():
+            if not isinstance(value, FunctionType):
+                continue
+            declared = getattr(value, "declaration", None)
+            if declared is not None and isinstance(declared.want, Connect | StartTLS):
+                return f"the state {name} waits for {declared.want!r}"
+            names = value.__code__.co_names
+            used = [value.__globals__.get(each) for each in names]
+            used += [getattr(each, word, None) for each in used if isinstance(each, ModuleType) for word in names]
+            for each in used:
+                if each is connect or each is start_tls:
+                    return f"{name} uses {each.__name__}()"
+    return None
 
 
 def reference_to(handler_class: Any) -> Reference:

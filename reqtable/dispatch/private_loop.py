@@ -18,6 +18,7 @@ from reqtable.loop.loop import Loop
 from reqtable.loop.platform import System
 from reqtable.loop.poller import Descriptor
 from reqtable.loop.step import Steps
+from reqtable.net.connect import Connector
 from reqtable.net.datagram import Session, Sessions
 from reqtable.net.sockets import is_tls
 from reqtable.net.stream import Stream
@@ -142,6 +143,7 @@ class PrivateLoop:
         self.steps = steps = _PrivateSteps(table.limits, System(clock=table.clock, selector=_Selector))
         self._loop = Loop(steps)
         steps.on_release.append(self._released)
+        self._connector = Connector(steps)
         steps.table.driving_policy = policy.name
         steps.table.last_id = origin.id - 1  # the request keeps its id
         transport = _kind_for(request)(steps, request)
@@ -155,6 +157,7 @@ class PrivateLoop:
         if isinstance(entry.input, Inbox):
             transport.inbox = entry.input
         entry.resumable = policy.host.resumable(entry, entry.handler, None)
+        self._connector.adopt(origin, entry)
         self._over = False
 
     def feed(self, end: socket.socket) -> None:
@@ -171,6 +174,8 @@ class PrivateLoop:
             self.steps.reap()
             raise
         finally:
+            self._connector.close()
+            self.steps.reap()
             self.close_descriptors()
 
     def post(self, function: Callable[..., Any], *args: Any) -> None:
@@ -184,10 +189,19 @@ class PrivateLoop:
     def send_back(self) -> None:
         """Move the handler, the counters and the buffers back to the entry they came from."""
         move(self.entry, self.origin)
+        home = self.origin.table.owner
+        assert isinstance(home, Steps)
+        home.waiting.starter.adopt(self.entry, self.origin)
 
     def close_descriptors(self) -> None:
         """Close the selector and the wake-up."""
         self._loop.poller.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close this process's copies of the descriptors."""
+        self.close_descriptors()
+        for row in self.steps.table.connections.values():
+            row.transport.abandon()
 
     def _begin(self) -> None:
         if not self._over and self.entry.state is not State.CLOSED:  # it was not cancelled before it began

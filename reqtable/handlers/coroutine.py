@@ -87,8 +87,7 @@ class AsyncRequestHandler(ResumableHandler):
         if held <= table.limits.high_water_bytes:
             return DONE
         is_own = entry is table.running if step is None else step.thread == get_ident()
-        room: Awaitable[None] = Room(flushed()) if is_own else DONE
-        return room  # a handler can't wait for the peer of another request
+        return Room(flushed()) if is_own else DONE  # a handler can't wait for the peer of another request
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Wait for `seconds`; other requests go on."""

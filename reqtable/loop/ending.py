@@ -19,7 +19,7 @@ from reqtable.table.connection import ConnectionRow
 from reqtable.table.deadlines import Deadlines
 from reqtable.table.limits import Limits
 from reqtable.table.parts import OVER, RELEASED
-from reqtable.table.reach import Connected, Reach
+from reqtable.table.reach import Connected
 from reqtable.table.states import INTEREST, Ending, Event, State
 from reqtable.table.table import Entry, RequestTable
 
@@ -59,8 +59,7 @@ class Endings:
         self.table.hold(entry, 0)
         entry.transport.watch(INTEREST[entry.state])
         self.deadlines.arm(entry, self.table.now + self.table.limits.linger_timeout_s)
-        if entry.reach is not None:
-            self._end_reach(entry, entry.reach)
+        self.end_reach(entry)
         ends_loop = self._close_handler(entry, entry.transport.request)
         if ends_loop is not None:
             try:
@@ -89,8 +88,7 @@ class Endings:
         transport, entry.transport = entry.transport, RELEASED
         request = transport.request
         ends_loop = self._free(entry, request, self.give_up_call, entry)
-        if entry.reach is not None:
-            self._end_reach(entry, entry.reach)
+        self.end_reach(entry)
         ends_loop = self._close_handler(entry, request) or ends_loop
         ends_loop = self._free(entry, request, transport.release) or ends_loop
         for told in self.on_release if entry.kind == "client" else self.on_connection_release:
@@ -101,9 +99,11 @@ class Endings:
             finally:
                 ends_loop = None  # see Failures.outside_step
 
-    def _end_reach(self, entry: Entry, reach: Reach) -> None:
-        """End what the request of `entry` has beside its client: the request is over."""
-        entry.reach = None
+    def end_reach(self, entry: Entry) -> None:
+        """End what the request of `entry` has beside its client, if there is anything."""
+        reach, entry.reach = entry.reach, None
+        if reach is None:
+            return
         reach.give_up()
         for row in reach.connections:
             self.let_go(row)

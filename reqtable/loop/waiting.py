@@ -58,6 +58,9 @@ class Starter(Protocol):
     def begin(self, entry: Entry, want: Want[Any]) -> Want[Any]:
         """Begin it. Returns the want to wait for, which is a `Begun`."""
 
+    def adopt(self, origin: Entry, entry: Entry) -> None:
+        """Take over the connections of the request `origin`, whose row in this table is `entry`."""
+
 
 class BegunCall(Posted[Any]):
     """Waits for the result of a call that was begun as one of several wants."""
@@ -182,6 +185,11 @@ class Waiting:
         if row.state is _WAITING:
             row.watch((READ if row.wants_input else 0) | (WRITE if row.output.first is not None else 0))
 
+    def count_input(self, row: ConnectionRow) -> None:
+        """Count the input of a connection that its request has not taken."""
+        if (row.held or len(row.input)) and row.state is not _CLOSED:
+            self._steps.count_buffers(row)
+
     # -- what ends a wait ---------------------------------------------------------------------------------------------
 
     def wake(self, entry: Entry, event: Event) -> None:
@@ -190,6 +198,7 @@ class Waiting:
             reach = entry.reach
             assert reach is not None
             reach.held_back = False
+            entry.active_at = self._steps.table.now
             if entry.want is ENDED:
                 self._steps.finish(entry, event)
             else:
@@ -223,6 +232,8 @@ class Waiting:
 
     def touched(self, entry: Entry) -> None:
         """Go on with a WAITING side to which another request's step has sent something, or told it something."""
+        if entry.table is not self._steps.table:
+            return  # a thread has taken the connection over
         self._flush(entry)
         if entry.reach is not None and entry.reach.told:
             self.wake(entry, Event.RESULT_POSTED)

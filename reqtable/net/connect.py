@@ -105,7 +105,7 @@ class Connector:
         row.key = want.key
         row.timeout = want.timeout or limits.connect_timeout_s
         row.want = want
-        if len(table.connections) >= limits.connections_max and not self._close_idlest():
+        if self._is_full() and not self._close_idlest():
             row.failure = ConnectFailed(row.address, f"connections_max = {limits.connections_max} are open")
             table.connection_counts["failed"] += 1
             return row
@@ -152,6 +152,30 @@ class Connector:
         """The steps of the table whose connections these are."""
         return self._steps
 
+    def adopt(self, origin: Entry, entry: Entry) -> None:
+        """Take over what the request `origin` has beside its client: its row in this table is `entry`.
+
+        In a forked child, the sockets are the child's own copies.
+        """
+        reach, origin.reach = origin.reach, None
+        entry.reach = reach
+        before = origin.table.owner
+        for row in reach.connections if reach is not None else ():
+            assert isinstance(row, ConnectionRow)
+            assert isinstance(before, Steps)
+            row.watch(0)
+            origin.table.remove(row)
+            before.deadlines.forget(row)
+            # A new transport: the pass that goes on may have found the old one ready.
+            kind: Any = type(row.transport)
+            row.transport = transport = kind(self._steps, row.transport.request)
+            transport.entry = row
+            row.table, row.parent = self._steps.table, entry
+            row.connection.keeper = self
+            row.table.connections[row.id] = row
+            if row.output.first is not None:
+                row.table.touch(row)
+
     # -- reuse --------------------------------------------------------------------------------------------------------
 
     def keep(self, row: ConnectionRow) -> None:
@@ -192,6 +216,11 @@ class Connector:
                 self._steps.table.connection_counts["reused"] += 1
                 return row
         return None
+
+    def _is_full(self) -> bool:
+        connections, most = self._steps.table.connections, self._steps.table.limits.connections_max
+        # Those that were closed in this pass are still in the table.
+        return len(connections) >= most and sum(row.state is not State.CLOSED for row in connections.values()) >= most
 
     def _close_idlest(self) -> bool:
         """Close the connection that has been kept the longest. Returns False if none is kept."""

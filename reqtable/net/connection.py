@@ -33,11 +33,11 @@ class Connection:
     `exactly` raise IncompleteRead. An error of the connection has it as the attribute `connection`.
     """
 
-    __slots__ = ("_keeper", "row")
+    __slots__ = ("keeper", "row")
 
     def __init__(self, row: ConnectionRow, keeper: Keeper) -> None:
         self.row = row  # its row in the table
-        self._keeper = keeper
+        self.keeper = keeper  # of the table that its row is in
 
     def __repr__(self) -> str:
         return f"<Connection {self.row.id} to {self.row.address}>"
@@ -168,7 +168,7 @@ class Connection:
     def close(self) -> None:
         """Close the connection at once, and drop its unsent output and its unread input."""
         if self.row.connection is self and self.row.parent is not None:
-            self._keeper.close_row(self.row)
+            self.keeper.close_row(self.row)
 
     def release(self) -> None:
         """Give the connection back: a later `connect(…, reuse=True)` to the same address may take it.
@@ -178,7 +178,7 @@ class Connection:
         row = self._own()
         if row.output.first is not None:
             raise HandlerError(f"release() of the connection to {row.address} with unsent output: wait for flushed()")
-        self._keeper.keep(row)
+        self.keeper.keep(row)
 
     def _queue(self, data: bytes) -> None:
         row = self.row

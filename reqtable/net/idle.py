@@ -9,9 +9,9 @@ from reqtable.table.table import Entry
 def is_idle(entry: Entry) -> bool:
     """Return whether `entry` has waited for input for `drain_idle_s` and has none. In another thread: a guess."""
     table = entry.table
-    reads = entry.state is State.READING or (
-        entry.state is State.WAITING and getattr(entry.transport, "watched", 0) & READ
-    )
+    reads = entry.state is State.READING
+    if entry.state is State.WAITING:
+        reads = bool(getattr(entry.transport, "watched", 0) & READ)
     waits = reads and table.running is not entry
     quiet = waits and not entry.input and not entry.input.ended
     return quiet and table.clock() - entry.active_at >= table.limits.drain_idle_s

@@ -29,6 +29,8 @@ class Outgoing(Stream):
 
     def on_ready(self, mask: int) -> None:
         row = self.entry
+        if row.transport is not self:
+            return  # a thread has taken the connection over
         if mask & WRITE and row.output.first is not None:
             self._send_on()
         if mask & READ and row.state is State.WAITING:
@@ -64,6 +66,7 @@ class Outgoing(Stream):
             row.bytes_in += len(data)
             row.input.feed(data)
             steps.waiting.wake(request, Event.INPUT_ARRIVED)
+            self.steps.waiting.count_input(row)
         else:
             row.input.ended = True
             steps.waiting.wake(request, Event.INPUT_ENDED)
@@ -104,6 +107,8 @@ class OutgoingDatagrams(Selectable):
 
     def on_ready(self, mask: int) -> None:
         row, steps = self.entry, self.steps
+        if row.transport is not self:
+            return
         if mask & WRITE and row.output.first is not None and self.flush():
             steps.waiting.output_taken(row)
         if mask & READ and row.state is State.WAITING:
@@ -129,6 +134,7 @@ class OutgoingDatagrams(Selectable):
         row.active_at = self.steps.table.now
         row.input.deliver(data, self.steps.table.limits.inbox_max)
         self.steps.waiting.wake(row.parent, Event.INPUT_ARRIVED)
+        self.steps.waiting.count_input(row)
 
     def flush(self) -> bool:
         row = self.entry

@@ -82,7 +82,7 @@ class Admission:
     def relieve(self) -> None:
         """End the request whose buffers hold the most, because all buffers together hold too much."""
         table = self._steps.table
-        most = max(table, key=lambda entry: entry.held)
+        most = max(table, key=_held)
         self.note(hosted(most.server), "buffered_bytes_max", self._steps.table.limits.buffered_bytes_max, most.peer)
         most.ending = Ending.LIMIT
         self._steps.end(most, Event.LOST)
@@ -136,3 +136,9 @@ class Admission:
         hosted(longest.server)._counts.refused["evicted"] += 1
         self._steps.end(longest, Event.LOST)
         return True
+
+
+def _held(entry: Entry) -> int:
+    """Return how many bytes a request holds in its buffers, those of its connections included."""
+    rows = entry.reach.connections if entry.reach is not None else ()
+    return entry.held + sum(row.held for row in rows)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from reqtable.table.errors import HandlerError
 from reqtable.table.input import Input
+from reqtable.table.limits import Limits
 from reqtable.table.output import Output
 from reqtable.table.states import State
 
@@ -21,6 +22,16 @@ class Begun(Protocol):
 
     def give_up(self) -> None:
         """Give up what was begun: the request no longer waits for it."""
+
+
+class Holder(Protocol):
+    """The part of a table that a want uses: its limits, its time, and its count of the bytes in buffers."""
+
+    limits: Limits
+    now: float
+    driving_policy: str | None
+
+    def hold(self, entry: Any, count: int) -> None: ...
 
 
 class Connected(Protocol):
@@ -35,13 +46,14 @@ class Connected(Protocol):
     result: Any
     reach: Reach | None
     end_told: bool  # an item has told the handler of the end of the input
+    held: int
     failure: Exception | None
     failure_told: bool
     want: Any  # what its request waits for, of its input
     wants_input: bool
 
     @property
-    def table(self) -> Any: ...
+    def table(self) -> Holder: ...
 
     @property
     def parent_id(self) -> int | None:

@@ -210,6 +210,9 @@ def _take_input(entry: Waiting, reach: Reach, want: Want[Any], row: Connected | 
         if row is not None:
             error.connection = row.connection
         raise
+    finally:
+        if row is not None and row.held:
+            row.table.hold(row, len(unread) + row.output.held)
     if item == b"" and unread.ended and want.takes_partial:
         teller.end_told = True
     if item is MISSING and row is not None and row.failure is not None:

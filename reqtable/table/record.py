@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
-from reqtable.table import engine_wants, wants
+from reqtable.table import engine_wants, reaching, wants
 from reqtable.table.engine_wants import Sleeping
 from reqtable.table.errors import HandlerError
 from reqtable.table.output import FileSlice
@@ -31,7 +31,7 @@ _EVENTS = {
 }
 _OURS = {
     name: each
-    for module in (wants, engine_wants)
+    for module in (wants, engine_wants, reaching)
     for name, each in vars(module).items()
     if isinstance(each, type) and issubclass(each, Want)
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Awaitable, Generator
 from typing import Any
 
 from reqtable.table.places import warn_at_caller
@@ -14,8 +14,8 @@ class _Done:
 
     __slots__ = ()
 
-    def __await__(self) -> Iterator[Any]:
-        return iter(())
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield from ()
 
 
 class Room:
@@ -36,4 +36,4 @@ class Room:
             warn_at_caller("output above high_water_bytes waits for the peer: write await self.send(…) to wait too")
 
 
-DONE: Any = _Done()
+DONE: Awaitable[None] = _Done()

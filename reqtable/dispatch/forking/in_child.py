@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from reqtable.dispatch.forking.child import Child, fork, log
 from reqtable.dispatch.handoff import HandedOffRequest, HandoffPolicy
 from reqtable.dispatch.private_loop import send_message, take_message
+from reqtable.loop.step import Steps
 from reqtable.net.datagram import Session
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.addresses import address_text
@@ -87,6 +88,9 @@ class InChild(HandedOffRequest):
         if entry.input.is_stream:
             entry.input.leftover()
         entry.table.hold(entry, len(entry.input))
+        steps = entry.table.owner
+        assert isinstance(steps, Steps)
+        steps.end_reach(entry)  # closes only this process's copies
 
     def fail(self, problem: Exception) -> None:
         """In the loop: deliver the error that kept the child from being forked or watched."""

@@ -65,7 +65,7 @@ class Pool(InThreadPolicy):
         super().abandon()
         for handoff in self._serving:
             if handoff.driver is not None:
-                handoff.driver.close_descriptors()
+                handoff.driver.abandon()
         keep(self._threads)
         self._make_threads()  # the parent's threads are not in this process
 

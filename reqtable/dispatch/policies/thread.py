@@ -101,7 +101,7 @@ class Thread(InThreadPolicy):
         super().abandon()
         for handoff in self.threads.values():
             if handoff.driver is not None:
-                handoff.driver.close_descriptors()
+                handoff.driver.abandon()
         self.threads.clear()
         self._starting.clear()
 
