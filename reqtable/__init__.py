@@ -17,6 +17,7 @@ from reqtable.config import (
 from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.state import StateInfo, StateRequestHandler, Transition, state
+from reqtable.loop.mailbox import Timer
 from reqtable.loop.platform import System
 from reqtable.net.connection import Connection
 from reqtable.run.serve import serve
@@ -129,6 +130,7 @@ __all__ = [
     "ThreadingUnixDatagramServer",
     "ThreadingUnixStreamServer",
     "TimedOut",
+    "Timer",
     "Transition",
     "UDPServer",
     "UnixDatagramServer",

@@ -225,6 +225,14 @@ def test_moving_from_asyncore(label: str, tmp_path: Path) -> None:
         assert client.end().rest() == b""
 
 
+def test_the_hooks_and_the_timer_on_the_page_on_operating(tmp_path: Path) -> None:
+    with running(shown("operating.md", "hooks"), tmp_path) as address, Client(address) as client:
+        client.send(b"5\n7\n6\n")
+        assert client.line() in (b"0\n", b"7\n")
+        while client.line() != b"7\n":
+            pass
+
+
 def test_the_page_on_operating_names_every_limit_and_no_other() -> None:
     page = (ROOT / "docs" / "operating.md").read_text()
     of_the_loop = {

@@ -41,6 +41,14 @@ class BaseRequestHandler:
             raise
         self.finish()
 
+    @classmethod
+    def on_start(cls, server: Any) -> None:
+        """Called once when `server` begins to serve, before its first request; the default does nothing."""
+
+    @classmethod
+    def on_stop(cls, server: Any) -> None:
+        """Called once when `server` stops serving, after its last request; the default does nothing."""
+
     def hand_off(self, policy: str) -> None:
         """Run the rest of `handle()` under `policy`: `"fork"`, in a forked child.
 

@@ -94,6 +94,21 @@ def check_called(function: Any, given: tuple[str, ...]) -> None:
             ) from None
 
 
+def _check_of_class(cls: type, name: str) -> None:
+    """Raise HandlerError if the attribute `name` of `cls` is not a class method that takes the server."""
+    owner = owner_of(cls, name)
+    assert owner is not None
+    if owner is ResumableHandler:
+        return
+    method = vars(owner)[name]
+    if not isinstance(method, classmethod):
+        raise HandlerError(
+            f"{owner.__name__}.{name} must be a class method, because it is called for the server and not for a "
+            f"request: write @classmethod, then def {name}(cls, server) ({place_of(method)})"
+        )
+    check_called(method.__func__, ("cls", "server"))
+
+
 def _needs_copying(cls: type, name: str) -> bool:
     """Return whether each request needs a copy of a field's default: it is mutable, or would bind as a method."""
     owner = owner_of(cls, name)
@@ -135,6 +150,8 @@ class ResumableHandler:
         super().__init_subclass__(**kwargs)
         for name, given in cls._hooks.items():
             check_called(getattr(cls, name), given)
+        for name in ("on_start", "on_stop"):
+            _check_of_class(cls, name)
         cls._fields = declared_fields(cls)
         cls._copied = tuple(name for name in cls._fields if _needs_copying(cls, name))
 
@@ -272,6 +289,17 @@ class ResumableHandler:
         if self.entry.state is State.DELEGATED:
             raise HandlerError(f"request {self.entry.id} is in a child process: nothing can be sent to it from here")
         return self.entry.state not in _OVER and self.entry.want is not ENDED
+
+    @classmethod
+    def on_start(cls, server: Any) -> None:
+        """Prepare what all requests of `server` share. Called once when it begins to serve, before its first request.
+
+        The server serves nothing if this raises an exception.
+        """
+
+    @classmethod
+    def on_stop(cls, server: Any) -> None:
+        """Clean up what `on_start` prepared. Called once when `server` stops serving, after its last request."""
 
     def _leave(self) -> None:
         """In the parent: free the handler's copy of a request that a forked child has."""

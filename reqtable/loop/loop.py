@@ -15,6 +15,7 @@ The rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
+from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from operator import length_hint
 from threading import get_ident
@@ -29,6 +30,7 @@ from reqtable.table.compiled import mypyc_attr
 from reqtable.table.errors import ReqtableError
 from reqtable.table.states import Event, State
 
+UNATTENDED: AbstractContextManager[Any] = nullcontext()  # nothing is done before the first pass and after the last
 _PATIENCE_MAX_S = 86_400.0  # a much longer timeout overflows in the kernel
 
 
@@ -49,10 +51,17 @@ class Loop:
         self._ready: Iterator[tuple[Any, int]] = iter(())  # what the poll found and the pass has not handled yet
         self._stop: Callable[[], Any] = bool
 
-    def run(self, stop: Callable[[], Any], most_s: float | None = None, until: float | None = None) -> None:
+    def run(
+        self,
+        stop: Callable[[], Any],
+        most_s: float | None = None,
+        until: float | None = None,
+        around: AbstractContextManager[Any] = UNATTENDED,
+    ) -> None:
         """Run passes until `stop()` is true or the clock reaches `until`. A poll waits at most `most_s` seconds.
 
-        Raises ReqtableError if the loop runs already, in this thread or in another.
+        The passes run inside `around`, which is entered and left while the loop counts as running. Raises ReqtableError
+        if the loop runs already, in this thread or in another.
         """
         self.must_be_idle()
         self.steps.failures.unwinding = None
@@ -62,7 +71,7 @@ class Loop:
         outer = LOOPS.get(get_ident())  # a child forked during a pass runs its request's own loop inside that pass
         LOOPS[get_ident()] = self
         try:
-            with self.poller.on_signals():
+            with self.poller.on_signals(), around:
                 while not stop():
                     self.run_once(most_s if until is None else max(0.0, until - self.table.clock()))
                     self.poller.end_if_copy()
@@ -196,5 +205,6 @@ class Loop:
         self.poller.start_over()
         self.steps.start_over()
         self.steps.turns.clear()
+        self.mailbox.start_over()
         for told in self.on_start_over:
             told()

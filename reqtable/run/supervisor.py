@@ -251,7 +251,7 @@ class Supervisor:
         worker.heard_at = self._loop.table.now
         if word and worker.phase is Phase.STARTING:
             worker.phase = Phase.SERVING
-            self._loop.call_later(partial(self._lasts, worker), _YOUNG_S)
+            self._loop.call_later(_YOUNG_S, self._lasts, worker)
             self._balance()
 
     def _lasts(self, worker: _Worker) -> None:
@@ -263,7 +263,7 @@ class Supervisor:
         if started_at >= self._not_before:
             self._back_off_s = min(max(2 * self._back_off_s, _BACK_OFF_S), _BACK_OFF_MAX_S)
             self._not_before = self._loop.table.now + self._back_off_s
-            self._loop.call_later(self._balance, self._back_off_s)
+            self._loop.call_later(self._back_off_s, self._balance)
 
     # -- ending a worker ----------------------------------------------------------------------------------------------
 
@@ -290,7 +290,7 @@ class Supervisor:
         """Tell a worker to end, and kill it if it has not ended `within_s` seconds later."""
         worker.phase = Phase.LEAVING
         worker.tell(number)
-        self._loop.call_later(partial(self._kill, worker), within_s)
+        self._loop.call_later(within_s, self._kill, worker)
 
     def _kill(self, worker: _Worker) -> None:
         if worker in self._workers:
@@ -317,7 +317,7 @@ class Supervisor:
     def _show_progress(self, progress: Progress, until: float) -> None:
         progress(len(self._workers), max(0.0, until - self._loop.table.now))
         if self._stage is Stage.DRAINING:
-            self._loop.call_later(partial(self._show_progress, progress, until), _LOOK_S)
+            self._loop.call_later(_LOOK_S, self._show_progress, progress, until)
 
     # -- the configuration --------------------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ class Notifier:
             return
         if is_well():
             self._send("WATCHDOG=1")
-        self._engine.call_later(lambda: self.feed_watchdog(is_well), self.watchdog_s / 2)
+        self._engine.call_later(self.watchdog_s / 2, self.feed_watchdog, is_well)
 
     def _send(self, text: str) -> None:
         if not self._address:
@@ -61,4 +61,4 @@ class Notifier:
             try:
                 own.sendto(text.encode(), socket.MSG_DONTWAIT, self._address)
             except BlockingIOError:
-                self._engine.call_later(lambda: self._send(text), _RETRY_S)
+                self._engine.call_later(_RETRY_S, self._send, text)

@@ -70,7 +70,7 @@ def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[]
     def beat() -> None:
         channel.say(ALIVE)
         if beat_s < inf:
-            engine.call_later(beat, beat_s)
+            engine.call_later(beat_s, beat)
 
     def hear(word: bytes) -> None:
         if not word:

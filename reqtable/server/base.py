@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from math import inf
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from reqtable.dispatch.checks import is_resumable
@@ -33,6 +34,7 @@ from reqtable.table.table import Entry, RequestTable
 
 _LOOK_S = 0.05
 _DONE = {State.LINGERING, State.CLOSED}
+_METHODS = (FunctionType, classmethod, staticmethod)
 
 
 T_co = TypeVar("T_co", covariant=True)
@@ -133,6 +135,18 @@ class LoopServer(ConfiguredServer):
             set_keepalive(own, seconds)
             self._kept_alive = own, seconds
 
+    def _hook(self, name: str) -> Any:
+        """Return the method `name` of a class in front of this one, or None.
+
+        A class behind this one, such as a server class of `socketserver`, may use the name for itself.
+        """
+        mro = type(self).__mro__
+        for each in mro[: mro.index(LoopServer)]:
+            if name in vars(each):
+                method = vars(each)[name]
+                return method.__get__(self, type(self)) if isinstance(method, _METHODS) else None
+        return None
+
     def stats(self) -> dict[str, Any]:
         """Return what has been counted since this server was made, as plain data: numbers, and dicts of numbers.
 
@@ -154,6 +168,9 @@ class LoopServer(ConfiguredServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until `shutdown()`, along with every other server of this engine.
+
+        Before the first request, this calls `on_start()` of these servers and `on_start(server)` of their handler
+        classes, and raises what they raise. After the last request it calls `on_stop`, and logs what that raises.
 
         The loop waits for events, not for `poll_interval` (seconds). The interval only bounds how long the loop takes
         to notice that a program has set the flag of `shutdown` by hand.
@@ -204,6 +221,8 @@ class LoopServer(ConfiguredServer):
 
     def handle_request(self) -> None:
         """Serve one request to its end, or call `handle_timeout()` if none comes in time.
+
+        It calls neither `on_start` nor `on_stop`, which belong to `serve_forever`.
 
         As in `socketserver`, this does not wait for a thread or a child that has a blocking handler's request. If the
         class promises a thread or a child for each request, but the policy runs handlers on the loop, this serves other

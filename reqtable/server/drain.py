@@ -46,7 +46,7 @@ class Drain:
         now = engine.table.now
         left = [each for each in engine.table if each.server in self._servers and each.state is not State.CLOSED]
         if left and now < self._until:
-            engine.call_later(self._look, _LOOK_S)  # first, so that an error below can't end the drain
+            engine.call_later(_LOOK_S, self._look)  # first, so that an error below can't end the drain
             for entry in left:
                 self._tell(entry)
         if self._progress is not None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from math import inf
+from contextlib import AbstractContextManager
 from typing import Any
 
-from reqtable.loop.loop import Loop
+from reqtable.loop.loop import UNATTENDED, Loop
+from reqtable.loop.mailbox import Timer
 from reqtable.loop.platform import SYSTEM, System
 from reqtable.loop.poller import abandon_socket
 from reqtable.loop.step import Steps
@@ -20,7 +20,7 @@ from reqtable.server.hosted import Hosted, hosted
 from reqtable.server.intake import Intake
 from reqtable.server.invariants import Invariants, are_checked
 from reqtable.server.listeners import Listeners
-from reqtable.server.stall_detector import StallDetector
+from reqtable.server.serving import Serving
 from reqtable.table.limits import Limits
 from reqtable.table.states import Ending, Event
 from reqtable.table.table import Entry, RequestTable
@@ -41,6 +41,7 @@ class Engine:
         self.listeners = Listeners(self.loop)
         self.admission = Admission(self.steps)
         self.intake = Intake(self.loop, self.admission, self.listeners.pause)
+        self.serving = Serving(self.loop, self.servers, self.listeners, self._end_bound)
         self._stopping = False
         self._stopped = threading.Event()
         self._ran_in: int | None = None  # the thread that last ran the loop
@@ -81,6 +82,8 @@ class Engine:
         self.end_requests(server)
         if server in self.servers:
             self.servers.remove(server)
+        if self.serving.has_started(server):
+            self.post(self.serving.stop, server)  # in the next pass, when its requests have been released
         if not self.steps.running and not self.servers:
             self.close()
 
@@ -98,8 +101,9 @@ class Engine:
         return any(entry.server is server for entry in self.table)
 
     def close(self) -> None:
-        """End every request, and close the loop's descriptors. The servers close their own sockets."""
+        """End every request, cancel every timer, close the loop's descriptors. The servers close their own sockets."""
         self._leave_parent()
+        self.loop.mailbox.cancel_timers()
         self.listeners.close()
         for entry in self.table:
             self.steps.end(entry, Event.CANCELLED)
@@ -126,6 +130,7 @@ class Engine:
         self.intake.sessions.known.clear()
         self.listeners.forget()
         self._ran_in = None
+        self.serving.forget()
         for server in self.servers:
             server._abandon_policies()
 
@@ -137,9 +142,9 @@ class Engine:
     # -- serving ------------------------------------------------------------------------------------------------------
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Serve every server of this engine until `shutdown()`.
+        """Serve every server of this engine until `shutdown()`. Calls their hooks `on_start` and `on_stop`.
 
-        The loop waits for events, not for `poll_interval` (seconds).
+        The loop waits for events, not for `poll_interval` (seconds). Timers and posted functions do not make it go on.
         """
         self.serve(lambda: not self.servers, poll_interval)
 
@@ -148,16 +153,18 @@ class Engine:
         self.loop.must_be_idle()
         self._stopped.clear()
         try:
-            for server in self.servers:
-                self.listeners.listen(server)
-            with self._stall_detection():
-                self.run(lambda: self._stopping or stop(), poll_interval)
+            self.run(lambda: self._stopping or stop(), poll_interval, around=self.serving.around_passes())
         finally:
-            self._stop_listening()
             self._stopping = False
             self._stopped.set()
 
-    def run(self, stop: Callable[[], Any], most_s: float | None = None, until: float | None = None) -> None:
+    def run(
+        self,
+        stop: Callable[[], Any],
+        most_s: float | None = None,
+        until: float | None = None,
+        around: AbstractContextManager[Any] = UNATTENDED,
+    ) -> None:
         """Run the loop until `stop()` is true, as `Loop.run` does. Unlike `serve`, do not listen for the servers."""
         self._leave_parent()
         ident = threading.get_ident()
@@ -165,7 +172,7 @@ class Engine:
             self._end_bound()  # another thread ran the loop before: its stacks can't go on here
         self._ran_in = ident
         try:
-            self.loop.run(stop, most_s, until)
+            self.loop.run(stop, most_s, until, around)
         finally:
             if not self.servers:
                 self.close()
@@ -181,20 +188,6 @@ class Engine:
         self._stopping = True
         self.loop.poller.wake()
 
-    def _stall_detection(self) -> AbstractContextManager[Any]:
-        """Return a context that warns of steps that hold up the loop, if any steps run on the loop."""
-        on_loop = any(server._policies.chosen.steps_on_loop for server in self.servers)
-        if self.system.stalls and on_loop and self.limits.loop_stall_s < inf:
-            return StallDetector(self.loop, self.servers[0].fileno())
-        return nullcontext()
-
-    def _stop_listening(self) -> None:
-        """After serving: stop listening. Outside the main thread, end the requests that are bound to this thread."""
-        for server in self.servers:
-            self.listeners.unlisten(server)
-        if threading.current_thread() is not threading.main_thread():
-            self._end_bound()
-
     def _end_bound(self) -> None:
         """End the requests whose stacks can't go on in another thread."""
         for entry in self.table:
@@ -208,9 +201,22 @@ class Engine:
         """Have the loop call `function(*args)` in its next pass. Callable from any thread."""
         self.loop.mailbox.post(function, *args)
 
-    def call_later(self, function: Callable[[], Any], in_s: float) -> None:
-        """Have the loop call `function` in `in_s` seconds. For the loop's own thread only."""
-        self.loop.mailbox.call_later(function, in_s)
+    def call_later(self, seconds: float, fn: Callable[..., Any], *args: Any) -> Timer:
+        """Have the loop call `fn(*args)` once, in `seconds`. Callable from any thread, even before the loop runs.
+
+        What `fn` raises is logged. The timer waits while no loop runs, does not keep `serve_forever` going, and is
+        cancelled when the engine closes, as it does when its last server is closed. In a child that is forked after the
+        engine has run, the timer is the parent's. Raises TypeError or ValueError for a wrong argument.
+        """
+        return self.loop.mailbox.new_timer(seconds, False, fn, args)
+
+    def every(self, seconds: float, fn: Callable[..., Any], *args: Any) -> Timer:
+        """Have the loop call `fn(*args)` every `seconds`, for the first time in `seconds`. As `call_later` otherwise.
+
+        The calls do not drift: each is due `seconds` after the one before was due. A call that is more than `seconds`
+        late, because `fn` or something else has held up the loop, stands for all that were due meanwhile.
+        """
+        return self.loop.mailbox.new_timer(seconds, True, fn, args)
 
     def next_at(self) -> float:
         """Return when, on its clock, the loop must next do something by itself; infinity if nothing is due."""

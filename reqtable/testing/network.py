@@ -65,6 +65,7 @@ class SimNetwork:
         self.files: dict[int, File] = {}  # by descriptor
         self.bound: dict[Any, File] = {}  # by kind of socket and address
         self.on_quiet: Callable[[], None] | None = None  # called when nothing will ever happen again
+        self.is_over: Callable[[], bool] = bool  # asked when nothing is on its way: only timers may make things happen
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = 0
         self._connections = 0

@@ -70,7 +70,7 @@ class SimSelector(selectors.BaseSelector):
             if ready or clock.now >= until:
                 return self._reported(ready)
             at = min(network.next_at(), until)
-            if at == inf:
+            if at == inf or (network.next_at() == inf and network.is_over()):
                 if network.on_quiet is None:
                     raise RuntimeError("the poll would last for ever: nothing is on its way")
                 network.on_quiet()

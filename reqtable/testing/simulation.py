@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from typing import Any
 from unittest import mock
@@ -115,6 +116,7 @@ class _Simulation:
             self.server = server = self._make(server_factory)
             server.handle_error = self._reporting(server.handle_error)
             engine = server._host
+            network.is_over = partial(self._is_over, engine)
             engine.table.on_transition = self._on_transition
             engine.loop.after_pass.append(self._invariants(engine).check)
             for number, script in enumerate(clients):
@@ -182,6 +184,12 @@ class _Simulation:
             report.steps += entry.steps
             report.bytes_in += entry.bytes_in
             report.bytes_out += entry.bytes_out
+
+    @staticmethod
+    def _is_over(engine: Engine) -> bool:
+        """Return whether only timers of the program are left: `engine.every` would go on for ever."""
+        listens = all(listener.watched for listener in engine.listeners)
+        return listens and not len(engine.table) and any(each.active for each in engine.loop.mailbox.program_timers())
 
     def _on_quiet(self) -> None:
         """End the simulation: nothing will ever happen again, so everything should be done."""

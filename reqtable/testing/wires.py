@@ -22,6 +22,7 @@ class Network(Protocol):
     files: dict[int, Any]  # by descriptor
     bound: dict[Any, Any]  # files by kind of socket and address
     on_quiet: Callable[[], None] | None  # called when nothing will ever happen again
+    is_over: Callable[[], bool]  # asked when nothing is on its way: only timers may make things happen
 
     def after(self, seconds: float, function: Callable[..., None], *args: Any) -> None:
         """Call `function(*args)` when `seconds` have passed."""

@@ -1,0 +1,175 @@
+"""What one call of `serve_forever` does before its first pass and after its last one.
+
+In this order: `on_start` of each server and of its handler class, listen, watch for stalls; the passes; then stop
+listening, and `on_stop` of all that has started, in reverse order. All of it happens in the loop's thread, while the
+loop counts as running: so a hook may call `shutdown`, and no other thread can run the loop.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from math import inf
+from typing import Any
+
+from reqtable.handlers.blocking import BaseRequestHandler
+from reqtable.handlers.resumable import ResumableHandler, check_called
+from reqtable.loop.failures import ends_program
+from reqtable.loop.loop import Loop
+from reqtable.server.hosted import Hosted
+from reqtable.server.listeners import Listeners
+from reqtable.server.stall_detector import StallDetector
+from reqtable.table.snapshot import unwrapped
+
+log = logging.getLogger("reqtable")
+
+Hook = Callable[[], Any]
+
+
+class Serving:
+    """Surrounds the passes of a serving call with hooks, listeners and the stall detector."""
+
+    def __init__(
+        self, loop: Loop, servers: list[Hosted], listeners: Listeners, leave_thread: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._servers = servers
+        self._listeners = listeners
+        self._leave_thread = leave_thread  # ends the requests that can't go on in another thread
+        self._started: list[tuple[Hosted, Hook]] = []  # the `on_stop` of what has started, in the order of the starts
+
+    @contextmanager
+    def around_passes(self) -> Iterator[None]:
+        """Begin to serve, and at the end of the block stop serving. Raises what an `on_start` raises."""
+        with ExitStack() as ending:  # whatever one of these raises, the others are called: the last one first
+            ending.callback(self._loop.steps.flush_touched)  # what an `on_stop` has sent
+            ending.callback(self._stop_all)
+            ending.callback(self._loop.steps.reap)
+            ending.callback(self._stop_listening)
+            ending.push(lambda _, error, __: self._loop.poller.end_if_copy(error))  # the rest is the parent's
+            self._start_all()
+            for server in self._servers:
+                self._listeners.listen(server)
+            with self._stall_detection():
+                yield
+
+    def has_started(self, server: Hosted) -> bool:
+        """Return whether `server` has started in this serving call, and has not stopped."""
+        return any(each is server for each, _ in self._started)
+
+    def stop(self, server: Hosted) -> None:
+        """Call `on_stop` of `server`, which is served no more, and of its handler class."""
+        own = [hook for each, hook in self._started if each is server]
+        self._started = [pair for pair in self._started if pair[0] is not server]
+        self._call_all(own[::-1])
+
+    def forget(self) -> None:
+        """In a forked child: call no `on_stop`, because what has started is the parent's."""
+        self._started.clear()
+
+    def _start_all(self) -> None:
+        begun: list[Hosted] = []
+        while left := [each for each in self._servers if each not in begun]:  # a hook may add or close servers
+            begun.append(left[0])
+            self._start(left[0])
+
+    def _start(self, server: Hosted) -> None:
+        for find, given in ((server._hook, ()), (_finder(server.RequestHandlerClass), (server,))):
+            start, stop = (_bound(find(name), given) for name in ("on_start", "on_stop"))
+            start()
+            self._loop.poller.end_if_copy()
+            self._started.append((server, stop))
+
+    def _stop_all(self) -> None:
+        hooks = [hook for _, hook in reversed(self._started)]
+        self._started.clear()
+        self._call_all(hooks)
+
+    def _call_all(self, hooks: list[Hook]) -> None:
+        """Call all `hooks`. Log what they raise; raise only the first exception that is meant for the program."""
+        ends: BaseException | None = None
+        for hook in hooks:
+            try:
+                hook()
+            except BaseException as problem:
+                self._loop.poller.end_if_copy(problem)
+                if ends_program(problem):
+                    ends = ends or problem
+                else:
+                    log.error("%s raised %s", hook, type(problem).__name__, exc_info=problem)
+            self._loop.poller.end_if_copy()
+        if ends is not None:
+            try:
+                raise ends
+            finally:
+                ends = None  # see Failures.outside_step
+
+    def _stop_listening(self) -> None:
+        for server in self._servers:
+            self._listeners.unlisten(server)
+        if threading.current_thread() is not threading.main_thread():
+            self._leave_thread()
+
+    def _stall_detection(self) -> AbstractContextManager[Any]:
+        """Return a context that warns of steps that hold up the loop, if any steps run on the loop."""
+        loop = self._loop
+        on_loop = any(server._policies.chosen.steps_on_loop for server in self._servers)
+        if loop.steps.system.stalls and on_loop and loop.table.limits.loop_stall_s < inf:
+            return StallDetector(loop, self._servers[0].fileno())
+        return nullcontext()
+
+
+def _finder(handler: Any) -> Callable[[str], Any]:
+    """Return a function that finds the hooks of a handler class: its class methods, if the class is one of ours."""
+    kind = unwrapped(handler)
+
+    def find(name: str) -> Any:
+        if isinstance(kind, type) and issubclass(kind, ResumableHandler | BaseRequestHandler):
+            hook = getattr(kind, name)
+            if getattr(hook, "__self__", None) is kind:
+                return hook
+        return None  # a blocking handler may have a method of that name for itself
+
+    return find
+
+
+def _bound(hook: Any, given: tuple[Any, ...]) -> Hook:
+    """Return a function that calls `hook` with the arguments `given`. Raises HandlerError if `hook` is async.
+
+    The function does nothing if there is no such hook, or if the program uses its name for something else.
+    """
+    if hook is None:
+        return _nothing
+    try:
+        inspect.signature(hook).bind(*given)
+    except TypeError as error:
+        log.warning(
+            "%s is not called as a hook, because it takes other arguments (%s): see 'When serving begins and ends' in "
+            "docs/operating.md",
+            hook.__qualname__,
+            error,
+        )
+        return _nothing
+    check_called(hook, given)
+    return _Call(hook, given)
+
+
+class _Call:
+    """Calls a hook. Its text is the hook's name."""
+
+    def __init__(self, hook: Any, given: tuple[Any, ...]) -> None:
+        self._hook = hook
+        self._given = given
+
+    def __call__(self) -> None:
+        self._hook(*self._given)
+
+    def __str__(self) -> str:
+        return str(self._hook.__qualname__)
+
+
+def _nothing() -> None:
+    """Stand in for a hook that the program does not define."""
