@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -21,7 +21,6 @@ from reqtable import (
     InvalidTransition,
     LimitExceeded,
     Limits,
-    State,
     StateRequestHandler,
     System,
     call,
@@ -252,7 +251,7 @@ def test_a_connection_is_a_row_that_belongs_to_its_request():
             ("client", None, "READING"),
             ("connection", rows[0]["id"], "WAITING"),
         ]
-        assert rows[1]["peer"] == "%s:%d" % upstream.address
+        assert rows[1]["peer"] == ":".join(map(str, upstream.address))
         assert rows[1]["bytes_in"] == rows[1]["bytes_out"] == 6
         assert [entry.id for entry in server.table] == [rows[0]["id"]]
         assert len(server.table) == 1
@@ -619,7 +618,9 @@ def test_either_takes_the_wants_in_turn_and_keeps_what_loses():
             assert [item for index, item in got if index] == [b"u1\n", b"u2\n", b"u3\n"]
             indexes = [index for index, _ in got]
             first = indexes.index(1)
-            assert indexes[first : first + 4] in ([1, 0, 1, 0], [1, 0, 1, 1]) or first == 3, "in turn once both have lines"
+            assert indexes[first : first + 4] in ([1, 0, 1, 0], [1, 0, 1, 1]) or first == 3, (
+                "in turn once both have lines"
+            )
 
 
 def test_either_gives_up_what_loses():
@@ -684,12 +685,10 @@ def test_the_clients_end_of_file_is_an_item_of_either_once():
 
     with served(Ends) as server, Client(server.server_address) as client:
         client.send(b"one\ntwo").end()
-        entry = next(iter(server.table), None)
         assert client.line() == b"Arrived(index=0, item=b'one\\n')\n"
         assert client.line() == b"Arrived(index=0, item=b'two')\n"
         assert client.line() == b"Arrived(index=0, item=b'')\n"
         assert client.rest().endswith(b"can't be satisfied: every input has ended, and the handler knows")
-        assert entry is None or entry.state is State.CLOSED or True
 
 
 def test_input_of_the_client_in_either_at_its_end_goes_to_on_eof():
@@ -714,7 +713,7 @@ def test_input_of_the_client_in_either_at_its_end_goes_to_on_eof():
 class Listens(AsyncRequestHandler):
     """Sends what it is told."""
 
-    listeners: Any = []
+    listeners: ClassVar[list[Any]] = []
 
     async def handle(self) -> None:
         self.listeners.append(self)
@@ -740,7 +739,7 @@ class Tells(Listens):
 @pytest.mark.parametrize("dispatch", ["inline", "greenlet", "thread", "pool"])
 def test_told_by_another_request(dispatch):
     class Either(Tells):
-        listeners: Any = []
+        listeners: ClassVar[list[Any]] = []
 
         async def handle(self) -> None:
             text = await self.read(line())
@@ -763,7 +762,7 @@ def test_told_by_another_request(dispatch):
 @pytest.mark.parametrize("dispatch", ["inline", "thread", "pool"])
 def test_told_by_threads(dispatch):
     class Hears(Listens):
-        listeners: Any = []
+        listeners: ClassVar[list[Any]] = []
 
     with served(Hears, dispatch) as server, Client(server.server_address) as client:
         client.line()
@@ -784,7 +783,7 @@ def test_told_by_threads(dispatch):
 
 def test_tell_is_bounded_and_says_so():
     class Deaf(Listens):
-        listeners: Any = []
+        listeners: ClassVar[list[Any]] = []
 
         async def handle(self) -> None:
             self.listeners.append(self)
@@ -805,7 +804,7 @@ def test_tell_is_bounded_and_says_so():
 
 def test_a_slow_listener_keeps_its_messages_in_the_mailbox():
     class Slow(Listens):
-        listeners: Any = []
+        listeners: ClassVar[list[Any]] = []
 
     mark = 65_536
     with serving_with(Slow, told_max=10, high_water_bytes=mark) as server, Client(server.server_address) as client:
@@ -1073,7 +1072,7 @@ def test_an_upstream_that_takes_nothing_is_given_up():
                 self.send(b"%d " % (error.connection is upstream) + str(error).encode())
 
     gate = threading.Event()
-    with Upstream(lambda own: gate.wait(20)) as upstream:
+    with Upstream(lambda _: gate.wait(20)) as upstream:
         target = upstream.target
         with serving_with(Sends, write_timeout_s=0.1) as server, Client(server.server_address) as client:
             assert client.rest() == b"1 %s took none of its output for 0.1 s" % target.encode()

@@ -175,7 +175,7 @@ class Steps(Endings):
         if want.awaits is not _AWAITS_INPUT:
             if stepped:
                 want = self._begin_wait(entry, want)
-            if want.awaits is _AWAITS_ANY:
+            if want.awaits is _AWAITS_ANY or self.waiting.may_send_meanwhile(entry, want):
                 entry.want = want
                 self.waiting.settle(entry, cause, waits)
                 return
@@ -288,7 +288,7 @@ class Steps(Endings):
         self.give_ups.pop(entry, None)
         entry.result = item
         entry.active_at = self.table.now
-        if entry.state is waits_in:  # a READY or WRITING entry takes the result in its next step
+        if entry.state in (waits_in, _WAITING):  # a READY or WRITING entry takes the result in its next step
             self.step(entry, Event.RESULT_POSTED)
 
     def take_turns(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from reqtable.loop.mailbox import Mailbox
 from reqtable.table.connection import ConnectionRow
 from reqtable.table.deadlines import Deadlines
-from reqtable.table.engine_wants import ENDED, Sleeping
+from reqtable.table.engine_wants import ENDED, STEP, Sleeping
 from reqtable.table.errors import ConnectFailed, TimedOut, shown
 from reqtable.table.input import MISSING, Missing
 from reqtable.table.reach import Connected, Reach
@@ -152,6 +152,16 @@ class Waiting:
             if self._steps.is_closed(entry):
                 return
         self.arm(entry)
+
+    def may_send_meanwhile(self, entry: Entry, want: Want[Any]) -> bool:
+        """Return whether `entry` waits for a step elsewhere, and takes its connections' input although output is left.
+
+        Without connections, a request with unsent output is WRITING instead.
+        """
+        if want is not STEP or entry.reach is None or entry.output.first is None:
+            return False
+        entry.reach.until = None
+        return bool(entry.reach.connections)
 
     def watch(self, entry: Entry) -> None:
         """Poll for what the wants of a WAITING entry need: on its own socket, and on its connections."""

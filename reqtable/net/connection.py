@@ -144,7 +144,7 @@ class Connection:
             table.owner.post(self._queue, data)  # type: ignore[union-attr]  # a loop runs: it has an owner
         if not getattr(row.parent.handler, "_awaits", False):  # type: ignore[union-attr]  # _own() has checked
             return None
-        return DONE if row.output.held <= table.limits.high_water_bytes else Room(self.flushed())
+        return DONE if row.output.held <= table.limits.high_water_bytes else Room(self.flushed(), warns=False)
 
     def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
         """Queue `count` bytes of `file` from `offset`, as the handler's `send_file` does."""

@@ -215,13 +215,13 @@ class Stream(Selectable):
 
     def finish(self) -> None:
         """Shut the write side, then linger unless the peer has ended too: closing at once could cut the answer off."""
-        reach = self.entry.reach
-        if reach is None or not reach.output_ended:
-            try:
-                self.request.shutdown(socket.SHUT_WR)
-            except OSError:
-                self.steps.end(self.entry, Event.LOST)
-                return
+        try:
+            self.request.shutdown(socket.SHUT_WR)
+        except OSError:
+            # The connection is gone. Without an error of its own, both sides had ended it: the handler by end_output().
+            was_broken = self.request.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self.steps.end(self.entry, Event.LOST if was_broken else Event.RELEASED)
+            return
         if self.entry.input.ended:
             self.steps.end(self.entry, Event.RELEASED)
         else:

@@ -110,6 +110,12 @@ class OfConnection(Reaching[T_co]):
                 f"{self!r} can't be satisfied: that input has ended, and the handler knows"
             ) from None
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is OfConnection and (self.want, self.row) == (other.want, other.row)
+
+    def __hash__(self) -> int:
+        return hash((self.want, self.row))
+
     def __repr__(self) -> str:
         return f"{self.want!r} of {self.row.address}"
 
@@ -158,6 +164,12 @@ class Either(Reaching[Arrived]):
             reach.give_up()
             raise InvalidTransition(f"{self!r} can't be satisfied: every input has ended, and the handler knows")
         return MISSING
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Either and self.wants == other.wants
+
+    def __hash__(self) -> int:
+        return hash(self.wants)
 
     def __repr__(self) -> str:
         return f"either({', '.join(map(repr, self.wants))})"

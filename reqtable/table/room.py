@@ -19,13 +19,17 @@ class _Done:
 
 
 class Room:
-    """Waits for the peer when awaited; warns if it never is. `send` returns it above the high-water mark."""
+    """Waits for the peer when awaited. `send` returns it above the high-water mark.
+
+    If `warns` is true, it warns if it is never awaited. A request with connections need not wait here: its other wants
+    wait for room.
+    """
 
     __slots__ = ("_is_awaited", "_want")
 
-    def __init__(self, want: Want[None]) -> None:
+    def __init__(self, want: Want[None], warns: bool) -> None:
         self._want = want
-        self._is_awaited = False
+        self._is_awaited = not warns
 
     def __await__(self) -> Generator[Want[None], Any, None]:
         self._is_awaited = True
