@@ -15,6 +15,7 @@ from reqtable.net.sockets import is_peers_doing
 from reqtable.table import errors
 from reqtable.table.errors import (
     ConfigurationError,
+    ConnectFailed,
     HandlerError,
     IncompleteRead,
     InvalidTransition,
@@ -34,6 +35,7 @@ ERRORS = [
     HandlerError("a rule"),
     InvalidTransition("not a want"),
     SendFileError("the file ended 5 bytes early"),
+    ConnectFailed("tcp://192.0.2.1:80", "connection refused"),
     PeerError("gone"),
     LimitExceeded("line(limit=5)", 5),
     IncompleteRead("exactly(n=4)", b"ab"),
@@ -143,8 +145,8 @@ def test_seconds_may_be_fractions_and_counts_may_not():
 
 
 def test_limits_are_values():
-    assert len(COUNTS) == 16
-    assert len(SECONDS) == 12
+    assert len(COUNTS) == 18
+    assert len(SECONDS) == 14
     assert Limits() == Limits()
     assert Limits(recv_bytes=1) != Limits()
     with pytest.raises(FrozenInstanceError):

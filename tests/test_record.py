@@ -68,6 +68,11 @@ WANTS = [
     reqtable.rest(11),
     reqtable.skip_line(),
     reqtable.datagram(),
+    reqtable.parsed(int, 8),
+    reqtable.told(),
+    reqtable.disconnected(),
+    reqtable.end_output(),
+    reqtable.either(line(), reqtable.told()),
     reqtable.sleep(2.5),
     reqtable.flushed(),
     reqtable.nothing(),
@@ -129,7 +134,7 @@ def again(record: Record, datagrams: bool = False) -> Record:
     return record_of(entry, handler)
 
 
-@pytest.mark.parametrize("suspended", [each for each in State if each is not State.CLOSED], ids=lambda each: each.name)
+@pytest.mark.parametrize("suspended", [each for each in State if each not in (State.CLOSED, State.CONNECTING)], ids=lambda each: each.name)
 @pytest.mark.parametrize("datagrams", [False, True])
 def test_a_request_in_each_state_comes_back_as_it_was(suspended: State, datagrams: bool) -> None:
     record = a_record(datagrams, state=suspended.name, handler_state="more")

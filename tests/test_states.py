@@ -79,7 +79,8 @@ def test_advance_follows_the_table(state, clock):
 
 def test_every_state_is_reached_and_left():
     assert TRANSITIONS[State.CLOSED] == {}
-    assert reachable(State.OPENING) == set(State)
+    assert reachable(State.OPENING) == set(State) - {State.CONNECTING}
+    assert reachable(State.CONNECTING) >= {State.WAITING}, "an outgoing connection begins here"
     for state in set(State) - {State.CLOSED}:
         assert State.CLOSED in reachable(state)
         assert TRANSITIONS[state][Event.CANCELLED] is TRANSITIONS[state][Event.LOST] is State.CLOSED
@@ -93,12 +94,15 @@ def test_what_ends_a_wait_leads_to_a_step_and_a_step_to_a_wait():
                 assert after[event] is State.WRITING
             else:
                 over = state is State.LINGERING or (state is State.OPENING and event is Event.DEADLINE_PASSED)
-                assert after[event] is (State.CLOSED if over else State.RUNNING)
+                begins = State.WAITING if state is State.CONNECTING else State.RUNNING
+                assert after[event] is (State.CLOSED if over else begins)
         asked = set(after) - set(waits_end) - {Event.CANCELLED, Event.LOST}
         ends = {Event.FINISHED, Event.RELEASED}
-        assert not asked or state is State.RUNNING or (state, asked) == (State.OPENING, ends), "only a step asks"
+        is_connection = state in (State.CONNECTING, State.WAITING) and asked == {Event.RELEASED}
+        is_step = state is State.RUNNING or (state, asked) == (State.OPENING, ends)
+        assert not asked or is_step or is_connection, "only a step asks"
     waits = set(TRANSITIONS[State.RUNNING].values())
-    assert waits == set(State) - {State.OPENING, State.RUNNING}, "a step leads to every wait"
+    assert waits == set(State) - {State.OPENING, State.CONNECTING, State.RUNNING}, "a step leads to every wait"
 
 
 SECONDS = st.sampled_from([0.0, 0.25, 1.0, 2.0, 5.0, 30.0, 1000.0])

@@ -124,6 +124,8 @@ def test_a_row_is_plain_data(table, clock):
     (row,) = table.snapshot()
     assert row == {
         "id": 1,
+        "kind": "client",
+        "parent": None,
         "peer": "[::1]:4000",
         "local": "127.0.0.1:80",
         "server": "TCPServer",

@@ -87,10 +87,8 @@ class AsyncRequestHandler(ResumableHandler):
         if held <= table.limits.high_water_bytes:
             return DONE
         is_own = entry is table.running if step is None else step.thread == get_ident()
-        reaches_out = entry.reach is not None and bool(entry.reach.connections)
-        return (
-            Room(flushed(), warns=not reaches_out) if is_own else DONE
-        )  # a handler can't wait for the peer of another request
+        # A handler can't wait for the peer of another request.
+        return Room(flushed(), warns=entry.reach is None) if is_own else DONE
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Wait for `seconds`; other requests go on."""

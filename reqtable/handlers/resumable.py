@@ -14,12 +14,13 @@ from threading import Lock, get_ident
 from types import FunctionType, MemberDescriptorType
 from typing import Any, BinaryIO, ClassVar, get_origin
 
+from reqtable.net.files import size_of
 from reqtable.net.sockets import is_tls
 from reqtable.table.addresses import address_text
 from reqtable.table.compiled import mypyc_attr
 from reqtable.table.engine_wants import ENDED
 from reqtable.table.errors import HandlerError, LimitExceeded
-from reqtable.table.output import FileSlice, Output, size_of
+from reqtable.table.output import FileSlice, Output
 from reqtable.table.places import owner_of, place_of
 from reqtable.table.reach import Reach
 from reqtable.table.states import State

@@ -313,9 +313,7 @@ class Steps(Endings):
         try:
             if entry.state is _WAITING:
                 self.waiting.touched(entry)
-            elif entry.want.awaits is _AWAITS_ANY and entry.state is _READY:
-                self.count_buffers(entry)  # its turn comes
-            elif entry.state is _WRITING:
+            elif entry.state is _WRITING or (entry.state is _READY and entry.want.awaits is _AWAITS_ANY):
                 self.count_buffers(entry)
             elif entry.state in _BLOCKABLE and entry.output.first is not None and not entry.transport.flush():
                 self._block(entry)

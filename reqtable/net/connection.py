@@ -5,13 +5,14 @@ from __future__ import annotations
 from threading import get_ident
 from typing import Any, BinaryIO, Protocol
 
+from reqtable.net.files import size_of
 from reqtable.net.sockets import is_tls
 from reqtable.table import wants
 from reqtable.table.addresses import address_text
 from reqtable.table.connecting import ClientTLS, StartTLS
 from reqtable.table.connection import ConnectionRow
 from reqtable.table.errors import HandlerError, LimitExceeded
-from reqtable.table.output import FileSlice, size_of
+from reqtable.table.output import FileSlice
 from reqtable.table.reaching import OfConnection, failure_of, not_own
 from reqtable.table.room import DONE, Room
 from reqtable.table.states import State

@@ -21,8 +21,8 @@ class _Done:
 class Room:
     """Waits for the peer when awaited. `send` returns it above the high-water mark.
 
-    If `warns` is true, it warns if it is never awaited. A request with connections need not wait here: its other wants
-    wait for room.
+    If `warns` is true, it warns if it is never awaited. A request that waits for more than its client need not wait
+    here: its other wants wait for room.
     """
 
     __slots__ = ("_is_awaited", "_want")

@@ -94,7 +94,7 @@ MUTATIONS = [
     ),
     Mutation(
         "interest is not restored after WRITING",
-        *(Steps, "_move", "watch(INTEREST[entry.state])", "watch(entry.transport.watched or INTEREST[entry.state])"),
+        *(Steps, "move", "watch(INTEREST[entry.state])", "watch(entry.transport.watched or INTEREST[entry.state])"),
     ),
     Mutation(
         "a READY entry is starved by the one that came last",
@@ -122,7 +122,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a send from another's step is not flushed",
-        *(Steps, "flush_touched", "self._flush_touched(self.table.touched.pop())", "self.table.touched.pop()"),
+        *(Steps, "flush_touched", "self._flush_touched(entry)", "pass"),
     ),
     Mutation(
         "a full table is never looked at again",
@@ -146,7 +146,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a reset that a flush meets is not noticed",
-        *(Steps, "_finish", "if self.is_closed(entry):", "if False:"),
+        *(Steps, "finish", "if self.is_closed(entry):", "if False:"),
     ),
     Mutation(
         "a call goes on though its request has ended",
