@@ -98,6 +98,16 @@ def test_a_lock_of_an_executor_that_is_held_at_a_fork_does_not_hold_up_the_child
             assert int(client.ask(b"fork\n")) != os.getpid()
 
 
+def test_a_server_that_closes_before_a_forked_call_has_ended_leaves_nothing_open() -> None:
+    """A past bug: the child was waited for after the selector was closed, which opened the selector again."""
+    for _ in range(3):
+        with calling(lambda: time.sleep(3600)) as (server, client):
+            client.send(b"fork\n")
+            wait_until(server, lambda: [row["letter"] for row in server.table.snapshot()] == ["F"])
+            server.table.cancel(server.table.snapshot()[0]["id"])
+            wait_until(server, lambda: not len(server.table))
+
+
 def test_a_forked_call_ends_with_its_request() -> None:
     reader, writer = os.pipe()
 

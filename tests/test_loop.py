@@ -25,7 +25,7 @@ from reqtable import Limits, State, System, chunk, exactly, flushed, line, rest,
 from reqtable.loop.threads import Threads
 from reqtable.run.signals import log_table
 from reqtable.table.input import MISSING
-from reqtable.table.states import READ, WRITE
+from reqtable.table.states import READ, RESET, WRITE
 from reqtable.table.table import SLICE_ROWS, Entry
 from reqtable.testing import Client as Script
 from reqtable.testing import FakeClock, Faults, SimNetwork, simulate
@@ -277,7 +277,7 @@ def test_a_step_moves_the_deadline_without_touching_the_heap(world: World) -> No
     assert len(world.engine.steps.deadlines) == heap
 
 
-def test_sleepers_wake_in_order_and_poll_nothing(world: World) -> None:
+def test_sleepers_wake_in_order_and_are_polled_only_for_a_reset(world: World) -> None:
     woken = []
 
     class Sleeper(reqtable.StateRequestHandler):
@@ -296,7 +296,7 @@ def test_sleepers_wake_in_order_and_poll_nothing(world: World) -> None:
         peer.send(b"%d\n" % seconds)
         world.passes()
         assert entry.state is State.SLEEPING
-        assert entry.transport.watched == 0
+        assert entry.transport.watched == RESET
     for _ in range(3):
         world.jump(1)
     assert woken == [(2, begun + 1), (3, begun + 2), (1, begun + 3)]

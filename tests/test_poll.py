@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from reqtable.loop.selector import DefaultSelector, ready_of
-from reqtable.table.states import READ, WRITE
+from reqtable.loop.selector import DefaultSelector, Epoll, Poll, ready_of
+from reqtable.table.states import PEER_END, READ, RESET, WRITE
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="this platform has no epoll")
@@ -39,7 +39,10 @@ def test_epoll_says_what_the_standard_librarys_says_and_overlooks_what_it_overlo
         said = [{(key.data, mask) for key, mask in selector.select(0)} for selector in (own, plain)]
         # the kernel tells of so many at once, `gone` among them, and of the others the next time
         said += [set(ready_of(selector)(0) + ready_of(selector)(0)) for selector in (own, plain)]
-        assert said == [{("reads", READ), ("writes", WRITE), ("both", READ | WRITE)}] * 4
+        found = {("reads", READ), ("writes", WRITE), ("both", READ | WRITE)}
+        assert said[1] == found
+        found = found - {("both", READ | WRITE)} | {("both", READ | WRITE | PEER_END)}  # only ours tells why
+        assert [said[0], *said[2:]] == [found, found, said[1]]
         for each in (writes, both, reads):
             own.unregister(each)
         assert own.select(0) == []
@@ -49,18 +52,22 @@ def test_epoll_says_what_the_standard_librarys_says_and_overlooks_what_it_overlo
         assert time.monotonic() - begun >= 0.02
 
 
-def test_what_is_registered_is_known_by_its_number_as_in_the_standard_librarys() -> None:
+@pytest.mark.parametrize("kind", [DefaultSelector, Poll])
+def test_what_is_registered_is_known_by_its_number_as_in_the_standard_librarys(
+    kind: type[selectors.BaseSelector],
+) -> None:
     near, far = socket.socketpair()
-    with near, far, DefaultSelector() as own, selectors.DefaultSelector() as plain:
+    with near, far, kind() as own, selectors.DefaultSelector() as plain:
         for selector in (own, plain):
             key = selector.register(near, READ, "first")
             assert (key.fd, key.events, key.data) == (near.fileno(), READ, "first")
             with pytest.raises(KeyError):
                 selector.register(near.fileno(), WRITE)
             with pytest.raises(ValueError, match="events"):
-                selector.register(far, READ | WRITE | 4)
-            with pytest.raises(OSError if selector is own else (OSError, ValueError)):
-                selector.register(10**6, READ)
+                selector.register(far, 16)
+            if kind is DefaultSelector:  # poll(2) tells of such a descriptor when it polls
+                with pytest.raises(OSError if selector is own else (OSError, ValueError)):
+                    selector.register(10**6, READ)
             selector.modify(near, WRITE, "second")
             assert [(key.data, mask) for key, mask in selector.select(0)] == [("second", WRITE)]
             assert [(fd, key.events, key.data) for fd, key in selector.get_map().items()] == [
@@ -94,3 +101,65 @@ def test_what_an_exception_has_interrupted_can_be_done_again(monkeypatch: pytest
         getattr(own, method)(near, *events)
         assert [mask for _, mask in own.select(0)] == list(events)
         assert [key.events for key in own.get_map().values()] == list(events)
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        return listener.accept()[0], far
+
+
+def reset(far: socket.socket) -> None:
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    far.close()
+
+
+OWN = [Epoll, Poll]
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_reset_is_told_from_an_end_and_from_what_can_be_read(kind: type[selectors.BaseSelector]) -> None:
+    near, far = tcp_pair()
+    with near, far, kind() as own:
+        own.register(near, RESET, "near")
+        far.send(b"x")
+        far.shutdown(socket.SHUT_WR)
+        assert own.select(0) == []
+        own.modify(near, RESET | PEER_END, "near")
+        assert ready_of(own)(5) == [("near", READ | PEER_END)]
+        own.modify(near, RESET, "near")
+        assert own.select(0) == []
+        near.shutdown(socket.SHUT_WR)
+        assert ready_of(own)(5) == [("near", READ | WRITE | PEER_END)], "both sides have ended"
+    near, far = tcp_pair()
+    with near, far, kind() as own:
+        own.register(near, RESET, "near")
+        reset(far)
+        assert ready_of(own)(5) == [("near", READ | WRITE | RESET)]
+        own.unregister(near)
+        assert own.select(0) == []
+
+
+@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("unread", [False, True])
+def test_a_unix_peer_that_closes_has_reset_only_what_it_left_unread(
+    kind: type[selectors.BaseSelector], unread: bool
+) -> None:
+    near, far = socket.socketpair()
+    with near, far, kind() as own:
+        if unread:
+            near.send(b"x")
+        own.register(near, RESET, "near")
+        far.close()
+        assert ready_of(own)(0) == [("near", READ | WRITE | (RESET if unread else PEER_END))]
+
+
+def test_poll_overlooks_no_descriptor_that_was_closed() -> None:
+    near, far = socket.socketpair()
+    with near, far, Poll() as own:
+        own.register(near, READ, "near")
+        number = near.fileno()
+        near.close()
+        assert ready_of(own)(0) == [("near", READ | WRITE)]
+        own.unregister(number)
+        assert own.select(0) == []

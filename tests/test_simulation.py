@@ -235,7 +235,7 @@ def test_a_request_that_nothing_will_end() -> None:
             return None
 
     with pytest.raises(SimulationFailed, match="waits for something that never comes"):
-        simulate(lambda: reqtable.TCPServer(ANY, Stuck), [Client().pause(1).reset()], faults=Faults.none())
+        simulate(lambda: reqtable.TCPServer(ANY, Stuck), [Client().pause(1)], faults=Faults.none())
 
 
 class Never(reqtable.Want[None]):

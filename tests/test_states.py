@@ -13,7 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from reqtable.table.deadlines import Deadlines
 from reqtable.table.errors import ReqtableError
-from reqtable.table.states import INTEREST, READ, TRANSITIONS, WRITE, Event, State
+from reqtable.table.states import INTEREST, READ, RESET, TRANSITIONS, WRITE, Event, State
 from reqtable.table.table import Entry, RequestTable
 from reqtable.testing import FakeClock
 
@@ -59,6 +59,8 @@ def test_tables_cover_every_state():
     assert "".join(state.value for state in State) == "ONRTYXWSFDLC"
     assert {state for state in State if INTEREST[state] & READ} == {State.READING, State.LINGERING}
     assert {state for state in State if INTEREST[state] & WRITE} == {State.WRITING}
+    elsewhere = {State.WAITING, State.SLEEPING, State.OFFLOADED, State.DELEGATED}
+    assert {state for state in State if INTEREST[state] & RESET} == elsewhere
     used = {event for events in TRANSITIONS.values() for event in events}
     assert used == set(Event), "an event that can never happen"
 

@@ -20,8 +20,11 @@ from reqtable.dispatch.policy import Host, Policy
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import ELSEWHERE, VACANCY
 from reqtable.table.parts import NoTransport, Resumable
+from reqtable.table.states import RESET, Event
 from reqtable.table.table import Entry
 from reqtable.table.wants import Failure, Want
+
+_NOTICE_S = 0.1  # how long a thread or a child has to end a request whose connection was reset
 
 
 class HandedOffRequest(NoTransport):
@@ -61,7 +64,7 @@ class HandedOffRequest(NoTransport):
     def give(self) -> None:
         """Stand in for the transport too: from here on only the thread or the child reads the socket."""
         self.is_given = True
-        self.transport.watch(0)
+        self.transport.watch(0 if self.ends_itself else RESET)  # `PollOnly.give` watches a descriptor of its own
         self.entry.transport = self
 
     def take_back(self) -> None:
@@ -123,6 +126,17 @@ class HandedOffRequest(NoTransport):
 
     def shut(self) -> None:
         self.transport.shut()
+
+    def on_reset(self) -> None:
+        """End the request soon. A thread or a child that uses the connection meets the error at once, and ends first.
+
+        A child can then clean up before it is killed, and a private loop returns its counters.
+        """
+        self.transport.steps.mailbox.call_later(self._end_lost, _NOTICE_S)
+
+    def _end_lost(self) -> None:
+        if self.entry.transport is self:  # else it has been returned
+            self.transport.steps.end(self.entry, Event.LOST)
 
     def end_input(self) -> None:
         """Do nothing: the loop can't tell whether code that reads by itself is waiting for input or busy."""

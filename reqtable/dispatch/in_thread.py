@@ -101,6 +101,7 @@ class InThread(HandedOffRequest):
                 end_forked(self.entry)
             self.transport.release()
             return
+        self.transport.watch(0)  # only this thread may tell its selector
         with self._lock:
             self._given_up = not self._served
         if not self._given_up:

@@ -7,7 +7,6 @@ The loop that the request came from does, so no thread has to linger.
 from __future__ import annotations
 
 import contextlib
-import selectors
 import socket
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +16,7 @@ from reqtable.dispatch.policy import Policy
 from reqtable.loop.loop import Loop
 from reqtable.loop.platform import System
 from reqtable.loop.poller import Descriptor
+from reqtable.loop.selector import SmallSelector
 from reqtable.loop.step import Steps
 from reqtable.net.connect import Connector
 from reqtable.net.datagram import Session, Sessions
@@ -30,9 +30,6 @@ from reqtable.table.table import Entry
 
 DATAGRAM_BYTES = 65_536
 _MARK = b"+"
-
-# Not epoll, which would cost one more descriptor for each request.
-_Selector: Callable[[], selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.DefaultSelector)
 
 
 class _DrivenStream(Stream):
@@ -140,7 +137,7 @@ class PrivateLoop:
 
     def __init__(self, origin: Entry, policy: Policy, request: Any) -> None:
         table = origin.table
-        self.steps = steps = _PrivateSteps(table.limits, System(clock=table.clock, selector=_Selector))
+        self.steps = steps = _PrivateSteps(table.limits, System(clock=table.clock, selector=SmallSelector))
         self._loop = Loop(steps)
         steps.on_release.append(self._released)
         self._connector = Connector(steps)

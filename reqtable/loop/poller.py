@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 
 from reqtable.loop.platform import System
 from reqtable.loop.process import Process, end_child
-from reqtable.loop.selector import Ready, ready_of
+from reqtable.loop.selector import Ready, interests_of, ready_of
 from reqtable.loop.wakeup import Wakeup
 from reqtable.table.compiled import mypyc_attr
 from reqtable.table.states import READ
@@ -25,7 +25,13 @@ class Poller:
         self._system = system
         self._selector: selectors.BaseSelector | None = None
         self._wakeup: Wakeup | None = None
+        self.interests = 0  # those that the selector knows
         self.forks = -1  # `Process.forks` of the process that opened the selector; -1: it is not open
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the selector is open."""
+        return self._selector is not None
 
     @property
     def selector(self) -> selectors.BaseSelector:
@@ -45,6 +51,7 @@ class Poller:
                 wakeup.close()
                 raise
             self.poll = ready_of(self._selector)
+            self.interests = interests_of(self._selector)
             self._wakeup = wakeup
             self._selector.register(wakeup, READ, wakeup)
 
@@ -96,7 +103,7 @@ class Poller:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Selectable:
-    """Has the selector watch one descriptor, `fd`. `watched` is the interest that `watch` was last called with."""
+    """Has the selector watch one descriptor, `fd`. `watched` is the interest that it was last told."""
 
     __slots__ = ("watched",)
 
@@ -116,13 +123,22 @@ class Selectable:
         raise NotImplementedError
 
     def watch(self, interest: int) -> None:
-        """Have the selector watch the descriptor for exactly `interest`; 0: not at all."""
+        """Have the selector watch the descriptor for exactly `interest`; 0: not at all.
+
+        Only our own selectors can watch for RESET and PEER_END. Any other is not told of these.
+        """
         if interest == self.watched:
             return
         poller = self.poller
         if poller.forks != Process.forks and poller.is_copy:
             return
+        if not interest and not poller.is_open:  # a closed selector watches nothing
+            self.watched = 0
+            return
         selector = poller.selector
+        interest &= poller.interests
+        if interest == self.watched:
+            return
         try:
             if not interest:
                 selector.unregister(self.fd)

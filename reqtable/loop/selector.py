@@ -1,4 +1,8 @@
-"""The default selector. With epoll(7), it takes less memory per descriptor than `selectors.EpollSelector`."""
+"""Our selectors. They can watch for a reset alone, and tell a reset from an end: those of `selectors` can't.
+
+`Epoll` is the default selector. It takes less memory per descriptor than `selectors.EpollSelector`. `Poll` is for few
+descriptors.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,52 @@ import math
 import select
 import selectors
 from collections.abc import Callable, Mapping
-from typing import Any
+from itertools import product
+from typing import Any, Final
 
-from reqtable.table.states import READ, WRITE
+from reqtable.table.states import PEER_END, READ, RESET, WRITE
 
 Ready = list[tuple[Any, int]]  # the data of each ready descriptor, and what it is ready for
 
+_ALL: Final = READ | WRITE | RESET | PEER_END
+
+
+def _translations(kind: str) -> tuple[list[int], dict[int, int]]:
+    """Return the events to ask the kernel for, by interest, and what a descriptor is ready for, by reported events.
+
+    `kind` is the prefix of the kernel's names: EPOLL or POLL. For the interest RESET the kernel is asked for nothing:
+    it reports errors and hang-ups anyway.
+    """
+    reads, writes, failed, hung_up = (getattr(select, kind + name) for name in ("IN", "OUT", "ERR", "HUP"))
+    ended = getattr(select, kind + "RDHUP", 0)
+    asked = [
+        (reads if interest & READ else 0) | (writes if interest & WRITE else 0) | (ended if interest & PEER_END else 0)
+        for interest in range(_ALL + 1)
+    ]
+    masks = {}
+    for events in product((0, reads), (0, writes), (0, ended), (0, failed), (0, hung_up)):
+        reported = sum(set(events))
+        if reported & failed:
+            mask = READ | WRITE | RESET
+        elif reported & hung_up:
+            mask = READ | WRITE | PEER_END
+        else:
+            mask = (READ if reported & reads else 0) | (WRITE if reported & writes else 0)
+            mask |= READ | PEER_END if reported & ended else 0
+        masks[reported] = mask
+    return asked, masks
+
+
+def _number_of(fileobj: Any) -> int:
+    return fileobj if isinstance(fileobj, int) else int(fileobj.fileno())
+
+
+def _no_interest(events: int) -> ValueError:
+    return ValueError(f"events must be some of READ, WRITE, RESET and PEER_END, not {events!r}")
+
+
 if hasattr(select, "epoll"):
-    _EVENTS = (0, select.EPOLLIN, select.EPOLLOUT, select.EPOLLIN | select.EPOLLOUT)  # indexed by READ and WRITE
-    # Any other event reports an error or a hang-up. It counts as ready for both: using the descriptor tells the error.
-    _MASKS = {select.EPOLLIN: READ, select.EPOLLOUT: WRITE}
+    _EVENTS, _MASKS = _translations("EPOLL")
 
     class Epoll(selectors.BaseSelector):
         """Watches descriptors with epoll(7), and keeps their data in lists that are indexed by descriptor.
@@ -26,6 +66,8 @@ if hasattr(select, "epoll"):
         An exception (Ctrl-C) may interrupt a method after the kernel's change. Then the method can be called again.
         """
 
+        interests = _ALL
+
         def __init__(self) -> None:
             self._epoll = select.epoll()
             self._data: list[Any] = []
@@ -34,8 +76,8 @@ if hasattr(select, "epoll"):
 
         def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
             fd = fileobj if type(fileobj) is int else _number_of(fileobj)
-            if not 0 < events <= READ | WRITE:
-                raise ValueError(f"events must be EVENT_READ, EVENT_WRITE or both, not {events!r}")
+            if not 0 < events <= _ALL:
+                raise _no_interest(events)
             if 0 <= fd < len(self._events) and self._events[fd]:
                 raise KeyError(f"descriptor {fd} is registered already")
             try:
@@ -67,11 +109,11 @@ if hasattr(select, "epoll"):
             """Wait at most `timeout` seconds and return what is ready. A failed descriptor is ready for both."""
             events, data = self._events, self._data
             # The kernel still reports a closed descriptor while a duplicate of it is open.
-            return [(data[fd], _MASKS.get(event, READ | WRITE)) for fd, event in self._poll(timeout) if events[fd]]
+            return [(data[fd], _MASKS[event]) for fd, event in self._poll(timeout) if events[fd]]
 
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
             told = [(fd, event) for fd, event in self._poll(timeout) if self._events[fd]]
-            return [(self._key(fd), _MASKS.get(event, READ | WRITE)) for fd, event in told]
+            return [(self._key(fd), _MASKS[event]) for fd, event in told]
 
         def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
             return {fd: self._key(fd) for fd, events in enumerate(self._events) if events}
@@ -104,12 +146,71 @@ if hasattr(select, "epoll"):
         def _key(self, fd: int) -> selectors.SelectorKey:
             return selectors.SelectorKey(fd, fd, self._events[fd], self._data[fd])
 
-    def _number_of(fileobj: Any) -> int:
-        return fileobj if isinstance(fileobj, int) else int(fileobj.fileno())
-
     DefaultSelector: type[selectors.BaseSelector] = Epoll
 else:
     DefaultSelector = selectors.DefaultSelector
+
+
+if hasattr(select, "poll"):
+    _POLL_EVENTS, _POLL_MASKS = _translations("POLL")
+
+    class Poll(selectors.BaseSelector):
+        """Watches a few descriptors with poll(2), which takes no descriptor of its own."""
+
+        interests = _ALL
+
+        def __init__(self) -> None:
+            self._poll = select.poll()
+            self._keys: dict[int, selectors.SelectorKey] = {}
+
+        def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+            fd = _number_of(fileobj)
+            if not 0 < events <= _ALL:
+                raise _no_interest(events)
+            if fd in self._keys:
+                raise KeyError(f"descriptor {fd} is registered already")
+            return self._set(fd, events, data)
+
+        def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+            key = self._known(fileobj)
+            with contextlib.suppress(KeyError):  # an exception interrupted an earlier call
+                self._poll.unregister(key.fd)
+            return self._keys.pop(key.fd)
+
+        def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+            return self._set(self._known(fileobj).fd, events, data)
+
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            wait = None if timeout is None else math.ceil(max(0, timeout) * 1000)  # rounded up, as above
+            try:
+                told = self._poll.poll(wait)
+            except InterruptedError:
+                return []
+            # An event that is not in the table is POLLNVAL: the descriptor is closed, and using it tells the error.
+            return [(self._keys[fd], _POLL_MASKS.get(event, READ | WRITE)) for fd, event in told if fd in self._keys]
+
+        def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+            return self._keys
+
+        def _known(self, fileobj: Any) -> selectors.SelectorKey:
+            fd = _number_of(fileobj)
+            if fd not in self._keys:
+                raise KeyError(f"descriptor {fd} is not registered")
+            return self._keys[fd]
+
+        def _set(self, fd: int, events: int, data: Any) -> selectors.SelectorKey:
+            self._poll.register(fd, _POLL_EVENTS[events])  # also changes the events of a known descriptor
+            key = self._keys[fd] = selectors.SelectorKey(fd, fd, events, data)
+            return key
+
+    SmallSelector: type[selectors.BaseSelector] = Poll
+else:
+    SmallSelector = selectors.DefaultSelector
+
+
+def interests_of(selector: selectors.BaseSelector) -> int:
+    """Return the interests that `selector` can watch for. Those of the standard library only know READ and WRITE."""
+    return getattr(selector, "interests", READ | WRITE)
 
 
 def ready_of(selector: selectors.BaseSelector) -> Callable[[float | None], Ready]:

@@ -199,6 +199,9 @@ class Session:
     def abandon(self) -> None:
         """Keep the socket: it is the server's."""
 
+    def on_reset(self) -> None:
+        """Do nothing: there is no connection."""
+
     def end_input(self) -> None:
         """End the session: it gets no more datagrams."""
         self.entry.ending = Ending.DRAINED

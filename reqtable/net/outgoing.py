@@ -167,6 +167,9 @@ class OutgoingDatagrams(Selectable):
     def shut(self) -> None:
         """Do nothing: a datagram socket has nothing to shut."""
 
+    def on_reset(self) -> None:
+        """Do nothing: a datagram socket has no connection to reset."""
+
     def end_input(self) -> None:
         """Do nothing: datagrams have no end."""
 

@@ -11,15 +11,18 @@ from typing import Any, Final
 
 from reqtable.loop.poller import Poller, Selectable, abandon_socket
 from reqtable.loop.step import Steps
+from reqtable.net.hang_up import on_hang_up
 from reqtable.net.sockets import discarded_all, end_request, has_unread
 from reqtable.table.compiled import mypyc_attr
-from reqtable.table.states import READ, WRITE, Event, State
+from reqtable.table.engine_wants import VACANCY
+from reqtable.table.states import READ, RESET, WRITE, Event, State
 from reqtable.table.table import Entry
 
 # Names, as in the loop: looking up an Enum member takes 100 ns.
 _READING: Final = State.READING
 _WRITING: Final = State.WRITING
 _LINGERING: Final = State.LINGERING
+_CLOSED: Final = State.CLOSED
 _INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
 _OUTPUT_TAKEN: Final = Event.OUTPUT_TAKEN
 _SOMETHING = b"?"  # stands in for input that the handler will read itself
@@ -41,8 +44,8 @@ class PollOnly(Selectable):
     def __init__(self, steps: Steps, request: Any) -> None:
         super().__init__()
         self.steps = steps
-        self.fd = request.fileno() if isinstance(request, socket.socket) else -1
         self.request = request
+        self.fd = self._number()
         self.entry: Entry
         self._hooks_done = False  # the server's hooks have ended the request
         self._own_hold: socket.socket | None = None  # our duplicate of the connection's socket
@@ -67,6 +70,14 @@ class PollOnly(Selectable):
                 steps.step(entry, _OUTPUT_TAKEN)
         elif state is _LINGERING:
             self._discard()
+        elif state is not _CLOSED:
+            on_hang_up(self, self.request if self._own_hold is None else self._own_hold, mask)
+
+    def watch(self, interest: int) -> None:
+        # A handler that has begun may close its socket in a thread, and the number may then be another connection's.
+        if interest & RESET and self._own_hold is None and (self.entry.want is not VACANCY or self._number() < 0):
+            interest = 0
+        super().watch(interest)
 
     def flush(self) -> bool:
         return True
@@ -74,17 +85,23 @@ class PollOnly(Selectable):
     def give(self, hold: bool = True) -> None:
         """Give the request to a thread or a child, which ends it with the server's hooks.
 
-        With `hold`, this process keeps a duplicate of the descriptor: a cancellation shuts it, and it lingers. While
-        it is open the kernel sends no end of file, so `hold` is False if no loop goes on to close it.
+        With `hold`, this process keeps a duplicate of the descriptor: it tells of a reset, a cancellation shuts it, and
+        it lingers. While it is open the kernel sends no end of file, so `hold` is False if no loop goes on to close it.
         """
         self.watch(0)
         self._hooks_done = True
         self._own_hold = self._duplicate() if hold else None
+        if self._own_hold is not None:
+            self.fd = self._own_hold.fileno()
+            self.watch(RESET)
 
     def take_back(self) -> None:
         """Take the request back: no thread or child could take it."""
         self._hooks_done = False
+        self.watch(0)
         self._let_go()
+        self.fd = self._number()
+        self.watch(RESET)
 
     def finish(self) -> None:
         """End the request with the hooks `shutdown_request` and `close_request`: its handler has returned.
@@ -117,6 +134,9 @@ class PollOnly(Selectable):
             with contextlib.suppress(OSError):  # the connection has ended already
                 self.steps.system.socket.shutdown(connection, socket.SHUT_RDWR)
 
+    def on_reset(self) -> None:
+        self.steps.end(self.entry, Event.LOST)
+
     def end_input(self) -> None:
         """Shut the reading side if nothing is unread: the handler reads end of file."""
         if isinstance(self.request, socket.socket) and not has_unread(self.request, self.steps.system.socket):
@@ -138,6 +158,9 @@ class PollOnly(Selectable):
         self.watched = 0
         abandon_socket(self.request)
         abandon_socket(self._own_hold)
+
+    def _number(self) -> int:
+        return self.request.fileno() if isinstance(self.request, socket.socket) else -1
 
     def _duplicate(self) -> socket.socket | None:
         """Return a duplicate of the connection's socket; None if there can't be one."""

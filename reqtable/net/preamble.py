@@ -201,6 +201,9 @@ class Preamble(Selectable):
     def shut(self) -> None:
         pass
 
+    def on_reset(self) -> None:
+        """Do nothing: the preamble's own reads and writes meet the reset."""
+
     def end_input(self) -> None:
         """Do nothing: the connection has begun, so its request may still be served."""
 

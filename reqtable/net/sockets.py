@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from reqtable.table.errors import PeerError
 
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+_TCP_CLOSE = 7  # from linux/net/tcp_states.h: the kernel no longer has this connection
 _PEEK_NOW: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 # Errors of socket calls that neither the peer nor the network causes: the descriptor is closed or is no socket, an
 # argument is wrong, or the kernel is out of memory.
@@ -52,6 +54,19 @@ def discarded_all(connection: socket.socket, count: int) -> bool:
         return False
     except OSError:
         return True
+
+
+def was_reset(connection: socket.socket) -> bool:
+    """Return whether `connection`, which the poll reports as failed, was reset, or broken by the network.
+
+    Takes no error from the socket: the thread or the child that has the connection too must meet the error itself.
+    """
+    if connection.family not in INTERNET or not hasattr(socket, "TCP_INFO"):
+        return True
+    try:  # the first byte of tcp_info is the state of the connection (tcp(7))
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    except OSError:
+        return False  # the handler has closed it
 
 
 def end_request(hook: Callable[[Any], Any], request: Any) -> None:

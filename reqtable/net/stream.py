@@ -9,22 +9,23 @@ from typing import Any, Final
 
 from reqtable.loop.poller import Poller, Selectable, abandon_socket
 from reqtable.loop.step import Steps
-from reqtable.net.sockets import discarded_all, end_request, has_unread, is_peers_error
+from reqtable.net.hang_up import on_hang_up
+from reqtable.net.sockets import INTERNET, discarded_all, end_request, has_unread, is_peers_error
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.compiled import mypyc_attr
 from reqtable.table.output import END, SMALL_BYTES, FileSlice
-from reqtable.table.states import PEER_END, READ, WRITE, Event, State
+from reqtable.table.states import PEER_END, READ, RESET, WRITE, Event, State
 from reqtable.table.table import Entry
 
 log = logging.getLogger("reqtable")
 
-INTERNET = (socket.AF_INET, socket.AF_INET6)
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 # Names, as in the loop: looking up an Enum member takes 100 ns.
 _READING: Final = State.READING
 _WRITING: Final = State.WRITING
 _WAITING: Final = State.WAITING
 _LINGERING: Final = State.LINGERING
+_CLOSED: Final = State.CLOSED
 _INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
 _INPUT_ENDED: Final = Event.INPUT_ENDED
 
@@ -74,6 +75,8 @@ class Stream(Selectable):
                 self._while_waiting(mask)
             elif state is _LINGERING:
                 self._discard()
+            elif state is not _CLOSED:
+                on_hang_up(self, self.request, mask)
             return
         steps = self.steps
         try:
@@ -101,6 +104,10 @@ class Stream(Selectable):
         entry, steps = self.entry, self.steps
         reach = entry.reach
         assert reach is not None
+        asked = self.watched
+        if asked == RESET or (mask & RESET and not asked & (READ | WRITE)):
+            on_hang_up(self, self.request, mask)
+            return
         if mask & WRITE and entry.output.first is not None:
             before = entry.bytes_out
             if self.flush():
@@ -226,6 +233,10 @@ class Stream(Selectable):
             self.steps.end(self.entry, Event.RELEASED)
         else:
             self.steps.linger(self.entry)
+
+    def on_reset(self) -> None:
+        log.debug("%s: connection reset", address_text(self.entry.peer))
+        self.steps.end(self.entry, Event.LOST)
 
     def end_input(self) -> None:
         """End the input that the handler sees, unless the socket has unread bytes."""

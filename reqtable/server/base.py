@@ -24,7 +24,7 @@ from reqtable.dispatch.handoff import HandedOffRequest
 from reqtable.dispatch.policies.greenlet import defer_handshakes
 from reqtable.dispatch.run_blocking import runs_concurrently
 from reqtable.net.listener import listening_timeout, set_keepalive
-from reqtable.net.stream import INTERNET
+from reqtable.net.sockets import INTERNET
 from reqtable.server.configured import ConfiguredServer
 from reqtable.server.drain import Drain
 from reqtable.server.engine import Engine

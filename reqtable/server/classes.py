@@ -16,8 +16,7 @@ from typing import Any, Self
 from reqtable.config import Config
 from reqtable.loop.platform import SYSTEM
 from reqtable.net.pktinfo import receive, watch_destinations
-from reqtable.net.sockets import is_peers_doing
-from reqtable.net.stream import INTERNET
+from reqtable.net.sockets import INTERNET, is_peers_doing
 from reqtable.server.base import LoopServer
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.errors import ConfigurationError, HandlerError

@@ -50,6 +50,9 @@ class Transport(Protocol):
     def shut(self) -> None:
         """Cut the connection, also for other threads and processes that have it."""
 
+    def on_reset(self) -> None:
+        """End the request: its peer has reset the connection, while it waits for something else."""
+
     def end_input(self) -> None:
         """Let the handler see end of file, although the peer has not closed the connection."""
 
@@ -94,6 +97,9 @@ class NoTransport:
         pass
 
     def shut(self) -> None:
+        pass
+
+    def on_reset(self) -> None:
         pass
 
     def end_input(self) -> None:

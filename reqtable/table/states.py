@@ -148,13 +148,13 @@ INTEREST: dict[State, int] = {
     State.OPENING: 0,
     State.CONNECTING: 0,  # each attempt to connect polls its own socket
     State.READING: READ,
-    State.WAITING: 0,  # and what its wants need: see loop/waiting.py
+    State.WAITING: RESET,  # and what its wants need: see loop/waiting.py
     State.READY: 0,
     State.RUNNING: 0,
     State.WRITING: WRITE,
-    State.SLEEPING: 0,
-    State.OFFLOADED: 0,
-    State.DELEGATED: 0,
+    State.SLEEPING: RESET,
+    State.OFFLOADED: RESET,
+    State.DELEGATED: RESET,
     State.LINGERING: READ,
     State.CLOSED: 0,
 }

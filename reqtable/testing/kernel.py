@@ -18,7 +18,7 @@ from itertools import pairwise
 from math import inf
 from typing import Any
 
-from reqtable.table.states import READ, WRITE
+from reqtable.table.states import PEER_END, READ, RESET, WRITE
 from reqtable.testing.wires import Network
 
 _DATAGRAMS_MAX = 256  # in the buffer of one socket
@@ -44,7 +44,11 @@ class File:
         self.address: Any = ("0.0.0.0", 0)
 
     def ready(self) -> int:
-        """Return what a poll would report: READ, WRITE, both or 0."""
+        """Return what a poll would report of READ, WRITE and PEER_END, if it is asked for all of them."""
+        return 0
+
+    def failed(self) -> int:
+        """Return what a poll would report without being asked: of an error or a hang-up. 0: of neither."""
         return 0
 
     def close(self) -> None:
@@ -148,7 +152,17 @@ class StreamEnd(File):
     def ready(self) -> int:
         readable = self.arrived or self.has_ended or self.is_broken
         writable = self.is_broken or self.is_shut or self.other.is_closed or self.room > 0
-        return (READ if readable else 0) | (WRITE if writable else 0)
+        return (READ if readable else 0) | (WRITE if writable else 0) | (READ | PEER_END if self.has_ended else 0)
+
+    def failed(self) -> int:
+        if self.error:
+            return READ | WRITE | RESET
+        return READ | WRITE | PEER_END if self.is_lost else 0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the kernel no longer has the connection: a reset has broken it, or both sides have ended."""
+        return self.is_broken or (self.has_ended and self.is_shut)
 
     def send(self, data: Any) -> int:
         if self.is_servers:

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from reqtable.loop.wakeup import Wakeup
-from reqtable.table.states import READ
+from reqtable.table.states import PEER_END, READ, RESET, WRITE
 from reqtable.testing.kernel import File
 from reqtable.testing.wires import Network
 
@@ -26,6 +26,8 @@ class SimSelector(selectors.BaseSelector):
     closed.
     """
 
+    interests = READ | WRITE | RESET | PEER_END
+
     def __init__(self, network: Network) -> None:
         self._network = network
         self._keys: dict[int, selectors.SelectorKey] = {}
@@ -35,7 +37,7 @@ class SimSelector(selectors.BaseSelector):
         fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         if fd in self._keys:
             raise KeyError(f"{fd} is already registered")
-        if not events or events & ~(selectors.EVENT_READ | selectors.EVENT_WRITE):
+        if not events or events & ~self.interests:
             raise ValueError(f"invalid events: {events!r}")
         self._files[fd] = self._network.file(fd)
         key = self._keys[fd] = selectors.SelectorKey(fileobj, fd, events, data)
@@ -91,7 +93,7 @@ class SimSelector(selectors.BaseSelector):
             file = files.get(fd)
             if file is not self._files[fd]:
                 raise RuntimeError(f"descriptor {fd} was closed while the selector watched it for {key.data!r}")
-            mask = file.ready() & key.events
+            mask = (file.ready() & key.events) | file.failed()
             if mask:
                 found.append((fd, mask))
         return found
@@ -101,8 +103,9 @@ class SimSelector(selectors.BaseSelector):
         dice = self._network.dice
         masks = {fd: mask for fd, mask in ready if not dice.happens("withheld", "poll")}
         for fd, key in self._keys.items():
-            if fd not in masks and dice.happens("spurious", "poll"):
-                masks[fd] = key.events
+            false = key.events & (READ | WRITE)  # the kernel reports no false errors
+            if fd not in masks and false and dice.happens("spurious", "poll"):
+                masks[fd] = false
         order = sorted((dice.draw("order", "poll", 2**32), fd) for fd in masks)
         return [(self._keys[fd], masks[fd]) for _, fd in order]
 

@@ -21,7 +21,7 @@ from reqtable.server.engine import Engine
 from reqtable.server.invariants import Invariants
 from reqtable.table.errors import PeerError
 from reqtable.table.parts import OVER
-from reqtable.table.states import Event, State
+from reqtable.table.states import INTEREST, RESET, Event, State
 from reqtable.table.table import Entry
 from reqtable.testing.client import Client, Peer
 from reqtable.testing.faults import Faults
@@ -244,6 +244,9 @@ class _SimInvariants(Invariants):
                 if not isinstance(end, StreamEnd):
                     self._must(False, entry, "has a descriptor that is not open")
                     continue
+                if INTEREST[entry.state] == RESET and not transport.watched:
+                    self._must(end.is_lost, entry, "would not learn of a reset")
+                    self._must(not end.error, entry, "was reset, but goes on")
                 self._must(entry.bytes_out == end.bytes_out, entry, f"sent {end.bytes_out} bytes")
                 # a lingering connection throws its input away
                 came_in = entry.bytes_in == end.bytes_in or entry.resumable is OVER

@@ -12,6 +12,8 @@ from reqtable.testing.kernel import DatagramEnd, File, Listening, StreamEnd, os_
 from reqtable.testing.wires import Network
 
 _RESOLVED = {"": "0.0.0.0", "localhost": "127.0.0.1"}
+_INFO = (socket.IPPROTO_TCP, getattr(socket, "TCP_INFO", None))
+_ESTABLISHED, _CLOSE = 1, 7  # linux/net/tcp_states.h
 _PEEK, _DONTWAIT = int(socket.MSG_PEEK), int(socket.MSG_DONTWAIT)
 
 
@@ -88,7 +90,9 @@ class SimSocket(socket.socket):
             file.other.window = value
 
     def getsockopt(self, level: int, option: int, length: int = 0) -> Any:
-        _ = self.file
+        file = self.file
+        if (level, option) == _INFO and isinstance(file, StreamEnd):
+            return bytes([_CLOSE if file.is_lost else _ESTABLISHED])
         return self._options.get((level, option), 0)
 
     def bind(self, address: Any) -> None:

@@ -97,6 +97,14 @@ MUTATIONS = [
         *(Steps, "move", "watch(INTEREST[entry.state])", "watch(entry.transport.watched or INTEREST[entry.state])"),
     ),
     Mutation(
+        "a sleeping request is not polled for a reset",
+        *(Steps, "move", "watch(INTEREST[entry.state])", "watch(INTEREST[entry.state] & 3)"),
+    ),
+    Mutation(
+        "a reset that is noticed during a wait does not end the request",
+        *(Stream, "on_reset", "self.steps.end(self.entry, Event.LOST)", "pass"),
+    ),
+    Mutation(
         "a READY entry is starved by the one that came last",
         *(Steps, "take_turns", "self.turns.popleft()", "self.turns.pop()"),
     ),

@@ -27,7 +27,7 @@ from reqtable.config import Config
 from reqtable.dispatch import is_resumable
 from reqtable.loop.platform import SYSTEM
 from reqtable.testing import Client, Faults, Peer, Report, SimulationFailed, simulate
-from tests.simulation import failing
+from tests.simulation import failing, leaving
 from tests.simulation.handlers import (
     AsyncBlobs,
     AsyncChat,
@@ -672,9 +672,17 @@ def fails(rng: Random) -> Workload:
     )
 
 
+def leaves(rng: Random) -> Workload:
+    """Make clients that reset their connections while their requests wait for a timer or a call."""
+    handler = rng.choice(leaving.HANDLERS)
+    clients = leaving.clients(rng)
+    server = _server(rng, lambda: handler)
+    return Workload(f"leaving {handler.__name__}", server, clients, _faults(rng, **HARSH), leaving.check)
+
+
 def spoiled(rng: Random) -> Workload:
     """Make requests that end early, because the client disconnects or the handler fails."""
-    return rng.choice([departing, fails])(rng)
+    return rng.choice([departing, fails, leaves])(rng)
 
 
 PROTOCOLS = [echo, notes, miniredis, tftp, chat, killing, cancelled, blobs, spoiled]
