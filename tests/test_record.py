@@ -134,7 +134,9 @@ def again(record: Record, datagrams: bool = False) -> Record:
     return record_of(entry, handler)
 
 
-@pytest.mark.parametrize("suspended", [each for each in State if each not in (State.CLOSED, State.CONNECTING)], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "suspended", [each for each in State if each not in (State.CLOSED, State.CONNECTING)], ids=lambda each: each.name
+)
 @pytest.mark.parametrize("datagrams", [False, True])
 def test_a_request_in_each_state_comes_back_as_it_was(suspended: State, datagrams: bool) -> None:
     record = a_record(datagrams, state=suspended.name, handler_state="more")
