@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
+from reqtable.table.connecting import Connect
 from reqtable.table.errors import HandlerError
+from reqtable.table.reaching import Either
 from reqtable.table.wants import Want
+
+_WANTS = {Want.__module__, Either.__module__, Connect.__module__}
 
 
 def refuse_discarded(cls: type, style: type, methods: tuple[str, ...] = ()) -> None:
@@ -56,7 +60,7 @@ def _discarded(function: FunctionType, methods: set[str]) -> Iterator[tuple[str,
 
 
 def _makes_want(thing: Any) -> bool:
-    if not isinstance(thing, FunctionType) or thing.__module__ != Want.__module__:
+    if not isinstance(thing, FunctionType) or thing.__module__ not in _WANTS:
         return False
     return str(thing.__annotations__.get("return")).startswith("Want[")
 
