@@ -99,6 +99,13 @@ def test_the_readme_names_every_want_and_policy() -> None:
         "call",
         "nothing",
         "hand_off",
+        "parsed",
+        "connect",
+        "either",
+        "told",
+        "disconnected",
+        "end_output",
+        "start_tls",
     ):
         assert f"`{want}`" in README
         assert callable(getattr(reqtable, want))
@@ -273,3 +280,60 @@ def test_the_page_on_deploying_names_every_bind_option_and_signal_and_no_other()
     table = page.partition("## Signals")[2].partition("##")[0]
     named = set(re.findall(r"^\| (SIG\w+)(?:, (SIG\w+))? \|", table, flags=re.MULTILINE))
     assert {name for pair in named for name in pair if name} == {signal.Signals(number).name for number in HANDLED}
+
+
+# -- docs/reaching-out.md ---------------------------------------------------------------------------------------------
+
+
+def reaching_out() -> dict[str, Any]:
+    """Run the page's blocks, and return what they define."""
+    page = (ROOT / "docs" / "reaching-out.md").read_text()
+    found: dict[str, Any] = {"__name__": "reaching_out"}
+    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE):
+        exec(compile(block, "docs/reaching-out.md", "exec"), found)
+    return found
+
+
+@pytest.mark.parametrize("name", ["Ask", "Forward", "AskByStates"])
+def test_the_handlers_that_ask_another_server(name: str) -> None:
+    class Echo(reqtable.AsyncRequestHandler):
+        async def handle(self) -> None:
+            while data := await self.read(reqtable.chunk()):
+                await self.send(data)
+
+    handler = reaching_out()[name]
+    with served(Echo) as upstream:
+        handler.target = f"tcp://127.0.0.1:{upstream.server_address[1]}"
+        with served(handler) as server, Client(server.server_address) as client:
+            assert client.ask(b"hello\n") == b"hello\n"
+            assert client.end().rest() == b""
+            wait_until(server, lambda: not len(server.table))
+            assert server.stats()["finished"]["done"] == 1
+
+
+def test_the_state_machine_whose_other_server_is_missing() -> None:
+    handler = reaching_out()["AskByStates"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        handler.target = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        with served(handler) as server, Client(server.server_address) as client:
+            assert client.rest() == b"the other server does not answer\n"
+
+
+def test_the_chat_and_the_poll() -> None:
+    found = reaching_out()
+    with served(found["Chat"]) as server, Client(server.server_address) as one, Client(server.server_address) as two:
+        wait_until(server, lambda: len(found["Chat"].here) == 2)
+        one.send(b"hello\n")
+        assert two.line() == b"hello\n"
+        two.send(b"hi\n")
+        assert one.line() == b"hi\n"
+    polls = found["Poll"].polls
+    with served(found["Poll"]) as server, Client(server.server_address) as one, Client(server.server_address) as two:
+        one.send(b"poll\n")
+        wait_until(server, lambda: len(polls) == 1)
+        two.send(b"poll\nunread\n")
+        wait_until(server, lambda: len(polls) == 2)
+        polls[0].tell(b"news\n")
+        assert one.line() == b"news\n"
+        assert two.end().rest() == b""
