@@ -38,7 +38,7 @@ from tests.support import WAIT_S, Client, served, serving, slow_but, wait_until
 
 LONG_S = 3600.0
 SHORT_S = 0.3
-MANY_PASSES = 60  # of a loop that waits for SHORT_S; one that spins makes thousands
+MANY_PASSES = 200  # of a loop that waits for SHORT_S while a test looks every 5 ms; one that spins makes thousands
 
 
 @pytest.fixture
