@@ -19,9 +19,11 @@ from examples.notes import Notes
 from reqtable import Transition, line, sleep, state
 from reqtable.server.invariants import InvariantBroken, Invariants
 from reqtable.table.states import TRANSITIONS, Event, State
-from reqtable.testing import Client, FakeClock, Faults, SimulationFailed, shrink, simulate
+from reqtable.testing import Client, FakeClock, Faults, SimulationFailed, Upstream, shrink, simulate
 from reqtable.testing.faults import KINDS
 from tests.mutations import MUTATIONS, RARE, SEEDS
+from tests.simulation.reaching import Forward
+from tests.simulation.upstreams import with_target
 from tests.simulation.workloads import PROTOCOLS, run, workload_of
 from tests.support import interpreted, slow_but
 
@@ -134,7 +136,16 @@ def test_every_kind_of_fault_comes(kind: str) -> None:
     server = reqtable.UDPServer if datagrams else reqtable.TCPServer
     faults = Faults(**{**dict.fromkeys(KINDS, 0.0), kind: 0.5})  # type: ignore[arg-type]
     lines = Client().send(b"put 300\n" + bytes(300)).pause(1).send(b"count\ncount\n").pause(70)
-    report = simulate(lambda: server(ANY, Notes), [lines] * 20, seed=3, faults=faults)
+    reaches_out = kind in ("slow_lookup", "misdirected", "refused", "unanswered", "unresolved")
+    handler = with_target(Forward, target="tcp://up.example:7") if reaches_out else Notes
+    report = simulate(
+        lambda: server(ANY, handler),
+        [lines] * 20,
+        upstreams=[Upstream("tcp://192.0.2.1:7", Client().take_rest())],
+        names={"up.example": ["192.0.2.1"]},
+        seed=3,
+        faults=faults,
+    )
     assert set(report.faults_by_kind) == {kind}
     assert report.faults_by_kind[kind] == len(report.faults) > 1
     assert all(f" fault {name}\n" in report.trace for name in report.faults)
@@ -368,6 +379,68 @@ def test_addresses(server: Any, address: Any, peer: bytes) -> None:
     simulate(lambda: server(address, Who), [Client().send(b"?\n").expect(peer + b"\n").end().expect_end()])
 
 
+# -- upstreams -------------------------------------------------------------------------------------------------------
+
+HELLO = Client().send(b"hello").end().expect(b"well?").expect_end()
+WELL = Client().expect(b"hello").expect_end().send(b"well?")
+
+
+def forwarder(address: str = "tcp://192.0.2.1:7") -> Any:
+    return lambda: reqtable.TCPServer(ANY, with_target(Forward, target=address))
+
+
+def test_a_server_reaches_its_upstreams() -> None:
+    upstreams = [Upstream("tcp://[2001:db8::1]:7", WELL), Upstream("tcp://192.0.2.1:7", answers_after_s=None)]
+    names = {"up.example": ["192.0.2.1", "2001:db8::1"]}
+    for seed in range(20):
+        report = simulate(forwarder("tcp://up.example:7"), [HELLO] * 3, upstreams=upstreams, names=names, seed=seed)
+        assert [repr(peer) for peer in report.upstreams] == [
+            f"upstream tcp://[2001:db8::1]:7, connection {number}" for number in range(3)
+        ]
+        assert [peer.received for peer in report.upstreams] == [b"hello"] * 3
+
+
+def test_an_expectation_of_an_upstream_that_does_not_come_true() -> None:
+    upstream = Upstream("tcp://192.0.2.1:7", Client().expect(b"goodbye"))
+    with pytest.raises(SimulationFailed, match=r"upstream tcp://192.0.2.1:7, connection 0: expected b'goodbye'"):
+        simulate(forwarder(), [Client().send(b"hello").take_rest()], upstreams=[upstream], faults=Faults.none())
+
+
+def test_a_connection_that_its_request_loses() -> None:
+    class Careless(Forward):
+        def on_close(self) -> None:
+            self.upstream.row.parent = None  # its row stays in the table, and nothing will end it
+
+        @state()
+        def connected(self, upstream: Any) -> Transition:
+            self.upstream = upstream
+            upstream.row.parent.reach.connections.remove(upstream.row)
+            return None
+
+    def server() -> reqtable.TCPServer:
+        return reqtable.TCPServer(ANY, with_target(Careless, target="tcp://192.0.2.1:7"))
+
+    with pytest.raises(SimulationFailed, match="is idle for longer than connections_idle_s"):
+        simulate(server, [Client().send(b"x")], upstreams=[Upstream("tcp://192.0.2.1:7")], faults=Faults.none())
+
+
+def test_where_no_upstream_listens_connections_are_refused() -> None:
+    report = simulate(forwarder(), [Client().expect(b"-failed\n").expect_end()])
+    assert report.upstreams == []
+    assert not report.were_upstreams_hit
+
+
+def test_what_hits_an_upstream_is_held_against_nobody() -> None:
+    upstream = Upstream("tcp://192.0.2.1:7", WELL)
+    for kind in ("refused", "unanswered", "reset", "aborted"):
+        faults = Faults(**{kind: 0.9})  # type: ignore[arg-type]
+        report = simulate(forwarder(), [HELLO], upstreams=[upstream], faults=faults, seed=2)
+        assert report.were_upstreams_hit or report.clients[0].was_hit
+        assert report.clients[0].received != b"well?"
+    report = simulate(forwarder("tcp://up.example:7"), [HELLO], faults=Faults(unresolved=1.0))
+    assert report.clients[0].received == b"-failed\n"
+
+
 # -- misuse ----------------------------------------------------------------------------------------------------------
 
 
@@ -414,6 +487,8 @@ def test_a_mistake_in_a_script_fails_and_names_its_client(script: Any, said: str
         (lambda: simulate(notes, [COUNTING], seed="x"), "seed must be a whole number"),
         (lambda: simulate(notes, [COUNTING], faults={}), r"faults must be Faults\(…\)"),
         (lambda: simulate(lambda: reqtable.TCPServer(ANY, BlockingEcho, dispatch="pool"), [COUNTING]), "has a thread"),
+        (lambda: simulate(notes, [COUNTING], upstreams=[COUNTING]), "upstreams must be a list, such as"),
+        (lambda: simulate(notes, [COUNTING], upstreams=[Upstream("udp://[::1]:7")] * 2), "at the same address"),
         (lambda: Faults(reset="a"), "reset must be a probability"),
         (lambda: Faults(delay_max_s=-1), "delay_max_s must be seconds"),
         (lambda: Faults().restricted_to("nonsense"), "'nonsense' is not the name of a fault"),

@@ -135,13 +135,15 @@ class Waiting:
         assert reach is not None
         output = entry.output
         if output.first is not None:
-            before = entry.bytes_out
             is_taken = entry.transport.flush()
             if entry.state is _CLOSED:
                 return
             if is_taken:
                 waits = waits and not reach.held_back
-            self._note_output(entry, reach, is_taken, entry.bytes_out > before or reach.write_until is None)
+            # The client may have taken output since, while the request was in another state.
+            self._note_output(entry, reach, is_taken, entry.bytes_out > reach.sent or reach.write_until is None)
+        else:
+            reach.write_until = None
         event = _AWAITS_ANY if waits else _AWAITS_TURN
         if entry.state is not (_WAITING if waits else None):
             self._steps.move(entry, cause, event)
@@ -281,6 +283,7 @@ class Waiting:
         if is_taken:
             reach.write_until = None
         elif moved:
+            reach.sent = entry.bytes_out
             reach.write_until = self._steps.table.now + self._steps.table.limits.write_timeout_s
 
     # -- deadlines ----------------------------------------------------------------------------------------------------
@@ -350,6 +353,16 @@ class Waiting:
         if entry.state is not _WAITING:
             self._steps.move(entry, cause, _AWAITS_ANY)
         reach.until = None
+        if entry.output.first is not None:
+            is_taken = entry.transport.flush()
+            if entry.state is _CLOSED:
+                return True
+            self._note_output(entry, reach, is_taken, entry.bytes_out > reach.sent or reach.write_until is None)
+        else:
+            reach.write_until = None
+        self._steps.count_buffers(entry)
+        if self._steps.is_closed(entry):
+            return True
         self.watch(entry)
         for row in list(reach.connections):
             if row.output.first is not None and isinstance(row, ConnectionRow):

@@ -72,6 +72,7 @@ class Connector:
         self._steps = steps
         self._idle: dict[Any, list[ConnectionRow]] = {}  # by key, the one released last at the end
         self._resolvers: Executor | None = None
+        self._begun: ConnectionRow | None = None  # the connection that is being begun at this moment
         steps.waiting.starter = self
         steps.on_connection_release.append(self._forget)
 
@@ -114,10 +115,13 @@ class Connector:
         entry.reach.connections.append(row)
         steps.deadlines.arm(row, table.now + row.timeout)
         row.transport = connecting = Connecting(self, row, want)
+        self._begun = row
         try:
             connecting.begin()
         except OSError as error:
             connecting.failed(error)
+        finally:
+            self._begun = None
         return row
 
     def connected(self, row: ConnectionRow, transport: Any) -> None:
@@ -130,7 +134,8 @@ class Connector:
         row.want = NOTHING
         row.advance(Event.CONNECTED)
         steps.table.connection_counts["opened"] += 1
-        if row.parent is not None:
+        # A Unix socket connects at once: then its request is still being settled, and is woken after that.
+        if row.parent is not None and row is not self._begun:
             steps.waiting.wake(row.parent, Event.RESULT_POSTED)
 
     def fail(self, row: ConnectionRow, reason: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import socket
 from typing import Any, Final
 
@@ -199,7 +201,12 @@ class Stream(Selectable):
 
     def _end_output(self) -> None:
         """Have the peer see end of file. Raises BlockingIOError if that must wait."""
-        self.request.shutdown(socket.SHUT_WR)
+        try:
+            self.request.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from None  # it was reset
 
     def _send_file(self, piece: FileSlice, most: int) -> int:
         """Send part of a file. Raises SendFileError if the file fails, OSError if the connection does.

@@ -21,12 +21,12 @@ from reqtable.net.listener import Listener
 from reqtable.net.preamble import Preamble
 from reqtable.net.sockets import is_tls
 from reqtable.net.stream import Stream
+from reqtable.server.reach_invariants import ReachInvariants
 from reqtable.table.addresses import network_of
 from reqtable.table.errors import ReqtableError
-from reqtable.table.output import FileSlice
+from reqtable.table.output import EndOfOutput, FileSlice
 from reqtable.table.parts import Transport
-from reqtable.table.reaching import Disconnected
-from reqtable.table.states import INTEREST, PEER_END, READ, RESET, WRITE, Event, State
+from reqtable.table.states import RESET, Event, State
 from reqtable.table.table import Entry
 
 log = logging.getLogger("reqtable")
@@ -53,6 +53,7 @@ class Invariants:
         # Of each overdue entry: (its deadline, its steps), and how many more passes it may stay overdue.
         self._overdue: dict[Entry, tuple[tuple[float, int], int]] = {}
         self._ready: dict[Entry, tuple[int, int]] = {}  # its steps, and how many passes it has waited
+        self._reach = ReachInvariants(loop, self._must)
 
     def check(self, now: float = 0.0, freed: bool = False) -> None:
         """Raise InvariantBroken if anything does not hold after a pass."""
@@ -78,6 +79,7 @@ class Invariants:
                 entry,
                 "has a call that it does not wait for",
             )
+        self._reach.check(closed)
         self._check_counts()
         self._check_overdue()
         self._check_starved()
@@ -109,32 +111,16 @@ class Invariants:
         if isinstance(transport, Stream) and not is_tls(transport.request):
             # TLS is left out: OpenSSL may have to read in order to write, and the other way round. So is a blocking
             # handler's socket: it is polled only at times, and the handler may close it during a wait.
-            interest = self._interest_of(entry) & self._loop.poller.interests
+            interest = self._reach.interest_of(entry, transport.watched) & self._loop.poller.interests
             # The connection of a request that waits for something else may have ended. A simulation knows.
             is_right = transport.watched == interest or (interest == RESET and not transport.watched)
             must(is_right, entry, f"is polled for {transport.watched}, not for {interest}")
 
-    def _interest_of(self, entry: Entry) -> int:
-        """Return what the selector must watch the socket of `entry` for."""
-        interest = INTEREST[entry.state]
-        reach = entry.reach
-        if entry.state is not State.WAITING or reach is None:
-            return interest
-        if entry.output.first is not None:
-            interest |= WRITE
-        high_water = self._loop.table.limits.high_water_bytes
-        for want, row in getattr(entry.want, "pairs", ()):
-            if row is None and want.awaits is Event.AWAITS_INPUT:
-                has_room = not reach.is_full_beside(None, entry.output.held, high_water)
-                interest |= READ if has_room and not entry.input.ended else 0
-            elif type(want) is Disconnected and not reach.peer_ended:
-                interest |= PEER_END
-        return interest
-
     def _check_output(self, entry: Entry) -> None:
         output = entry.output
-        held = sum(len(piece) for piece in output.pieces if not isinstance(piece, FileSlice))
+        held = sum(len(piece) for piece in output.pieces if not isinstance(piece, FileSlice | EndOfOutput))
         size = held + sum(piece.remaining for piece in output.pieces if isinstance(piece, FileSlice))
+        size += sum(isinstance(piece, EndOfOutput) for piece in output.pieces)
         self._must(
             (output.held, output.size) == (held, size), entry, f"holds {held} of {size} bytes, but counts others"
         )

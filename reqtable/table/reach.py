@@ -77,6 +77,7 @@ class Reach:
         "mistakes",
         "output_ended",
         "peer_ended",
+        "sent",
         "told",
         "turn",
         "until",
@@ -94,6 +95,7 @@ class Reach:
         self.output_ended = False  # the handler has ended its output to the client
         self.until: float | None = None  # when the handler's timeout for the present wait is over
         self.write_until: float | None = None  # when the client must have taken some of its output
+        self.sent = 0  # how many bytes the client had taken when `write_until` was set
         self.mistakes = 0
 
     def is_full_beside(self, side: object, own_held: int, high_water: int) -> bool:

@@ -213,8 +213,12 @@ def _take_input(entry: Waiting, reach: Reach, want: Want[Any], row: Connected | 
         raise Never
     try:
         item = want.take(side)
+        if row is not None:
+            row.table.hold(row, len(unread) + row.output.held)
         if item is MISSING and unread.ended:
             item = unread.leftover()
+            if row is not None:
+                row.table.hold(row, row.output.held)
             if not want.takes_partial:
                 teller.end_told = True
                 raise IncompleteRead(want, item)

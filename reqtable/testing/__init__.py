@@ -19,6 +19,7 @@ from reqtable.testing.network import SimNetwork
 from reqtable.testing.selector import SimSelector
 from reqtable.testing.simulation import Report, SimulationFailed, simulate
 from reqtable.testing.sockets import SimSocket
+from reqtable.testing.upstream import Upstream, UpstreamPeer
 
 __all__ = [
     "Client",
@@ -32,6 +33,8 @@ __all__ = [
     "SimSocket",
     "SimulationFailed",
     "Unmet",
+    "Upstream",
+    "UpstreamPeer",
     "exercise",
     "shrink",
     "simulate",

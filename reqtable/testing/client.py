@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterator
 from math import inf
 from typing import Any, Self
 
-from reqtable.testing.kernel import DatagramEnd, StreamEnd
+from reqtable.testing.datagrams import DatagramEnd
+from reqtable.testing.kernel import StreamEnd
 from reqtable.testing.network import SimNetwork
 
 # A script yields a condition to wait for, and the longest wait in seconds (None: no limit).
@@ -308,6 +309,17 @@ class Peer:
         if seconds is not None:
             self.network.after(seconds, self._resume_reading, self._silences)
 
+    def end(self) -> None:
+        """Half-close, as `Client.end` does."""
+        if isinstance(self._end, StreamEnd) and not self._end.is_broken:
+            self._end.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Reset the connection."""
+        if isinstance(self._end, StreamEnd) and not self._end.is_broken:
+            self._end.abort()
+        self.ended = "reset"
+
     def _can_send(self) -> bool:
         end = self._end
         return isinstance(end, StreamEnd) and (end.room > 0 or end.is_broken or end.other.is_closed)
@@ -372,15 +384,12 @@ class Peer:
         yield
 
     def _do_end(self) -> Waits:
-        if isinstance(self._end, StreamEnd) and not self._end.is_broken:
-            self._end.shutdown(socket.SHUT_WR)
+        self.end()
         return
         yield
 
     def _do_reset(self) -> Waits:
-        if isinstance(self._end, StreamEnd) and not self._end.is_broken:
-            self._end.abort()
-        self.ended = "reset"
+        self.reset()
         return
         yield
 

@@ -38,9 +38,16 @@ class Faults:
     early: float = 0.05  # the poll returns too early, and empty
     late: float = 0.1  # the poll returns up to 50 ms too late
     exhausted: float = 0.05  # accept(2) finds no descriptor free: EMFILE, ENFILE, ENOBUFS or ENOMEM
+    slow_lookup: float = 0.1  # looking up a name takes up to 3 s
+    misdirected: float = 0.1  # the first address of a name is wrong: it refuses, or never answers
 
     reset: float = 0.0  # the connection breaks as a piece is sent
-    aborted: float = 0.0  # a connection is gone before it is accepted: ECONNABORTED
+    aborted: float = (
+        0.0  # a connection is gone before it is accepted: ECONNABORTED, or a reset for the end that connects
+    )
+    refused: float = 0.0  # an upstream refuses a connection, or it can't even be tried: no route, no free port
+    unanswered: float = 0.0  # an attempt to connect to an upstream is never answered
+    unresolved: float = 0.0  # a name can't be looked up
     lost: float = 0.0  # a datagram never arrives
     repeated: float = 0.0  # a datagram arrives twice
     reordered: float = 0.0  # a later datagram overtakes this one

@@ -4,7 +4,8 @@ The rules:
 
 * Bytes of one direction never overtake each other. A reset does overtake bytes, and these are lost (RFC 9293, 3.5.2).
 * Closing with unread input resets the connection; so does input that arrives after closing (tcp(7), RFC 2525, 2.17).
-* Only the server's sockets fail at times. The clients' sockets don't, because clients observe the server.
+* Only the server's sockets fail at times, those that it connects among them. The sockets of clients and upstreams
+  don't, because clients and upstreams observe the server.
 """
 
 from __future__ import annotations
@@ -21,11 +22,8 @@ from typing import Any
 from reqtable.table.states import PEER_END, READ, RESET, WRITE
 from reqtable.testing.wires import Network
 
-_DATAGRAMS_MAX = 256  # in the buffer of one socket
-_UNIX_DATAGRAMS_MAX = 10  # net.unix.max_dgram_qlen
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SPIN_S = 0.001
-_DATAGRAM_BYTES_MAX = 65_507  # udp(7)
 
 
 def os_error(number: int) -> OSError:
@@ -33,10 +31,19 @@ def os_error(number: int) -> OSError:
     return OSError(number, os.strerror(number))  # the constructor picks the subclass
 
 
+def raise_error(file: Any) -> None:
+    """Raise the error that a socket has met, once."""
+    if file.error:
+        number, file.error = file.error, 0
+        raise os_error(number)
+
+
 class File:
     """Holds the kernel's part of a socket, for which descriptors stand."""
 
     is_connected = False
+    is_connecting = False
+    error = 0  # the errno that the next call fails with, once
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -87,6 +94,7 @@ class Listening(File):
         super().__init__(network)
         self.address = address
         self.backlog = max(0, backlog)
+        self.answers_after_s: float | None = 0.0  # after the packet that asks for a connection; None: never
         self.queue: deque[StreamEnd] = deque()
         # when accept last found no descriptor free, and how many descriptors had been closed before that pass
         self._exhausted = (-inf, 0)
@@ -111,6 +119,10 @@ class Listening(File):
             end.abort()
             raise os_error(errno.ECONNABORTED)
         return end
+
+    def arrive(self, end: StreamEnd) -> None:
+        """Queue the near end of a new connection."""
+        self.queue.append(end)
 
     def close(self) -> None:
         self.unbind()
@@ -137,7 +149,6 @@ class StreamEnd(File):
         self.is_shut = False  # this end has sent its end of file
         self.is_broken = False  # by a reset
         self.is_closed = False
-        self.error = 0  # the errno that the next call fails with, once
         self.bytes_in = 0  # bytes read by recv
         self.bytes_out = 0  # bytes taken by send
         self.was_hit = False  # by a fault that the user of this end can notice
@@ -167,7 +178,7 @@ class StreamEnd(File):
     def send(self, data: Any) -> int:
         if self.is_servers:
             self.fail_at_times(self.name)
-        self._raise_error()
+        raise_error(self)
         if self.is_broken or self.is_shut:
             raise os_error(errno.EPIPE)
         count = min(len(data), self.other.window if self.other.is_closed else self.room)
@@ -194,7 +205,7 @@ class StreamEnd(File):
             return data
         if self.has_ended:
             return b""
-        self._raise_error()
+        raise_error(self)
         if self.is_broken:
             return b""
         raise os_error(errno.EAGAIN)
@@ -277,91 +288,3 @@ class StreamEnd(File):
     def _changed(self) -> None:
         if self.on_change is not None:
             self.network.after(0, self.on_change)  # not now: a call of the same client may have caused the change
-
-    def _raise_error(self) -> None:
-        if self.error:
-            number, self.error = self.error, 0
-            raise os_error(number)
-
-
-class DatagramEnd(File):
-    """Sends and receives datagrams. Its queue holds each arrived datagram with its sender's address."""
-
-    def __init__(self, network: Network, name: str, is_unix: bool, is_servers: bool) -> None:
-        super().__init__(network)
-        self.name = name
-        self.is_unix = is_unix
-        self.is_servers = is_servers
-        self.queue: deque[tuple[bytes, Any]] = deque()
-        self.peer: Any = None  # the destination of `send`
-        self.was_hit = False
-        self.on_change: Callable[[], None] | None = None
-        self.coming = 0  # datagrams on their way here
-        self._next_at: dict[Any, float] = {}  # by destination, as for a stream; only the fault "reordered" overtakes
-
-    def ready(self) -> int:
-        return WRITE | (READ if self.queue else 0)
-
-    def bind(self, address: Any) -> None:
-        self.address = address
-        self.network.bound[socket.SOCK_DGRAM, address] = self
-
-    def send(self, data: bytes) -> int:
-        if self.peer is None:
-            raise os_error(errno.EDESTADDRREQ)
-        return self.sendto(data, self.peer)
-
-    def sendto(self, data: bytes, address: Any) -> int:
-        if self.is_servers:
-            self.fail_at_times(self.name)
-        if len(data) > _DATAGRAM_BYTES_MAX:
-            raise os_error(errno.EMSGSIZE)
-        other = self.network.listening_at(socket.SOCK_DGRAM, address)
-        if self.is_unix and other is None:
-            raise os_error(errno.ECONNREFUSED)
-        if not isinstance(other, DatagramEnd):
-            return len(data)
-        if self.is_unix and len(other.queue) + other.coming > _UNIX_DATAGRAMS_MAX:
-            raise os_error(errno.EAGAIN)
-        peer = other if self.is_servers else self
-        place = f"{peer.name}{'<' if self.is_servers else '>'}"
-        dice = self.network.dice
-        sent = bytes(data)
-        if dice.happens("lost", place):
-            peer.was_hit = True
-            return len(data)
-        if sent and dice.happens("cut", place):
-            peer.was_hit = True
-            sent = sent[: dice.draw("cut at", place, len(sent))]
-        is_repeated = dice.happens("repeated", place)
-        peer.was_hit |= is_repeated
-        for _ in range(1 + is_repeated):
-            at = self.network.clock.now + self.network.latency_s
-            if dice.happens("delayed", place):
-                at += dice.faults.delay_max_s * (1 + dice.draw("delay", place, 1000)) / 1000
-            if dice.happens("reordered", place):
-                peer.was_hit = True
-                at += dice.faults.delay_max_s
-            else:
-                self._next_at[address] = at = max(at, self._next_at.get(address, at))
-            other.coming += 1
-            self.network.at(at, other._arrive, sent, self.address)
-        return len(data)
-
-    def recvfrom(self, count: int, peek: bool = False) -> tuple[bytes, Any]:
-        if self.is_servers:
-            self.fail_at_times(self.name)
-        if not self.queue:
-            raise os_error(errno.EAGAIN)
-        data, address = self.queue[0] if peek else self.queue.popleft()
-        return data[:count], address
-
-    def recv(self, count: int, peek: bool = False) -> bytes:
-        return self.recvfrom(count, peek)[0]
-
-    def _arrive(self, data: bytes, address: Any) -> None:
-        self.coming -= 1
-        if self.descriptors and len(self.queue) < _DATAGRAMS_MAX:
-            self.queue.append((data, address))
-            if self.on_change is not None:
-                self.network.after(0, self.on_change)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from heapq import heappop, heappush
@@ -22,8 +22,10 @@ from typing import Any
 
 from reqtable.loop.platform import SYSTEM, System
 from reqtable.testing.clock import FakeClock
+from reqtable.testing.connecting import OutgoingEnd
 from reqtable.testing.faults import Dice, Faults
 from reqtable.testing.kernel import File, Listening, StreamEnd, os_error
+from reqtable.testing.resolver import Resolver
 from reqtable.testing.selector import SimExecutor, SimSelector, SimWakeup
 from reqtable.testing.sockets import SimSocket
 
@@ -37,7 +39,8 @@ class SimNetwork:
     """Simulates a network, the kernel's sockets, and the passing of time.
 
     A server that is made in `with network.installed():` uses this network. `seed` and `faults` (None: the default
-    faults) decide what goes wrong. `latency_s` is the shortest time that a byte travels. Not thread-safe.
+    faults) decide what goes wrong. `latency_s` is the shortest time that a byte travels. `names` has the addresses of
+    the names that can be looked up. Not thread-safe.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class SimNetwork:
         clock: FakeClock | None = None,
         latency_s: float = 0.0,
         descriptors_max: int | None = None,
+        names: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if not isinstance(seed, int):
             raise TypeError(f"seed must be a whole number, not {seed!r}")
@@ -66,6 +70,9 @@ class SimNetwork:
         self.bound: dict[Any, File] = {}  # by kind of socket and address
         self.on_quiet: Callable[[], None] | None = None  # called when nothing will ever happen again
         self.is_over: Callable[[], bool] = bool  # asked when nothing is on its way: only timers may make things happen
+        self.spent_s: float | None = None  # how long the running task of an executor has blocked; None: no task runs
+        self.outgoing: list[OutgoingEnd] = []  # all connections that the engine has begun
+        self.resolver = Resolver(self, names or {})
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = 0
         self._connections = 0
@@ -75,6 +82,7 @@ class SimNetwork:
             clock=self.clock,
             selector=partial(SimSelector, self),
             wakeup=partial(SimWakeup, self),
+            getaddrinfo=self.resolver.getaddrinfo,
             socket=self.socket,
             dup=lambda fd: self.open(self.file(fd)),
             sendfile=self._sendfile,
@@ -176,10 +184,13 @@ class SimNetwork:
         """Return a port that is not in use."""
         return next(port for port in range(_FIRST_PORT, 65_536) if all(port not in _ports(key) for key in self.bound))
 
-    def unused_address(self) -> Any:
-        """Return an address for a client, a new one each time."""
+    def unused_address(self, family: int = socket.AF_INET) -> Any:
+        """Return an address for a socket that connects, a new one each time."""
         self._clients += 1
-        return "198.51.100.254", _FIRST_PORT + self._clients
+        port = _FIRST_PORT + self._clients
+        if family == getattr(socket, "AF_UNIX", None):
+            return ""
+        return ("2001:db8::fe", port, 0, 0) if family == socket.AF_INET6 else ("198.51.100.254", port)
 
     def pair(self) -> tuple[SimSocket, SimSocket]:
         """Return the two sockets of a new connection. The first is the server's: only its calls fail at times."""
@@ -210,16 +221,30 @@ class SimNetwork:
             found = self.bound.get((kind, ("0.0.0.0", address[1]))) or self.bound.get((kind, ("::", *address[1:])))
         return found
 
+    def new_end(self, address: Any, local: Any, is_servers: bool) -> OutgoingEnd:
+        """Return the end of a socket that is to connect to `address`. `is_servers` is said of the kernel's `File`."""
+        name, windows = self._new_name()
+        near = StreamEnd(self, f"{name}<", windows[0], address, local, True)
+        far = OutgoingEnd(self, f"{name}>", windows[1], local, address, is_servers)
+        near.other, far.other = far, near
+        if is_servers:
+            self.outgoing.append(far)
+        return far
+
     def _connection(self, address: Any, local: Any) -> tuple[StreamEnd, StreamEnd]:
-        self._connections += 1
-        name = f"c{self._connections}"
-        windows = [_BUFFER_BYTES, _BUFFER_BYTES]
-        if self.dice.happens("small_buffer", name):
-            windows = [2 ** (4 + self.dice.draw("buffer", name, 8)) for _ in windows]  # 16 bytes to 2 KiB
+        name, windows = self._new_name()
         near = StreamEnd(self, f"{name}<", windows[0], address, local, True)
         far = StreamEnd(self, f"{name}>", windows[1], local, address, False)
         near.other, far.other = far, near
         return near, far
+
+    def _new_name(self) -> tuple[str, list[int]]:
+        """Return the name of a new connection, and the sizes of its two buffers."""
+        self._connections += 1
+        name = f"c{self._connections}"
+        if self.dice.happens("small_buffer", name):
+            return name, [2 ** (4 + self.dice.draw("buffer", name, 8)) for _ in range(2)]  # 16 bytes to 2 KiB
+        return name, [_BUFFER_BYTES, _BUFFER_BYTES]
 
 
 def _ports(key: Any) -> tuple[Any, ...]:

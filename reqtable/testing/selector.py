@@ -6,6 +6,7 @@ import selectors
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -103,8 +104,11 @@ class SimSelector(selectors.BaseSelector):
         dice = self._network.dice
         masks = {fd: mask for fd, mask in ready if not dice.happens("withheld", "poll")}
         for fd, key in self._keys.items():
-            false = key.events & (READ | WRITE)  # the kernel reports no false errors
-            if fd not in masks and false and dice.happens("spurious", "poll"):
+            false = key.events & (
+                READ | WRITE
+            )  # the kernel reports no false errors, nor a connection that is not there
+            may_lie = fd not in masks and false and not self._files[fd].is_connecting
+            if may_lie and dice.happens("spurious", "poll"):
                 masks[fd] = false
         order = sorted((dice.draw("order", "poll", 2**32), fd) for fd in masks)
         return [(self._keys[fd], masks[fd]) for _, fd in order]
@@ -149,41 +153,67 @@ class SimExecutor(Executor):
         self._network = network
         self._most = most
         self._name = name
-        self._waiting: list[tuple[Future[Any], Callable[[], Any]]] = []  # the first `most` of them run
+        self._waiting: list[_Task] = []  # the first `most` of them run
         self._is_over = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if self._is_over:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        future: Future[Any] = Future()
-        self._waiting.append((future, lambda: fn(*args, **kwargs)))
+        task = _Task(Future(), lambda: fn(*args, **kwargs))
+        self._waiting.append(task)
         if len(self._waiting) <= self._most:
-            self._begin(self._waiting[-1])
-        return future
-
-    def _begin(self, task: tuple[Future[Any], Callable[[], Any]]) -> None:
-        self._network.after(self._network.dice.draw("call", self._name, _CALL_MS) / 1000, self._run, task)
+            self._begin(task)
+        return task.future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._is_over = True
         for task in list(self._waiting):
             if cancel_futures:
-                task[0].cancel()
+                task.future.cancel()
             if wait or cancel_futures:
                 self._run(task)
+                self._end(task)
 
-    def _run(self, task: tuple[Future[Any], Callable[[], Any]]) -> None:
-        future, work = task
+    def _begin(self, task: _Task) -> None:
+        self._network.after(self._network.dice.draw("call", self._name, _CALL_MS) / 1000, self._run, task)
+
+    def _run(self, task: _Task) -> None:
+        """Run a task. If it blocks, as a slow name look-up does, its result comes later."""
+        if task not in self._waiting or task.tell is not None:
+            return
+        blocked_s = task.run(self._network)
+        if blocked_s:
+            self._network.after(blocked_s, self._end, task)
+        else:
+            self._end(task)
+
+    def _end(self, task: _Task) -> None:
         if task not in self._waiting:
             return
         self._waiting.remove(task)
         if len(self._waiting) >= self._most:
             self._begin(self._waiting[self._most - 1])
-        if not future.set_running_or_notify_cancel():
-            return
+        assert task.tell is not None
+        task.tell()
+
+
+class _Task:
+    def __init__(self, future: Future[Any], work: Callable[[], Any]) -> None:
+        self.future = future
+        self._work = work
+        self.tell: Callable[[], Any] | None = None  # tells the outcome; None: it has not run
+
+    def run(self, network: Network) -> float:
+        """Run the task, unless it was cancelled, and return for how many seconds it blocked."""
+        if not self.future.set_running_or_notify_cancel():
+            self.tell = bool
+            return 0.0
+        outer, network.spent_s = network.spent_s, 0.0
         try:
-            result = work()
+            result = self._work()
         except BaseException as error:
-            future.set_exception(error)
+            self.tell = partial(self.future.set_exception, error)
         else:
-            future.set_result(result)
+            self.tell = partial(self.future.set_result, result)
+        blocked_s, network.spent_s = network.spent_s, outer
+        return blocked_s

@@ -6,7 +6,7 @@ import logging
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 from reqtable.dispatch import is_resumable
+from reqtable.net.outgoing import OutgoingDatagrams
 from reqtable.net.poll_only import PollOnly
 from reqtable.net.stream import Stream
 from reqtable.server.base import LoopServer
@@ -27,6 +28,7 @@ from reqtable.testing.client import Client, Peer
 from reqtable.testing.faults import Faults
 from reqtable.testing.kernel import StreamEnd
 from reqtable.testing.network import SimNetwork
+from reqtable.testing.upstream import Upstream, UpstreamPeer
 
 log = logging.getLogger("reqtable")
 
@@ -41,12 +43,14 @@ class Report:
 
     seed: int
     clients: list[Peer] = field(default_factory=list)  # see their `received`, `datagrams`, `ended`
+    upstreams: list[UpstreamPeer] = field(default_factory=list)  # the same of each connection that an upstream got
     trace: str = ""  # a line for each transition of an entry and for each fault; the same seed gives the same trace
     faults: list[str] = field(default_factory=list)  # the names of the injected faults
     faults_by_kind: Counter[str] = field(default_factory=Counter)
     errors: list[BaseException] = field(default_factory=list)  # raised by handlers and passed to handle_error
     problems: list[str] = field(default_factory=list)  # any problem makes the simulation fail
     requests: int = 0
+    were_upstreams_hit: bool = False  # by a fault that a request may notice: no client is held to its expectations
     passes: int = 0
     steps: int = 0
     transitions: int = 0
@@ -70,11 +74,15 @@ def simulate(
     server_factory: Callable[[], Any],
     clients: Sequence[Client],
     *,
+    upstreams: Sequence[Upstream] = (),
+    names: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     faults: Faults | None = None,
     passes_max: int = 200_000,
 ) -> Report:
     """Make a server with `server_factory()`, and have it serve `clients` on a simulated network.
+
+    The server can connect to `upstreams`. `names` has the addresses of each name that it can look up.
 
     The server is an ordinary server under policy inline, greenlet or pool. Its sockets, clock, selector and executors
     are simulated, and `seed` decides all that is left to chance: the same arguments give the same trace, byte for byte.
@@ -84,8 +92,8 @@ def simulate(
     expectation is not met, a handler raises an error that is not the peer's fault, a client or request waits for ever,
     anything is left over, or an invariant of the engine is broken.
     """
-    simulation = _Simulation(seed, faults, passes_max)
-    report = simulation.run(server_factory, clients)
+    simulation = _Simulation(seed, faults, passes_max, names)
+    report = simulation.run(server_factory, clients, upstreams)
     if report.problems:
         raise SimulationFailed(report)
     return report
@@ -101,17 +109,31 @@ def _check_clients(clients: Any) -> None:
             raise TypeError(f"a client must be a script, such as Client().send(…), not {client!r}")
 
 
+def _check_upstreams(upstreams: Any) -> None:
+    if not isinstance(upstreams, Sequence) or not all(isinstance(each, Upstream) for each in upstreams):
+        raise TypeError(f"upstreams must be a list, such as [Upstream('tcp://192.0.2.1:80')], not {upstreams!r}")
+    if len({each.where for each in upstreams}) < len(upstreams):
+        raise ValueError(f"two upstreams can't listen at the same address: {upstreams!r}")
+
+
 class _Simulation:
-    def __init__(self, seed: int, faults: Faults | None, passes_max: int) -> None:
-        self.network = SimNetwork(seed, faults, latency_s=_LATENCY_S)
+    def __init__(
+        self, seed: int, faults: Faults | None, passes_max: int, names: Mapping[str, Sequence[str]] | None
+    ) -> None:
+        self.network = SimNetwork(seed, faults, latency_s=_LATENCY_S, names=names)
         self.report = Report(seed, faults=self.network.dice.injected, faults_by_kind=self.network.dice.by_kind)
         self._passes_max = passes_max
         self._states: dict[int, State] = {}
 
-    def run(self, server_factory: Callable[[], Any], clients: Sequence[Client]) -> Report:
+    def run(
+        self, server_factory: Callable[[], Any], clients: Sequence[Client], upstreams: Sequence[Upstream]
+    ) -> Report:
         network, report = self.network, self.report
         network.on_quiet = self._on_quiet
         _check_clients(clients)
+        _check_upstreams(upstreams)
+        for upstream in upstreams:
+            upstream.listen(network, report.upstreams.append)
         with network.installed():
             self.server = server = self._make(server_factory)
             server.handle_error = self._reporting(server.handle_error)
@@ -174,12 +196,15 @@ class _Simulation:
 
     def _on_transition(self, entry: Entry, before: State, event: Event) -> None:
         report = self.report
-        if self._states.get(entry.id, State.OPENING) is not before:
-            report.problems.append(f"{entry!r} left {before}, but it was in {self._states.get(entry.id)}")
+        known = self._states.get(entry.id, State.OPENING if entry.kind == "client" else State.CONNECTING)
+        if known is not before:
+            report.problems.append(f"{entry!r} left {before}, but it was in {known}")
         self._states[entry.id] = entry.state
         report.transitions += 1
         self.network.note(f"#{entry.id} {before.name} -{event.value}-> {entry.state.name}")
         if entry.state is State.CLOSED:
+            # A connection may have had no descriptor yet, but listeners whose accept has failed try again all the same.
+            self.network.closed += entry.kind == "connection"
             del self._states[entry.id]
             report.steps += entry.steps
             report.bytes_in += entry.bytes_in
@@ -193,21 +218,39 @@ class _Simulation:
 
     def _on_quiet(self) -> None:
         """End the simulation: nothing will ever happen again, so everything should be done."""
-        for peer in self.report.clients:
+        for peer in self._peers():
             peer.give_up()
-        self.report.problems += [f"{entry!r} waits for something that never comes" for entry in self.server.table]
+        table = self.server._host.table
+        left = [*self.server.table, *table.connections.values()]
+        self.report.problems += [f"{entry!r} waits for something that never comes" for entry in left]
         self.server.shutdown()
+
+    def _peers(self) -> Iterator[Peer]:
+        yield from self.report.clients
+        yield from self.report.upstreams
 
     def _sum_up(self) -> None:
         report, network, engine = self.report, self.network, self.server._host
         report.simulated_s = network.clock.now - network.began_at
         network.settle()  # the clients may have something left to do after the loop's end
-        for peer in report.clients:
+        for peer in self._peers():
             peer.give_up()
-        held = [peer for peer in report.clients if not (peer.was_hit or peer.may_fail)]
+        report.were_upstreams_hit = (
+            network.resolver.has_failed
+            or any(end.was_hit for end in network.outgoing)
+            or any(peer.was_hit for peer in report.upstreams)
+        )
+        held = [peer for peer in self._peers() if not (peer.was_hit or peer.may_fail)]
+        if report.were_upstreams_hit:
+            held = []
         report.problems[:0] = [f"{peer}: {peer.unmet}" for peer in held if peer.unmet] + network.complaints
         sessions = engine.intake.sessions
-        for left, what in ((network.files, "descriptors"), (engine.table, "requests"), (sessions, "sessions")):
+        for left, what in (
+            (network.files, "descriptors"),
+            (engine.table, "requests"),
+            (engine.table.connections, "connections"),
+            (sessions, "sessions"),
+        ):
             if len(left):
                 report.problems.append(f"left over: {len(left)} {what}")
         report.requests = engine.table.last_id
@@ -235,16 +278,18 @@ class _SimInvariants(Invariants):
         known: set[Any] = set(loop.poller.selector.get_map())
         known |= {server.fileno() for server in self._servers}
         lends = False
-        for entry in loop.table:
+        for entry in (*loop.table, *loop.table.connections.values()):
             transport = entry.transport
             lends = lends or isinstance(transport, PollOnly)
+            if isinstance(transport, OutgoingDatagrams):
+                known.add(transport.fd)
             if isinstance(transport, Stream):
                 known.add(transport.fd)
                 end = files.get(transport.fd)
                 if not isinstance(end, StreamEnd):
                     self._must(False, entry, "has a descriptor that is not open")
                     continue
-                if INTEREST[entry.state] == RESET and not transport.watched:
+                if entry.kind == "client" and INTEREST[entry.state] == RESET and not transport.watched:
                     self._must(end.is_lost, entry, "would not learn of a reset")
                     self._must(not end.error, entry, "was reset, but goes on")
                 self._must(entry.bytes_out == end.bytes_out, entry, f"sent {end.bytes_out} bytes")

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from reqtable.table.states import READ, WRITE
-from reqtable.testing.kernel import DatagramEnd, File, Listening, StreamEnd, os_error
+from reqtable.testing.connecting import OutgoingEnd
+from reqtable.testing.datagrams import DatagramEnd
+from reqtable.testing.kernel import File, Listening, StreamEnd, os_error, raise_error
 from reqtable.testing.wires import Network
 
 _RESOLVED = {"": "0.0.0.0", "localhost": "127.0.0.1"}
@@ -93,6 +95,9 @@ class SimSocket(socket.socket):
         file = self.file
         if (level, option) == _INFO and isinstance(file, StreamEnd):
             return bytes([_CLOSE if file.is_lost else _ESTABLISHED])
+        if (level, option) == (socket.SOL_SOCKET, socket.SO_ERROR):
+            number, file.error = file.error, 0
+            return number
         return self._options.get((level, option), 0)
 
     def bind(self, address: Any) -> None:
@@ -119,21 +124,24 @@ class SimSocket(socket.socket):
         self.network.files[self._fd] = self.network.bound[self._type, address] = listening
 
     def connect(self, address: Any) -> None:
-        """Connect the socket. Raises ConnectionRefusedError if nobody listens, and TimeoutError."""
+        """Connect the socket. Raises BlockingIOError (EINPROGRESS) if it does not block, TimeoutError, and OSError."""
         file, network = self.file, self.network
         if self._type == socket.SOCK_DGRAM:
             if (self._type, file.address) not in network.bound:
-                file.bind(network.unused_address())
+                file.bind(network.unused_address(self._family))
             file.peer = address
             return
-        ends: list[StreamEnd | None] = []
-        network.connect(address, network.unused_address(), ends.append)
-        network.wait(lambda: bool(ends), self._timeout)
-        (end,) = ends
-        if end is None:
-            raise os_error(errno.ECONNREFUSED)
-        end.descriptors = 1
-        network.files[self._fd] = end
+        if isinstance(file, OutgoingEnd):
+            file.connect_again()
+            return
+        end = network.new_end(address, network.unused_address(self._family), self._timeout == 0)
+        end.begin(self._family == getattr(socket, "AF_UNIX", None))
+        end.descriptors = file.descriptors
+        network.files.update((fd, end) for fd, each in list(network.files.items()) if each is file)
+        if self._timeout == 0 and end.is_connecting:
+            raise os_error(errno.EINPROGRESS)
+        network.wait(lambda: not end.is_connecting, self._timeout)
+        raise_error(end)
 
     def accept(self) -> tuple[socket.socket, Any]:
         end: StreamEnd = self._attempt(0, READ, self.file.accept)

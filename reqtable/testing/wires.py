@@ -23,6 +23,8 @@ class Network(Protocol):
     bound: dict[Any, Any]  # files by kind of socket and address
     on_quiet: Callable[[], None] | None  # called when nothing will ever happen again
     is_over: Callable[[], bool]  # asked when nothing is on its way: only timers may make things happen
+    spent_s: float | None  # how long the running task of an executor has blocked; None: no task runs
+    outgoing: list[Any]  # the ends of all connections that the engine has begun
 
     def after(self, seconds: float, function: Callable[..., None], *args: Any) -> None:
         """Call `function(*args)` when `seconds` have passed."""
@@ -51,11 +53,11 @@ class Network(Protocol):
     def free_port(self) -> int:
         """Return a port that is not in use."""
 
-    def unused_address(self) -> Any:
+    def unused_address(self, family: int = ...) -> Any:
         """Return an address that is not in use."""
 
-    def connect(self, address: Any, local: Any, connected: Callable[[Any], None], wait_s: int = 1) -> None:
-        """Connect to the listening socket at `address`; call `connected` with the client's end, or with None."""
+    def new_end(self, address: Any, local: Any, is_servers: bool) -> Any:
+        """Return the end of a socket that is to connect to `address`."""
 
     def listening_at(self, kind: int, address: Any) -> Any:
         """Return the file that is bound to the address, or None."""

@@ -1,6 +1,6 @@
 """Deliberate bugs. The simulation must find them, or it proves nothing.
 
-Each bug is a change to the source of one method of the package. `applied` replaces the method by the changed one.
+Each bug is a change to the source of one function of the package. `applied` replaces the function by the changed one.
 """
 
 from __future__ import annotations
@@ -11,19 +11,27 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from reqtable.dispatch.green.socket import CooperativeSocket
 from reqtable.dispatch.remote_steps import RemoteSteps
+from reqtable.handlers.resumable import ResumableHandler
 from reqtable.loop.ending import Endings
 from reqtable.loop.failures import Failures
 from reqtable.loop.step import Steps
+from reqtable.loop.waiting import Waiting
+from reqtable.net.attempts import Attempts
+from reqtable.net.connect import BegunConnect, Connector
 from reqtable.net.datagram import Sessions
 from reqtable.net.listener import Listener
+from reqtable.net.outgoing import Outgoing
 from reqtable.net.stream import Stream
+from reqtable.table import reaching
 from reqtable.table.deadlines import Deadlines
 from reqtable.table.input import Input
 from reqtable.table.output import Output
+from reqtable.table.reaching import Told
 from reqtable.table.table import RequestTable
 from reqtable.testing import SimulationFailed
 from tests.simulation.workloads import run
@@ -33,10 +41,10 @@ SEEDS = 500
 
 @dataclass(frozen=True)
 class Mutation:
-    """Replaces the text `old`, which occurs once in the method `where` of `owner`, by `new`."""
+    """Replaces the text `old`, which occurs once in the function `where` of a class or module, by `new`."""
 
     name: str
-    owner: type
+    owner: type | ModuleType
     where: str
     old: str
     new: str
@@ -188,19 +196,87 @@ MUTATIONS = [
         "a socket that is reported ready and is not gives a blocking read more time",
         *(CooperativeSocket, "_wait", "timeout_s = until -", "timeout_s = timeout_s or until -"),
     ),
+    Mutation(
+        "a client that leaves is not noticed while its request waits for an upstream",
+        *(Waiting, "watch", "own |= PEER_END", "pass"),
+    ),
+    Mutation(
+        "output to an upstream that blocks is forgotten",
+        *(Waiting, "watch_connection", "(WRITE if row.output.first is not None else 0)", "0"),
+    ),
+    Mutation(
+        "a request that was held back is not asked again when the output has been taken",
+        *(Waiting, "output_taken", "request.reach.held_back or request.want", "request.want"),
+    ),
+    Mutation(
+        "a request is held back by output that its own step has sent",
+        *(Waiting, "settle", "waits = waits and not reach.held_back", "pass"),
+    ),
+    Mutation(
+        "the time to take output goes on after the output was taken",
+        *(Waiting, "settle", "reach.write_until = None", "pass"),
+    ),
+    Mutation(
+        "a request that is done drops its output to an upstream",
+        *(Waiting, "must_finish_later", "if all(row.output.first is None for row in reach.connections):", "if True:"),
+    ),
+    Mutation(
+        "a connection outlives its request",
+        *(Endings, "_end_reach", "self.let_go(row)", "pass"),
+    ),
+    Mutation(
+        "the connection that loses a race is kept",
+        *(BegunConnect, "give_up", "self._steps.let_go(row)", "pass"),
+    ),
+    Mutation(
+        "a connection that is there at once wakes its request in mid-step",
+        *(Connector, "connected", "row is not self._begun", "True"),
+    ),
+    Mutation(
+        "an upstream may take for ever to answer",
+        *(Connector, "_made", "steps.deadlines.arm(row, table.now + row.timeout)", "pass"),
+    ),
+    Mutation(
+        "a connection is kept for reuse for ever",
+        *(Connector, "keep", "self._steps.deadlines.arm(", "(lambda *_: None)("),
+    ),
+    Mutation(
+        "a kept connection that its upstream ends is used again",
+        *(Outgoing, "_receive", "steps.end(row, Event.RELEASED)", "row.watch(0)"),
+    ),
+    Mutation(
+        "an address that never answers holds up the other addresses",
+        *(Attempts, "_overdue", "self._try_next()", "pass"),
+    ),
+    Mutation(
+        "the slower ones of several attempts to connect are not closed",
+        *(Attempts, "close", "attempt.close()", "attempt.watch(0)"),
+    ),
+    Mutation(
+        "input is taken although it has nowhere to go",
+        *(reaching, "_take_input", "if reach.is_full_beside(row, ", "if False and (row, "),
+    ),
+    Mutation(
+        "messages are told in the wrong order",
+        *(Told, "take", "reach.told.popleft()", "reach.told.pop()"),
+    ),
+    Mutation(
+        "a message to a request that waits for one does not wake it",
+        *(ResumableHandler, "tell", "len(reach.told) == 1", "len(reach.told) == 2"),
+    ),
 ]
 
 # Real bugs that the simulation once found, each with a seed that finds it. Only rare orders of events show them.
 RARE = [
     (
-        1030,
+        1444,
         Mutation(
             "a request whose output blocks keeps its turn",
             *(Steps, "_block", "self.turns.remove(entry)", "pass"),
         ),
     ),
     (
-        1388,
+        1186,
         Mutation(
             "a step that has returned, to a request that can't go on, is waited for, for ever",
             *(RemoteSteps, "_close", "if self._is_out:", "if self._awaits_step:"),

@@ -11,7 +11,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.util import Finalize
 from pathlib import Path
 from random import Random
@@ -23,11 +23,10 @@ from examples.echo import AsyncEcho, BlockingEcho, StateEcho
 from examples.miniredis import MiniRedis, Store
 from examples.notes import Notes, slow_rank
 from examples.tftp import ACK, BLOCK_BYTES, DATA, ERROR, READ, Tftp
-from reqtable.config import Config
 from reqtable.dispatch import is_resumable
 from reqtable.loop.platform import SYSTEM
 from reqtable.testing import Client, Faults, Peer, Report, SimulationFailed, simulate
-from tests.simulation import failing, leaving
+from tests.simulation import failing, leaving, upstreams
 from tests.simulation.handlers import (
     AsyncBlobs,
     AsyncChat,
@@ -38,30 +37,37 @@ from tests.simulation.handlers import (
     BlockingNotes,
     blob,
 )
-
-ADDRESS = ("127.0.0.1", 7000)
-Dialogue = list[tuple[bytes, bytes]]  # pairs of what a client sends and the answer that it must get
-
-
-@dataclass
-class Workload:
-    """Describes one simulation that can be run."""
-
-    name: str
-    server: Callable[[], Any]
-    clients: list[Client]
-    faults: Faults
-    check: Callable[[Report], Iterator[str]]
+from tests.simulation.shared import (
+    HARSH,
+    Dialogue,
+    Watched,
+    Workload,
+    choose_config,
+    choose_faults,
+    finish,
+    make_server,
+    nothing_more,
+    play_dialogue,
+    send_in_pieces,
+    unclosed,
+)
 
 
 def run(seed: int, only: Sequence[str] | None = None) -> tuple[str, Report]:
     """Simulate the workload of a seed; `only` names the faults that may happen. Raises SimulationFailed."""
     workload = workload_of(seed)
     faults = workload.faults if only is None else workload.faults.restricted_to(only)
-    _open.clear()
-    report = simulate(workload.server, workload.clients, seed=seed, faults=faults)
+    unclosed.clear()
+    report = simulate(
+        workload.server,
+        workload.clients,
+        upstreams=workload.upstreams,
+        names=workload.names,
+        seed=seed,
+        faults=faults,
+    )
     report.problems += workload.check(report)
-    report.problems += [f"on_close was never called for the handler of {handler.entry!r}" for handler in _open]
+    report.problems += [f"on_close was never called for the handler of {handler.entry!r}" for handler in unclosed]
     if report.problems:
         raise SimulationFailed(report)
     return workload.name, report
@@ -71,183 +77,6 @@ def workload_of(seed: int) -> Workload:
     rng = Random(seed)
     protocol = PROTOCOLS[seed % len(PROTOCOLS)]
     return protocol(rng)
-
-
-# -- shared by the workloads -----------------------------------------------------------------------------------------
-
-
-def _faults(rng: Random, **harsh: float) -> Faults:
-    """Choose faults: mostly the default faults, sometimes none, many of one kind, or the `harsh` ones as well."""
-    rates: dict[str, Any] = {"delayed": 0.05, "delay_max_s": 0.3}
-    how = rng.randrange(6)
-    if how == 0:
-        return Faults.none()
-    if how == 1:
-        kind = rng.choice(["split", "partial", "would_block", "interrupted", "small_buffer", "spurious", "withheld"])
-        rates[kind] = 0.5
-    if how >= 3:
-        rates |= harsh
-        if rng.random() < 0.2:
-            rates["stalled"] = 0.01
-    return Faults(**rates)
-
-
-def _config(rng: Random) -> Config:
-    """Choose limits so low that they are reached all the time."""
-    return Config(
-        limits=reqtable.Limits(
-            steps_per_pass=rng.choice([1, 1, 2, 5, 64]),
-            recv_bytes=rng.choice([16, 100, 4096, 65_536]),
-            high_water_bytes=rng.choice([1, 200, 65_536]),
-            accepts_per_pass=rng.choice([1, 3, 16]),
-            entries_max=rng.choice([2, 5, 100_000]),
-        )
-    )
-
-
-_open: list[Any] = []  # the handlers of this simulation whose on_close has not been called
-
-
-class Watched:
-    """Checks that a handler's steps and its `on_close` are called only when they may, and `on_close` exactly once."""
-
-    has_closed = False
-
-    def __init__(self, entry: Any) -> None:
-        super().__init__(entry)  # type: ignore[call-arg]
-        _open.append(self)
-
-    def _resume(self, item: Any) -> Any:
-        assert not self.has_closed, "a step after on_close"
-        return super()._resume(item)  # type: ignore[misc]
-
-    def on_close(self) -> None:
-        running = self.entry.table.running  # type: ignore[attr-defined]
-        assert running is None, f"on_close during a step of {running}"
-        assert not self.has_closed, "on_close twice"
-        self.has_closed = True
-        _open.remove(self)
-        super().on_close()  # type: ignore[misc]
-
-
-def _server(
-    rng: Random, make: Callable[[], Any], kind: Any = reqtable.TCPServer, pool: float = 0.4
-) -> Callable[[], Any]:
-    config = _config(rng)
-    pooled = rng.random() < pool
-    sized = type("Server", (kind,), {"request_queue_size": rng.choice([4, 100])})
-
-    def factory() -> Any:
-        handler = make()
-        if not is_resumable(handler):
-            return sized(ADDRESS, handler, dispatch="greenlet", config=config)
-        watched = type(handler.__name__, (Watched, handler), {})
-        return sized(ADDRESS, watched, dispatch="pool" if pooled else "inline", config=config)
-
-    return factory
-
-
-def _play(rng: Random, dialogue: Dialogue, patience_s: float) -> Client:
-    """Make a client that has that dialogue, in random pieces and at random pace.
-
-    The client is never silent for longer than `patience_s`.
-    """
-    client = Client()
-    while dialogue:
-        count = rng.choice([1, 1, 2, 5, len(dialogue)])
-        group, dialogue = dialogue[:count], dialogue[count:]
-        _send(rng, client, b"".join(sent for sent, _ in group))
-        if rng.random() < 0.2:
-            if rng.random() < 0.5:
-                client.read_nothing()
-            client.pause(rng.uniform(0, 5))
-        client.expect(b"".join(answer for _, answer in group))
-        if rng.random() < 0.2:
-            client.pause(rng.uniform(0, patience_s))
-    return client
-
-
-def _send(rng: Random, client: Client, data: bytes) -> None:
-    cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.choice([0, 0, 1, 3])))
-    for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
-        if end > begin:
-            client.send(data[begin:end])
-            if rng.random() < 0.2:
-                client.pause(rng.uniform(0, 0.5))
-
-
-def _silent(timeout_s: float) -> Callable[[Peer], Any]:
-    """Make a step that sends nothing more: the server must end the connection after its timeout, and not before."""
-
-    def play(peer: Peer) -> Any:
-        begun = peer.network.clock.now
-        yield lambda: bool(peer.ended or peer.unexpected), timeout_s + 5
-        passed = peer.network.clock.now - begun
-        assert not peer.unexpected, f"{peer} sent nothing, and yet received {peer.unexpected!r}"
-        if peer.ended != "reset":  # a fault
-            assert peer.ended == "end", f"{peer} sent nothing for {passed:.0f} s, and is still connected"
-            assert passed > timeout_s - 2, f"{peer} was cut off after {passed:.1f} s instead of {timeout_s} s"
-
-    return play
-
-
-def _trickling(timeout_s: float) -> Callable[[Peer], Any]:
-    """Make a step that sends a byte now and then, but never a whole item: this must not keep the connection open."""
-
-    def play(peer: Peer) -> Any:
-        begun = peer.network.clock.now
-        while not peer.ended and peer.network.clock.now < begun + timeout_s + 10:
-            yield from peer.send(b"x")
-            yield lambda: bool(peer.ended), 7
-        assert peer.ended, f"{peer} dribbled for {peer.network.clock.now - begun:.0f} s, and is still connected"
-
-    return play
-
-
-def _take_bye(peer: Peer) -> Any:
-    while (yield from peer.receive()) is not None:
-        pass
-
-
-def _finish(
-    rng: Random,
-    client: Client,
-    question: bytes,
-    bye: bytes = b"",
-    silence_s: float | None = None,
-    dribbling_s: float | None = None,
-) -> Client:
-    """Choose how a dialogue ends: by closing, a reset, silence, dribbling, `bye` or an end of file.
-
-    `question` is any command that has an answer. `bye` is the command that ends the connection, if there is one. The
-    server must end a silent connection after `silence_s`, and a dribbling connection after `dribbling_s`; None: it need
-    not.
-    """
-    how = rng.randrange(8)
-    if how == 0:
-        return client  # closes at once
-    if how == 1:
-        return client.reset()
-    if how == 7:
-        # the reset follows the questions at once, so the answers run into it
-        return client.send(question * rng.randrange(1, 4) + bye).reset()
-    if how == 2 and silence_s is not None:
-        return client.then(_silent(silence_s))
-    if how == 6 and dribbling_s is not None:
-        return client.then(_trickling(dribbling_s))
-    if how == 3 and bye:
-        # The server never reads what follows the last command, which must not cut off the last answers. But a blocking
-        # handler's connection is closed by the server's hooks, as in socketserver, so unread input would reset it.
-        unread = bytes(rng.randrange(60)) if dribbling_s is not None else b""
-        return client.send(bye + unread).then(_take_bye).expect_end()
-    return client.end().expect_end()
-
-
-def _nothing_more(report: Report) -> Iterator[str]:
-    return iter(())
-
-
-HARSH = {"reset": 0.01, "aborted": 0.05}
 
 
 # -- the protocols ---------------------------------------------------------------------------------------------------
@@ -262,15 +91,15 @@ def echo(rng: Random) -> Workload:
         lines = [
             rng.randbytes(rng.choice([0, 3, 60, 900])).replace(b"\n", b"") + b"\n" for _ in range(rng.randrange(12))
         ]
-        client = _play(rng, [(text, text) for text in lines], 50)
+        client = play_dialogue(rng, [(text, text) for text in lines], 50)
         if rng.random() < 0.3:
             # the last line may lack its line end
             clients.append(client.send(b"the last").end().expect(b"the last").expect_end())
         else:
             client.send(b"\n").expect(b"\n")
-            clients.append(_finish(rng, client, b"and?\n", b"", 60, dribbling_s))
-    server = _server(rng, lambda: handler)
-    return Workload(f"echo {handler.__name__}", server, clients, _faults(rng, **HARSH), _nothing_more)
+            clients.append(finish(rng, client, b"and?\n", b"", 60, dribbling_s))
+    server = make_server(rng, lambda: handler)
+    return Workload(f"echo {handler.__name__}", server, clients, choose_faults(rng, **HARSH), nothing_more)
 
 
 def notes(rng: Random) -> Workload:
@@ -289,10 +118,10 @@ def notes(rng: Random) -> Workload:
                 dialogue.append((b"count\n", b"%d\n" % words))
             else:
                 dialogue.append((b"rank\n", b"rank %d\n" % slow_rank(words)))
-        client = _play(rng, dialogue, 20).send(b"count\n").expect(b"%d\n" % words)
-        clients.append(_finish(rng, client, b"count\n", b"bye\n", 30, dribbling_s))
-    server = _server(rng, lambda: handler)
-    return Workload(f"notes {handler.__name__}", server, clients, _faults(rng, **HARSH), _nothing_more)
+        client = play_dialogue(rng, dialogue, 20).send(b"count\n").expect(b"%d\n" % words)
+        clients.append(finish(rng, client, b"count\n", b"bye\n", 30, dribbling_s))
+    server = make_server(rng, lambda: handler)
+    return Workload(f"notes {handler.__name__}", server, clients, choose_faults(rng, **HARSH), nothing_more)
 
 
 def _resp(*words: bytes) -> bytes:
@@ -322,8 +151,8 @@ def miniredis(rng: Random) -> Workload:
         if not any(peer.was_hit for peer in report.clients) and sorted(counted) != list(range(1, len(clients) + 1)):
             yield f"{len(clients)} clients counted {sorted(counted)}"
 
-    server = _server(rng, lambda: _with_store(style), pool=0.4 * (style is MiniRedis))
-    return Workload(f"miniredis {style.__name__}", server, clients, _faults(rng, **HARSH), check)
+    server = make_server(rng, lambda: _with_store(style), pool=0.4 * (style is MiniRedis))
+    return Workload(f"miniredis {style.__name__}", server, clients, choose_faults(rng, **HARSH), check)
 
 
 def killing(rng: Random) -> Workload:
@@ -354,8 +183,8 @@ def killing(rng: Random) -> Workload:
             if not any(answer.startswith(peer.received) for answer in answers):
                 yield f"{peer} received {peer.received!r} instead of {whole!r}"
 
-    server = _server(rng, lambda: _with_store(style), pool=0.8 * (style is MiniRedis))
-    return Workload(f"killing {style.__name__}", server, clients, _faults(rng, **HARSH), check)
+    server = make_server(rng, lambda: _with_store(style), pool=0.8 * (style is MiniRedis))
+    return Workload(f"killing {style.__name__}", server, clients, choose_faults(rng, **HARSH), check)
 
 
 def _with_store(style: Any) -> Any:
@@ -364,7 +193,7 @@ def _with_store(style: Any) -> Any:
 
 def _redis_client(rng: Random, own: bytes, increment: Callable[[Peer], Any]) -> Client:
     """Make a client that uses its own keys, and one key that all clients share."""
-    client = _play(rng, _redis_dialogue(rng, own), 200)
+    client = play_dialogue(rng, _redis_dialogue(rng, own), 200)
     if rng.random() < 0.3:
         client.send(_resp(b"SET", own, b"1", b"EX", b"10")).expect(b"+OK\r\n").pause(12)
         client.send(_resp(b"GET", own)).expect(b"$-1\r\n")
@@ -372,7 +201,7 @@ def _redis_client(rng: Random, own: bytes, increment: Callable[[Peer], Any]) -> 
     if rng.random() < 0.2:
         refusal = b"-ERR Protocol error: invalid multibulk length\r\n"
         return client.send(b"*many\r\n" + bytes(rng.randrange(60))).expect(refusal).expect_end()
-    return _finish(rng, client, _resp(b"PING"), _resp(b"QUIT"))
+    return finish(rng, client, _resp(b"PING"), _resp(b"QUIT"))
 
 
 def _redis_dialogue(rng: Random, own: bytes) -> Dialogue:
@@ -468,8 +297,8 @@ def tftp(rng: Random) -> Workload:
     def make() -> Any:
         return type(handler.__name__, (handler,), {"root": folder()})
 
-    server = _server(rng, make, reqtable.UDPServer)
-    return Workload(f"tftp {handler.__name__}", server, clients, _faults(rng, **harsh), check)
+    server = make_server(rng, make, reqtable.UDPServer)
+    return Workload(f"tftp {handler.__name__}", server, clients, choose_faults(rng, **harsh), check)
 
 
 def _fetch(peer: Peer, name: str) -> Any:
@@ -514,7 +343,7 @@ def chat(rng: Random) -> Workload:
             client.send("".join(f"{text}\n" for text in lines).encode())
         else:
             for text in lines:
-                _send(rng, client, text.encode() + b"\n")
+                send_in_pieces(rng, client, text.encode() + b"\n")
                 if rng.random() < 0.3:
                     client.pause(rng.uniform(0, 10))
         if rng.random() < 0.2:
@@ -528,9 +357,9 @@ def chat(rng: Random) -> Workload:
     def check(report: Report) -> Iterator[str]:
         return _check_chat(report, said)
 
-    server = _server(rng, lambda: handler, pool=0.4 * (handler is Chat))
+    server = make_server(rng, lambda: handler, pool=0.4 * (handler is Chat))
     # with small buffers, clients talk in bursts to clients that can take little at a time
-    faults = _faults(rng, **HARSH) if rng.random() < 0.5 else Faults(small_buffer=1.0, delayed=0.02)
+    faults = choose_faults(rng, **HARSH) if rng.random() < 0.5 else Faults(small_buffer=1.0, delayed=0.02)
     return Workload(f"chat {handler.__name__}", server, clients, faults, check)
 
 
@@ -598,8 +427,8 @@ def departing(rng: Random) -> Workload:
         return handler if handler is not MiniRedis else _with_store(MiniRedis)
 
     faults = Faults(small_buffer=0.7, reset=0.02)
-    server = _with_operator(rng, _server(rng, make, pool=0.7), rng.choice([0, 0.05]))
-    return Workload(f"departing {handler.__name__}", server, clients, faults, _nothing_more)
+    server = _with_operator(rng, make_server(rng, make, pool=0.7), rng.choice([0, 0.05]))
+    return Workload(f"departing {handler.__name__}", server, clients, faults, nothing_more)
 
 
 def cancelled(rng: Random) -> Workload:
@@ -608,7 +437,7 @@ def cancelled(rng: Random) -> Workload:
     for client in workload.clients:
         client.steps.insert(0, ("may_fail", ()))
     server = _with_operator(rng, workload.server, rng.choice([0.02, 0.3]))
-    return Workload(f"cancelled {workload.name}", server, workload.clients, workload.faults, _nothing_more)
+    return Workload(f"cancelled {workload.name}", server, workload.clients, workload.faults, nothing_more)
 
 
 @functools.cache
@@ -648,26 +477,26 @@ def blobs(rng: Random) -> Workload:
             clients.append(client.then(_never_reads))
         else:
             client.send(b"mem 1\n").expect(blob(1))
-            clients.append(_finish(rng, client, b"mem 100000\n", b"", 300))
+            clients.append(finish(rng, client, b"mem 100000\n", b"", 300))
 
     def make() -> Any:
         return type(handler.__name__, (handler,), {"path": blob_file()})
 
     # with buffers of a few bytes these answers would take hours
-    faults = replace(_faults(rng, **HARSH), small_buffer=0.0)
-    return Workload(f"blobs {handler.__name__}", _server(rng, make), clients, faults, _nothing_more)
+    faults = replace(choose_faults(rng, **HARSH), small_buffer=0.0)
+    return Workload(f"blobs {handler.__name__}", make_server(rng, make), clients, faults, nothing_more)
 
 
 def fails(rng: Random) -> Workload:
     """Make requests that fail while others are served, at every place where the engine calls other code."""
     dispatch = rng.choice(["inline", "pool"])
-    config = _config(rng)
+    config = choose_config(rng)
     watched = type("Failing", (Watched, failing.Failing), {})
     return Workload(
         "failing",
         lambda: failing.server(dispatch, config, watched),
         failing.clients(rng),
-        _faults(rng),
+        choose_faults(rng),
         failing.check,
     )
 
@@ -676,8 +505,8 @@ def leaves(rng: Random) -> Workload:
     """Make clients that reset their connections while their requests wait for a timer or a call."""
     handler = rng.choice(leaving.HANDLERS)
     clients = leaving.clients(rng)
-    server = _server(rng, lambda: handler)
-    return Workload(f"leaving {handler.__name__}", server, clients, _faults(rng, **HARSH), leaving.check)
+    server = make_server(rng, lambda: handler)
+    return Workload(f"leaving {handler.__name__}", server, clients, choose_faults(rng, **HARSH), leaving.check)
 
 
 def spoiled(rng: Random) -> Workload:
@@ -685,4 +514,4 @@ def spoiled(rng: Random) -> Workload:
     return rng.choice([departing, fails, leaves])(rng)
 
 
-PROTOCOLS = [echo, notes, miniredis, tftp, chat, killing, cancelled, blobs, spoiled]
+PROTOCOLS = [echo, notes, miniredis, tftp, chat, killing, cancelled, blobs, spoiled, *upstreams.PROTOCOLS]
