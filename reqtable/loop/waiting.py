@@ -13,6 +13,7 @@ The rules:
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import ETIMEDOUT
 from math import inf
 from typing import Any, Final, Protocol
 
@@ -325,7 +326,7 @@ class Waiting:
         """End a connection whose deadline has passed."""
         limits = self._steps.table.limits
         if row.state is State.CONNECTING:
-            self.fail(row, ConnectFailed(row.address, f"not connected within {row.timeout:g} s"))
+            self.fail(row, ConnectFailed(row.address, f"not connected within {row.timeout:g} s", ETIMEDOUT))
         elif row.parent is None:
             self._steps.end(row, Event.RELEASED)  # it was idle for too long
         else:

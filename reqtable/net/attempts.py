@@ -50,7 +50,7 @@ def in_turn(addresses: Iterable[Address]) -> list[Address]:
 class Attempts:
     """Tries addresses in turn until a connection is made. The fastest one wins, and the others are closed.
 
-    Calls `reached(socket, address)` or, if no address can be connected to, `failed(reason)`.
+    Calls `reached(socket, address)` or, if no address can be connected to, `failed(reason, error)` with the last error.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Attempts:
         steps: Steps,
         addresses: Iterable[Address],
         reached: Callable[[Any, Any], None],
-        failed: Callable[[str], None],
+        failed: Callable[[str, OSError | None], None],
     ) -> None:
         self.steps = steps
         self._left = deque(in_turn(addresses))
@@ -67,6 +67,7 @@ class Attempts:
         self._under_way: list[_Attempt] = []
         self._begun = 0
         self._reasons: list[str] = []
+        self._last: OSError | None = None
         self._is_over = False
 
     def begin(self) -> None:
@@ -120,7 +121,7 @@ class Attempts:
             return
         if not self._under_way and not self._is_over:
             self._is_over = True
-            self._failed("; ".join(self._reasons) or "the name has no address")
+            self._failed("; ".join(self._reasons) or "the name has no address", self._last)
 
     def _overdue(self, number: int) -> None:
         """Try the next address too: attempt `number` has not been answered for a while."""
@@ -145,6 +146,7 @@ class Attempts:
         self._reached(own, address)
 
     def _note(self, address: Any, error: OSError) -> None:
+        self._last = error
         reason = (error.strerror or str(error)).lower()
         is_only = not self._left and self._begun == 1
         self._reasons.append(reason if is_only else f"{address_text(address)}: {reason}")

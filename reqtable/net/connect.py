@@ -138,11 +138,14 @@ class Connector:
         if row.parent is not None and row is not self._begun:
             steps.waiting.wake(row.parent, Event.RESULT_POSTED)
 
-    def fail(self, row: ConnectionRow, reason: str) -> None:
-        """End a connection that could not be made."""
+    def fail(self, row: ConnectionRow, reason: str, cause: BaseException | None = None) -> None:
+        """End a connection that could not be made. `cause` is the error of the system, if that is why."""
         if row.state is State.CONNECTING:
             self._steps.table.connection_counts["failed"] += 1
-            self._steps.waiting.fail(row, ConnectFailed(row.address, reason))
+            has_number = isinstance(cause, OSError) and not isinstance(cause, socket.gaierror)
+            error = ConnectFailed(row.address, reason, cause.errno if has_number else None)  # type: ignore[union-attr]
+            error.__cause__ = cause
+            self._steps.waiting.fail(row, error)
 
     def resolve(self, host: str, port: int, kind: int, found: Callable[[Future[Any]], None]) -> None:
         """Look a name up in a thread, and have the loop call `found(future)`."""
@@ -267,7 +270,7 @@ class Connecting(NoTransport):
 
     def failed(self, error: OSError) -> None:
         """End the connection because of an error of the system."""
-        self._connector.fail(self._row, reason_of(error))
+        self._connector.fail(self._row, reason_of(error), error)
 
     def release(self) -> None:
         if self._attempts is not None:
@@ -288,7 +291,7 @@ class Connecting(NoTransport):
         error = done.exception()
         if error is not None:
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
-            self._connector.fail(self._row, f"{self._want.target.host} can't be looked up: {reason}")
+            self._connector.fail(self._row, f"{self._want.target.host} can't be looked up: {reason}", error)
         else:
             self._try([(family, kind, address) for family, kind, _, _, address in done.result()])
 
@@ -296,8 +299,8 @@ class Connecting(NoTransport):
         self._attempts = Attempts(self._connector.steps, addresses, self._reached, self._unreachable)
         self._attempts.begin()
 
-    def _unreachable(self, reason: str) -> None:
-        self._connector.fail(self._row, reason)
+    def _unreachable(self, reason: str, last: OSError | None) -> None:
+        self._connector.fail(self._row, reason, last)
 
     def _reached(self, own: socket.socket, address: Any) -> None:
         """Go on with a connected socket."""

@@ -62,6 +62,11 @@ class Connection:
         return self.row.peer
 
     @property
+    def local(self) -> Any:
+        """The address of this end, in the form of the socket module."""
+        return self.row.local
+
+    @property
     def tls(self) -> Any:
         """Its `ssl.SSLSocket`, for `getpeercert()` and `selected_alpn_protocol()`; None without TLS."""
         request = self.row.transport.request

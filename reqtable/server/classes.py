@@ -19,7 +19,7 @@ from reqtable.net.pktinfo import receive, watch_destinations
 from reqtable.net.sockets import INTERNET, is_peers_doing
 from reqtable.server.base import LoopServer
 from reqtable.table.addresses import address_text, printable
-from reqtable.table.errors import ConfigurationError, HandlerError
+from reqtable.table.errors import ConfigurationError, ConnectFailed, HandlerError, PeerError
 from reqtable.table.places import trim
 
 log = logging.getLogger("reqtable")
@@ -102,15 +102,21 @@ class BaseServer(LoopServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the error of a failed request, with a traceback that begins with the user's code.
 
-        An error that the peer caused, such as a disconnect, is one line. So is an error whose text names the place: a
-        broken rule of this package, or an error that a `call` raised outside the user's code.
+        An error that the peer caused, such as a disconnect, is one line. So is an error of another connection, and an
+        error whose text names the place: a broken rule of this package, or an error that a `call` raised outside the
+        user's code.
         """
         error = sys.exc_info()[1]
         peer = address_text(client_address)
         is_rule = isinstance(error, HandlerError | ConfigurationError)
         notes = getattr(error, "__notes__", [])
         has_traceback = any("\n" in note for note in notes)  # from the process that ran the step
-        if is_peers_doing(error):
+        connection = getattr(error, "connection", None)
+        if isinstance(error, ConnectFailed):
+            log.warning("%s: %s", peer, printable(error))
+        elif isinstance(error, OSError | PeerError) and connection is not None:
+            log.warning("%s: %s: %s", peer, connection.address, printable(error))
+        elif is_peers_doing(error):
             log.info("%s: %s", peer, printable(error))
         elif error is None or trim(error) or not (is_rule or notes):
             log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)

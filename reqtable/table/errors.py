@@ -40,15 +40,20 @@ class SendFileError(HandlerError):
 
 
 class ConnectFailed(ReqtableError, OSError):
-    """An outgoing connection could not be made. `address` is the one given to `connect`, and `reason` says why."""
+    """An outgoing connection could not be made. `address` is the one given to `connect`, and `reason` says why.
 
-    def __init__(self, address: str, reason: str) -> None:
+    `errno` is the system's number, such as ECONNREFUSED; None if the system gave none. If the name could not be looked
+    up, `__cause__` is the `socket.gaierror`.
+    """
+
+    def __init__(self, address: str, reason: str, errno: int | None = None) -> None:
         super().__init__(f"can't connect to {address}: {reason}")
         self.address = address
         self.reason = reason
+        self.errno = errno
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.address, self.reason)
+    def __reduce__(self) -> tuple[type, tuple[str, str, int | None]]:
+        return type(self), (self.address, self.reason, self.errno)
 
 
 class PeerError(ReqtableError):
