@@ -222,10 +222,14 @@ def test_an_upstream_that_answers_late(network: SimNetwork) -> None:
     assert len(peers) == 1
 
 
+@pytest.mark.parametrize("passed_s", [0, 0.0005, 0.0015], ids=["at once", "on the way there", "on the way back"])
 @pytest.mark.parametrize("answers_after_s", [0, 4])
-def test_an_attempt_that_is_given_up_leaves_nothing(network: SimNetwork, answers_after_s: float) -> None:
+def test_an_attempt_that_is_given_up_leaves_nothing(
+    network: SimNetwork, answers_after_s: float, passed_s: float
+) -> None:
     peers = listen(network, UPSTREAM, answers_after_s=answers_after_s)
     own = connecting(network)
+    assert wait(network, own, timeout_s=passed_s) == 0
     own.close()
     network.settle()
     assert network.files == {}
@@ -301,8 +305,9 @@ def test_a_blocking_socket_waits_for_its_connection(network: SimNetwork) -> None
         late.connect(HERE)
 
 
-def test_the_poll_never_says_that_a_connection_is_there_which_is_not() -> None:
-    network = SimNetwork(1, Faults(spurious=0.9, early=0.5))
+@pytest.mark.parametrize("seed", range(5))
+def test_the_poll_never_says_that_a_connection_is_there_which_is_not(seed: int) -> None:
+    network = SimNetwork(seed, Faults(spurious=0.9, early=0.9))
     listen(network, UPSTREAM, answers_after_s=9)
     own = connecting(network)
     began = network.clock.now
@@ -450,7 +455,7 @@ def test_one_of_the_wrong_addresses_refuses_and_the_other_is_silent(network: Sim
 
 
 def test_a_slow_task_has_its_thread_for_as_long_as_it_takes() -> None:
-    network = SimNetwork(1, Faults(slow_lookup=1.0), names=NAMES)
+    network = SimNetwork(1, Faults(slow_lookup=1.0, misdirected=0.0), names=NAMES)
     executor = network.system.executor(1, "names", bool)
     done: list[float] = []
     futures = [executor.submit(network.system.getaddrinfo, "db.example", 80) for _ in range(5)]
@@ -459,7 +464,10 @@ def test_a_slow_task_has_its_thread_for_as_long_as_it_takes() -> None:
     network.settle()
     assert done == sorted(set(done))
     assert len(done) == 5
-    last = executor.submit(network.system.getaddrinfo, "db.example", 80)
+    last = [executor.submit(network.system.getaddrinfo, "db.example", 80) for _ in range(2)]
+    network.clock.jump(0.2)
+    network.happen()  # the first of them runs, and blocks
+    assert last[0].running()
     executor.shutdown()
-    assert last.done()
+    assert all(len(each.result(0)) == 4 for each in last)
     network.settle()

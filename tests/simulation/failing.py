@@ -135,7 +135,9 @@ def server(dispatch: str, config: Config, handler: Any) -> Any:
 
 def check(report: Report) -> Iterator[str]:
     """Check that each exception was reported once."""
+    # If the process stands still, a call may fail after the timeout of its request: its result is then dropped.
+    least = 0 if report.faults_by_kind["stalled"] else 1
     for bug in raised:
         count = report.errors.count(bug)
-        if count != 1:
+        if not least <= count <= 1:
             yield f"{bug!r} was reported {count} times"

@@ -20,6 +20,7 @@ from reqtable import (
     end_output,
     line,
     nothing,
+    rest,
     sleep,
     state,
     told,
@@ -442,6 +443,50 @@ class AsyncKeep(AsyncRequestHandler):
         else:
             upstream.close()
         return answer
+
+
+# -- the last output -------------------------------------------------------------------------------------------------
+
+
+class Deliver(StateRequestHandler):
+    """Sends what its client has sent to its upstream, and is done at once: it does not wait until that has arrived."""
+
+    target: ClassVar[str]
+    data: bytes = b""
+
+    @state(rest(1_000_000))
+    def receive(self, data: bytes) -> Transition:
+        self.data = data
+        return self.deliver, connect(self.target)
+
+    @state()
+    def deliver(self, upstream: Any) -> Transition:
+        upstream.send(self.data)
+        self.send(b"on its way\n")
+        return None
+
+    def on_error(self, error: Exception) -> Transition:
+        if not isinstance(error, ConnectFailed):
+            raise error
+        self.send(b"-failed\n")
+        return None
+
+
+class AsyncDeliver(AsyncRequestHandler):
+    """Serves the protocol of `Deliver`."""
+
+    target: ClassVar[str]
+
+    async def handle(self) -> None:
+        data = await self.read(rest(1_000_000))
+        try:
+            upstream = await self.read(connect(self.target))
+        except ConnectFailed:
+            await self.send(b"-failed\n")
+            return
+        for begin in range(0, len(data), 10_000):
+            await upstream.send(data[begin : begin + 10_000])
+        await self.send(b"on its way\n")
 
 
 # -- datagrams -------------------------------------------------------------------------------------------------------

@@ -438,6 +438,44 @@ def keep(rng: Random) -> Workload:
     return Workload(f"keep {handler.__name__}", server, clients, faults, check, target.upstreams, target.names)
 
 
+# -- the last output -------------------------------------------------------------------------------------------------
+
+
+def deliver(rng: Random) -> Workload:
+    """Make clients whose requests end before their upstreams have taken all that was sent to them."""
+    handler = rng.choice([reaching.Deliver, reaching.AsyncDeliver])
+    is_big = rng.random() < 0.5
+    sent = [
+        b"%d\n" % number + rng.randbytes(rng.choice([0, 150_000, 200_000] if is_big else [0, 3000, 5000]))
+        for number in range(rng.randrange(1, 5))
+    ]
+    silence_s = rng.choice([0, 0, 5, 20])
+
+    def serve(peer: Peer) -> Any:
+        if silence_s:
+            peer.read_nothing(silence_s)
+        yield lambda: bool(peer.ended), None
+
+    target = target_of(rng, Client().may_fail().then(serve))
+    clients = [Client().may_fail().pause(rng.choice([0, 1])).send(data).end().take_rest() for data in sent]
+
+    def check(report: Report) -> Iterator[str]:
+        is_exact = not was_hit(report)
+        for number, (peer, data) in enumerate(zip(report.clients, sent, strict=True)):
+            seen = [each.received for each in report.upstreams if each.received.startswith(b"%d\n" % number)]
+            wanted = b"on its way\n" if target.is_up else b"-failed\n"
+            if is_exact and peer.received != wanted:
+                yield f"{peer} received {peer.received!r} instead of {wanted!r}"
+            if is_exact and target.is_up and seen != [data]:
+                yield f"of the {len(data)} bytes of {peer}, its upstream received {[len(each) for each in seen]}"
+            if any(not data.startswith(each) for each in seen):
+                yield f"an upstream received other bytes than {peer} sent"
+
+    server = make_server(rng, lambda: with_target(handler, target=target.address))
+    faults = replace(choose_faults(rng, **UNRELIABLE), small_buffer=0.0 if is_big else 0.6)
+    return Workload(f"deliver {handler.__name__}", server, clients, faults, check, target.upstreams, target.names)
+
+
 # -- datagrams -------------------------------------------------------------------------------------------------------
 
 
@@ -480,7 +518,7 @@ def resolve(rng: Random) -> Workload:
 
 def reach_out(rng: Random) -> Workload:
     """Make a workload of the smaller kinds."""
-    return rng.choice([race, leave, keep, resolve])(rng)
+    return rng.choice([race, leave, keep, deliver, resolve])(rng)
 
 
 PROTOCOLS = [forward, publish, reach_out]
