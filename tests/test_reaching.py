@@ -781,6 +781,25 @@ def test_told_by_threads(dispatch):
             each.join()
 
 
+def test_a_forked_child_cant_tell_the_parents_requests():
+    class Child(Listens):
+        listeners: ClassVar[list[Any]] = []
+
+        async def handle(self) -> None:
+            if self.listeners:
+                await self.hand_off("fork")
+                self.send(b"%d\n" % self.listeners[0].tell(b"lost"))
+            else:
+                await Listens.handle(self)
+
+    with served(Child) as server, Client(server.server_address) as parent:
+        assert parent.line() == b"listening\n"
+        with Client(server.server_address) as child:
+            assert child.rest() == b"0\n"
+        assert Child.listeners[0].tell(b"here\n")
+        assert parent.line() == b"here\n"
+
+
 def test_tell_is_bounded_and_says_so():
     class Deaf(Listens):
         listeners: ClassVar[list[Any]] = []

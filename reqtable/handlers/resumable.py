@@ -249,19 +249,20 @@ class ResumableHandler:
     def tell(self, item: Any) -> bool:
         """Give this request an item, which its `told()` takes. Callable from any request and any thread.
 
-        Returns False if the item is not taken: the request is over, or `told_max` items wait for it already.
+        Returns False if the item is not taken: the request is over, `told_max` items wait for it already, or this is a
+        forked child and the request is the parent's.
         """
         entry = self.entry
         table = entry.table
         with _TELLING:
-            if not self._is_open():
+            if not self._is_open() or table.owner is None or table.owner.is_copy:
                 return False
             reach = entry.reach = entry.reach or Reach()
             if len(reach.told) >= table.limits.told_max:
                 return False
             reach.told.append(item)
             is_first = len(reach.told) == 1  # otherwise the request has been woken already
-        if is_first and table.owner is not None:
+        if is_first:
             if table.thread is None or table.thread == get_ident():
                 table.touch(entry)
             else:

@@ -166,6 +166,11 @@ class Endings:
         """True if the loop runs in the caller's thread."""
         return self.table.thread == get_ident()
 
+    @property
+    def is_copy(self) -> bool:
+        """True in a forked child, if the requests are the parent's."""
+        return self.poller.is_copy
+
     # -- in a forked child --------------------------------------------------------------------------------------------
 
     def start_over(self) -> None:

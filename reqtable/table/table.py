@@ -59,6 +59,10 @@ class Owner(Protocol):
     def in_other_thread(self) -> bool:
         """True if the loop runs in another thread than the caller's."""
 
+    @property
+    def is_copy(self) -> bool:
+        """True in a forked child, if the requests are the parent's."""
+
     def give_way(self) -> None:
         """Let the loop's thread run before the caller continues."""
 
