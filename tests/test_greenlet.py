@@ -127,12 +127,12 @@ def test_writing_to_another_requests_socket_suspends_the_writer_alone() -> None:
             wait_until(server, lambda: b"silent\n" in members)
             for teller in (one, two):
                 teller.send(b"name\ntell\n")
-            wait_until(server, lambda: sum(entry.state is WRITING for entry in server.table) == 2)
+            wait_until(server, lambda: sum(entry.state is State.WAITING for entry in server.table) == 2)
             assert other.send(b"other\n").ask(b"hello\n") == b"hello\n"
             assert len(silent.receive(2 * len(BIG))) == 2 * len(BIG)
             assert one.line() == two.line() == b"tell\n"
             one.send(b"tell\n")
-            wait_until(server, lambda: sum(entry.state is WRITING for entry in server.table) == 1)
+            wait_until(server, lambda: sum(entry.state is State.WAITING for entry in server.table) == 1)
             silent.reset()
             assert one.rest() == b""
             assert other.ask(b"again\n") == b"again\n"

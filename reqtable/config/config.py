@@ -17,6 +17,8 @@ file; the class attribute `dispatch`, which a mix-in sets; the default. The file
     size = 8
     [fork]
     max_children = 40
+    [greenlet]
+    suspend_all_sockets = true    # blocking handlers: any socket and time.sleep suspend the request, not the loop
     [executor]                    # for policy "executor"; without it, a pool of processes
     factory = "module:callable"
     arguments = { max_workers = 4 }
@@ -51,6 +53,7 @@ from reqtable.config.options import (
     DEFAULT,
     ExecutorOptions,
     ForkOptions,
+    GreenletOptions,
     PoolOptions,
     ProxyOptions,
     ThreadOptions,
@@ -83,6 +86,7 @@ class Config:
     thread: ThreadOptions = field(default_factory=ThreadOptions)
     pool: PoolOptions = field(default_factory=PoolOptions)
     fork: ForkOptions = field(default_factory=ForkOptions)
+    greenlet: GreenletOptions = field(default_factory=GreenletOptions)
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)
     executors: Mapping[str, ExecutorOptions] = field(default_factory=dict)
     tls: TLSOptions = field(default_factory=TLSOptions)

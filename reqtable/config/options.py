@@ -52,6 +52,20 @@ class ForkOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class GreenletOptions:
+    """Sets the options of policy `greenlet`.
+
+    With `suspend_all_sockets`, whatever a blocking handler waits for suspends only its request: any socket, `select`,
+    `time.sleep`, a name look-up. Otherwise only the request's own socket does.
+    """
+
+    suspend_all_sockets: bool = False
+
+    def __post_init__(self) -> None:
+        check(self, "greenlet.")
+
+
+@dataclass(frozen=True, slots=True)
 class ExecutorOptions:
     """Sets the options of an executor. `factory` is `module:callable`, which is called with `arguments`.
 
@@ -149,6 +163,7 @@ EXAMPLES = {
     "thread": "ThreadOptions(threads_max=200)",
     "pool": "PoolOptions(size=8)",
     "fork": "ForkOptions(max_children=40)",
+    "greenlet": "GreenletOptions(suspend_all_sockets=True)",
     "executor": 'ExecutorOptions(factory="module:callable")',
     "executors": '{"cluster": ExecutorOptions(factory="module:callable")}',
     "factory": '"module:callable"',

@@ -74,10 +74,18 @@ class PollOnly(Selectable):
             on_hang_up(self, self.request if self._own_hold is None else self._own_hold, mask)
 
     def watch(self, interest: int) -> None:
-        # A handler that has begun may close its socket in a thread, and the number may then be another connection's.
-        if interest & RESET and self._own_hold is None and (self.entry.want is not VACANCY or self._number() < 0):
+        if interest & RESET and self._own_hold is None and not self._is_known_to_be_open():
             interest = 0
         super().watch(interest)
+
+    def _is_known_to_be_open(self) -> bool:
+        """Return whether the connection is open, and stays so until somebody tells.
+
+        A handler that has begun may close its socket in a thread, and the number may then be another connection's. Only
+        a cooperative socket tells.
+        """
+        is_told = self.entry.want is VACANCY or getattr(self.request, "tells_of_close", False)
+        return is_told and 0 <= self._number() == self.fd
 
     def flush(self) -> bool:
         return True

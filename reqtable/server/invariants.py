@@ -75,7 +75,8 @@ class Invariants:
                 turns[entry] == (entry.state is State.READY), entry, f"is {turns[entry]} times in the queue of turns"
             )
             self._must(
-                entry not in steps.give_ups or entry.state in (State.OFFLOADED, State.READY, State.WRITING),
+                entry not in steps.give_ups
+                or entry.state in (State.OFFLOADED, State.WAITING, State.READY, State.WRITING),
                 entry,
                 "has a call that it does not wait for",
             )

@@ -10,24 +10,28 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from reqtable.dispatch.run_blocking import run
 from reqtable.net.poll_only import PollOnly
+from reqtable.table.engine_wants import TURN
 from reqtable.table.errors import TimedOut
 from reqtable.table.wants import Want
 
 _SPARE_MAX = 64
 _UNWINDINGS_MAX = 16  # how often a handler may catch the GreenletExit that ends it, and wait again
+_SMALL = 1024  # how many bytes a call that moves fewer counts as: some handlers read end of file for ever
 
 
 class RequestGreenlet(greenlet):
     """Runs the handler of one request, and later those of others.
 
     `transport` is that of the request; None: the greenlet is spare. `loop` is the greenlet that the loop runs in, to
-    which this one suspends; None: this is a forked child, which has no loop and waits by polling.
+    which this one suspends; None: this is a forked child, which has no loop and waits by polling. `moved` is how many
+    bytes its handler has moved through sockets of its own since it was last suspended.
     """
 
-    __slots__ = ("loop", "transport")
+    __slots__ = ("loop", "moved", "transport")
 
     transport: PollOnly | None
     loop: greenlet | None
+    moved: int
 
     def resumed_by(self, loop: greenlet) -> None:
         """Suspend to `loop` from here on. Raises ValueError in any thread but the greenlet's own."""
@@ -37,6 +41,34 @@ class RequestGreenlet(greenlet):
 def can_suspend() -> bool:
     """Whether the caller is in a request's greenlet, and not in the loop."""
     return isinstance(getcurrent(), RequestGreenlet)
+
+
+def suspending() -> PollOnly | None:
+    """Return the transport of the request whose handler calls this, if whatever it waits for suspends the request."""
+    current = getcurrent()
+    if type(current) is not RequestGreenlet or current.loop is None or current.transport is None:
+        return None
+    return current.transport if getattr(current.transport.entry.policy, "suspends_all", False) else None
+
+
+def suspend(want: Want[Any]) -> Any:
+    """Suspend the request whose handler calls this, until it has what it wants. Returns the item."""
+    current: Any = getcurrent()
+    current.moved = 0
+    loop = current.loop
+    del current  # a stack that refers to its own greenlet is never freed
+    return loop.switch(want)
+
+
+def note_moved(transport: PollOnly, count: int) -> None:
+    """Count bytes. A handler whose sockets are always ready waits for its turn after its share of the pass."""
+    current: Any = getcurrent()
+    current.moved += max(count, _SMALL)
+    total = current.moved
+    del current
+    if total >= transport.steps.table.limits.recv_bytes:
+        transport.steps.spend(total)
+        suspend(TURN)
 
 
 # Greenlets that are free for other requests, because making one maps memory, and ending it unmaps the memory. Only the
@@ -103,6 +135,7 @@ class GreenHandler:
             own = RequestGreenlet(_serve)
             own.loop = getcurrent()
         own.transport = self._transport
+        own.moved = 0
         self._greenlet = own
         return own
 

@@ -18,10 +18,11 @@ from io import DEFAULT_BUFFER_SIZE, BufferedReader
 from operator import index
 from typing import Any, ClassVar, TypeVar
 
-from greenlet import getcurrent, greenlet
+from greenlet import getcurrent
 
 from reqtable.dispatch.green.handler import RequestGreenlet
 from reqtable.dispatch.green.reader import Reader
+from reqtable.dispatch.green.waiting import SocketReady, Watch
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import READABLE, TURN, WRITABLE
 from reqtable.table.output import SMALL_BYTES
@@ -31,13 +32,14 @@ from reqtable.table.wants import Want
 T = TypeVar("T")
 # Plain numbers: with the socket module's enum members, `&` would be a Python call in every read.
 _DONTWAIT, _PEEK, _WAITALL = int(socket.MSG_DONTWAIT), int(socket.MSG_PEEK), int(socket.MSG_WAITALL)
+_FREQUENT = ("recv", "recv_into", "send")
 _END_OF_FILE = 4096  # how many bytes reading it counts as: some handlers do so for ever
 
 
 @cache
 def cooperative(plain: type[socket.socket]) -> type[CooperativeSocket]:
     """Return the class of cooperative sockets over sockets of class `plain`, which may be simulated ones."""
-    calls = {f"_{name}_now": getattr(plain, name) for name in ("recv", "recv_into", "send")}
+    calls = {} if plain is socket.socket else {f"_{name}_now": getattr(plain, name) for name in _FREQUENT}
     return type("CooperativeSocket", (CooperativeSocket, plain), {"__slots__": (), "plain": plain, **calls})
 
 
@@ -50,9 +52,12 @@ class CooperativeSocket(socket.socket):
 
     plain: ClassVar[type[socket.socket]] = socket.socket  # its calls never wait, because they pass MSG_DONTWAIT
 
+    tells_of_close: ClassVar[bool] = True  # closing it stops the polling of its descriptor
+
     __slots__ = ("_is_drained", "_since_suspended", "_wait_s", "transport")
 
-    # The most frequent calls of `plain`, which save a look-up here. They never wait.
+    # The most frequent calls of `plain`, which save a look-up here. They never wait. Those of the standard library are
+    # taken now: later, `suspend_all_sockets` may have replaced them.
     _recv_now: ClassVar[Any] = socket.socket.recv
     _recv_into_now: ClassVar[Any] = socket.socket.recv_into
     _send_now: ClassVar[Any] = socket.socket.send
@@ -138,7 +143,7 @@ class CooperativeSocket(socket.socket):
         assert own is not None
         del current  # a stack that refers to its own greenlet is never freed
         if own is not transport:
-            self._wait_for_another(own, loop, want, timeout_s)
+            self._wait_for_another(own, READ if want is READABLE else WRITE, timeout_s)
             return until
         fd = self.fileno()
         if transport.fd != fd:  # this socket is a duplicate, perhaps of a closed one
@@ -166,22 +171,12 @@ class CooperativeSocket(socket.socket):
         if self.fileno() < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    def _wait_for_another(self, own: PollOnly, loop: greenlet, want: Want[None], timeout_s: float | None) -> None:
-        """Suspend the request of `own`, whose handler uses this socket of another request, as in a chat.
-
-        The loop polls a duplicate, because the other request may be waiting for the descriptor itself.
-        """
+    def _wait_for_another(self, own: PollOnly, interest: int, timeout_s: float | None) -> None:
+        """Suspend the request of `own`, whose handler uses this socket of another request, as in a chat."""
         system = own.steps.system
         duplicate = system.socket(self.family, self.type, self.proto, fileno=system.dup(self.fileno()))
-        try:
-            own.watch(0)
-            own.fd = duplicate.fileno()
-            own.watch(READ if want is READABLE else WRITE)
-            own.entry.timeout = timeout_s
-            loop.switch(want)
-        finally:
-            own.watch(0)
-            duplicate.close()
+        watch = Watch(own, duplicate.fileno(), free=duplicate.close)
+        watch.wait(interest, SocketReady(self, interest), timeout_s)
 
     def _came_in(self, count: int, flags: int) -> None:
         if not flags & _PEEK:

@@ -4,7 +4,8 @@ Each blocking handler runs in a greenlet, which is suspended when a call on the 
 `green/socket.py`). Resumable handlers run as under `inline`; they don't need the package greenlet.
 
 Whatever bypasses the request's own socket still blocks the loop, such as `time.sleep`, a socket that the handler opens,
-or a lock held across a read.
+or a lock held across a read. With the option `suspend_all_sockets`, the sockets that the handler opens, `select`,
+`time.sleep` and name look-ups suspend the request too (`green/replacements.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from reqtable.dispatch.checks import is_resumable
-from reqtable.dispatch.policy import Policy
+from reqtable.dispatch.policy import Host, Policy
+from reqtable.loop.platform import SYSTEM
 from reqtable.net.poll_only import PollOnly
 from reqtable.net.stream import send_at_once
 from reqtable.table.errors import ConfigurationError
@@ -50,6 +52,16 @@ class Greenlet(Policy):
 
     name = "greenlet"
 
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        # Whether each wait of a blocking handler suspends its request. A simulated selector can't watch real sockets.
+        is_real = SYSTEM.get().policies is None
+        self.suspends_all = has_greenlet and is_real and host.config.greenlet.suspend_all_sockets
+        if self.suspends_all:
+            from reqtable.dispatch.green import all_sockets  # only servers with the option need it
+
+            all_sockets.REPLACEMENTS.install(self)
+
     @classmethod
     def check(cls, handler_class: Any) -> None:
         if is_resumable(handler_class):
@@ -78,3 +90,9 @@ class Greenlet(Policy):
 
     def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
         return GreenHandler(transport)
+
+    def close(self, wait: bool) -> None:
+        if self.suspends_all:
+            from reqtable.dispatch.green import all_sockets
+
+            all_sockets.REPLACEMENTS.release(self)
