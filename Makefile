@@ -60,9 +60,10 @@ reloads: $(VENV)/test.stamp $(COMPILED_STAMP)
 bench: $(VENV)/bench.stamp build/compiled.stamp
 	@$(BIN)/python -m tests.benchmarks run $(if $(QUICK),--quick) $(ARGS)
 
-# write docs/performance.md and its plots from docs/performance/figures.json; FIGURES=build/bench.json: of `make bench`
+# write docs/performance.md and its plots from docs/performance/figures.json; FIGURES=build/bench.json: of `make bench`;
+# ADD=build/bench.json: add the works of a `make bench ARGS=...` to the page
 bench-page: $(VENV)/bench.stamp
-	@$(BIN)/python -m tests.benchmarks page $(FIGURES)
+	@$(BIN)/python -m tests.benchmarks $(if $(ADD),add $(ADD),page $(FIGURES))
 
 # make build/reqtable-*.whl, in which the hot path is compiled; this needs a C compiler and half a minute
 wheel-compiled: build/compiled.stamp

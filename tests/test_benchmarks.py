@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from tests.benchmarks import __main__ as bench
 from tests.benchmarks import trace
 from tests.benchmarks.processes import Failed, Process, Server, Tools, cpu_of, tools
-from tests.benchmarks.report import is_limited_by_load, limited, outcomes, page, ratio, rows
+from tests.benchmarks.report import is_limited_by_load, limited, outcomes, page, ratio, rows, written
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
 from tests.benchmarks.work import COMPILED_GOALS, GOALS, WARM_UP, WORKS, Effort, Figures, Work
 from tests.support import WAIT_S, interpreted, slow_but
@@ -42,41 +43,74 @@ def taken(client: socket.socket, count: int) -> bytes:
     return data
 
 
-def echoed(port: int) -> None:
+def echoed(server: Server) -> None:
     """Check that three lines are echoed, one of which arrives in two parts."""
-    with connected(port) as client:
+    with connected(server.port) as client:
         client.sendall(b"one\ntwo")
         assert taken(client, 4) == b"one\n"
         client.sendall(b" and more\nthree\n")
         assert taken(client, 19) == b"two and more\nthree\n"
 
 
-def answered(port: int) -> None:
-    with connected(port) as client:
+def answered(server: Server) -> None:
+    with connected(server.port) as client:
         client.sendall(b"one\ntwo\n")
         assert taken(client, 2 * ANSWER_BYTES) == (b"x" * (ANSWER_BYTES - 1) + b"\n") * 2
 
 
-def datagrams_echoed(port: int) -> None:
-    with connected(port, "datagrams") as one, connected(port, "datagrams") as other:
+def datagrams_echoed(server: Server) -> None:
+    with connected(server.port, "datagrams") as one, connected(server.port, "datagrams") as other:
         for text in (b"one", b"two\n"):
             for client in (one, other):
                 client.send(text)
                 assert client.recv(100) == text
 
 
-def redis_answered(port: int) -> None:
-    with connected(port) as client:
+def redis_answered(server: Server) -> None:
+    with connected(server.port) as client:
         client.sendall(b"PING\r\n*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$5\r\nvalue\r\n*2\r\n$3\r\nGET\r\n$1\r\nk\r\nNONE\r\n")
         expected = b"+PONG\r\n+OK\r\n$5\r\nvalue\r\n-ERR unknown command 'NONE'\r\n"
         assert taken(client, len(expected)) == expected
 
 
-CHECKS: dict[str, Callable[[int], None]] = {
+def forwarded(server: Server) -> None:
+    """Check that both ways pass on what comes, and that either side can end first and still receive."""
+    assert server.upstream is not None
+    server.upstream.settimeout(WAIT_S)
+    for is_client_first in (True, False):
+        with connected(server.port) as client, server.upstream.accept()[0] as far:
+            far.settimeout(WAIT_S)
+            first, second = (client, far) if is_client_first else (far, client)
+            first.sendall(b"one")
+            assert taken(second, 3) == b"one"
+            first.shutdown(socket.SHUT_WR)
+            assert taken(second, 1) == b""
+            second.sendall(b"two" * 100_000)
+            second.shutdown(socket.SHUT_WR)
+            assert taken(first, 300_001) == b"two" * 100_000
+
+
+def published(server: Server) -> None:
+    with connected(server.port) as one, connected(server.port) as other, connected(server.port) as publisher:
+        for client in (one, other):
+            client.sendall(b"sub\n")
+            assert taken(client, 4) == b"sub\n"
+        publisher.sendall(b"one\nother\n")
+        for client in (one, other):
+            assert taken(client, 10) == b"one\nother\n"
+        one.close()
+        publisher.sendall(b"third\n")
+        assert taken(other, 6) == b"third\n"
+
+
+CHECKS: dict[str, Callable[[Server], None]] = {
     "lines": echoed,
     "answers": answered,
     "datagrams": datagrams_echoed,
     "redis": redis_answered,
+    "forward": forwarded,
+    "forward-256": forwarded,
+    "publish": published,
 }
 
 
@@ -84,10 +118,10 @@ def check(name: str, start: Callable[[str, str], Server], kinds: list[str]) -> N
     """Start a server for each kind of work, then check each."""
     with ExitStack() as stack:
         for kind, server in [(kind, stack.enter_context(start(name, kind))) for kind in kinds]:
-            CHECKS[kind](server.port)
+            CHECKS[kind](server)
 
 
-@pytest.mark.parametrize("name", slow_but(PEERS, "reqtable-state", "reqtable-greenlet"))
+@pytest.mark.parametrize("name", slow_but(PEERS, "reqtable-state", "reqtable-greenlet", "reqtable-async"))
 def test_every_peer_gives_the_same_bytes(name: str) -> None:
     peer = PEERS[name]
     if peer.missing:
@@ -106,7 +140,7 @@ def compiled() -> Iterator[Tools]:
 
 
 def test_the_floor_gives_the_same_bytes(compiled: Tools) -> None:
-    check(FLOOR, compiled.server, ["lines", "answers", "datagrams"])
+    check(FLOOR, compiled.server, ["lines", "answers", "datagrams", "forward", "forward-256", "publish"])
 
 
 # -- measured ---------------------------------------------------------------------------------------------------------
@@ -114,7 +148,10 @@ def test_the_floor_gives_the_same_bytes(compiled: Tools) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["echo-50", "udp", "redis-16", *slow_but(["pipelined", "churn", "answers", "busy-10", "shutdown"])],
+    [
+        *("echo-50", "udp", "redis-16", "forward-lines", "forward-bulk-10"),
+        *slow_but(["pipelined", "churn", "answers", "busy-10", "shutdown", "publish-16"]),
+    ],
 )
 def test_a_work_gives_its_figures(name: str, compiled: Tools) -> None:
     work = WORKS[name]
@@ -241,6 +278,24 @@ def test_the_page_is_what_its_figures_give() -> None:
     assert bench.DOCUMENT.read_text() == page(MEASURED)
     assert {each.goal for each in outcomes(MEASURED)} == set(GOALS)
     assert len(outcomes(MEASURED, COMPILED_GOALS)) > 9
+
+
+def test_works_of_a_later_run_are_added_to_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench, "plot_all", lambda *_: [])
+    for name, text in (("FIGURES", written(MEASURED)), ("DOCUMENT", "")):
+        monkeypatch.setattr(bench, name, tmp_path / name)
+        (tmp_path / name).write_text(text)
+    later = tmp_path / "later"
+    for commit in ("first", "second"):
+        works = {"forward-lines": {"reqtable-state": [figures(1)], "asyncio-streams": [figures(2)]}}
+        later.write_text(json.dumps(MEASURED | {"works": works, "commit": commit}))
+        assert bench.add(later) == 0
+    text = bench.DOCUMENT.read_text()
+    assert "reqtable-state to asyncio-streams | ≤ 0.6 × | 0.5 (0.5–0.5) × | met |" in text
+    assert "| measured apart: forward-lines | " in text
+    assert "at commit second" in text
+    assert "at commit first" not in text
+    assert set(json.loads(bench.FIGURES.read_text())["works"]) == {*MEASURED["works"], "forward-lines"}
 
 
 def test_a_goal_that_is_not_met_is_said_so() -> None:

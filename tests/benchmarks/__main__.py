@@ -3,6 +3,7 @@
 python -m tests.benchmarks run [--quick] [--json FILE] [NAME…]    measure; a NAME is a work or a peer, or a pattern
 python -m tests.benchmarks show [FILE]                            show the tables again
 python -m tests.benchmarks page [FILE]                            write docs/performance.md and its plots
+python -m tests.benchmarks add [FILE]                             add the works of a run to the page
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import fnmatch
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -129,6 +131,9 @@ def provenance() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    if shutil.which("haproxy"):
+        said = subprocess.run(["haproxy", "-v"], capture_output=True, text=True).stdout
+        versions["HAProxy"] = said.split()[2] if len(said.split()) > 2 else "?"
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return {"machine": machine, "versions": versions, "commit": commit(), "measured_at": when}
 
@@ -210,6 +215,19 @@ def write_page(path: Path) -> int:
     return 0
 
 
+def add(path: Path) -> int:
+    """Put the works of a run into the page's figures. The page says that they were measured apart."""
+    measured, added = json.loads(FIGURES.read_text()), json.loads(path.read_text())
+    measured["works"] |= added["works"]
+    where = {key: added[key] for key in ("commit", "measured_at", "rounds", "seconds")}
+    where["load_before"] = added["machine"]["load average before"]
+    apart = [each for each in measured.get("apart", []) if not set(each["works"]) <= set(added["works"])]
+    measured["apart"] = [*apart, {"works": list(added["works"]), **where}]
+    measured["versions"] = added["versions"] | measured["versions"]
+    FIGURES.write_text(written(measured))
+    return write_page(FIGURES)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -221,6 +239,7 @@ def main() -> int:
     for name, text, default in (
         ("show", "show the tables of a run", NEW),
         ("page", "write the page and its plots", FIGURES),
+        ("add", "add the works of a run to the page", NEW),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("json", type=Path, nargs="?", default=default)
@@ -228,6 +247,8 @@ def main() -> int:
     try:
         if options.command == "page":
             return write_page(options.json)
+        if options.command == "add":
+            return add(options.json)
         if options.command == "show":
             show(json.loads(options.json.read_text()))
             return 0

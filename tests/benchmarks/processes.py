@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE_S = 60.0  # a process that prints nothing for so long is killed, and its measurement fails
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[-1]
+QUEUE = 1024  # the kernel's queue of connections to the upstream side of a forwarder
 # As users run reqtable: no invariants are checked, and nothing is configured.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("REQTABLE_")}
 
@@ -63,7 +65,7 @@ def cpu_of(pid: int) -> Cpu:
 class Process:
     """Runs a program on one core and exchanges lines with it. The end of the block kills it and all its children."""
 
-    def __init__(self, command: list[str], core: int) -> None:
+    def __init__(self, command: list[str], core: int, descriptors: Sequence[int] = ()) -> None:
         self.command = command
         self.process = subprocess.Popen(
             command,
@@ -74,6 +76,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            pass_fds=descriptors,
         )
         self.pid = self.process.pid
         os.sched_setaffinity(self.pid, {core})
@@ -113,15 +116,24 @@ class Process:
 
 
 class Server(Process):
-    """Runs a peer that serves one kind of work."""
+    """Runs a peer that serves one kind of work. A forwarder connects to `upstream`, a listening socket."""
 
-    def __init__(self, command: list[str]) -> None:
-        super().__init__(command, SERVER_CORE)
+    upstream: socket.socket | None = None
+
+    def __init__(self, command: list[str], upstream: socket.socket | None = None) -> None:
+        port = [] if upstream is None else [str(upstream.getsockname()[1])]
+        self.upstream = upstream
+        super().__init__([*command, *port], SERVER_CORE)
         try:
             self.port = int(self.line())
         except BaseException:
             self.__exit__()
             raise
+
+    def __exit__(self, *args: object) -> None:
+        super().__exit__()
+        if self.upstream is not None:
+            self.upstream.close()
 
     @property
     def cpu(self) -> Cpu:
@@ -139,21 +151,42 @@ class Tools:
 
     load: str
     floor: str
+    relay: str = ""
+    relay_floor: str = ""
     redis: str | None = field(default_factory=lambda: shutil.which("redis-benchmark"))
 
     def server(self, peer: str, kind: str) -> Server:
+        upstream = socket.create_server(("127.0.0.1", 0), backlog=QUEUE) if kind.startswith("forward") else None
         if peer != "floor":
-            return Server([sys.executable, "-m", "tests.benchmarks.servers", peer, kind])
+            return Server([sys.executable, "-m", "tests.benchmarks.servers", peer, kind], upstream)
+        if upstream is not None:
+            return Server([self.relay_floor, kind], upstream)
+        if kind == "publish":
+            return Server([self.relay_floor, kind, "0"])
         transport = "udp" if kind == "datagrams" else "tcp"
         return Server([self.floor, transport, str(2**20 if kind == "answers" else 0)])
 
     @contextlib.contextmanager
     def clients(self, *arguments: object) -> Iterator[Process]:
         """Start the load (see load.c), connected and warm. `tell()` makes it begin."""
-        with Process([self.load, *map(str, arguments)], LOAD_CORE) as load:
-            if load.line() != "ready":
-                raise Failed("the load is not ready")
+        with ready([self.load, *map(str, arguments)]) as load:
             yield load
+
+    @contextlib.contextmanager
+    def relayed(self, kind: str, server: Server, connections: int, amount: float, last: int = 0) -> Iterator[Process]:
+        """Start the load for a server that talks to more than one peer (see relay.c)."""
+        descriptors = [] if server.upstream is None else [server.upstream.fileno()]
+        arguments = [kind, *map(str, (server.port, connections, amount, *(descriptors or [last])))]
+        with ready([self.relay, *arguments], descriptors) as load:
+            yield load
+
+
+@contextlib.contextmanager
+def ready(command: list[str], descriptors: Sequence[int] = ()) -> Iterator[Process]:
+    with Process(command, LOAD_CORE, descriptors) as load:
+        if load.line() != "ready":
+            raise Failed("the load is not ready")
+        yield load
 
 
 @contextlib.contextmanager
@@ -163,7 +196,7 @@ def tools() -> Iterator[Tools]:
     if compiler is None:
         raise Failed("the load is written in C: install a C compiler, or name yours, as in: CC=clang make bench")
     with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / name) for name in ("load", "floor")]
+        paths = [str(Path(folder) / name) for name in ("load", "floor", "relay", "relay_floor")]
         for path in paths:
             subprocess.run([compiler, "-O2", "-o", path, str(HERE / f"{Path(path).name}.c")], check=True)
         yield Tools(*paths)

@@ -168,7 +168,9 @@ HEADINGS = {
 
 
 def headings(work: Work) -> list[str]:
-    return HEADINGS.get(main_figure(work), LOADED)
+    many = work.request if work.request.isupper() else f"{work.request}s"  # MB has no plural
+    loaded = [text.replace("requests", many).replace("request", work.request) for text in LOADED]
+    return HEADINGS.get(main_figure(work), loaded)
 
 
 def rows(work: Work, by_peer: dict[str, Rounds]) -> Iterator[list[str]]:
@@ -325,6 +327,18 @@ that it was forked from.
 command, but more
 for each answer, because these servers send each answer separately.
 """,
+    "forward-lines": """Each line passes the forwarder twice: to a server that echoes it, and back. The load is both
+ends, so the echo costs the forwarder nothing. HAProxy shows what a forwarder in C costs.
+""",
+    "forward-bulk-10-256": """A larger read costs fewer system calls for each MB. reqtable reads 64 KiB at once, unless
+`recv_bytes` and the limit of `chunk()` say more. HAProxy keeps its own size of 16 KiB.
+""",
+    "publish-1": """`reqtable-state` waits for `either(line(), told())`, and `reqtable-told` for `told()` alone. The
+servers with streams have a bounded queue and a task for each subscriber. In `reqtable-sends` and `asyncio-writes` the
+publisher itself writes to all subscribers.
+""",
+    "publish-16": """reqtable sends all messages of one pass to a subscriber at once, where streams write each message.
+""",
     "growth-10000": """Much of the growth is in the kernel. The table of goals shows the growth of the floor, which does
 little but system calls, and the growth of user time alone.
 """,
@@ -447,6 +461,10 @@ def provenance(measured: Measured) -> Iterator[tuple[str, object]]:
     yield "measured", measured["measured_at"]
     yield "versions", ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     yield "rounds", f"{measured['rounds']} of {measured['seconds']:g} s"
+    for each in measured.get("apart", []):
+        how = f"{each['rounds']} rounds of {each['seconds']:g} s, load average before {each['load_before']}"
+        where = f"{each['measured_at']}, at commit {each['commit']}, {how}"
+        yield f"measured apart: {', '.join(each['works'])}", where
 
 
 # -- plots ------------------------------------------------------------------------------------------------------------

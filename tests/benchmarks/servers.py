@@ -1,11 +1,12 @@
 """The servers that are measured. All do the same work, each in the best form of its library, in a few lines.
 
 A `Peer` serves some kinds of work. `lines` echoes each line, and `answers` (the same servers) answers it with 1 MB.
-`datagrams` echoes each datagram. `redis` is `examples/miniredis.py`, or its commands on streams. `shutdown` and
-`snapshot` are timed by the server itself. If a library delivers raw chunks, the peer splits them into lines in Python,
-answers each line and keeps a partial line.
+`datagrams` echoes each datagram. `redis` is `examples/miniredis.py`, or its commands on streams. `forward`,
+`forward-256` (the same servers, which read more at once) and `publish` are in `relays`. `shutdown` and `snapshot` are
+timed by the server itself. If a library delivers raw chunks, the peer splits them into lines in Python, answers each
+line and keeps a partial line.
 
-    python -m tests.benchmarks.servers PEER KIND
+    python -m tests.benchmarks.servers PEER KIND [UPSTREAM_PORT]
 
 serves until it is killed. The first line that it prints is its port. Each peer imports its own library and no other.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import random
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +24,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks import relays
 
 ANYWHERE = ("127.0.0.1", 0)
 QUEUE = 1024  # the kernel's queue of connections, the same for all
@@ -33,6 +37,8 @@ THREADS = 1100  # enough for every work, with a thread for each connection
 CHILDREN = 40  # the default of `max_children` in reqtable and in socketserver
 COMPILED = Path(__file__).parents[2] / "build" / "compiled"
 
+VARIANTS = {"answers": "lines", "forward-256": "forward"}  # the same servers, differently set
+
 answer = b""  # the answer to each line; empty: the line itself
 
 
@@ -41,7 +47,8 @@ class Peer:
     """Describes a server.
 
     `kinds` maps each kind of work to the function that serves it. `connections_max` is how many connections the server
-    can have open at once. `folder` is where to import its package from, if not from the usual path.
+    can have open at once. `folder` is where to import its package from, if not from the usual path. If `is_program`, it
+    is no package but a program.
     """
 
     name: str
@@ -49,15 +56,18 @@ class Peer:
     kinds: dict[str, Callable[[], None]]
     connections_max: int = ENTRIES_MAX
     folder: Path | None = None
+    is_program: bool = False
 
     def serves(self, kind: str) -> bool:
-        return ("lines" if kind == "answers" else kind) in self.kinds
+        return VARIANTS.get(kind, kind) in self.kinds
 
     @property
     def missing(self) -> str | None:
         """Why the peer can't be measured here; None if it can."""
         if self.folder is not None and not self.folder.exists():
             return f"there is no {self.folder.name} {self.package}: make bench builds it"
+        if self.is_program:
+            return None if shutil.which(self.package) else f"there is no {self.package} here"
         return None if importlib.util.find_spec(self.package) else f"{self.package} is not installed"
 
 
@@ -161,10 +171,12 @@ def reqtable_snapshot(style: str) -> Any:
 def reqtable_serve(handler: Callable[[str], Any], style: str, scheme: str = "tcp", dispatch: str | None = None) -> None:
     import reqtable
 
+    limits = reqtable.Limits(recv_bytes=relays.read_bytes)  # the default, unless a kind of work reads more at once
     reqtable.serve(
         handler(style),
         f"{scheme}://127.0.0.1:0",
         dispatch=dispatch,
+        config=reqtable.Config(limits=limits),
         on_listening=lambda names: print(names[0].rpartition(":")[2], flush=True),
     )
 
@@ -486,8 +498,14 @@ def socketserver_peer(name: str, mixin: str, most: int) -> Peer:
 
 def asyncio_peers(loop: str, on: Callable[..., None]) -> Iterator[Peer]:
     protocol = {"lines": protocol_lines, "datagrams": protocol_datagrams}
-    streams = {"lines": streams_lines, "redis": streams_redis}
-    for style, serves in (("protocol", protocol), ("streams", streams)):
+    streams = {
+        "lines": streams_lines,
+        "redis": streams_redis,
+        "forward": relays.streams_forward,
+        "publish": relays.streams_publish,
+    }
+    direct = {"publish": relays.streams_publish_by_write}
+    for style, serves in (("protocol", protocol), ("streams", streams), ("writes", direct)):
         yield Peer(f"{loop}-{style}", loop, {kind: partial(on, serve) for kind, serve in serves.items()})
 
 
@@ -497,9 +515,18 @@ OURS = (
         "state",
         redis=partial(reqtable_serve, reqtable_redis, "state"),
         snapshot=partial(reqtable_serve, reqtable_snapshot, "state"),
+        forward=partial(reqtable_serve, relays.reqtable_forward, "state"),
+        publish=partial(reqtable_serve, relays.reqtable_publish, "state"),
         shutdown=partial(shut_down, "reqtable", "TCPServer"),
     ),
-    reqtable_peer("async", "async"),
+    reqtable_peer(
+        "async",
+        "async",
+        forward=partial(reqtable_serve, relays.reqtable_forward, "async"),
+        publish=partial(reqtable_serve, relays.reqtable_publish, "async"),
+    ),
+    Peer("reqtable-told", "reqtable", {"publish": partial(reqtable_serve, relays.reqtable_publish, "told")}),
+    Peer("reqtable-sends", "reqtable", {"publish": partial(reqtable_serve, relays.reqtable_publish_by_send, "state")}),
     reqtable_peer("pool", "state", "pool"),
     reqtable_peer("greenlet", "blocking", "greenlet", shutdown=partial(shut_down, "reqtable", "TableTCPServer")),
     reqtable_peer("inline", "blocking", "inline", 1),
@@ -524,19 +551,23 @@ PEERS = {
         Peer("twisted", "twisted", {"lines": twisted_lines, "datagrams": twisted_datagrams}),
         Peer("tornado", "tornado", {"lines": tornado_lines}),
         Peer("curio", "curio", {"lines": curio_lines, "datagrams": curio_datagrams}),
+        Peer("haproxy", "haproxy", {"forward": relays.haproxy_forward}, is_program=True),
     )
 }
 
 
 def main() -> None:
     global answer
-    name, kind = sys.argv[1:]
+    name, kind, *upstream = sys.argv[1:]
+    relays.upstream = int(*upstream)
     peer = PEERS[name]
     if peer.folder is not None:
         sys.path.insert(0, str(peer.folder))
     if kind == "answers":
-        answer, kind = b"x" * (ANSWER_BYTES - 1) + b"\n", "lines"
-    peer.kinds[kind]()
+        answer = b"x" * (ANSWER_BYTES - 1) + b"\n"
+    elif kind == "forward-256":
+        relays.read_bytes = relays.LARGE_BYTES
+    peer.kinds[VARIANTS.get(kind, kind)]()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tests.benchmarks.processes import PATIENCE_S, Failed, Server, Tools, load_of
+from tests.benchmarks.processes import PATIENCE_S, Failed, Process, Server, Tools, load_of
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
 
 LINE_BYTES = 64
@@ -27,20 +27,22 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Effort:
-    """Sets the seconds of a round, the number of rounds, and the requests of each test of redis-benchmark.
+    """Sets the seconds of a round, the number of rounds, the requests of each test of redis-benchmark, and `messages`.
 
-    Works with a fresh server have fewer rounds (`fresh_rounds`), because their rounds take longer and differ less.
+    `messages` is how many lines a publisher sends in a round. Works with a fresh server have fewer rounds
+    (`fresh_rounds`), because their rounds take longer and differ less.
     """
 
     seconds: float = 0.5
     rounds: int = 7
     fresh_rounds: int = 3
     redis_requests: int = 20_000
+    messages: int = 100
 
 
-QUICK = Effort(0.1, 3, 1, 3_000)
+QUICK = Effort(0.1, 3, 1, 3_000, 30)
 FULL = Effort()
-WARM_UP = Effort(0.05, 1, 1, 300)
+WARM_UP = Effort(0.05, 1, 1, 300, 10)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Work:
     group: str = ""
     only: tuple[str, ...] = ()
     fresh: bool = False
+    request: str = "request"  # what the page calls one of them
 
     def rounds(self, effort: Effort) -> int:
         return effort.fresh_rounds if self.fresh else effort.rounds
@@ -81,7 +84,7 @@ class Work:
         able = [
             peer.name for peer in PEERS.values() if peer.serves(self.kind) and peer.connections_max >= self.open_at_once
         ]
-        if self.kind in ("lines", "answers", "datagrams"):
+        if self.kind in ("lines", "answers", "datagrams", "forward", "forward-256", "publish"):
             able.append("floor")
         return [name for name in able if not self.only or name in self.only]
 
@@ -94,11 +97,28 @@ def loaded(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
     answer_bytes = ANSWER_BYTES if work.kind == "answers" else LINE_BYTES
     given = (work.transport, server.port, work.connections, work.lines, answer_bytes, work.slow, effort.seconds)
     with tools.clients(*given) as load:
-        before = server.cpu
-        load.tell()
-        figures = load_of(load)
-        cpu = server.cpu - before
-        return figures | {"cpu_s": cpu.total, "user_s": cpu.user, "system_s": cpu.system}
+        return told_to_work(load, server)
+
+
+def told_to_work(load: Process, server: Server) -> Figures:
+    before = server.cpu
+    load.tell()
+    figures = load_of(load)
+    cpu = server.cpu - before
+    return figures | {"cpu_s": cpu.total, "user_s": cpu.user, "system_s": cpu.system}
+
+
+def forwarded(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
+    """Measure lines that come back through a forwarder, or MB that pass it both ways."""
+    kind = "bulk" if work.lines == 0 else "lines"
+    with tools.relayed(kind, server, work.connections, effort.seconds) as load:
+        return told_to_work(load, server)
+
+
+def published(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
+    """Measure lines to all subscribers, at most `work.lines` messages at once."""
+    with tools.relayed("publish", server, work.connections, effort.messages, work.lines) as load:
+        return told_to_work(load, server)
 
 
 def redis(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
@@ -225,6 +245,42 @@ WORKS = {
             connections=50,
             lines=16,
         ),
+        Work(
+            "forward-lines",
+            "A forwarder: 64-byte lines there and back, 50 connections",
+            forwarded,
+            "forward",
+            "asyncio-streams",
+            connections=50,
+            request="line",
+        ),
+        *(
+            Work(
+                f"forward-bulk-{count}{'-256' if size == 256 else ''}",
+                f"A forwarder: bulk both ways, {count} connection{'s' if count > 1 else ''}, {size} KiB at once",
+                forwarded,
+                "forward-256" if size == 256 else "forward",
+                "asyncio-streams",
+                connections=count,
+                lines=0,
+                request="MB",
+            )
+            for count, size in ((1, 64), (10, 64), (10, 256))
+        ),
+        *(
+            Work(
+                f"publish-{count}",
+                f"Lines to 1,000 subscribers, {'one message' if count == 1 else f'{count} messages'} at a time",
+                published,
+                "publish",
+                "asyncio-streams",
+                connections=1_000,
+                lines=count,
+                fresh=True,
+                request="line",
+            )
+            for count in (1, 16)
+        ),
         *(
             Work(
                 f"growth-{size}",
@@ -294,6 +350,12 @@ GOALS: list[Goal] = [
     *ratios("churn", "reqtable-thread", ("socketserver-threading", 1.0)),
     *ratios("churn", "reqtable-fork", ("socketserver-forking", 1.0)),
     *ratios("redis-16", "reqtable-state", ("asyncio-streams", 0.5)),
+    *(
+        goal
+        for name in ("forward-lines", "forward-bulk-1", "forward-bulk-10", "forward-bulk-10-256")
+        for goal in ratios(name, "reqtable-state", ("asyncio-streams", 0.6), ("uvloop-streams", 0.9))
+    ),
+    *ratios("publish-1", "reqtable-state", ("asyncio-streams", 0.6)),
     Goal("An idle connection of reqtable-state", "idle", "reqtable-state", 0.8, figure="kib", unit="KiB"),
     Goal("Growth from 10 to 10,000 connections, reqtable-state", "growth-10000", "reqtable-state", 1.3, "growth-10"),
     *(
