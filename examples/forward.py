@@ -13,7 +13,18 @@ A fast sender doesn't fill the memory if the other side reads slowly: neither si
 import os
 from typing import Any
 
-from reqtable import Arrived, Connection, StateRequestHandler, Transition, chunk, connect, either, end_output, state
+from reqtable import (
+    Arrived,
+    Connection,
+    StateRequestHandler,
+    Transition,
+    Want,
+    chunk,
+    connect,
+    either,
+    end_output,
+    state,
+)
 
 IDLE_S = 3600.0
 
@@ -22,6 +33,7 @@ class Forward(StateRequestHandler):
     """Serves one client. An end of file is passed on too: the other direction stays open until it ends as well."""
 
     upstream: Connection
+    either_side: Want[Arrived]  # made once: a want does not change
     open: int = 2  # the directions that have not ended
 
     def start(self) -> Transition:
@@ -31,6 +43,7 @@ class Forward(StateRequestHandler):
     def connected(self, upstream: Connection) -> Transition:
         """Begin to forward."""
         self.upstream = upstream
+        self.either_side = either(chunk(), upstream.chunk())
         return self.forward_more()
 
     @state(timeout=IDLE_S)
@@ -52,6 +65,4 @@ class Forward(StateRequestHandler):
         return self.forward_more()
 
     def forward_more(self) -> Transition:
-        if not self.open:
-            return None
-        return self.forwarded, either(chunk(), self.upstream.chunk())
+        return (self.forwarded, self.either_side) if self.open else None

@@ -225,6 +225,15 @@ class StateRequestHandler(ResumableHandler):
                 self._state = declaration
                 self.entry.timeout = declaration.timeout
                 return declaration.want
+        if type(transition) is tuple and len(transition) == 2:  # fast path of _follow
+            target, want = transition
+            if type(target) is MethodType and target.__self__ is self and isinstance(want, Want):
+                function = target.__func__
+                declaration = getattr(function, "declaration", None)
+                if declaration is not None and function is declaration.function:
+                    self._state = declaration
+                    self.entry.timeout = declaration.timeout
+                    return want
         return self._follow(transition, current.function)
 
     def _throw(self, error: BaseException) -> Want[Any] | None:

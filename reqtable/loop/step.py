@@ -306,7 +306,8 @@ class Steps(Endings):
         """Flush the output that steps have sent to other requests than their own."""
         touched, self.table.touched = self.table.touched, []
         for entry in touched:
-            self._flush_touched(entry)
+            if entry.output.first is not None or entry.reach is not None:  # else its request has flushed it
+                self._flush_touched(entry)
 
     def _flush_touched(self, entry: Entry) -> None:
         """Flush `entry`, to which another request's step has sent. If output is left, have it wait for its peer."""

@@ -106,11 +106,13 @@ class Waiting:
         reach = entry.reach = entry.reach or Reach()
         timeout = entry.timeout if want.is_timed else None
         reach.until = None if timeout is None else self._steps.table.now + timeout
+        reach.wakes_at = inf
         if getattr(want, "is_begun", True):
             return want
         wants = want.wants if type(want) is Either else (want,)
         begun = tuple(self._begun(entry, each) for each in wants)
-        reach.begun = tuple(each for each in begun if hasattr(each, "give_up"))
+        reach.begun = tuple([each for each in begun if hasattr(each, "give_up")])
+        reach.wakes_at = min([each.wakes_at for each in begun if type(each) is Sleeping], default=inf)
         if reach.begun:
             self._steps.mailbox.post(self.wake, entry, Event.RESULT_POSTED)  # some may have come about already
         return Either(begun, True) if type(want) is Either else begun[0]
@@ -135,6 +137,8 @@ class Waiting:
         reach = entry.reach
         assert reach is not None
         output = entry.output
+        if reach.connections and self._flush_connections(reach):
+            waits = waits and not reach.held_back
         if output.first is not None:
             is_taken = entry.transport.flush()
             if entry.state is _CLOSED:
@@ -145,16 +149,36 @@ class Waiting:
             self._note_output(entry, reach, is_taken, entry.bytes_out > reach.sent or reach.write_until is None)
         else:
             reach.write_until = None
-        event = _AWAITS_ANY if waits else _AWAITS_TURN
-        if entry.state is not (_WAITING if waits else None):
-            self._steps.move(entry, cause, event)
-        if waits:
+        if not waits:
+            self._steps.move(entry, cause, _AWAITS_TURN)
+        elif entry.state is not _WAITING:
+            self._steps.move(entry, cause, _AWAITS_ANY)
+            self.watch(entry)
+        elif entry.want is not reach.watched_for or output.first is not None:
             self.watch(entry)
         if entry.held or output.first is not None or entry.input.data or not entry.input.is_stream:
             self._steps.count_buffers(entry)
             if self._steps.is_closed(entry):
                 return
         self.arm(entry)
+
+    def _flush_connections(self, reach: Reach) -> bool:
+        """Flush the connections to which a step has sent. Returns whether the kernel has taken all output of one."""
+        is_taken = False
+        for row in tuple(reach.connections):
+            if row.output.first is None or not isinstance(row, ConnectionRow):
+                continue
+            before = row.bytes_out
+            if not row.flush():
+                if row.state is not _CLOSED:
+                    reach.watched_for = None
+                    self.output_moved(row, row.bytes_out > before)
+            else:
+                is_taken = True
+                row.deadline = None
+                if row.held:
+                    self._steps.count_buffers(row)
+        return is_taken
 
     def may_send_meanwhile(self, entry: Entry, want: Want[Any]) -> bool:
         """Return whether `entry` waits for a step elsewhere, and takes its connections' input although output is left.
@@ -171,8 +195,10 @@ class Waiting:
         reach = entry.reach
         assert reach is not None
         own = _INTEREST
+        is_lasting = True  # this holds until the want changes
         if entry.output.first is not None:
             own |= WRITE
+            is_lasting = False
         for row in reach.connections:
             row.wants_input = False
             row.want = NOTHING
@@ -182,6 +208,7 @@ class Waiting:
             if want.awaits is _AWAITS_INPUT:
                 if reach.is_full_beside(row_of_want, held, high_water):
                     reach.held_back = True
+                    is_lasting = False
                 elif row_of_want is not None:
                     row_of_want.wants_input = not row_of_want.input.ended
                     row_of_want.want = want
@@ -192,6 +219,8 @@ class Waiting:
         entry.transport.watch(own)
         for row in reach.connections:
             self.watch_connection(row)
+            is_lasting = is_lasting and row.output.first is None and row.state is _WAITING
+        reach.watched_for = entry.want if is_lasting else None
 
     def watch_connection(self, row: Connected) -> None:
         """Poll a connection for what its request wants of it. While it is CONNECTING, its attempts poll."""
@@ -207,7 +236,7 @@ class Waiting:
 
     def wake(self, entry: Entry, event: Event) -> None:
         """Have a WAITING request ask its want again, because of `event`. In any other state it will ask anyway."""
-        if entry.state is _WAITING and entry.kind == "client":
+        if entry.state is _WAITING:
             reach = entry.reach
             assert reach is not None
             reach.held_back = False
@@ -227,7 +256,8 @@ class Waiting:
 
     def output_taken(self, entry: Entry) -> None:
         """Go on after the kernel has taken all output of one side, a request's or a connection's."""
-        self._steps.count_buffers(entry)
+        if entry.held:
+            self._steps.count_buffers(entry)
         request = entry.parent if isinstance(entry, ConnectionRow) else entry
         if entry is not request:
             entry.deadline = None
@@ -235,6 +265,7 @@ class Waiting:
         if request is None or request.state is not _WAITING:
             return
         assert request.reach is not None
+        request.reach.watched_for = None
         if request is entry:
             request.reach.write_until = None
         if request.reach.held_back or request.want is ENDED:
@@ -293,14 +324,15 @@ class Waiting:
         """Set the deadline of a WAITING entry: the soonest of its timeout, its sleeps, its output and the request's."""
         reach = entry.reach
         assert reach is not None
-        at = inf if reach.until is None else reach.until
+        limits = self._steps.table.limits
+        is_unbounded = reach.until is None and reach.write_until is None and limits.request_timeout_s is None
+        if is_unbounded and reach.wakes_at == inf:
+            entry.deadline = None  # the most frequent case
+            return
+        at = reach.wakes_at if reach.until is None else min(reach.until, reach.wakes_at)
         if reach.write_until is not None:
             at = min(at, reach.write_until)
-        if reach.begun or type(entry.want) is Either:
-            for want, _ in getattr(entry.want, "pairs", ()):
-                if type(want) is Sleeping:
-                    at = min(at, want.wakes_at)
-        whole = self._steps.table.limits.request_timeout_s
+        whole = limits.request_timeout_s
         if whole is not None:
             at = min(at, entry.created_at + whole)
         if at == inf or entry.state is _READY:

@@ -139,18 +139,22 @@ class Connection:
                 raise TypeError(f"send() takes bytes, not {type(data).__name__}")
             data = bytes(data)  # a copy: the caller may change its own
         row = self._own()
-        table = row.table
-        if row.output.held + len(data) > table.limits.output_bytes_max:
+        table, output, request = row.table, row.output, row.parent
+        if output.held + len(data) > table.limits.output_bytes_max:
             error = LimitExceeded(f"untaken output to {row.address}", table.limits.output_bytes_max)
             error.connection = self
             raise error
-        if table.thread is None or table.thread == get_ident():
+        if table.running is request and output.first is None and data:  # fast path of _queue
+            output.first = data
+            output.size = output.held = len(data)
+            table.touched.append(row)
+        elif table.thread is None or table.thread == get_ident():
             self._queue(data)
         else:
             table.owner.post(self._queue, data)  # type: ignore[union-attr]  # a loop runs: it has an owner
-        if not getattr(row.parent.handler, "_awaits", False):  # type: ignore[union-attr]  # _own() has checked
+        if request is None or not request.handler._awaits:
             return None
-        return DONE if row.output.held <= table.limits.high_water_bytes else Room(self.flushed(), warns=False)
+        return DONE if output.held <= table.limits.high_water_bytes else Room(self.flushed(), warns=False)
 
     def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
         """Queue `count` bytes of `file` from `offset`, as the handler's `send_file` does."""

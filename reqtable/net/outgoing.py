@@ -17,6 +17,7 @@ from reqtable.table.states import READ, WRITE, Event, State
 
 log = logging.getLogger("reqtable")
 
+_INPUT_ARRIVED = Event.INPUT_ARRIVED
 _NOT_NOW = (BlockingIOError, InterruptedError)
 
 
@@ -50,8 +51,10 @@ class Outgoing(Stream):
         if request is None:
             steps.end(row, Event.RELEASED)  # it was kept for reuse, and its peer has closed it
             return
+        assert request.reach is not None
         if request.state is not State.WAITING or not row.wants_input:
             row.wants_input = False
+            request.reach.watched_for = None
             steps.waiting.watch_connection(row)  # the request is busy: it will poll again when it waits
             return
         try:
@@ -64,11 +67,16 @@ class Outgoing(Stream):
         row.active_at = steps.table.now
         if data:
             row.bytes_in += len(data)
-            row.input.feed(data)
-            steps.waiting.wake(request, Event.INPUT_ARRIVED)
-            self.steps.waiting.count_input(row)
+            if row.input.data:
+                row.input.feed(data)
+            else:
+                row.input.data = data  # fast path of Input.feed
+            steps.waiting.wake(request, _INPUT_ARRIVED)
+            if row.held or row.input.data:
+                steps.waiting.count_input(row)
         else:
             row.input.ended = True
+            request.reach.watched_for = None
             steps.waiting.wake(request, Event.INPUT_ENDED)
 
     def release(self) -> None:
@@ -116,6 +124,8 @@ class OutgoingDatagrams(Selectable):
                 steps.end(row, Event.RELEASED)
             elif row.parent.state is not State.WAITING or not row.wants_input:
                 row.wants_input = False
+                if row.parent.reach is not None:
+                    row.parent.reach.watched_for = None
                 steps.waiting.watch_connection(row)
             else:
                 self._receive(row)

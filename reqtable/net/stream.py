@@ -118,6 +118,7 @@ class Stream(Selectable):
                 steps.waiting.output_moved(entry, entry.bytes_out > before)
         if mask & PEER_END and self.watched & PEER_END and not reach.peer_ended:
             reach.peer_ended = True
+            reach.watched_for = None
             steps.waiting.wake(entry, _INPUT_ENDED)
         if mask & READ and self.watched & READ and entry.state is _WAITING:
             self._receive()
@@ -131,13 +132,17 @@ class Stream(Selectable):
         except OSError as error:
             self._unreadable(error)
             return
-        entry.active_at = steps.table.now
         if data:
             entry.bytes_in += len(data)
-            entry.input.feed(data)
+            if entry.input.data:
+                entry.input.feed(data)
+            else:
+                entry.input.data = data  # fast path of Input.feed
             steps.waiting.wake(entry, _INPUT_ARRIVED)
         else:
             entry.input.ended = True
+            if entry.reach is not None:
+                entry.reach.watched_for = None
             steps.waiting.wake(entry, _INPUT_ENDED)
 
     def _flush_on(self) -> None:

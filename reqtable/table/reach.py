@@ -6,6 +6,7 @@ Most requests talk to their client alone, and have no `Reach`: `entry.reach` is 
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from typing import Any, Protocol
 
 from reqtable.table.errors import HandlerError
@@ -56,8 +57,8 @@ class Connected(Protocol):
     def table(self) -> Holder: ...
 
     @property
-    def parent_id(self) -> int | None:
-        """The id of the connection's request; None if the request has closed or released the connection."""
+    def parent(self) -> Any:
+        """The row of the connection's request; None if the request has closed or released the connection."""
 
     def watch(self, interest: int) -> None:
         """Have the selector watch the connection for exactly `interest`."""
@@ -81,6 +82,8 @@ class Reach:
         "told",
         "turn",
         "until",
+        "wakes_at",
+        "watched_for",
         "write_until",
     )
 
@@ -94,8 +97,10 @@ class Reach:
         self.peer_ended = False  # the client has ended its output, although some of its input may be unread
         self.output_ended = False  # the handler has ended its output to the client
         self.until: float | None = None  # when the handler's timeout for the present wait is over
+        self.wakes_at = inf  # when the soonest sleep of the present wait is over
         self.write_until: float | None = None  # when the client must have taken some of its output
         self.sent = 0  # how many bytes the client had taken when `write_until` was set
+        self.watched_for: object = None  # the want that is polled for now; None: this must be looked at again
         self.mistakes = 0
 
     def is_full_beside(self, side: object, own_held: int, high_water: int) -> bool:
@@ -106,7 +111,10 @@ class Reach:
         """
         if own_held > high_water and (side is not None or not self.connections):
             return True
-        return any(row.output.held > high_water for row in self.connections if row is not side)
+        for row in self.connections:  # noqa: SIM110  # any(…) would make a generator
+            if row.output.held > high_water and row is not side:
+                return True
+        return False
 
     def give_up(self) -> None:
         """Give up what the present wait has begun, because the request no longer waits for it."""

@@ -19,6 +19,7 @@ from reqtable.table.wants import Call, HandOff, Posted, Sleep, T_co, Waiting, Wa
 Pairs = tuple[tuple[Want[Any], Connected | None], ...]
 
 _AWAITS_INPUT: Final = Event.AWAITS_INPUT
+_arrived: Final = tuple.__new__  # what `Arrived(index, item)` calls, without a Python function in between
 _OUTPUT_BLOCKED: Final = Event.OUTPUT_BLOCKED
 
 
@@ -90,16 +91,12 @@ class EndOutput(Want[None]):
 class OfConnection(Reaching[T_co]):
     """Waits for `want` of another connection than the client's."""
 
-    __slots__ = ("_pairs", "row", "want")
+    __slots__ = ("pairs", "row", "want")
 
     def __init__(self, want: Want[T_co], row: Connected) -> None:
         self.want = want
         self.row = row
-        self._pairs: Pairs = ((want, row),)
-
-    @property
-    def pairs(self) -> Pairs:
-        return self._pairs
+        self.pairs: Pairs = ((want, row),)  # a slot in place of the property
 
     def take(self, entry: Waiting) -> T_co | Missing:
         reach = entry.reach = entry.reach or Reach()
@@ -123,30 +120,34 @@ class OfConnection(Reaching[T_co]):
 class Either(Reaching[Arrived]):
     """Waits for the first of several wants."""
 
-    __slots__ = ("_pairs", "is_begun", "wants")
+    __slots__ = ("_reads", "is_begun", "pairs", "wants")
 
     def __init__(self, wants: tuple[Want[Any], ...], is_begun: bool) -> None:
         self.wants = wants
         self.is_begun = is_begun  # type: ignore[misc]
-        self._pairs: Pairs = tuple(
-            (each.want, each.row) if type(each) is OfConnection else (each, None) for each in wants
+        self.pairs: Pairs = tuple(  # a slot in place of the property
+            [(each.want, each.row) if type(each) is OfConnection else (each, None) for each in wants]
         )
-
-    @property
-    def pairs(self) -> Pairs:
-        return self._pairs
+        self._reads = [want.needs_bytes and want.awaits is _AWAITS_INPUT for want, _ in self.pairs]
 
     def take(self, entry: Waiting) -> Arrived | Missing:
         reach = entry.reach
         if reach is None:
             reach = entry.reach = Reach()
-        pairs = self._pairs
+        pairs, reads = self.pairs, self._reads
         count = len(pairs)
         over = 0
         first = reach.turn
-        for offset in range(count):
-            index = (first + offset) % count
+        for index in range(first, first + count):
+            if index >= count:
+                index -= count
             want, row = pairs[index]
+            if reads[index]:  # fast path of _take_of: nothing has come from that side
+                side = entry if row is None else row
+                unread = side.input
+                is_empty = not unread.data and not unread.ended and unread.is_stream
+                if is_empty and (row is None or (row.parent is entry and row.failure is None)):
+                    continue
             try:
                 item = _take_of(entry, reach, want, row)
             except Never:
@@ -156,10 +157,10 @@ class Either(Reaching[Arrived]):
                 reach.give_up()
                 raise
             if item is not MISSING:
-                reach.turn = index + 1
+                reach.turn = index + 1 if index + 1 < count else 0
                 if reach.begun:
                     reach.give_up()
-                return Arrived(index, item)
+                return _arrived(Arrived, (index, item))
         if over == count:
             reach.give_up()
             raise InvalidTransition(f"{self!r} can't be satisfied: every input has ended, and the handler knows")
@@ -184,8 +185,8 @@ def _take_of(entry: Waiting, reach: Reach, want: Want[Any], row: Connected | Non
             return want.take(entry)
         side: Waiting = entry
     else:
-        if row.parent_id != entry.id:
-            raise HandlerError(not_own(row, row.parent_id is None))
+        if row.parent is not entry:
+            raise HandlerError(not_own(row, row.parent is None))
         side = row
     unread = side.input
     if want.awaits is not _AWAITS_INPUT:
@@ -248,7 +249,7 @@ def not_own(row: Connected, is_over: bool) -> str:
     """Return the words of an error: the connection is not, or no longer, the request's own."""
     if is_over:
         return f"the connection to {row.address} was closed or released: open another one with connect()"
-    return f"the connection to {row.address} belongs to request {row.parent_id}: each request opens its own"
+    return f"the connection to {row.address} belongs to request {row.parent.id}: each request opens its own"
 
 
 # What the loop must begin before a request can wait for it: the loop's own classes replace these wants.
