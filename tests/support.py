@@ -16,9 +16,6 @@ import pytest
 
 import reqtable
 
-COMPILED = not hasattr(reqtable.Entry.advance, "__code__")
-interpreted = pytest.mark.skipif(COMPILED, reason="changes the source of the package, or looks at its bytecodes")
-
 WAIT_S = 20.0  # how long a test waits for something that must happen
 
 

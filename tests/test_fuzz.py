@@ -10,7 +10,6 @@ from reqtable.net.stream import Stream
 from reqtable.table.input import Input
 from reqtable.table.table import RequestTable
 from tests.fuzz import TARGETS, fuzz
-from tests.support import interpreted
 
 
 @pytest.mark.slow
@@ -30,7 +29,6 @@ def is_forgotten(stream: Stream) -> None:
     stream.watch(0)
 
 
-@interpreted
 @pytest.mark.parametrize(
     ("owner", "method", "instead", "found"),
     [

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import reqtable
-from tests.support import COMPILED
 
 ROOT = Path(reqtable.__file__).parent
 IMPURE = {"socket", "selectors", "time", "threading", "ssl", "os", "signal", "select"}
@@ -118,5 +117,5 @@ def test_the_names_of_socketserver_are_here() -> None:
 @pytest.mark.parametrize("name", reqtable.__all__)
 def test_every_public_thing_is_documented(name: str) -> None:
     thing = getattr(reqtable, name)
-    if inspect.isfunction(thing) or (inspect.isclass(thing) and not COMPILED):  # mypyc keeps no docstrings of classes
+    if inspect.isclass(thing) or inspect.isfunction(thing):
         assert inspect.getdoc(thing), name

@@ -8,9 +8,8 @@ import pytest
 
 from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure
 from tests.simulation.workloads import run
-from tests.support import interpreted
 
-pytestmark = [interpreted, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

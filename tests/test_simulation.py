@@ -25,7 +25,7 @@ from tests.mutations import MUTATIONS, RARE, SEEDS
 from tests.simulation.reaching import Forward
 from tests.simulation.upstreams import with_target
 from tests.simulation.workloads import PROTOCOLS, run, workload_of
-from tests.support import interpreted, slow_but
+from tests.support import slow_but
 
 ROOT = Path(__file__).parent.parent
 ANY = ("127.0.0.1", 0)
@@ -565,7 +565,6 @@ def test_the_command_shows_one_seed() -> None:
     assert result.stdout.endswith("nothing is wrong\n")
 
 
-@interpreted
 def test_the_command_explains_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     from tests.simulation.__main__ import explain, simulate_all
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, TypeVar
 
 from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.resumable import ResumableHandler
-from reqtable.table.compiled import mypyc_attr
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition
 from reqtable.table.places import functions_in, place_of
 from reqtable.table.room import DONE, Room
@@ -30,7 +29,6 @@ _NO_ASYNCIO = (
 )
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class AsyncRequestHandler(ResumableHandler):
     """Serves a request with the coroutine `handle`, which a handler redefines."""
 
@@ -38,7 +36,7 @@ class AsyncRequestHandler(ResumableHandler):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raise HandlerError if `handle` is not a coroutine function, or if a want is made but not awaited."""
-        super(AsyncRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # mypyc breaks a bare super() here
+        super().__init_subclass__(**kwargs)
         functions = list(functions_in(cls.handle))
         if functions and not any(inspect.iscoroutinefunction(each) for each in functions):
             raise HandlerError(

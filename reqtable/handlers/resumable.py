@@ -17,7 +17,6 @@ from typing import Any, BinaryIO, ClassVar, get_origin
 from reqtable.net.files import size_of
 from reqtable.net.sockets import is_tls
 from reqtable.table.addresses import address_text
-from reqtable.table.compiled import mypyc_attr
 from reqtable.table.engine_wants import ENDED
 from reqtable.table.errors import HandlerError, LimitExceeded
 from reqtable.table.output import FileSlice, Output
@@ -127,7 +126,6 @@ def _needs_copying(cls: type, name: str) -> bool:
         ) from None
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class ResumableHandler:
     """Holds a request's fields and queues its output; `entry` is the request's row in the table."""
 

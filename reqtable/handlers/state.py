@@ -24,7 +24,6 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.resumable import ResumableHandler, check_called, log
 from reqtable.table.addresses import address_text
-from reqtable.table.compiled import mypyc_attr
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
 from reqtable.table.places import functions_in, owner_of, place_of
 from reqtable.table.table import Entry
@@ -83,7 +82,6 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
     return declare
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class StateRequestHandler(ResumableHandler):
     """Serves a request with methods that are its states. Class annotations declare its fields, which are plain data."""
 
@@ -104,7 +102,7 @@ class StateRequestHandler(ResumableHandler):
         """Raise HandlerError if a state has a name that every handler uses, or is overridden by what is no state."""
         for name in sorted(_meant_as_states(cls)):
             _check_state(cls, name)
-        super(StateRequestHandler, cls).__init_subclass__(**kwargs)  # noqa: UP008  # mypyc breaks a bare super() here
+        super().__init_subclass__(**kwargs)
         refuse_discarded(cls, StateRequestHandler)
         declared = cls._declared()
         cls._initial = next(iter(declared), "")
@@ -123,7 +121,7 @@ class StateRequestHandler(ResumableHandler):
             raise HandlerError(str(self._unfit()))
         return getattr(self, self._initial)
 
-    send: ClassVar = ResumableHandler._send
+    send = ResumableHandler._send
 
     def on_timeout(self) -> Transition:
         """Handle the timeout of the state. May return a transition; the default closes."""

@@ -14,7 +14,6 @@ from reqtable.loop.failures import Failures
 from reqtable.loop.platform import System
 from reqtable.loop.poller import Poller
 from reqtable.loop.process import Process
-from reqtable.table.compiled import mypyc_attr
 from reqtable.table.connection import ConnectionRow
 from reqtable.table.deadlines import Deadlines
 from reqtable.table.limits import Limits
@@ -26,7 +25,6 @@ from reqtable.table.table import Entry, RequestTable
 _ENDING = {Event.CANCELLED: Ending.CANCELLED, Event.LOST: Ending.RESET}
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Endings:
     """Ends the requests of one table, and releases what they held."""
 

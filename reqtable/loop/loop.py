@@ -26,7 +26,6 @@ from reqtable.loop.process import LOOPS, Process
 from reqtable.loop.selector import Ready
 from reqtable.loop.step import Steps
 from reqtable.loop.times import LoopTimes
-from reqtable.table.compiled import mypyc_attr
 from reqtable.table.errors import ReqtableError
 from reqtable.table.states import Event, State
 
@@ -34,7 +33,6 @@ UNATTENDED: AbstractContextManager[Any] = nullcontext()  # nothing is done befor
 _PATIENCE_MAX_S = 86_400.0  # a much longer timeout overflows in the kernel
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Loop:
     """Runs passes over one table. `steps` runs the steps of its requests."""
 

@@ -14,7 +14,6 @@ from reqtable.loop.failures import Failures
 from reqtable.loop.poller import Poller
 from reqtable.loop.process import Process
 from reqtable.loop.times import LoopTimes
-from reqtable.table.compiled import mypyc_attr
 
 _SOON_S = 0.005
 _SWEEP_LEAST = 64
@@ -74,7 +73,6 @@ def next_due(due_at: float, every_s: float, now: float) -> float:
     return at if now < at < inf else now + every_s  # for a tiny `every_s`, the floats have no such time
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Mailbox:
     """Keeps the functions that one loop is asked to call, and calls them. `failures` handles their exceptions."""
 

@@ -13,7 +13,6 @@ from reqtable.loop.platform import System
 from reqtable.loop.process import Process, end_child
 from reqtable.loop.selector import Ready, interests_of, ready_of
 from reqtable.loop.wakeup import Wakeup
-from reqtable.table.compiled import mypyc_attr
 from reqtable.table.states import READ
 
 
@@ -101,7 +100,6 @@ class Poller:
         self.forks = -1
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Selectable:
     """Has the selector watch one descriptor, `fd`. `watched` is the interest that it was last told."""
 
@@ -155,7 +153,6 @@ class Selectable:
         self.watched = interest
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Descriptor(Selectable):
     """Watches a plain descriptor: stores the `fd` and the poller."""
 

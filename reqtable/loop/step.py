@@ -21,7 +21,6 @@ from reqtable.loop.mailbox import Mailbox
 from reqtable.loop.platform import System
 from reqtable.loop.timeouts import Timeouts
 from reqtable.loop.waiting import Waiting
-from reqtable.table.compiled import mypyc_attr
 from reqtable.table.engine_wants import ENDED, TURN, Sleeping
 from reqtable.table.errors import HandlerError, IncompleteRead, LimitExceeded, ending_of
 from reqtable.table.input import MISSING
@@ -48,7 +47,6 @@ _BLOCKABLE = {State.READING, State.READY, State.SLEEPING, State.OFFLOADED}
 _RESULT_WAITED_FOR = {Event.AWAITS_RESULT: State.OFFLOADED, Event.HANDED_OFF: State.DELEGATED}
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Steps(Endings):
     """Runs the steps of the requests of one table. The base class ends requests."""
 

@@ -13,7 +13,6 @@ from reqtable.loop.poller import Poller, Selectable, abandon_socket
 from reqtable.loop.step import Steps
 from reqtable.net.hang_up import on_hang_up
 from reqtable.net.sockets import discarded_all, end_request, has_unread
-from reqtable.table.compiled import mypyc_attr
 from reqtable.table.engine_wants import VACANCY
 from reqtable.table.states import READ, RESET, WRITE, Event, State
 from reqtable.table.table import Entry
@@ -28,7 +27,6 @@ _OUTPUT_TAKEN: Final = Event.OUTPUT_TAKEN
 _SOMETHING = b"?"  # stands in for input that the handler will read itself
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class PollOnly(Selectable):
     """Polls the socket of a handler that does its own I/O; `request` is the argument of the server's hooks.
 

@@ -14,7 +14,6 @@ from reqtable.loop.step import Steps
 from reqtable.net.hang_up import on_hang_up
 from reqtable.net.sockets import INTERNET, discarded_all, end_request, has_unread, is_peers_error
 from reqtable.table.addresses import address_text, printable
-from reqtable.table.compiled import mypyc_attr
 from reqtable.table.output import END, SMALL_BYTES, FileSlice
 from reqtable.table.states import PEER_END, READ, RESET, WRITE, Event, State
 from reqtable.table.table import Entry
@@ -42,7 +41,6 @@ def send_at_once(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Stream(Selectable):
     """Receives and sends for one connection. `request` is its socket, which is non-blocking from now on."""
 

@@ -39,9 +39,7 @@ class FileSlice:
             file.seek(self.offset)
             data = file.read(count)
         except Exception as error:
-            failure = SendFileError(f"{self._what()} can't be read: {type(error).__name__}: {error}")
-            failure.__cause__ = error  # `raise … from` does not set it in compiled code
-            raise failure from error
+            raise SendFileError(f"{self._what()} can't be read: {type(error).__name__}: {error}") from error
         if not isinstance(data, bytes | bytearray | memoryview) or len(data) > count:
             raise SendFileError(
                 f"{self._what()}: read({count}) returned {type(data).__name__}, not {count} bytes or less"

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.work import COMPILED_GOALS, GOALS, WORKS, Figures, Goal, Work
+from tests.benchmarks.work import GOALS, WORKS, Figures, Goal, Work
 
 Measured = dict[str, Any]  # the results of a run: see `__main__.run`
 Rounds = list[Figures]
 
 MARK = "*"  # marks a cell in which the load took as much processor time as the server, or more
-OURS = ("reqtable", "compiled")
+OURS = "reqtable"
 PLOTTED = ("echo-50", "echo-500", "pipelined", "churn", "udp", "redis-16", "idle")
 
 
@@ -228,7 +228,7 @@ def show(measured: Measured) -> None:
         table(f"{work.title} ({name}; baseline {work.baseline})", headings(work), list(rows(work, by_peer)))
     for reason in measured["skipped"]:
         console.print(f"skipped: {reason}", highlight=False)
-    known = [each.cells() for each in outcomes(measured, [*GOALS, *COMPILED_GOALS]) if each.found is not None]
+    known = [each.cells() for each in outcomes(measured) if each.found is not None]
     if known:
         table("Goals", GOAL_HEADINGS, known)
     for line in limited(measured):
@@ -275,10 +275,6 @@ for servers that make the same system calls. The column "user time alone" compar
 which the kernel samples every hundredth of a second. "The floor in C" is the same ratio for a loop in C that does
 little but its system calls. The last two columns are microseconds for each request above that floor: "left" is the time
 that the goal allows, and "taken" is the time that the server uses. If the time left is negative, the goal can't be met.
-"""
-
-COMPILED_NOTE = """The table above measures the package as it is installed, which is interpreted. The next table has the
-goals that depend on the hot path, with that path [compiled](deploying.md#compiled). {met} of {count} are met:
 """
 
 POLICIES = """## What each policy costs, and when to choose which
@@ -350,26 +346,15 @@ even 10,000 dicts of 17 constants take 4.5 ms.
 }
 
 PROFILED_WORK = "echo-50"
-UNCOUNTED = (
-    "compiled-state",
-    "compiled-async",
-    "uvloop-protocol",
-    "uvloop-streams",
-    "asyncio-protocol",
-    "asyncio-streams",
-    "gevent",
-)
+UNCOUNTED = ("uvloop-protocol", "uvloop-streams", "asyncio-protocol", "asyncio-streams", "gevent")
 BYTECODES_SHOWN = 5
 
 POLICY_PEERS = {
     "reqtable-state": "a state machine, `inline`",
-    "compiled-state": "the same, compiled",
     "reqtable-async": "a coroutine, `inline`",
-    "compiled-async": "the same, compiled",
     "reqtable-pool": "a state machine, `pool`",
     "reqtable-greenlet": "a blocking handler, `greenlet`",
     "reqtable-thread": "a blocking handler, `thread`",
-    "compiled-thread": "the same, compiled",
     "reqtable-fork": "a blocking handler, `fork`",
     "reqtable-inline": "a blocking handler, `inline`: one at a time",
 }
@@ -383,7 +368,7 @@ POLICY_WORKS = {
 
 def page(measured: Measured) -> str:
     """Return the text of docs/performance.md."""
-    found, compiled = outcomes(measured), outcomes(measured, COMPILED_GOALS)
+    found = outcomes(measured)
     met = sum(each.met for each in found)
     parts = [INTRODUCTION, *([QUICK_NOTE] if measured["quick"] else []), "## The goals", ""]
     parts += [
@@ -392,8 +377,6 @@ def page(measured: Measured) -> str:
         GOALS_NOTE.rstrip(),
         "",
         *markdown(GOAL_HEADINGS, [each.cells() for each in found]),
-        COMPILED_NOTE.format(met=sum(each.met for each in compiled), count=len(compiled)),
-        *markdown(GOAL_HEADINGS, [each.cells() for each in compiled]),
     ]
     parts += ["## Where the time goes", "", *where_time_goes(measured)]
     parts += [POLICIES.format(costs="\n".join(policy_costs(measured)).rstrip())]

@@ -20,9 +20,8 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import relays
@@ -35,7 +34,6 @@ LIMIT = 65_536  # of a line
 ENTRIES_MAX = 100_000
 THREADS = 1100  # enough for every work, with a thread for each connection
 CHILDREN = 40  # the default of `max_children` in reqtable and in socketserver
-COMPILED = Path(__file__).parents[2] / "build" / "compiled"
 
 VARIANTS = {"answers": "lines", "forward-256": "forward"}  # the same servers, differently set
 
@@ -47,15 +45,13 @@ class Peer:
     """Describes a server.
 
     `kinds` maps each kind of work to the function that serves it. `connections_max` is how many connections the server
-    can have open at once. `folder` is where to import its package from, if not from the usual path. If `is_program`, it
-    is no package but a program.
+    can have open at once. If `is_program`, it is no package but a program.
     """
 
     name: str
     package: str
     kinds: dict[str, Callable[[], None]]
     connections_max: int = ENTRIES_MAX
-    folder: Path | None = None
     is_program: bool = False
 
     def serves(self, kind: str) -> bool:
@@ -64,8 +60,6 @@ class Peer:
     @property
     def missing(self) -> str | None:
         """Why the peer can't be measured here; None if it can."""
-        if self.folder is not None and not self.folder.exists():
-            return f"there is no {self.folder.name} {self.package}: make bench builds it"
         if self.is_program:
             return None if shutil.which(self.package) else f"there is no {self.package} here"
         return None if importlib.util.find_spec(self.package) else f"{self.package} is not installed"
@@ -485,11 +479,6 @@ def reqtable_peer(name: str, style: str, dispatch: str | None = None, most: int 
     return Peer(f"reqtable-{name}", "reqtable", kinds | more, most)
 
 
-def compiled(peer: Peer) -> Peer:
-    """Return the same peer with the package that mypyc has compiled."""
-    return replace(peer, name=f"compiled-{peer.name.removeprefix('reqtable-')}", folder=COMPILED)
-
-
 def socketserver_peer(name: str, mixin: str, most: int) -> Peer:
     kinds = {kind: partial(socketserver_serve, mixin, kind) for kind in ("lines", "datagrams")}
     kinds["shutdown"] = partial(shut_down, "socketserver", f"{mixin}TCPServer")
@@ -540,7 +529,6 @@ PEERS = {
     peer.name: peer
     for peer in (
         *OURS,
-        *(compiled(peer) for peer in OURS if peer.name in ("reqtable-state", "reqtable-async", "reqtable-thread")),
         socketserver_peer("", "", 1),
         socketserver_peer("-threading", "Threading", THREADS),
         socketserver_peer("-forking", "Forking", CHILDREN),
@@ -561,8 +549,6 @@ def main() -> None:
     name, kind, *upstream = sys.argv[1:]
     relays.upstream = int(*upstream)
     peer = PEERS[name]
-    if peer.folder is not None:
-        sys.path.insert(0, str(peer.folder))
     if kind == "answers":
         answer = b"x" * (ANSWER_BYTES - 1) + b"\n"
     elif kind == "forward-256":

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tests.benchmarks.processes import PATIENCE_S, Failed, Process, Server, Tools, load_of
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
@@ -208,7 +208,6 @@ def look(asking: socket.socket, busy: socket.socket, where: str, least: int) -> 
 
 GROWING = (
     "reqtable-state",
-    "compiled-state",
     "reqtable-async",
     "reqtable-greenlet",
     "uvloop-protocol",
@@ -374,11 +373,4 @@ GOALS: list[Goal] = [
         )
         for name, where in (("step", "a step"), ("thread", "another thread"))
     ),
-]
-
-# The goals that a compiled hot path may help to reach.
-COMPILED_GOALS = [
-    replace(goal, text=goal.text.replace("reqtable-", "compiled-"), peer=goal.peer.replace("reqtable-", "compiled-"))
-    for goal in GOALS
-    if goal.peer in ("reqtable-state", "reqtable-async", "reqtable-thread") and goal.figure == "cpu_us"
 ]
