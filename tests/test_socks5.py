@@ -97,7 +97,7 @@ def test_the_reply_names_the_address_of_the_connection(pieces: str) -> None:
         for start in range(len(request)) if pieces == "byte by byte" else [0]:
             client.send(request[start : start + 1] if pieces == "byte by byte" else request)
         answer = client.receive(12)
-        assert peers
+        wait_until(echo, lambda: len(peers) == 1)
         assert answer == b"\5\0" + reply(0, peers[0])
         client.send(b"early\n")
         assert client.line() == b"early\n"
