@@ -12,7 +12,6 @@ The whole request is data: the name of its state, its declared fields, unread in
 
 from __future__ import annotations
 
-import dis
 import inspect
 import logging
 import reprlib
@@ -23,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.resumable import ResumableHandler, check_called, log
+from reqtable.handlers.successors import successors
 from reqtable.table.addresses import address_text
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
 from reqtable.table.places import functions_in, owner_of, place_of
@@ -153,7 +153,7 @@ class StateRequestHandler(ResumableHandler):
                 repr(declaration.want),
                 declaration.timeout,
                 declaration.dispatch,
-                _successors(cls, name, set(declared)),
+                successors(cls, name, set(declared)),
                 name == cls._initial,
                 (getattr(cls, name).__doc__ or "").partition("\n")[0].strip(),
             )
@@ -377,31 +377,3 @@ def _check_state(cls: type, name: str) -> None:
     raise HandlerError(
         f"{full_name} is not a state, but overrides the state {overridden.__name__}.{name}: {mend} ({place})"
     )
-
-
-def _successors(cls: type, name: str, names: set[str]) -> tuple[str | None, ...]:
-    """Return the states to which method `name` can lead, by its code and that of the methods of `self` it uses."""
-    found: list[str | None] = []
-    seen = set()
-    waiting = [name]
-    while waiting:
-        method = waiting.pop(0)
-        function = getattr(cls, method, None)
-        if method in seen or not isinstance(function, FunctionType):
-            continue
-        seen.add(method)
-        instructions = list(dis.get_instructions(function))
-        for before, each in zip([None, *instructions], instructions, strict=False):
-            if each.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(each.argval, str):
-                if each.argval in names:
-                    if each.argval not in found:
-                        found.append(each.argval)
-                elif isinstance(getattr(cls, each.argval, None), FunctionType):
-                    waiting.append(each.argval)
-            # Code that can't reach its end has no implicit `return None`, so this finds only methods that may end.
-            returns_none = each.opname == "RETURN_CONST" and each.argval is None
-            if each.opname == "RETURN_VALUE" and before is not None and before.opname == "LOAD_CONST":
-                returns_none = before.argval is None
-            if returns_none and method == name and None not in found:
-                found.append(None)
-    return tuple(sorted((f for f in found if f), key=str)) + ((None,) if None in found else ())

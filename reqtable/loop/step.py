@@ -148,6 +148,35 @@ class Steps(Endings):
             finally:
                 ends_loop = None  # see Failures.outside_step
 
+    def give(self, entry: Entry, cause: Event, item: Any) -> None:
+        """Run one step of a WAITING entry with `item`, which has come whole, and settle the entry.
+
+        fast path of step: the item does not go through the input, and a want that is waited for again is not asked.
+        """
+        want: Want[Any] | None = None
+        ends_loop: BaseException | None = None
+        self.table.running = entry
+        try:
+            want = entry.resumable._resume(item)
+        except BaseException as problem:
+            self.poller.end_if_copy(problem)
+            ends_loop = self._fail(entry, problem)
+        finally:
+            self.table.running = None
+        entry.steps += 1
+        if entry.state is not _CLOSED:
+            try:
+                self._settle(entry, cause, want, True, want is not None and self.waiting.sides.is_watched(entry, want))
+            except BaseException as problem:
+                self.failures.outside_step(entry, problem)
+        else:
+            self.poller.end_if_copy()
+        if ends_loop is not None:
+            try:
+                raise ends_loop
+            finally:
+                ends_loop = None  # see Failures.outside_step
+
     @staticmethod
     def _throw(entry: Entry, problem: BaseException) -> Want[Any] | None:
         """Give a step `problem` instead of an item. If the step ends the request, `problem` says how it ended."""

@@ -17,17 +17,16 @@ from errno import ETIMEDOUT
 from math import inf
 from typing import Any, Final, Protocol
 
-from reqtable.loop.mailbox import Mailbox
+from reqtable.loop.sides import Runner, Sides
 from reqtable.table.connection import ConnectionRow
-from reqtable.table.deadlines import Deadlines
 from reqtable.table.engine_wants import ENDED, STEP, Sleeping
 from reqtable.table.errors import ConnectFailed, TimedOut, shown
 from reqtable.table.input import MISSING, Missing
-from reqtable.table.reach import Connected, Reach
-from reqtable.table.reaching import Disconnected, Either, Reaching
-from reqtable.table.states import INTEREST, PEER_END, READ, WRITE, Event, State
-from reqtable.table.table import Entry, RequestTable
-from reqtable.table.wants import NOTHING, Call, Failure, Posted, Sleep, Want
+from reqtable.table.reach import Reach
+from reqtable.table.reaching import Either, Reaching, Told
+from reqtable.table.states import INTEREST, Event, State
+from reqtable.table.table import Entry
+from reqtable.table.wants import Call, Failure, Posted, Sleep, Want
 
 _WAITING: Final = State.WAITING
 _READY: Final = State.READY
@@ -36,21 +35,6 @@ _AWAITS_ANY: Final = Event.AWAITS_ANY
 _AWAITS_TURN: Final = Event.AWAITS_TURN
 _AWAITS_INPUT: Final = Event.AWAITS_INPUT
 _INTEREST: Final = INTEREST[State.WAITING]
-
-
-class Runner(Protocol):
-    """Runs the steps of the requests: the part of `Steps` that is used here."""
-
-    deadlines: Deadlines[Entry]
-    mailbox: Mailbox
-    table: RequestTable
-
-    def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None: ...
-    def move(self, entry: Entry, cause: Event, event: Event) -> None: ...
-    def finish(self, entry: Entry, cause: Event) -> None: ...
-    def end(self, entry: Entry, event: Event) -> None: ...
-    def count_buffers(self, entry: Entry) -> None: ...
-    def is_closed(self, entry: Entry) -> bool: ...
 
 
 class Starter(Protocol):
@@ -97,6 +81,7 @@ class Waiting:
 
     def __init__(self, steps: Runner) -> None:
         self._steps = steps
+        self.sides = Sides(steps)
         self.starter: Starter  # set by the engine, or by a private loop
 
     # -- a request begins to wait -------------------------------------------------------------------------------------
@@ -137,7 +122,7 @@ class Waiting:
         reach = entry.reach
         assert reach is not None
         output = entry.output
-        if reach.connections and self._flush_connections(reach):
+        if reach.connections and self.sides.flush_connections(reach):
             waits = waits and not reach.held_back
         if output.first is not None:
             is_taken = entry.transport.flush()
@@ -146,39 +131,21 @@ class Waiting:
             if is_taken:
                 waits = waits and not reach.held_back
             # The client may have taken output since, while the request was in another state.
-            self._note_output(entry, reach, is_taken, entry.bytes_out > reach.sent or reach.write_until is None)
+            self.sides.note_output(entry, reach, is_taken, entry.bytes_out > reach.sent or reach.write_until is None)
         else:
             reach.write_until = None
         if not waits:
             self._steps.move(entry, cause, _AWAITS_TURN)
         elif entry.state is not _WAITING:
             self._steps.move(entry, cause, _AWAITS_ANY)
-            self.watch(entry)
-        elif entry.want is not reach.watched_for or output.first is not None:
-            self.watch(entry)
+            self.sides.watch(entry)
+        elif output.first is not None or not self.sides.is_watched(entry, entry.want):
+            self.sides.watch(entry)
         if entry.held or output.first is not None or entry.input.data or not entry.input.is_stream:
             self._steps.count_buffers(entry)
             if self._steps.is_closed(entry):
                 return
-        self.arm(entry)
-
-    def _flush_connections(self, reach: Reach) -> bool:
-        """Flush the connections to which a step has sent. Returns whether the kernel has taken all output of one."""
-        is_taken = False
-        for row in tuple(reach.connections):
-            if row.output.first is None or not isinstance(row, ConnectionRow):
-                continue
-            before = row.bytes_out
-            if not row.flush():
-                if row.state is not _CLOSED:
-                    reach.watched_for = None
-                    self.output_moved(row, row.bytes_out > before)
-            else:
-                is_taken = True
-                row.deadline = None
-                if row.held:
-                    self._steps.count_buffers(row)
-        return is_taken
+        self.sides.arm(entry)
 
     def may_send_meanwhile(self, entry: Entry, want: Want[Any]) -> bool:
         """Return whether `entry` waits for a step elsewhere, and takes its connections' input although output is left.
@@ -189,48 +156,6 @@ class Waiting:
             return False
         entry.reach.until = None
         return bool(entry.reach.connections)
-
-    def watch(self, entry: Entry) -> None:
-        """Poll for what the wants of a WAITING entry need: on its own socket, and on its connections."""
-        reach = entry.reach
-        assert reach is not None
-        own = _INTEREST
-        is_lasting = True  # this holds until the want changes
-        if entry.output.first is not None:
-            own |= WRITE
-            is_lasting = False
-        for row in reach.connections:
-            row.wants_input = False
-            row.want = NOTHING
-        high_water = self._steps.table.limits.high_water_bytes
-        held = entry.output.held
-        for want, row_of_want in getattr(entry.want, "pairs", ()):
-            if want.awaits is _AWAITS_INPUT:
-                if reach.is_full_beside(row_of_want, held, high_water):
-                    reach.held_back = True
-                    is_lasting = False
-                elif row_of_want is not None:
-                    row_of_want.wants_input = not row_of_want.input.ended
-                    row_of_want.want = want
-                elif not entry.input.ended:
-                    own |= READ
-            elif type(want) is Disconnected and not reach.peer_ended:
-                own |= PEER_END
-        entry.transport.watch(own)
-        for row in reach.connections:
-            self.watch_connection(row)
-            is_lasting = is_lasting and row.output.first is None and row.state is _WAITING
-        reach.watched_for = entry.want if is_lasting else None
-
-    def watch_connection(self, row: Connected) -> None:
-        """Poll a connection for what its request wants of it. While it is CONNECTING, its attempts poll."""
-        if row.state is _WAITING:
-            row.watch((READ if row.wants_input else 0) | (WRITE if row.output.first is not None else 0))
-
-    def count_input(self, row: ConnectionRow) -> None:
-        """Count the input of a connection that its request has not taken."""
-        if (row.held or len(row.input)) and row.state is not _CLOSED:
-            self._steps.count_buffers(row)
 
     # -- what ends a wait ---------------------------------------------------------------------------------------------
 
@@ -245,6 +170,22 @@ class Waiting:
                 self._steps.finish(entry, event)
             else:
                 self._steps.step(entry, event)
+
+    def give(self, entry: Entry, side: object, item: Any, event: Event) -> bool:
+        """Give a WAITING request `item`, which has come from `side`, if it is all that the request waits for.
+
+        Returns False if it is not: then the item must be put where the want finds it. `Reaching.arrive` says what a
+        side is.
+        """
+        reach = entry.reach
+        if entry.state is not _WAITING or reach is None or reach.watched_for is None:
+            return False
+        item = reach.watched_for.arrive(reach, side, item)
+        if item is MISSING:
+            return False
+        entry.active_at = self._steps.table.now
+        self._steps.give(entry, event, item)
+        return True
 
     def deliver(self, entry: Entry, number: int, item: Any) -> None:
         """Give `entry` the result of a call that it began as one of several wants. Drops the result of any other."""
@@ -261,7 +202,7 @@ class Waiting:
         request = entry.parent if isinstance(entry, ConnectionRow) else entry
         if entry is not request:
             entry.deadline = None
-            self.watch_connection(entry)  # type: ignore[arg-type]
+            self.sides.watch_connection(entry)  # type: ignore[arg-type]
         if request is None or request.state is not _WAITING:
             return
         assert request.reach is not None
@@ -271,15 +212,21 @@ class Waiting:
         if request.reach.held_back or request.want is ENDED:
             self.wake(request, Event.OUTPUT_TAKEN)
         elif request is entry:
-            self.watch(request)
-            self.arm(request)
+            self.sides.watch(request)
+            self.sides.arm(request)
 
     def touched(self, entry: Entry) -> None:
         """Go on with a WAITING side to which another request's step has sent something, or told it something."""
         if entry.table is not self._steps.table:
             return  # a thread has taken the connection over
         self._flush(entry)
-        if entry.reach is not None and entry.reach.told:
+        reach = entry.reach
+        if reach is None or not reach.told:
+            return
+        item = reach.told.popleft()
+        if not self.give(entry, Told, item, Event.RESULT_POSTED):
+            reach.told.appendleft(item)
+        if reach.told:
             self.wake(entry, Event.RESULT_POSTED)
 
     def _flush(self, entry: Entry) -> None:
@@ -292,53 +239,13 @@ class Waiting:
             if is_taken:
                 self.output_taken(entry)
                 return
-            self.output_moved(entry, entry.bytes_out > before)
+            self.sides.output_moved(entry, entry.bytes_out > before)
             if isinstance(entry, ConnectionRow):
-                self.watch_connection(entry)
+                self.sides.watch_connection(entry)
             elif not self._steps.is_closed(entry):
-                self.watch(entry)
-
-    def output_moved(self, entry: Entry, moved: bool) -> None:
-        """Note that output is left, and renew its deadline if some of it was taken."""
-        steps = self._steps
-        steps.count_buffers(entry)
-        if steps.is_closed(entry):
-            return
-        if isinstance(entry, ConnectionRow):
-            if moved or entry.deadline is None:
-                steps.deadlines.arm(entry, steps.table.now + steps.table.limits.write_timeout_s)
-        elif entry.reach is not None:
-            self._note_output(entry, entry.reach, False, moved or entry.reach.write_until is None)
-            self.arm(entry)
-
-    def _note_output(self, entry: Entry, reach: Reach, is_taken: bool, moved: bool) -> None:
-        if is_taken:
-            reach.write_until = None
-        elif moved:
-            reach.sent = entry.bytes_out
-            reach.write_until = self._steps.table.now + self._steps.table.limits.write_timeout_s
+                self.sides.watch(entry)
 
     # -- deadlines ----------------------------------------------------------------------------------------------------
-
-    def arm(self, entry: Entry) -> None:
-        """Set the deadline of a WAITING entry: the soonest of its timeout, its sleeps, its output and the request's."""
-        reach = entry.reach
-        assert reach is not None
-        limits = self._steps.table.limits
-        is_unbounded = reach.until is None and reach.write_until is None and limits.request_timeout_s is None
-        if is_unbounded and reach.wakes_at == inf:
-            entry.deadline = None  # the most frequent case
-            return
-        at = reach.wakes_at if reach.until is None else min(reach.until, reach.wakes_at)
-        if reach.write_until is not None:
-            at = min(at, reach.write_until)
-        whole = limits.request_timeout_s
-        if whole is not None:
-            at = min(at, entry.created_at + whole)
-        if at == inf or entry.state is _READY:
-            entry.deadline = None
-        else:
-            self._steps.deadlines.arm(entry, at)
 
     def expire(self, entry: Entry) -> bool:
         """Continue a WAITING request whose deadline has passed. Returns False if its output was not taken in time."""
@@ -390,17 +297,17 @@ class Waiting:
             is_taken = entry.transport.flush()
             if entry.state is _CLOSED:
                 return True
-            self._note_output(entry, reach, is_taken, entry.bytes_out > reach.sent or reach.write_until is None)
+            self.sides.note_output(entry, reach, is_taken, entry.bytes_out > reach.sent or reach.write_until is None)
         else:
             reach.write_until = None
         self._steps.count_buffers(entry)
         if self._steps.is_closed(entry):
             return True
-        self.watch(entry)
+        self.sides.watch(entry)
         for row in list(reach.connections):
             if row.output.first is not None and isinstance(row, ConnectionRow):
-                self.output_moved(row, False)
-        self.arm(entry)
+                self.sides.output_moved(row, False)
+        self.sides.arm(entry)
         return True
 
     def connection_ended(self, row: Entry) -> None:

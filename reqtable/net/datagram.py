@@ -142,7 +142,7 @@ class Session:
         if self.flush():
             self.steps.waiting.output_taken(entry)
         elif entry.state is State.WAITING:
-            self.steps.waiting.output_moved(entry, entry.bytes_out > before)
+            self.steps.waiting.sides.output_moved(entry, entry.bytes_out > before)
             self.steps.mailbox.call_later(self._flush_on)
 
     def flush(self) -> bool:

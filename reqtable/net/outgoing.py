@@ -43,7 +43,7 @@ class Outgoing(Stream):
         if self.flush():
             waiting.output_taken(row)
         elif row.state is State.WAITING:
-            waiting.output_moved(row, row.bytes_out > before)
+            waiting.sides.output_moved(row, row.bytes_out > before)
 
     def _receive(self) -> None:
         row, steps = self.entry, self.steps
@@ -55,7 +55,7 @@ class Outgoing(Stream):
         if request.state is not State.WAITING or not row.wants_input:
             row.wants_input = False
             request.reach.watched_for = None
-            steps.waiting.watch_connection(row)  # the request is busy: it will poll again when it waits
+            steps.waiting.sides.watch_connection(row)  # the request is busy: it will poll again when it waits
             return
         try:
             data = self.request.recv(steps.table.limits.recv_bytes)
@@ -67,13 +67,10 @@ class Outgoing(Stream):
         row.active_at = steps.table.now
         if data:
             row.bytes_in += len(data)
-            if row.input.data:
+            if row.input.data or not steps.waiting.give(request, row, data, _INPUT_ARRIVED):
                 row.input.feed(data)
-            else:
-                row.input.data = data  # fast path of Input.feed
-            steps.waiting.wake(request, _INPUT_ARRIVED)
-            if row.held or row.input.data:
-                steps.waiting.count_input(row)
+                steps.waiting.wake(request, _INPUT_ARRIVED)
+                steps.waiting.sides.count_input(row)
         else:
             row.input.ended = True
             request.reach.watched_for = None
@@ -126,7 +123,7 @@ class OutgoingDatagrams(Selectable):
                 row.wants_input = False
                 if row.parent.reach is not None:
                     row.parent.reach.watched_for = None
-                steps.waiting.watch_connection(row)
+                steps.waiting.sides.watch_connection(row)
             else:
                 self._receive(row)
 
@@ -144,7 +141,7 @@ class OutgoingDatagrams(Selectable):
         row.active_at = self.steps.table.now
         row.input.deliver(data, self.steps.table.limits.inbox_max)
         self.steps.waiting.wake(row.parent, Event.INPUT_ARRIVED)
-        self.steps.waiting.count_input(row)
+        self.steps.waiting.sides.count_input(row)
 
     def flush(self) -> bool:
         row = self.entry

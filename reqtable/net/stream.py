@@ -113,7 +113,7 @@ class Stream(Selectable):
             if self.flush():
                 steps.waiting.output_taken(entry)
             elif entry.state is _WAITING:
-                steps.waiting.output_moved(entry, entry.bytes_out > before)
+                steps.waiting.sides.output_moved(entry, entry.bytes_out > before)
         if mask & PEER_END and self.watched & PEER_END and not reach.peer_ended:
             reach.peer_ended = True
             reach.watched_for = None
@@ -132,11 +132,9 @@ class Stream(Selectable):
             return
         if data:
             entry.bytes_in += len(data)
-            if entry.input.data:
+            if entry.input.data or not steps.waiting.give(entry, None, data, _INPUT_ARRIVED):
                 entry.input.feed(data)
-            else:
-                entry.input.data = data  # fast path of Input.feed
-            steps.waiting.wake(entry, _INPUT_ARRIVED)
+                steps.waiting.wake(entry, _INPUT_ARRIVED)
         else:
             entry.input.ended = True
             if entry.reach is not None:

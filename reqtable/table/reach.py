@@ -100,7 +100,7 @@ class Reach:
         self.wakes_at = inf  # when the soonest sleep of the present wait is over
         self.write_until: float | None = None  # when the client must have taken some of its output
         self.sent = 0  # how many bytes the client had taken when `write_until` was set
-        self.watched_for: object = None  # the want that is polled for now; None: this must be looked at again
+        self.watched_for: Any = None  # the want that is polled for now; None: this must be looked at again
         self.mistakes = 0
 
     def is_full_beside(self, side: object, own_held: int, high_water: int) -> bool:

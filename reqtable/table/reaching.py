@@ -47,6 +47,13 @@ class Reaching(Want[T_co]):
         """What the want waits for."""
         return ((self, None),)
 
+    def arrive(self, reach: Reach, side: object, data: Any) -> Any:
+        """Return the item if `data`, which has just come from `side`, is all of it; else MISSING.
+
+        `side` is the row of a connection, None for the client, or `Told`. Nothing of that side is unread.
+        """
+        return MISSING
+
 
 @want_type
 class Told(Reaching[Any]):
@@ -107,6 +114,9 @@ class OfConnection(Reaching[T_co]):
                 f"{self!r} can't be satisfied: that input has ended, and the handler knows"
             ) from None
 
+    def arrive(self, reach: Reach, side: object, data: Any) -> Any:
+        return data if side is self.row and self.want.is_whole(data) else MISSING
+
     def __eq__(self, other: object) -> bool:
         return type(other) is OfConnection and (self.want, self.row) == (other.want, other.row)
 
@@ -120,7 +130,7 @@ class OfConnection(Reaching[T_co]):
 class Either(Reaching[Arrived]):
     """Waits for the first of several wants."""
 
-    __slots__ = ("_reads", "is_begun", "pairs", "wants")
+    __slots__ = ("_places", "_reads", "is_begun", "pairs", "wants")
 
     def __init__(self, wants: tuple[Want[Any], ...], is_begun: bool) -> None:
         self.wants = wants
@@ -128,6 +138,7 @@ class Either(Reaching[Arrived]):
         self.pairs: Pairs = tuple(  # a slot in place of the property
             [(each.want, each.row) if type(each) is OfConnection else (each, None) for each in wants]
         )
+        self._places: dict[object, int] | None = None  # made when it is first needed
         self._reads = [want.needs_bytes and want.awaits is _AWAITS_INPUT for want, _ in self.pairs]
 
     def take(self, entry: Waiting) -> Arrived | Missing:
@@ -165,6 +176,23 @@ class Either(Reaching[Arrived]):
             reach.give_up()
             raise InvalidTransition(f"{self!r} can't be satisfied: every input has ended, and the handler knows")
         return MISSING
+
+    def arrive(self, reach: Reach, side: object, data: Any) -> Any:
+        index = (self._places or self._found_places()).get(side, -1)
+        if index < 0 or (side is not Told and not self.pairs[index][0].is_whole(data)):
+            return MISSING
+        reach.turn = index + 1 if index + 1 < len(self.pairs) else 0
+        return _arrived(Arrived, (index, data))
+
+    def _found_places(self) -> dict[object, int]:
+        """Return the place of the want that waits for each side, if there is only one."""
+        places: dict[object, int] = {}
+        for index, (want, row) in enumerate(self.pairs):
+            side = Told if type(want) is Told else row
+            if want.awaits is _AWAITS_INPUT or type(want) is Told:
+                places[side] = -1 if side in places else index
+        self._places = places
+        return places
 
     def __eq__(self, other: object) -> bool:
         return type(other) is Either and self.wants == other.wants

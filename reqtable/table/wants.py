@@ -69,6 +69,13 @@ class Want(Generic[T_co]):
         """Remove the item from `entry` and return it; return `MISSING` if it has not arrived. Raises LimitExceeded."""
         raise NotImplementedError
 
+    def is_whole(self, data: bytes) -> bool:
+        """Return whether `data`, which has arrived by itself, is one whole item, neither less nor more.
+
+        False is always right: then `data` goes through the input, and `take` finds the item.
+        """
+        return False
+
     def __await__(self) -> Generator[Want[T_co], Any, T_co]:
         item: T_co = yield self
         return item
@@ -94,6 +101,9 @@ class Line(Want[bytes]):
 
     def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.through(b"\n", self.limit)
+
+    def is_whole(self, data: bytes) -> bool:
+        return data.find(b"\n") + 1 == len(data) <= self.limit
 
 
 @want_type
@@ -125,6 +135,9 @@ class Chunk(Want[bytes]):
 
     def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.chunk(self.limit)
+
+    def is_whole(self, data: bytes) -> bool:
+        return len(data) <= self.limit
 
 
 @want_type
