@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import struct
 import threading
 from typing import Any, ClassVar
@@ -393,6 +394,39 @@ def test_too_many_connections():
         target = upstream.target
         with serving_with(Asking, connections_max=1) as server, Client(server.server_address) as client:
             assert client.rest() == b"can't connect to %s: connections_max = 1 are open; open" % target.encode()
+
+
+def test_a_connect_that_succeeds_at_once_does_not_disturb_the_step_that_began_it(tmp_path):
+    path = str(tmp_path / "up")
+
+    class Asking(AsyncRequestHandler):
+        async def handle(self) -> None:
+            first = await self.read(connect(target))
+            one = await self.read(first.line())  # the second line has come, too
+            second = await self.read(connect(f"unix://{path}"))
+            self.send(b"%b %b %b" % (one, second.address[:4].encode(), await self.read(first.line())))
+
+    with Upstream(says(b"one\ntwo\n")) as upstream, Upstream(silent, socket.AF_UNIX, path):
+        target = upstream.target
+        with served(Asking) as server, Client(server.server_address) as client:
+            assert client.rest() == b"one\n unix two\n"
+
+
+def test_a_handshake_that_fails_at_once_fails_once():
+    class Asking(AsyncRequestHandler):
+        async def handle(self) -> None:
+            upstream = await self.read(connect(target))
+            self.send(await self.read(upstream.line()))
+            try:
+                await self.read(upstream.start_tls(context=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)))
+            except ConnectFailed:
+                self.send(await self.read(line()))
+
+    with Upstream(says(b"ready\n")) as upstream:
+        target = upstream.target
+        with served(Asking) as server, Client(server.server_address) as client:
+            client.send(b"failed\n")
+            assert client.rest() == b"ready\nfailed\n"
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------

@@ -114,15 +114,20 @@ class Connector:
         table.add_connection(row)
         entry.reach.connections.append(row)
         steps.deadlines.arm(row, table.now + row.timeout)
-        row.transport = connecting = Connecting(self, row, want)
         self._begun = row
+        try:
+            self.attempt(row, want)
+        finally:
+            self._begun = None
+        return row
+
+    def attempt(self, row: ConnectionRow, want: Connect) -> None:
+        """Begin to connect. `connected` or `fail` is called at the end, or the row's deadline passes."""
+        row.transport = connecting = Connecting(self, row, want)
         try:
             connecting.begin()
         except OSError as error:
             connecting.failed(error)
-        finally:
-            self._begun = None
-        return row
 
     def connected(self, row: ConnectionRow, transport: Any) -> None:
         """Note that a connection is made. Its request goes on."""

@@ -221,6 +221,10 @@ class BegunTLS(Reaching[None]):
         self.is_begun_now = True
         if len(side.input):
             raise PeerError("input came before the TLS handshake: somebody may have slipped it in (RFC 3207, 4.2)")
+        self.shake_hands(side)
+
+    def shake_hands(self, side: Entry) -> None:
+        """Begin the handshake of `side`, whose output is taken and whose input is empty."""
         before: Any = side.transport
         if not isinstance(before, Outgoing | TLSStream) and type(before).__name__ != "Stream":
             raise HandlerError("start_tls() is for streams whose handler runs on the loop")
@@ -244,7 +248,7 @@ class BegunTLS(Reaching[None]):
         transport.entry = side
         side.transport = transport
         self._is_done = True
-        self._steps.waiting.wake(self._request, Event.RESULT_POSTED)
+        self._wake()
 
     def _failed(self, reason: str) -> None:
         side = self._side
@@ -253,7 +257,11 @@ class BegunTLS(Reaching[None]):
             self._steps.waiting.fail(side, self._problem)
         else:
             self._problem = ConnectionError(f"the TLS handshake failed: {reason}")
-        self._steps.waiting.wake(self._request, Event.RESULT_POSTED)
+        self._wake()
+
+    def _wake(self) -> None:
+        # Posted: some handshakes fail at once, in the step of the request that has begun them.
+        self._steps.post(self._steps.waiting.wake, self._request, Event.RESULT_POSTED)
 
     def __repr__(self) -> str:
         return repr(self._want)

@@ -17,6 +17,7 @@ from reqtable.testing.exercise import Exercise, exercise
 from reqtable.testing.faults import Faults, shrink
 from reqtable.testing.network import SimNetwork
 from reqtable.testing.selector import SimSelector
+from reqtable.testing.sides import Other
 from reqtable.testing.simulation import Report, SimulationFailed, simulate
 from reqtable.testing.sockets import SimSocket
 from reqtable.testing.upstream import Upstream, UpstreamPeer
@@ -26,6 +27,7 @@ __all__ = [
     "Exercise",
     "FakeClock",
     "Faults",
+    "Other",
     "Peer",
     "Report",
     "SimNetwork",

@@ -1,30 +1,30 @@
-"""Testing one handler, with the test as its peer: no sockets, no threads, no waiting.
+"""Testing one handler, with the test as every peer: no sockets, no threads, no waiting.
 
-The real loop steps the handler, on a clock that only the test moves. So wants, limits and timeouts work as in a server.
+The real loop and the real transports serve the handler, on a clock that only the test moves. So wants, limits and
+timeouts work as in a server.
 """
 
 from __future__ import annotations
 
-import selectors
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 from reqtable.dispatch import check_servable, is_resumable
 from reqtable.loop.loop import Loop
 from reqtable.loop.platform import System
 from reqtable.loop.step import Steps
-from reqtable.loop.wakeup import Wakeup
-from reqtable.table.input import Inbox
+from reqtable.net.outgoing import OutgoingDatagrams
+from reqtable.net.stream import Stream
+from reqtable.table.connection import ConnectionRow
 from reqtable.table.limits import Limits
-from reqtable.table.output import FileSlice
-from reqtable.table.parts import NoTransport
-from reqtable.table.states import READ, Event, State
+from reqtable.table.states import READ, RESET, WRITE, Event, State
 from reqtable.table.table import Entry
 from reqtable.table.wants import Failure, Want
-from reqtable.testing.client import Client, as_bytes
+from reqtable.testing.client import Client
 from reqtable.testing.clock import FakeClock
+from reqtable.testing.sides import Other, Others, Side
+from reqtable.testing.wire import NoWakeup, WireSelector, no_sendfile
 
 PEER = ("192.0.2.1", 50_000)  # an address reserved for documentation (RFC 5737)
 _PASSES_MAX = 10_000
@@ -55,56 +55,34 @@ def exercise(
     return begun if dialogue is None else begun.play(dialogue)
 
 
-class Exercise:
-    """Runs one request and acts as its peer. Calls can be chained.
+class Exercise(Side):
+    """Runs one request and acts as its client. `accept` and `refuse` answer its connects. Calls can be chained.
 
     A call raises the error that it causes in the handler, unless the handler catches it.
     """
 
     def __init__(self, handler_class: Any, datagrams: bool, peer: Any, limits: Limits | None, server: Any) -> None:
         self.clock = FakeClock()
-        self._steps = Steps(limits, System(clock=self.clock, selector=_NoSelector, wakeup=_NoWakeup))
+        self._selector = selector = WireSelector()
+        self._steps = Steps(
+            limits, System(clock=self.clock, selector=lambda: selector, wakeup=NoWakeup, sendfile=no_sendfile)
+        )
         self._loop = Loop(self._steps)
         self._loop.open()
+        self._others = Others(self._steps)
         self._errors: list[BaseException] = []
-        self._wire = _Wire(self._steps, datagrams)
-        self._begun = False
-        self._unread: list[bytes] = []  # data that was sent and that the loop has not read
-        self._end_sent = False
+        self._wire = selector.new_wire(datagrams)
+        self._transport: Any = (_ClientDatagrams if datagrams else _Client)(self._steps, self._wire)
         self.entry = entry = Entry(
-            self._steps.table, _Server(self, handler_class, server), _InPlace(self._steps), peer, PEER, self._wire
+            self._steps.table, _Server(self, handler_class, server), _InPlace(self._steps), peer, PEER, self._transport
         )
-        self._wire.entry = entry
-        if datagrams:
-            entry.input = Inbox()
-            entry.input.has_peer = bool(peer)
+        self._transport.attach(entry)
+        self._begun = False
         self.handler = entry.handler = entry.resumable = handler_class(entry)
         if not datagrams:
             self._begin()
 
-    # -- the peer's actions -------------------------------------------------------------------------------------------
-
-    def send(self, data: bytes) -> Self:
-        """Send `data`. It arrives in one piece as soon as the handler reads."""
-        data = as_bytes("send", data)
-        if self._end_sent or self.is_over:
-            raise AssertionError(f"{data!r} can't be sent: the {'peer' if self._end_sent else 'handler'} has ended")
-        self._unread.append(data)
-        if not self._begun:
-            assert isinstance(self.entry.input, Inbox)
-            self.entry.input.deliver(self._unread.pop(), self._steps.table.limits.inbox_max)
-            self._begin()
-        return self._go_on()
-
-    def end(self) -> Self:
-        """Half-close: the handler sees the end of file, and its answer still arrives."""
-        self._end_sent = True
-        return self._go_on()
-
-    def reset(self) -> Self:
-        """Reset the connection."""
-        self._steps.end(self.entry, Event.LOST)
-        return self._go_on()
+    # -- actions ------------------------------------------------------------------------------------------------------
 
     def jump(self, seconds: float) -> Self:
         """Let `seconds` pass. Timeouts and sleeps that are due by then happen in their order."""
@@ -115,14 +93,22 @@ class Exercise:
         self.clock.jump(until - self.clock.now)
         return self._go_on()
 
-    def read_nothing(self) -> Self:
-        """Stop reading: from here on, output stays in the handler's buffer until `read_on()`."""
-        self._wire.is_blocked = True
-        return self
+    def tell(self, item: Any) -> Self:
+        """Tell the request `item`, as another request would. The request must take it."""
+        if not self.handler.tell(item):
+            raise AssertionError(f"{item!r} was told, and not taken; the request {self._said()}")
+        return self._go_on()
 
-    def read_on(self) -> Self:
-        """Resume reading."""
-        self._wire.is_blocked = False
+    def accept(self, address: str) -> Other:
+        """Accept the connect to `address`, and return what plays the other end of the connection."""
+        row = self._asked(address)
+        other = Other(self, row, self._selector.new_wire(row.target.scheme == "udp"))
+        self._others.accept(row, other._wire)
+        return other._go_on()
+
+    def refuse(self, address: str, reason: str = "connection refused") -> Self:
+        """Refuse the connect to `address`: the handler gets ConnectFailed."""
+        self._others.fail(self._asked(address), reason)
         return self._go_on()
 
     def play(self, script: Client) -> Self:
@@ -153,75 +139,39 @@ class Exercise:
                 getattr(self, name)(*args)
         return self
 
-    # -- the peer's findings ------------------------------------------------------------------------------------------
-
-    @property
-    def output(self) -> bytes:
-        """Output that has arrived and was not yet expected; with datagrams, all of them joined."""
-        return b"".join(self._wire.received)
+    # -- findings -----------------------------------------------------------------------------------------------------
 
     @property
     def is_over(self) -> bool:
-        """Whether the connection or the request has ended."""
-        return self._wire.ended or self.entry.state is State.CLOSED
-
-    def expect(self, data: bytes) -> Self:
-        """Take the output so far (with datagrams, the next one), which must be exactly `data`."""
-        data = as_bytes("expect", data)
-        received = self._wire.received
-        if self._wire.datagrams:
-            found = received.pop(0) if received else None
-        else:
-            found = self.output
-            received.clear()
-        if found != data:
-            raise AssertionError(f"expected {data!r}, found {found!r}; the request {self._said()}")
-        return self
-
-    def expect_end(self) -> Self:
-        """Check that the connection has ended, and that no output is left."""
-        if self.output or not self.is_over:
-            raise AssertionError(f"expected the end, found {self.output!r}; the request {self._said()}")
-        return self
+        """Whether the request has ended."""
+        return self.entry.state is State.CLOSED
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         self._begun = True
+        if self._wire.unread:
+            self._transport.deliver()
         self._steps.table.add(self.entry)
         self._steps.begin(self.entry)
         self._go_on()
 
     def _go_on(self) -> Self:
-        """Run the loop until the request waits for its peer or for time to pass."""
-        entry = self.entry
+        if not self._begun and self._wire.unread:
+            self._begin()  # with the first datagram
         for _ in range(_PASSES_MAX):
-            before = entry.state, entry.steps, entry.bytes_in, entry.bytes_out
-            self._deliver()
             self._loop.run_once(0)
             if self._errors:
                 raise self._errors.pop()
-            if before == (entry.state, entry.steps, entry.bytes_in, entry.bytes_out) and entry.state is not State.READY:
+            if self._selector.is_quiet and self._loop.next_at() > self.clock.now:
                 return self
         raise AssertionError(f"the request goes on and on: it {self._said()}")
 
-    def _deliver(self) -> None:
-        """Do the kernel's part: deliver the peer's input to the request, and take the request's output."""
-        entry = self.entry
-        if entry.state is State.READING and self._unread:
-            data = self._unread.pop(0)
-            entry.bytes_in += len(data)
-            entry.active_at = self.clock.now
-            if isinstance(entry.input, Inbox):
-                entry.input.deliver(data, self._steps.table.limits.inbox_max)
-            else:
-                entry.input.feed(data)
-            self._steps.step(entry, Event.INPUT_ARRIVED)
-        elif entry.state is State.READING and self._end_sent and not entry.input.ended:
-            entry.input.ended = True
-            self._steps.step(entry, Event.INPUT_ENDED)
-        elif entry.state is State.WRITING and not self._wire.is_blocked and self._wire.flush():
-            self._steps.output_taken(entry)
+    def _asked(self, address: str) -> ConnectionRow:
+        row = self._others.asked(address)
+        if row is None:
+            raise AssertionError(f"the handler has not asked for {address}; the request {self._said()}")
+        return row
 
     def _said(self) -> str:
         if self.is_over:
@@ -229,33 +179,49 @@ class Exercise:
         return f"is {self.entry.state.name} and waits for {self.entry.want!r}"
 
 
-class _Wire(NoTransport):
-    """Passes output straight to the test, as the request's transport."""
+class _Client(Stream):
+    """Transports the stream of the request's client. The test sees the end at once, so nothing lingers."""
 
-    def __init__(self, steps: Steps, datagrams: bool) -> None:
-        self.datagrams = datagrams
-        self.received: list[bytes] = []
-        self.is_blocked = False
-        self.ended = False
-        self.entry: Entry
-        self._steps = steps
+    __slots__ = ()
 
-    def flush(self) -> bool:
-        entry = self.entry
-        while entry.output.first is not None and not self.is_blocked:
-            piece = entry.output.first
-            data = bytes(piece.read() if isinstance(piece, FileSlice) else piece)
-            self.received.append(data)
-            entry.bytes_out += len(data)
-            entry.output.consume(len(data))
-        return entry.output.first is None
+    def attach(self, entry: Entry) -> None:
+        """Become the transport of `entry`."""
+        self.entry = entry
 
     def finish(self) -> None:
-        self.ended = True
-        self._steps.end(self.entry, Event.RELEASED)
+        self.steps.end(self.entry, Event.RELEASED)
 
-    def release(self) -> None:
-        self.ended = True
+
+class _ClientDatagrams(OutgoingDatagrams):
+    """Transports the datagrams of the request's client, each as soon as the handler reads."""
+
+    __slots__ = ()
+
+    entry: Any  # not a connection's row
+
+    def attach(self, row: Any) -> None:
+        super().attach(row)
+        row.input.has_peer = bool(row.peer)
+
+    def on_ready(self, mask: int) -> None:
+        entry, steps = self.entry, self.steps
+        if mask & RESET:
+            steps.end(entry, Event.LOST)
+        elif mask & WRITE and entry.output.first is not None and self.flush():
+            (steps if entry.state is State.WRITING else steps.waiting).output_taken(entry)
+        elif mask & READ and entry.state in (State.READING, State.WAITING):
+            self.deliver()
+            (steps.step if entry.state is State.READING else steps.waiting.wake)(entry, Event.INPUT_ARRIVED)
+
+    def deliver(self) -> None:
+        """Put the next datagram into the inbox of the request."""
+        entry, data = self.entry, self.request.recv(0)
+        entry.bytes_in += len(data)
+        entry.active_at = self.steps.table.now
+        entry.input.deliver(data, self.steps.table.limits.inbox_max)
+
+    def finish(self) -> None:
+        self.steps.end(self.entry, Event.RELEASED)
 
 
 class _Server:
@@ -274,6 +240,9 @@ class _Server:
     @property
     def table(self) -> Any:
         return self._exercise._loop.table
+
+    def close_request(self, request: Any) -> None:
+        request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
@@ -309,39 +278,3 @@ class _InPlace:
 
     def secured(self, entry: Entry, request: Any, context: Any) -> Any:
         raise NotImplementedError
-
-
-class _NoSelector(selectors.BaseSelector):
-    """Watches nothing and never waits."""
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        return selectors.SelectorKey(fileobj, 0, events, data)
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        return selectors.SelectorKey(fileobj, 0, READ, None)
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        return []
-
-    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        return {}
-
-
-class _NoWakeup(Wakeup):
-    """Does nothing: no other thread wakes this loop."""
-
-    def __init__(self) -> None:
-        pass
-
-    def fileno(self) -> int:
-        return -1
-
-    def wake(self) -> None:
-        pass
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        yield
-
-    def close(self) -> None:
-        pass
