@@ -13,11 +13,12 @@ from typing import Any, ClassVar, TypeVar
 
 from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.resumable import ResumableHandler
+from reqtable.table.arguments import check_timeout
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition
 from reqtable.table.places import functions_in, place_of
 from reqtable.table.room import DONE, Room
 from reqtable.table.table import Entry
-from reqtable.table.wants import NOTHING, Want, call, check_timeout, flushed, hand_off, sleep
+from reqtable.table.wants import NOTHING, Want, call, flushed, hand_off, sleep
 
 T = TypeVar("T")
 

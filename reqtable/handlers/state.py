@@ -24,10 +24,11 @@ from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.resumable import ResumableHandler, check_called, log
 from reqtable.handlers.successors import successors
 from reqtable.table.addresses import address_text
+from reqtable.table.arguments import check_timeout
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
 from reqtable.table.places import functions_in, owner_of, place_of
 from reqtable.table.table import Entry
-from reqtable.table.wants import NOTHING, Want, check_timeout
+from reqtable.table.wants import NOTHING, Want
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -6,6 +6,7 @@ the poll may have found an event for an entry that an earlier event of the same 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
@@ -168,6 +169,10 @@ class Endings:
     def is_copy(self) -> bool:
         """True in a forked child, if the requests are the parent's."""
         return self.poller.is_copy
+
+    def give_way(self) -> None:
+        """Let another thread run, such as the loop's."""
+        time.sleep(0)  # releases the interpreter's lock, which otherwise changes hands only every 5 ms
 
     # -- in a forked child --------------------------------------------------------------------------------------------
 

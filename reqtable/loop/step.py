@@ -11,7 +11,6 @@ The rules:
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -385,7 +384,3 @@ class Steps(Endings):
     def post(self, function: Callable[..., Any], *args: Any) -> None:
         """Have the loop call `function(*args)` in its next pass. Callable from any thread."""
         self.mailbox.post(function, *args)
-
-    def give_way(self) -> None:
-        """Let another thread run, such as the loop's."""
-        time.sleep(0)  # releases the interpreter's lock, which otherwise changes hands only every 5 ms

@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar
 
+from reqtable.table.arguments import check_timeout
 from reqtable.table.input import MISSING, Missing
 from reqtable.table.reaching import Reaching
-from reqtable.table.wants import Waiting, Want, check_timeout
+from reqtable.table.wants import Waiting, Want
 
 _SCHEMES = ("tcp", "tls", "unix", "udp")
 _PATH_BYTES_MAX = 107  # unix(7): sun_path, and its NUL

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, dataclass_transform
 
+from reqtable.table.arguments import whole_bytes
 from reqtable.table.errors import LimitExceeded
 from reqtable.table.input import MISSING, Input, Missing
 from reqtable.table.limits import Limits
@@ -258,24 +259,6 @@ class Failure:
     error: BaseException
 
 
-def check_timeout(timeout: Any) -> None:
-    """Raise TypeError or ValueError unless `timeout` is a number of seconds above 0."""
-    try:
-        if timeout > 0:
-            return
-    except TypeError:
-        raise TypeError(f"timeout must be a number of seconds, not {timeout!r}") from None
-    raise ValueError(f"timeout must be seconds above 0, not {timeout!r}")
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number of bytes, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be {least} or more bytes, not {value!r}")
-    return value
-
-
 def line(limit: int = LIMIT_BYTES) -> Want[bytes]:
     """Wait for the bytes up to and including `b"\\n"`, at most `limit` of them."""
     return _line(limit)
@@ -302,7 +285,7 @@ def parsed(parse: Parse, limit: int = LIMIT_BYTES) -> Want[Any]:
     """
     if not callable(parse):
         raise TypeError(f"parsed() takes a function of the input, not {parse!r}")
-    return Parsed(parse, _whole("limit", limit, 1))
+    return Parsed(parse, whole_bytes("limit", limit, 1))
 
 
 def exactly(n: int) -> Want[bytes]:
@@ -362,7 +345,7 @@ def hand_off(policy: str) -> Want[None]:
 
 @lru_cache(maxsize=512, typed=True)
 def _line(limit: int) -> Want[bytes]:
-    return Line(_whole("limit", limit, 1))
+    return Line(whole_bytes("limit", limit, 1))
 
 
 @lru_cache(maxsize=512, typed=True)
@@ -371,22 +354,22 @@ def _until(separator: bytes, limit: int) -> Want[bytes]:
         raise TypeError(f"separator must be bytes, such as b';', not {separator!r}")
     if not separator:
         raise ValueError("separator must be 1 or more bytes, not b''")
-    return Until(separator, _whole("limit", limit, 1))
+    return Until(separator, whole_bytes("limit", limit, 1))
 
 
 @lru_cache(maxsize=4096, typed=True)
 def _exactly(n: int) -> Want[bytes]:
-    return Exactly(_whole("n of exactly(n)", n, 0))
+    return Exactly(whole_bytes("n of exactly(n)", n, 0))
 
 
 @lru_cache(maxsize=512, typed=True)
 def _chunk(limit: int) -> Want[bytes]:
-    return Chunk(_whole("limit", limit, 1))
+    return Chunk(whole_bytes("limit", limit, 1))
 
 
 @lru_cache(maxsize=512, typed=True)
 def _rest(limit: int) -> Want[bytes]:
-    return Rest(_whole("limit", limit, 1))
+    return Rest(whole_bytes("limit", limit, 1))
 
 
 @lru_cache(maxsize=512, typed=True)
