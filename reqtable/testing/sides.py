@@ -55,10 +55,8 @@ class Side:
         return self._go_on()
 
     def end(self) -> Self:
-        """Half-close: the handler sees the end of file, and its output still arrives."""
-        if self._wire.datagrams:
-            raise AssertionError(f"datagrams have no end{self._where}")
-        self._wire.end_sent = True
+        """Half-close: the handler sees the end of file, and its output still arrives. Datagrams have no end."""
+        self._wire.end_sent = not self._wire.datagrams
         return self._go_on()
 
     def reset(self) -> Self:
@@ -77,7 +75,7 @@ class Side:
         return self._go_on()
 
     def refuse_tls(self, reason: str = "refused by the test") -> Self:
-        """Have the next `start_tls()` of this connection fail. Without this call it succeeds at once."""
+        """Have `start_tls()` of this connection fail. Without this call it succeeds at once."""
         self._wire.tls_refusal = reason
         return self
 

@@ -19,5 +19,4 @@ class BegunAtOnce(BegunTLS):
             wire.is_encrypted = True
             self._is_done = True
         else:
-            reason, wire.tls_refusal = wire.tls_refusal, None
-            self._failed(reason)
+            self._failed(wire.tls_refusal)

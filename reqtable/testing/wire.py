@@ -34,7 +34,7 @@ class Wire:
         self.is_blocked = False  # the test reads nothing
         self.is_reset = False  # by the test
         self.is_encrypted = False
-        self.tls_refusal: str | None = None  # why the next TLS handshake fails; None: it succeeds
+        self.tls_refusal: str | None = None  # why a TLS handshake fails; None: it succeeds
         self._number = number
 
     def ready(self, events: int) -> int:
