@@ -1,0 +1,1 @@
+"""HTTP/1.1 on the table: handlers to derive from, files, WSGI applications, WebSockets."""

@@ -1,0 +1,126 @@
+"""The wants of HTTP: a whole head, the pieces of a body. What a half-read message is, is in its handler's fields."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import ClassVar
+
+from reqtable.http.head import BadRequest, Fields, Head, parse_head, parse_trailers
+from reqtable.table.arguments import whole_bytes
+from reqtable.table.input import MISSING, Missing
+from reqtable.table.wants import Waiting, Want, want_type
+
+HEAD_BYTES = 65_536
+_END = b"\r\n\r\n"
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+# The size of a chunk, and its extensions, which say nothing to us (RFC 9112, 7.1.1).
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
+_EXTENSION = rb"[ \t]*;[ \t]*%s(?:[ \t]*=[ \t]*(?:%s|%s))?" % (_TOKEN, _TOKEN, _QUOTED)
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:%s)*\r\n" % _EXTENSION)
+_SIZE_LINE_BYTES = 4096
+
+
+@want_type
+class WholeHead(Want[Head]):
+    limit: int
+    needs_bytes: ClassVar[bool] = True
+
+    def take(self, entry: Waiting) -> Head | Missing:
+        unread = entry.input
+        seen = unread.peek(self.limit)
+        skipped = 0
+        while seen[skipped : skipped + 2] == b"\r\n":  # empty lines before a request are ignored (RFC 9112, 2.2)
+            skipped += 2
+        end = seen.find(_END, skipped)
+        bare = _BARE_LF.search(seen, skipped, end if end >= 0 else len(seen))
+        if bare is not None:
+            raise BadRequest(400, "a line that ends with a bare LF")
+        if end < 0:
+            if len(seen) >= self.limit:
+                is_line = seen.find(b"\r\n", skipped) < 0
+                raise BadRequest(414 if is_line else 431, f"the head exceeds {self.limit} bytes")
+            return MISSING
+        data = unread.exactly(end + len(_END))
+        assert data is not MISSING
+        return parse_head(data[skipped:])
+
+    def __repr__(self) -> str:
+        return f"head({self.limit})"
+
+
+@want_type
+class ChunkSize(Want[int]):
+    """Waits for the line with the size of the next chunk."""
+
+    needs_bytes: ClassVar[bool] = True
+
+    def take(self, entry: Waiting) -> int | Missing:
+        seen = entry.input.peek(_SIZE_LINE_BYTES)
+        end = seen.find(b"\n")
+        if end < 0:
+            if len(seen) >= _SIZE_LINE_BYTES or re.match(rb"[0-9A-Fa-f]", seen) is None:
+                raise BadRequest(400, "the size of a chunk is not a hexadecimal number")
+            return MISSING
+        found = _SIZE.fullmatch(seen, 0, end + 1)
+        if found is None:
+            raise BadRequest(400, "the size of a chunk is not a hexadecimal number")
+        entry.input.exactly(end + 1)
+        return int(found[1], 16)
+
+    def __repr__(self) -> str:
+        return "chunk_size()"
+
+
+@want_type
+class ChunkEnd(Want[None]):
+    """Waits for the end of line after a chunk."""
+
+    def take(self, entry: Waiting) -> Missing | None:
+        seen = entry.input.peek(2)
+        if seen == b"\r\n":
+            entry.input.exactly(2)
+            return None
+        if not b"\r\n".startswith(seen):
+            raise BadRequest(400, "a chunk is longer than its size")
+        return MISSING
+
+    def __repr__(self) -> str:
+        return "chunk_end()"
+
+
+@want_type
+class Trailers(Want[Fields]):
+    """Waits for the fields after the last chunk."""
+
+    limit: int
+    needs_bytes: ClassVar[bool] = True
+
+    def take(self, entry: Waiting) -> Fields | Missing:
+        seen = entry.input.peek(self.limit)
+        end = 0 if seen[:2] == b"\r\n" else seen.find(_END) + 2
+        bare = _BARE_LF.search(seen, 0, end if end > 1 else len(seen))
+        if bare is not None:
+            raise BadRequest(400, "a line that ends with a bare LF")
+        if end == 1:
+            if len(seen) >= self.limit:
+                raise BadRequest(431, f"the trailers exceed {self.limit} bytes")
+            return MISSING
+        data = entry.input.exactly(end + 2)
+        assert data is not MISSING
+        return parse_trailers(data)
+
+    def __repr__(self) -> str:
+        return f"trailers({self.limit})"
+
+
+@lru_cache(maxsize=64)
+def head(limit: int = HEAD_BYTES) -> Want[Head]:
+    """Wait for the head of a request, at most `limit` bytes. The handler gets BadRequest if it is not well-formed."""
+    return WholeHead(whole_bytes("limit", limit, 64))
+
+
+CHUNK_SIZE = ChunkSize()
+CHUNK_END = ChunkEnd()
+TRAILERS = Trailers(HEAD_BYTES)
