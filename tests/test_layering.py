@@ -14,7 +14,7 @@ import reqtable
 ROOT = Path(reqtable.__file__).parent
 IMPURE = {"socket", "selectors", "time", "threading", "ssl", "os", "signal", "select"}
 # The layers, the lowest first: each may import itself and those below it, also in imports for type checkers.
-LAYERS = ["table", "config", "loop", "net", "handlers", "dispatch", "server", "run", "testing", "compat"]
+LAYERS = ["table", "config", "loop", "net", "handlers", "dispatch", "server", "http", "run", "testing", "compat"]
 # The files that may import a package from outside the standard library.
 THIRD_PARTY = {
     "greenlet": {"dispatch/green/handler.py", "dispatch/green/socket.py", "dispatch/policies/greenlet.py"},

@@ -141,7 +141,7 @@ def parse_trailers(data: bytes) -> Fields:
 
 
 def _fields(data: bytes, start: int) -> Fields:
-    fields = []
+    fields: list[tuple[str, str]] = []
     match = _FIELD.match
     while data[start : start + 2] != b"\r\n":
         found = match(data, start)
