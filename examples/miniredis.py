@@ -3,20 +3,39 @@
     reqtable serve examples/miniredis.py:MiniRedis --bind tcp://127.0.0.1:6379
     redis-benchmark -t ping,set,get -n 100000 -P 16
 
+Two commands wait for other clients: BLPOP for an item of a list, SUBSCRIBE for messages. The other client's request
+gives an item to the waiting request with `tell`, and that request takes it with `told()`.
+
 All clients share the data, so don't use `--dispatch fork`: each child would have its own copy of the data, and no
 client would see what another client sets.
 
 Protocol: the RESP2 part of https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import ClassVar
 
-from reqtable import LimitExceeded, StateRequestHandler, Transition, exactly, line, state
+from reqtable import (
+    Arrived,
+    LimitExceeded,
+    PeerError,
+    StateRequestHandler,
+    Transition,
+    disconnected,
+    either,
+    exactly,
+    flushed,
+    line,
+    parsed,
+    sleep,
+    state,
+    told,
+)
 from reqtable.table.snapshot import Row
 
 ARGUMENTS_MAX = 65_536
@@ -26,20 +45,27 @@ Value = bytes | deque[bytes]
 
 OK = b"+OK\r\n"
 NIL = b"$-1\r\n"
+NIL_ARRAY = b"*-1\r\n"
 
 
 class CommandError(Exception):
     """Carries the error message that a client gets as the answer."""
 
 
+class ProtocolError(PeerError):
+    """The client has sent what is no command. The message is for the client."""
+
+
 class Store:
-    """Holds the data: strings and lists, some of which expire."""
+    """Holds the data: strings and lists, some of which expire. Knows which clients wait for what."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.values: dict[bytes, Value] = {}
         self.expires_at: dict[bytes, float] = {}
         self.clock = clock
-        self.lock = threading.Lock()  # some policies run commands in several threads
+        self.lock = threading.RLock()  # some policies run commands in several threads; CLIENT KILL may call `on_close`
+        self.waiting: dict[bytes, dict[MiniRedis, None]] = {}  # by key: who waits in BLPOP, the longest waiting first
+        self.subscribers: dict[bytes, dict[MiniRedis, None]] = {}  # by channel
 
     def get(self, key: bytes) -> Value | None:
         if key in self.expires_at and self.expires_at[key] <= self.clock():
@@ -54,6 +80,31 @@ class Store:
         self.expires_at.pop(key, None)
         return self.values.pop(key, None) is not None
 
+    def serve(self, key: bytes) -> None:
+        """Give the items of a list to the clients that wait for them. Call this when items have come."""
+        items = self.values.get(key)
+        while isinstance(items, deque) and items and key in self.waiting:
+            client = next(iter(self.waiting[key]))
+            self.stop_waiting(client)
+            if client.tell(items[0]):  # False: the client has gone
+                client.given = key, items.popleft()
+        if not items:
+            self.delete(key)
+
+    def stop_waiting(self, client: "MiniRedis") -> None:
+        for key in client.keys:
+            remove(self.waiting, key, client)
+        client.keys = ()
+
+    def take_back(self, client: "MiniRedis") -> None:
+        """Put back the item that was given to a client that has left before the item was sent."""
+        if client.given is not None:
+            (key, item), client.given = client.given, None
+            items = self.values.setdefault(key, deque())
+            if isinstance(items, deque):
+                items.appendleft(item)
+                self.serve(key)
+
 
 def integer(value: int) -> bytes:
     return b":%d\r\n" % value
@@ -67,11 +118,56 @@ def array(values: list[bytes]) -> bytes:
     return b"*%d\r\n%b" % (len(values), b"".join(values))
 
 
+def remove(clients: "dict[bytes, dict[MiniRedis, None]]", name: bytes, client: "MiniRedis") -> None:
+    """Remove a client from those under `name`, and the name if no client is left."""
+    there = clients.get(name, {})
+    there.pop(client, None)
+    if not there:
+        clients.pop(name, None)
+
+
 def as_integer(text: bytes) -> int:
     try:
         return int(text)
     except ValueError:
         raise CommandError("value is not an integer or out of range") from None
+
+
+def as_seconds(text: bytes) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise CommandError("timeout is not a float or out of range")
+    if seconds < 0:
+        raise CommandError("timeout is negative")
+    return seconds
+
+
+def whole_command(data: bytes) -> tuple[list[bytes], int] | None:
+    """Find the arguments of the first command in `data`, and its length. None: it has not arrived whole."""
+
+    def number_after(mark: bytes, start: int, most: int, why: str) -> tuple[int, int]:
+        end = data.index(b"\n", start) + 1
+        digits = data[start + 1 : end].strip()
+        if data[start : start + 1] != mark or not digits.isdigit() or int(digits) > most:
+            raise ProtocolError(why)
+        return int(digits), end
+
+    try:
+        if data[:1] != b"*":
+            end = data.index(b"\n") + 1
+            return data[:end].split(), end
+        count, end = number_after(b"*", 0, ARGUMENTS_MAX, "invalid multibulk length")
+        arguments = []
+        for _ in range(count):
+            size, start = number_after(b"$", end, BULK_BYTES_MAX, "invalid bulk length")
+            end = start + size + 2
+            arguments.append(data[start : end - 2])
+    except ValueError:  # there is no line end yet
+        return None
+    return (arguments, end) if end <= len(data) else None
 
 
 class MiniRedis(StateRequestHandler):
@@ -81,6 +177,9 @@ class MiniRedis(StateRequestHandler):
 
     arguments: list[bytes] = []  # noqa: RUF012  # each request has its own copy
     missing: int = 0  # how many arguments of this command have not arrived
+    channels: dict[bytes, None] = {}  # noqa: RUF012  # what the client has subscribed to
+    keys: tuple[bytes, ...] = ()  # what the client waits for, in BLPOP
+    given: tuple[bytes, bytes] | None = None  # the key and the item that it was told, until they are sent
 
     # -- the protocol -------------------------------------------------------------------------------------------------
 
@@ -115,11 +214,26 @@ class MiniRedis(StateRequestHandler):
     def on_limit(self, error: LimitExceeded) -> Transition:
         return self.refuse(b"too big inline request")
 
+    def on_error(self, error: Exception) -> Transition:
+        if isinstance(error, ProtocolError):
+            return self.refuse(str(error).encode())
+        raise error
+
     def refuse(self, why: bytes) -> Transition:
         """Report a protocol error and close the connection: the rest of the input makes no sense."""
         self.send(b"-ERR Protocol error: %b\r\n" % why)
 
     def execute(self) -> Transition:
+        answer = self.answer()
+        self.send(OK if answer is None else answer)
+        if answer is None:
+            return None
+        if self.keys:
+            return self.wait()
+        return self.listen if self.channels else self.command
+
+    def answer(self) -> bytes | None:
+        """Run the command. Returns its answer."""
         name = self.arguments[0].upper()
         method = COMMANDS.get(name)
         try:
@@ -128,20 +242,81 @@ class MiniRedis(StateRequestHandler):
             least, most, run = method
             if not least <= len(self.arguments) - 1 <= most:
                 raise CommandError(f"wrong number of arguments for '{name.decode().lower()}' command")
+            if self.channels and name not in WHILE_SUBSCRIBED:
+                raise CommandError(f"Can't execute '{name.decode().lower()}': {ONLY}")
             with self.store.lock:
-                answer = run(self, *self.arguments[1:])
+                return run(self, *self.arguments[1:])
         except CommandError as error:
             text = str(error)
-            answer = f"-{text if text.startswith('WRONGTYPE') else 'ERR ' + text}\r\n".encode()
+            return f"-{text if text.startswith('WRONGTYPE') else 'ERR ' + text}\r\n".encode()
+
+    # -- waiting for other clients ------------------------------------------------------------------------------------
+
+    def wait(self) -> Transition:
+        """Wait for an item, as BLPOP does: for so many seconds; 0: for ever."""
+        seconds = as_seconds(self.arguments[-1])
+        the_end = [sleep(seconds)] if seconds else []
+        return self.popped, either(told(), disconnected(), *the_end)
+
+    @state()
+    def popped(self, arrived: Arrived) -> Transition:
+        """Answer BLPOP: an item was given (0), the client has left (1), or the time is over (2)."""
+        if arrived.index == 1:
+            return None  # `on_close` puts back what was given in the meantime
+        with self.store.lock:
+            self.store.stop_waiting(self)
+            if arrived.index == 2 and self.given is not None:
+                return self.popped, either(told())  # it came at the last moment
+        if self.given is None:
+            self.send(NIL_ARRAY)
+            return self.command
+        self.send(array([bulk(part) for part in self.given]))
+        return self.delivered
+
+    @state(flushed())
+    def delivered(self, _: None) -> Transition:
+        """The item is on its way. Until now `on_close` would have put it back."""
+        self.given = None
+        return self.command
+
+    @state(either(parsed(whole_command), told()))
+    def listen(self, arrived: Arrived) -> Transition:
+        """Serve a client that has subscribed: read its next command, or send it a message."""
+        if arrived.index == 1:
+            return self.pass_on(arrived.item)
+        self.arguments = arrived.item
+        if not self.arguments:
+            return self.listen
+        answer = self.answer()
         if answer is None:
             self.send(OK)
             return None
-        self.send(answer)
-        return self.command
+        # The answer stays behind the messages that were published before it.
+        if not self.tell((answer, not self.channels)):
+            return None
+        return self.listen if self.channels else self.pass_on
+
+    @state(told())
+    def pass_on(self, item: tuple[bytes, bool]) -> Transition:
+        """Send a message or an answer. The last one says that the client has unsubscribed from everything."""
+        data, is_last = item
+        self.send(data)
+        if is_last:
+            return self.command
+        return self.listen if self.channels else self.pass_on
+
+    def on_close(self) -> None:
+        with self.store.lock:
+            self.store.stop_waiting(self)
+            self.store.take_back(self)
+            for channel in self.channels:
+                remove(self.store.subscribers, channel, self)
 
     # -- the commands: each returns its answer; None means OK, and closes the connection -----------------------------
 
     def ping(self, message: bytes | None = None) -> bytes:
+        if self.channels:
+            return array([bulk(b"pong"), bulk(message or b"")])
         return b"+PONG\r\n" if message is None else bulk(message)
 
     def echo(self, message: bytes) -> bytes:
@@ -217,11 +392,69 @@ class MiniRedis(StateRequestHandler):
         return value
 
     def lpush(self, key: bytes, *values: bytes) -> bytes:
+        return self.push(key, deque.extendleft, values)
+
+    def rpush(self, key: bytes, *values: bytes) -> bytes:
+        return self.push(key, deque.extend, values)
+
+    def push(
+        self, key: bytes, extend: Callable[[deque[bytes], Iterable[bytes]], None], values: tuple[bytes, ...]
+    ) -> bytes:
         items = self.items(key)
         if items is None:
             self.store.set(key, items := deque())
-        items.extendleft(values)
-        return integer(len(items))
+        extend(items, values)
+        count = len(items)
+        self.store.serve(key)
+        return integer(count)
+
+    def lpop(self, key: bytes) -> bytes:
+        items = self.items(key)
+        if not items:
+            return NIL
+        item = items.popleft()
+        if not items:
+            self.store.delete(key)
+        return bulk(item)
+
+    def blpop(self, *words: bytes) -> bytes:
+        """Answer with an item of the first list that has one. If none has, the client waits: see `wait`."""
+        *keys, timeout = words
+        as_seconds(timeout)  # raises CommandError
+        for key in keys:
+            if self.items(key):
+                return array([bulk(key), self.lpop(key)])
+        self.keys = tuple(keys)
+        for key in keys:
+            self.store.waiting.setdefault(key, {})[self] = None
+        return b""
+
+    def subscribe(self, *channels: bytes) -> bytes:
+        answers = []
+        for channel in channels:
+            self.channels[channel] = None
+            self.store.subscribers.setdefault(channel, {})[self] = None
+            answers.append(array([bulk(b"subscribe"), bulk(channel), integer(len(self.channels))]))
+        return b"".join(answers)
+
+    def unsubscribe(self, *channels: bytes) -> bytes:
+        answers = []
+        for channel in channels or tuple(self.channels):
+            self.channels.pop(channel, None)
+            remove(self.store.subscribers, channel, self)
+            answers.append(array([bulk(b"unsubscribe"), bulk(channel), integer(len(self.channels))]))
+        return b"".join(answers) or array([bulk(b"unsubscribe"), NIL, integer(0)])
+
+    def publish(self, channel: bytes, message: bytes) -> bytes:
+        """Send a message to all subscribers. A subscriber that does not read fast enough is disconnected."""
+        data = array([bulk(b"message"), bulk(channel), bulk(message)])
+        count = 0
+        for client in self.store.subscribers.get(channel, {}):
+            if client.tell((data, False)):
+                count += 1
+            else:
+                self.server.table.cancel(client.entry.id)
+        return integer(count)
 
     def lrange(self, key: bytes, first: bytes, last: bytes) -> bytes:
         items = self.items(key) or deque()
@@ -285,6 +518,9 @@ def client_line(row: Row) -> str:
 
 
 MANY = ARGUMENTS_MAX
+ONLY = "only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context"
+
+WHILE_SUBSCRIBED = (b"SUBSCRIBE", b"UNSUBSCRIBE", b"PING", b"QUIT")
 
 # name: (least arguments, most arguments, method)
 COMMANDS: dict[bytes, tuple[int, int, Callable[..., bytes | None]]] = {
@@ -301,7 +537,13 @@ COMMANDS: dict[bytes, tuple[int, int, Callable[..., bytes | None]]] = {
     b"MSET": (2, MANY, MiniRedis.mset),
     b"MGET": (1, MANY, MiniRedis.mget),
     b"LPUSH": (2, MANY, MiniRedis.lpush),
+    b"RPUSH": (2, MANY, MiniRedis.rpush),
+    b"LPOP": (1, 1, MiniRedis.lpop),
+    b"BLPOP": (2, MANY, MiniRedis.blpop),
     b"LRANGE": (3, 3, MiniRedis.lrange),
+    b"SUBSCRIBE": (1, MANY, MiniRedis.subscribe),
+    b"UNSUBSCRIBE": (0, MANY, MiniRedis.unsubscribe),
+    b"PUBLISH": (2, 2, MiniRedis.publish),
     b"CONFIG": (2, MANY, MiniRedis.config),
     b"COMMAND": (0, MANY, MiniRedis.command_table),
     b"CLIENT": (1, MANY, MiniRedis.client),

@@ -62,8 +62,8 @@ class TLSStream:
     def __init__(self, address: Any, context: ssl.SSLContext | None = None, name: str = "127.0.0.1") -> None:
         self.plain = socket.create_connection(address, timeout=WAIT_S)
         self.plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = (context or client_context()).wrap_bio(self._came, self._goes, server_hostname=name)
+        self.came, self.goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = (context or client_context()).wrap_bio(self.came, self.goes, server_hostname=name)
         try:
             self._do(self.tls.do_handshake)
         except BaseException:
@@ -92,7 +92,7 @@ class TLSStream:
 
     def leavings(self) -> bytes:
         """What came after the close_notify."""
-        left = self._came.read()
+        left = self.came.read()
         while more := self.plain.recv(65536):
             left += more
         return left
@@ -114,13 +114,13 @@ class TLSStream:
                 self._flush()
                 data = self.plain.recv(65536)
                 if data:
-                    self._came.write(data)
+                    self.came.write(data)
                 else:
-                    self._came.write_eof()
+                    self.came.write_eof()
             else:
                 self._flush()
                 return done
 
     def _flush(self) -> None:
-        while data := self._goes.read():
+        while data := self.goes.read():
             self.plain.sendall(data)

@@ -255,7 +255,8 @@ class Waiting:
             return False
         if reach.until is not None and reach.until <= now:
             reach.give_up()
-            error = TimedOut(f"{shown(entry.want)} did not come within {entry.timeout:g} s")
+            within = "in time" if entry.timeout is None else f"within {entry.timeout:g} s"
+            error = TimedOut(f"{shown(entry.want)} did not come {within}")
             self._steps.step(entry, Event.DEADLINE_PASSED, error)
         else:
             self.wake(entry, Event.DEADLINE_PASSED)  # a sleep is over

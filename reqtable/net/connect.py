@@ -197,7 +197,7 @@ class Connector:
         assert request is not None
         assert request.reach is not None
         request.reach.connections.remove(row)
-        if row.input or row.input.ended or row.state is not State.WAITING:
+        if row.input or row.input.ended or row.state is not State.WAITING or row.key is None:
             self._steps.let_go(row)
             return
         row.parent = None

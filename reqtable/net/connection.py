@@ -123,7 +123,8 @@ class Connection:
     ) -> Want[None]:
         """Encrypt the connection from here on (STARTTLS), as its client. The item is None.
 
-        The options are those of `connect`. Queued output is sent before.
+        The options are those of `connect`. Queued output is sent before. Without a timeout, `connect_timeout_s` holds.
+        The handler gets ConnectFailed if the handshake fails.
         """
         return StartTLS(ClientTLS(verify, ca, cert, key, server_name, tuple(alpn), context), self.row)
 
@@ -183,7 +184,8 @@ class Connection:
     def release(self) -> None:
         """Give the connection back: a later `connect(…, reuse=True)` to the same address may take it.
 
-        It is closed instead if it has unread input or has ended. Raises HandlerError if it has unsent output.
+        It is closed instead if it has unread input, has ended, or was encrypted by `start_tls`. Raises HandlerError if
+        it has unsent output.
         """
         row = self._own()
         if row.output.first is not None:

@@ -14,12 +14,14 @@ from reqtable.config import TLSOptions
 from reqtable.loop.poller import Poller, Selectable, abandon_socket
 from reqtable.loop.step import Steps
 from reqtable.net.outgoing import Outgoing
-from reqtable.net.tls import TLSSocket, TLSStream, reason_of, server_context
+from reqtable.net.sockets import is_tls
+from reqtable.net.stream import Stream
+from reqtable.net.tls import RECORD_BYTES, TLSSocket, TLSStream, reason_of, server_context
 from reqtable.table.connecting import ClientTLS, ServerTLS, StartTLS
 from reqtable.table.connection import ConnectionRow
 from reqtable.table.errors import ConfigurationError, ConnectFailed, HandlerError, PeerError
 from reqtable.table.input import MISSING, Missing
-from reqtable.table.reaching import Reaching, not_own
+from reqtable.table.reaching import Reaching, failure_of, not_own
 from reqtable.table.states import READ, WRITE, Event
 from reqtable.table.table import Entry
 from reqtable.table.wants import Waiting
@@ -29,6 +31,12 @@ class OutgoingTLS(Outgoing, TLSStream):
     """Receives and sends for one secured outgoing connection."""
 
     __slots__ = ()
+
+    def _ask_again(self, event: Event) -> None:
+        request = self.entry.parent
+        if request is not None:
+            self.steps.waiting.wake(request, event)
+            self.steps.waiting.sides.count_input(self.entry)
 
 
 @lru_cache(maxsize=64)
@@ -100,13 +108,19 @@ class Handshake(Selectable):
 
     def begin(self) -> None:
         """Do as much as possible at once."""
+        most = self.steps.table.limits.recv_bytes
+        if most < RECORD_BYTES:  # what OpenSSL holds back, the poll would not report
+            self._failed(f"limits.recv_bytes is {most}: TLS needs at least {RECORD_BYTES}")
+            return
         before = self._context.sslsocket_class
         self._context.sslsocket_class = TLSSocket  # also if the context is the program's
         try:
+            self.request.getpeername()  # raises if the peer has gone; `wrap_socket` would leave a socket behind
             self.request = self._context.wrap_socket(
                 self.request,
                 server_side=self._server_name is None,
                 do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,  # TLSStream tells an end that was cut off
                 server_hostname=self._server_name,
             )
         except (OSError, ValueError) as error:
@@ -140,27 +154,40 @@ class Handshake(Selectable):
 
 
 class _Securing:
-    """The transport of a connection during its handshake, which polls for itself."""
+    """The transport of a connection during its handshake, which polls for itself.
+
+    If the handshake fails, the connection is of no more use. The handler then sees the end of its input, and what it
+    sends is dropped.
+    """
 
     timeout_s: float | None = None
 
     def __init__(self, before: Any) -> None:
         self._before = before
         self.handshake: Handshake
-        self.entry = before.entry
+        self.entry: Entry = before.entry
+        self._is_broken = False
 
     @property
     def request(self) -> Any:
         return self.handshake.request
 
+    def break_off(self) -> None:
+        """Note that the handshake has failed, or has been given up."""
+        self._is_broken = True
+        self.handshake.watch(0)
+        self.entry.input.ended = True
+
     def watch(self, interest: int) -> None:
         """Do nothing: the handshake polls."""
 
     def flush(self) -> bool:
+        if self._is_broken:
+            self.entry.output.clear()
         return self.entry.output.first is None  # what is sent meanwhile waits for the end of the handshake
 
     def finish(self) -> None:
-        self._before.steps.end(self.entry, Event.LOST)
+        self._before.steps.end(self.entry, Event.RELEASED)
 
     def release(self) -> None:
         self.handshake.watch(0)
@@ -169,6 +196,9 @@ class _Securing:
 
     def shut(self) -> None:
         """Do nothing: no thread and no child has the connection."""
+
+    def on_reset(self) -> None:
+        """Do nothing: the handshake meets the reset."""
 
     def end_input(self) -> None:
         """Do nothing: the handshake goes on."""
@@ -183,42 +213,47 @@ class _Securing:
 class BegunTLS(Reaching[None]):
     """Waits until a connection is encrypted. The handshake begins once the kernel has taken all output."""
 
-    __slots__ = ("_is_done", "_problem", "_request", "_side", "_steps", "_want", "is_begun_now")
+    __slots__ = ("_is_done", "_problem", "_request", "_securing", "_side", "_steps", "_want")
 
     def __init__(self, steps: Steps, request: Entry, want: StartTLS) -> None:
         self._steps = steps
         self._request = request
         self._want = want
         self._side: Entry = request if want.row is None else want.row
+        self._securing: _Securing | None = None  # None: the handshake has not begun
         self._is_done = False
         self._problem: Exception | None = None
-        self.is_begun_now = False
 
     def take(self, entry: Waiting) -> Missing | None:
-        if self._problem is not None:
-            raise self._problem
-        if self._is_done:
-            return None
         side = self._side
         if isinstance(side, ConnectionRow) and side.parent_id != entry.id:
             raise HandlerError(not_own(side, side.parent_id is None))
-        if not self.is_begun_now:
+        if self._securing is None and self._problem is None and not self._is_done:
+            assert entry.reach is not None
             if side.output.first is not None:
-                assert entry.reach is not None
                 entry.reach.held_back = True  # asked again when the output is taken
                 return MISSING
             self._begin(side)
-            if self._problem is not None:
-                raise self._problem
+            if self._request.want is self and entry.reach.until is None:
+                limits = self._steps.table.limits
+                limit_s = limits.handshake_timeout_s if side is entry else limits.connect_timeout_s
+                entry.reach.until = self._steps.table.now + limit_s
+        if self._problem is not None:
+            raise self._problem
         return None if self._is_done else MISSING
 
     def give_up(self) -> None:
         """End the connection if its handshake is under way: half of it can't be taken back."""
-        if self.is_begun_now and not self._is_done and self._problem is None:
-            self._steps.end(self._side, Event.LOST)
+        if self._securing is not None and not self._is_done and self._problem is None:
+            self._fail("it was given up")
 
     def _begin(self, side: Entry) -> None:
-        self.is_begun_now = True
+        """Begin the handshake. Raises an error of the handler's or of the peer's: the connection stays as it is."""
+        if isinstance(side, ConnectionRow) and side.failure is not None:
+            raise failure_of(side)
+        before: Any = side.transport
+        if isinstance(before, Stream) and is_tls(before.request):
+            raise HandlerError("start_tls(): the connection is encrypted already")
         if len(side.input):
             raise PeerError("input came before the TLS handshake: somebody may have slipped it in (RFC 3207, 4.2)")
         self.shake_hands(side)
@@ -226,10 +261,9 @@ class BegunTLS(Reaching[None]):
     def shake_hands(self, side: Entry) -> None:
         """Begin the handshake of `side`, whose output is taken and whose input is empty."""
         before: Any = side.transport
-        if not isinstance(before, Outgoing | TLSStream) and type(before).__name__ != "Stream":
-            raise HandlerError("start_tls() is for streams whose handler runs on the loop")
-        before.watch(0)
-        securing = _Securing(before)
+        # Of a request that a thread or a child has, another loop ends the connection, and knows its plain socket.
+        if type(before) is not Stream and not isinstance(before, Outgoing):
+            raise HandlerError("start_tls() is for streams whose handler runs on the loop, not in a thread or a child")
         tls = self._want.tls
         name = None
         if isinstance(tls, ServerTLS):
@@ -237,13 +271,18 @@ class BegunTLS(Reaching[None]):
         else:
             context = client_context(tls)
             name = tls.server_name or _host_of(side)
-        securing.handshake = Handshake(self._steps, before.request, context, self._secured, self._failed, name)
-        side.transport = securing  # type: ignore[assignment]
-        securing.handshake.begin()
+        before.watch(0)
+        self._securing = _Securing(before)
+        self._securing.handshake = Handshake(self._steps, before.request, context, self._secured, self._failed, name)
+        side.transport = self._securing  # type: ignore[assignment]  # nobody sets its `request`
+        self._securing.handshake.begin()
 
     def _secured(self, own: Any) -> None:
         side = self._side
-        kind = OutgoingTLS if isinstance(side, ConnectionRow) else TLSStream
+        kind = TLSStream
+        if isinstance(side, ConnectionRow):
+            kind = OutgoingTLS
+            side.key = None  # it is no longer what `connect` made, so no other `connect` may take it
         transport = kind(self._steps, own)
         transport.entry = side
         side.transport = transport
@@ -251,13 +290,18 @@ class BegunTLS(Reaching[None]):
         self._wake()
 
     def _failed(self, reason: str) -> None:
+        self._fail(reason)
+        self._wake()
+
+    def _fail(self, reason: str) -> None:
         side = self._side
         if isinstance(side, ConnectionRow):
             self._problem = ConnectFailed(side.address, reason)
             self._steps.waiting.fail(side, self._problem)
         else:
             self._problem = ConnectionError(f"the TLS handshake failed: {reason}")
-        self._wake()
+            if self._securing is not None:
+                self._securing.break_off()
 
     def _wake(self) -> None:
         # Posted: some handshakes fail at once, in the step of the request that has begun them.

@@ -107,9 +107,16 @@ class TLSStream(Stream):
             return
         if isinstance(error, ssl.SSLEOFError) and not len(self.entry.input):
             self.entry.input.ended = True
-            self.steps.step(self.entry, Event.INPUT_ENDED)
+            self._ask_again(Event.INPUT_ENDED)
         else:
             super()._unreadable(error)
+
+    def _ask_again(self, event: Event) -> None:
+        """Have the request look at its input again."""
+        if self.entry.state is State.WAITING:
+            self.steps.waiting.wake(self.entry, event)
+        elif self.entry.state is State.READING:
+            self.steps.step(self.entry, event)
 
     def _unwritable(self, error: OSError) -> None:
         if not self._waits(error):
@@ -118,17 +125,39 @@ class TLSStream(Stream):
     def _waits(self, error: OSError) -> bool:
         """Return whether OpenSSL only has to read or write first; the selector then watches for that."""
         if isinstance(error, ssl.SSLWantReadError):
-            self.watch(READ)
+            needed = READ
         elif isinstance(error, ssl.SSLWantWriteError):
-            self.watch(WRITE)
+            needed = WRITE
         else:
             return False
+        # A WAITING request may be waiting for the other direction too.
+        self.watch(self.watched | needed if self.entry.state is State.WAITING else needed)
         return True
 
     def _end_output(self) -> None:
-        if not self.request.say_goodbye():
-            raise ssl.SSLWantWriteError
+        self._take_what_came()
+        try:
+            self.request.unwrap()
+        except (ssl.SSLWantReadError, ValueError):
+            pass  # close_notify is sent, and the peer goes on; or the peer has ended first
+        except ssl.SSLError as error:
+            if error.reason == "APPLICATION_DATA_AFTER_CLOSE_NOTIFY":
+                raise ConnectionResetError("input came while close_notify was sent, and OpenSSL dropped it") from None
+            raise
         socket.socket.shutdown(self.request, socket.SHUT_WR)
+
+    def _take_what_came(self) -> None:
+        """Take all input that has come: Python's `unwrap` reads on after close_notify, and drops what it finds."""
+        entry = self.entry
+        before = entry.bytes_in
+        with contextlib.suppress(OSError):  # no more has come; any other error comes again
+            while not entry.input.ended:
+                data = self.request.recv(self.steps.table.limits.recv_bytes)
+                entry.bytes_in += len(data)
+                entry.input.feed(data)
+                entry.input.ended = not data
+        if entry.bytes_in > before or entry.input.ended:
+            self.steps.mailbox.post(self._ask_again, Event.INPUT_ARRIVED)
 
     def _send_file(self, piece: FileSlice, most: int) -> int:
         return int(self.request.send(piece.read(RECORD_BYTES)))

@@ -167,7 +167,9 @@ def start_tls(*, cert: str | None = None, key: str | None = None, context: Any =
     """Encrypt the client's connection from here on (STARTTLS), as its server. The item is None.
 
     Give the PEM files of a certificate and its key, or an `ssl.SSLContext`. Queued output is sent before. Input that
-    came before the handshake is an error: somebody may have slipped it in (RFC 3207, 4.2).
+    came before the handshake is an error: somebody may have slipped it in (RFC 3207, 4.2). If the handshake fails, the
+    handler gets a ConnectionError, and then sees the end of the input. Without a timeout, `handshake_timeout_s` holds.
+    The handler must run on the loop: under `thread` and `fork` it gets HandlerError.
     """
     if (cert is None) == (context is None):
         raise ValueError("start_tls() takes cert='server.pem' (and key, if it is in another file), or a context")

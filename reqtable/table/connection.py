@@ -41,7 +41,7 @@ class ConnectionRow(Entry):
         self.target = target
         self.address = target.text  # as given to `connect`
         self.connection: Any = None  # the `Connection` that the handler has
-        self.key: Any = None  # what a later `connect` must be equal to for reuse
+        self.key: Any = None  # what a later `connect` must be equal to for reuse; None: none may reuse it
         self.end_told = False  # an item has told the handler of its end of file
         self.output_ended = False  # the request has ended the output
         self.failure: Exception | None = None  # why the connection ended, unless its request ended it

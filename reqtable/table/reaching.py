@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded
 from reqtable.table.input import MISSING, Missing
 from reqtable.table.reach import Connected, Reach
-from reqtable.table.states import Event
+from reqtable.table.states import Event, State
 from reqtable.table.wants import Call, HandOff, Posted, Sleep, T_co, Waiting, Want, want_type
 
 Pairs = tuple[tuple[Want[Any], Connected | None], ...]
@@ -242,12 +242,8 @@ def _take_input(entry: Waiting, reach: Reach, want: Want[Any], row: Connected | 
         raise Never
     try:
         item = want.take(side)
-        if row is not None:
-            row.table.hold(row, len(unread) + row.output.held)
         if item is MISSING and unread.ended:
             item = unread.leftover()
-            if row is not None:
-                row.table.hold(row, row.output.held)
             if not want.takes_partial:
                 teller.end_told = True
                 raise IncompleteRead(want, item)
@@ -256,7 +252,8 @@ def _take_input(entry: Waiting, reach: Reach, want: Want[Any], row: Connected | 
             error.connection = row.connection
         raise
     finally:
-        if row is not None and row.held:
+        # A connection that has ended is no longer counted, but what it has received is still read.
+        if row is not None and (row.held or unread.data) and row.state is not State.CLOSED:
             row.table.hold(row, len(unread) + row.output.held)
     if item == b"" and unread.ended and want.takes_partial:
         teller.end_told = True

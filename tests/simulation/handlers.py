@@ -75,6 +75,7 @@ class AsyncRedis(AsyncRequestHandler):
     """Serves the protocol of `examples.miniredis.MiniRedis`, whose commands it uses."""
 
     store: ClassVar[Store]
+    channels: ClassVar[dict[bytes, None]] = {}  # it knows no subscribers
     string, items, kill = MiniRedis.string, MiniRedis.items, MiniRedis.kill
 
     async def handle(self) -> None:
