@@ -82,7 +82,10 @@ class Sides:
         held = entry.output.held
         for want, row_of_want in getattr(entry.want, "pairs", ()):
             if want.awaits is _AWAITS_INPUT:
-                if reach.is_full_beside(row_of_want, held, high_water):
+                unread = entry.input if row_of_want is None else row_of_want.input
+                # What was held back must be taken before more is read. The request is asked when an output is taken.
+                holds = reach.held_back and unread.data and _unsent(entry, reach)
+                if holds or reach.is_full_beside(row_of_want, held, high_water):
                     reach.held_back = True
                     is_lasting = False
                 elif row_of_want is not None:
@@ -148,3 +151,8 @@ class Sides:
             entry.deadline = None
         else:
             self._steps.deadlines.arm(entry, at)
+
+
+def _unsent(entry: Entry, reach: Reach) -> bool:
+    """Return whether any side of a request has output that the kernel has not taken."""
+    return entry.output.first is not None or any(row.output.first is not None for row in reach.connections)

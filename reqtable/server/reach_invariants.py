@@ -126,14 +126,15 @@ class ReachInvariants:
     def _reads(self, row: ConnectionRow | None, entry: Entry, reach: Reach) -> tuple[bool, bool]:
         """Return whether a side of a WAITING request must be read from, and whether it may be."""
         side: Entry = entry if row is None else row
-        is_wanted = any(of is row and want.awaits is Event.AWAITS_INPUT for want, of in _pairs(entry.want))
-        is_full = reach.is_full_beside(row, entry.output.held, self._loop.table.limits.high_water_bytes)
-        may_read = is_wanted and not side.input.ended and not is_full
-        # A request that is held back is asked again when a side's output has been taken whole, or the side has ended.
-        is_held_back = reach.held_back and (
-            _unsent(entry, reach) or any(of and of.failure for _, of in _pairs(entry.want))
-        )
-        return may_read and not is_held_back, may_read
+        pairs = _pairs(entry.want)
+        is_wanted = any(of is row and want.awaits is Event.AWAITS_INPUT for want, of in pairs)
+        may_read = is_wanted and not side.input.ended
+        if any(of is not None and of.failure is not None for _, of in pairs):
+            return False, may_read  # a connection has just ended: the request is woken in the next pass
+        if reach.is_full_beside(row, entry.output.held, self._loop.table.limits.high_water_bytes):
+            return False, False
+        # A request that is held back is asked again when the output of a side has been taken whole.
+        return may_read and not (reach.held_back and _unsent(entry, reach)), may_read
 
     # -- waits --------------------------------------------------------------------------------------------------------
 

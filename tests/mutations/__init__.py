@@ -19,6 +19,7 @@ from reqtable.dispatch.remote_steps import RemoteSteps
 from reqtable.handlers.resumable import ResumableHandler
 from reqtable.loop.ending import Endings
 from reqtable.loop.failures import Failures
+from reqtable.loop.sides import Sides
 from reqtable.loop.step import Steps
 from reqtable.loop.waiting import Waiting
 from reqtable.net.attempts import Attempts
@@ -198,11 +199,11 @@ MUTATIONS = [
     ),
     Mutation(
         "a client that leaves is not noticed while its request waits for an upstream",
-        *(Waiting, "watch", "own |= PEER_END", "pass"),
+        *(Sides, "watch", "own |= PEER_END", "pass"),
     ),
     Mutation(
         "output to an upstream that blocks is forgotten",
-        *(Waiting, "watch_connection", "(WRITE if row.output.first is not None else 0)", "0"),
+        *(Sides, "watch_connection", "(WRITE if row.output.first is not None else 0)", "0"),
     ),
     Mutation(
         "a request that was held back is not asked again when the output has been taken",
@@ -210,7 +211,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a request is held back by output that its own step has sent",
-        *(Waiting, "settle", "waits = waits and not reach.held_back", "pass"),
+        *(Waiting, "settle", "self.sides.flush_connections(reach):", "self.sides.flush_connections(reach) < 0:"),
     ),
     Mutation(
         "the time to take output goes on after the output was taken",
@@ -222,7 +223,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a connection outlives its request",
-        *(Endings, "_end_reach", "self.let_go(row)", "pass"),
+        *(Endings, "end_reach", "self.let_go(row)", "pass"),
     ),
     Mutation(
         "the connection that loses a race is kept",
