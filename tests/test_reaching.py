@@ -511,7 +511,7 @@ def test_a_connect_times_out():
         ("tcp://x:http", "give a port from 1 to 65535"),
         ("tcp://::1:80", r"\[address\]:port for IPv6"),
         ("tcp://x/y:80", "write tcp://host:port"),
-        ("unix://", "give a path of 1 to 107 bytes"),
+        ("unix://", "write an absolute path"),
         ("unix:///" + "x" * 107, "give a path of 1 to 107 bytes"),
     ],
 )
@@ -531,8 +531,14 @@ def test_wrong_arguments_are_refused_at_once():
         either(line(), 5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="wait for it alone"):
         either(line(), hand_off("thread"))
-    with pytest.raises(TypeError, match="wait for it alone"):
+    with pytest.raises(TypeError, match="into the outer one"):
         either(line(), either(line()))
+    with pytest.raises(ValueError, match="nothing may follow the port, but '/index' does"):
+        connect("tcp://x:80/index")
+    with pytest.raises(ValueError, match="write an absolute path"):
+        connect("unix://x.sock")
+    with pytest.raises(AttributeError, match="is a want, not yet a connection, so it has no send"):
+        connect("tcp://x:80").send(b"early")
 
 
 class Errs(StateRequestHandler):
@@ -621,6 +627,79 @@ def test_a_want_of_somebody_elses_connection():
                 assert three.rest() == expected % target.encode() * 2
             with pytest.raises(HandlerError, match="was closed or released"):
                 opened[0].send(b"late")
+
+
+@pytest.mark.parametrize("use", ["send", "end_output", "close", "release"])
+def test_another_request_cant_use_the_connection(use):
+    opened: list[Any] = []
+
+    class Sharing(AsyncRequestHandler):
+        async def handle(self) -> None:
+            if not opened:
+                opened.append(await self.read(connect(target)))
+                self.send(b"open\n")
+                opened[0].send(b"hello\n")
+                self.send(await self.read(opened[0].line()))
+            else:
+                await self.read(line())
+                try:
+                    getattr(opened[0], use)(*([b"x"] if use == "send" else []))
+                except HandlerError as error:
+                    self.send(str(error).encode())
+
+    gate = threading.Event()
+
+    def late_echo(own: socket.socket) -> None:
+        data = own.recv(100)
+        gate.wait(20)
+        own.sendall(data)
+
+    with Upstream(late_echo) as upstream:
+        target = upstream.target
+        with served(Sharing) as server, Client(server.server_address) as one:
+            one.line()
+            with Client(server.server_address) as two:
+                assert b"belongs to request 1: each request opens its own" in two.send(b"go\n").rest()
+            gate.set()
+            assert one.line() == b"hello\n"
+
+
+def test_a_stream_has_no_datagrams_and_the_other_way_round():
+    class Mixes(AsyncRequestHandler):
+        async def handle(self) -> None:
+            stream = await self.read(connect(target))
+            datagrams = await self.read(connect("udp://127.0.0.1:9"))
+            for mistake in (stream.datagram, datagrams.line, datagrams.end_output):
+                try:
+                    mistake()
+                except HandlerError as error:
+                    self.send(f"{error}\n".encode())
+
+    with Upstream(silent) as upstream:
+        target = upstream.target
+        with served(Mixes) as server, Client(server.server_address) as client:
+            said = client.rest().decode()
+            assert said == (
+                f"{target} is a stream: wait for line(), exactly(), chunk() and the like\n"
+                "udp://127.0.0.1:9 brings datagrams, not a stream: wait for datagram()\n"
+                "end_output() of udp://127.0.0.1:9: each datagram is whole by itself\n"
+            )
+
+
+def test_release_with_unsent_output_closes_the_connection():
+    class Hasty(AsyncRequestHandler):
+        async def handle(self) -> None:
+            upstream = await self.read(connect(target))
+            upstream.end_output()
+            upstream.end_output()  # the second has no effect
+            upstream.release()
+            self.send(b"done")
+
+    with Upstream(silent) as upstream:
+        target = upstream.target
+        with served(Hasty) as server, Client(server.server_address) as client:
+            assert client.rest() == b"done"
+            wait_until(server, lambda: not server.table.connections)
 
 
 # -- either -----------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ class AsyncRequestHandler(ResumableHandler):
             want = self._waits = self._coroutine.send(item)
         except StopIteration:
             return None
-        except (RuntimeError, AttributeError) as error:
+        except (RuntimeError, AttributeError, TypeError) as error:
             _explain(error)
             raise
         return want if isinstance(want, Want) else self._refuse(want)
@@ -122,7 +122,7 @@ class AsyncRequestHandler(ResumableHandler):
             want = self._waits = self._coroutine.throw(error)
         except StopIteration:
             return None
-        except (RuntimeError, AttributeError) as raised:
+        except (RuntimeError, AttributeError, TypeError) as raised:
             _explain(raised)
             raise
         return want if isinstance(want, Want) else self._refuse(want)
@@ -146,6 +146,10 @@ class AsyncRequestHandler(ResumableHandler):
 
 
 def _explain(error: Exception) -> None:
-    """Add a note to an error of a library that needs its own event loop: there is none."""
+    """Add a note to an error of a library that needs its own event loop, or of awaiting what is no want."""
+    if isinstance(error, TypeError):
+        if "can't be used in 'await' expression" in str(error):
+            error.add_note("await takes a want: write await self.read(line()), or await self.read(upstream.line())")
+        return
     if any(words in str(error) for words in _NO_LOOP):
         error.add_note(_NO_ASYNCIO)

@@ -22,6 +22,7 @@ from reqtable.table.errors import HandlerError, LimitExceeded
 from reqtable.table.output import FileSlice, Output
 from reqtable.table.places import owner_of, place_of
 from reqtable.table.reach import Reach
+from reqtable.table.reaching import Arrived
 from reqtable.table.states import State
 from reqtable.table.table import Entry
 from reqtable.table.wants import Want
@@ -67,6 +68,8 @@ def _not_bytes(data: Any) -> str:
     said = f"send() takes bytes, not {type(data).__name__}"
     if isinstance(data, Want):
         return f"send() takes bytes, not the want {data!r}: write data = await self.read({data!r})"
+    if isinstance(data, Arrived):
+        return f"{said}: either() gives the pair of an index and an item: send its item"
     if inspect.iscoroutine(data):
         return f"{said}: await it"
     return f"{said}: write send(text.encode())" if isinstance(data, str) else said

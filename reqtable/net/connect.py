@@ -194,10 +194,11 @@ class Connector:
     def keep(self, row: ConnectionRow) -> None:
         """Keep a connection that its request has released, if it can be used again; else close it."""
         request = row.parent
-        assert request is not None
-        assert request.reach is not None
+        if request is None or request.reach is None or row not in request.reach.connections:
+            return  # it has ended meanwhile
         request.reach.connections.remove(row)
-        if row.input or row.input.ended or row.state is not State.WAITING or row.key is None:
+        is_used_up = row.output.first is not None or row.output_ended
+        if is_used_up or row.input or row.input.ended or row.state is not State.WAITING or row.key is None:
             self._steps.let_go(row)
             return
         row.parent = None

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import get_ident
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from reqtable.net.files import size_of
 from reqtable.net.sockets import is_tls
 from reqtable.table import wants
-from reqtable.table.addresses import address_text
 from reqtable.table.connecting import ClientTLS, StartTLS
 from reqtable.table.connection import ConnectionRow
 from reqtable.table.errors import HandlerError, LimitExceeded
 from reqtable.table.output import FileSlice
 from reqtable.table.reaching import OfConnection, failure_of, not_own
 from reqtable.table.room import DONE, Room
-from reqtable.table.states import State
+from reqtable.table.states import Event, State
 from reqtable.table.wants import Want
+
+T = TypeVar("T")
 
 
 class Keeper(Protocol):
@@ -28,6 +30,8 @@ class Keeper(Protocol):
 
 class Connection:
     """Talks to another service. A request opens it with `connect`, and it ends with its request.
+
+    Its many methods are those of a handler's own connection: a want, or an action.
 
     The wants have the arguments and items of the functions of the same names. They are for the request that has opened
     the connection. At the end of file, `line`, `chunk` and `rest` give what is left, and then `b""`, once; `until` and
@@ -76,39 +80,39 @@ class Connection:
 
     def line(self, limit: int = wants.LIMIT_BYTES) -> Want[bytes]:
         """Wait for a line of this connection, as `line` does."""
-        return OfConnection(wants.line(limit), self.row)
+        return self._of(wants.line(limit))
 
     def until(self, separator: bytes, limit: int = wants.LIMIT_BYTES) -> Want[bytes]:
         """Wait for the bytes up to and including `separator`, as `until` does."""
-        return OfConnection(wants.until(separator, limit), self.row)
+        return self._of(wants.until(separator, limit))
 
     def exactly(self, n: int) -> Want[bytes]:
         """Wait for exactly `n` bytes, as `exactly` does."""
-        return OfConnection(wants.exactly(n), self.row)
+        return self._of(wants.exactly(n))
 
     def chunk(self, limit: int = wants.LIMIT_BYTES) -> Want[bytes]:
         """Wait for whatever arrives, as `chunk` does."""
-        return OfConnection(wants.chunk(limit), self.row)
+        return self._of(wants.chunk(limit))
 
     def rest(self, limit: int) -> Want[bytes]:
         """Wait for everything up to the end of file, as `rest` does."""
-        return OfConnection(wants.rest(limit), self.row)
+        return self._of(wants.rest(limit))
 
     def skip_line(self) -> Want[None]:
         """Throw away input up to and including the next newline, as `skip_line` does."""
-        return OfConnection(wants.skip_line(), self.row)
+        return self._of(wants.skip_line())
 
     def parsed(self, parse: wants.Parse, limit: int = wants.LIMIT_BYTES) -> Want[Any]:
         """Wait for a whole message, as `parsed` does."""
-        return OfConnection(wants.parsed(parse, limit), self.row)
+        return self._of(wants.parsed(parse, limit))
 
     def datagram(self) -> Want[bytes]:
         """Wait for the next datagram. For udp:// addresses."""
-        return OfConnection(wants.datagram(), self.row)
+        return self._of(wants.datagram())
 
     def flushed(self) -> Want[None]:
         """Wait until the kernel has taken all output of this connection so far. The item is None."""
-        return OfConnection(wants.flushed(), self.row)
+        return self._of(wants.flushed())
 
     def start_tls(
         self,
@@ -163,53 +167,86 @@ class Connection:
             count = size_of(file) - offset
         if offset < 0 or count < 0:
             raise ValueError(f"send_file() can't send {count} bytes from offset {offset}")
-        row = self._own()
+        self._own()
         if count:
-            row.output.append_file(FileSlice(file, offset, count))
-            row.table.touched.append(row)
+            self._act(self._append_file, FileSlice(file, offset, count))
 
     def end_output(self) -> None:
         """End the output after what is queued: the other side sees end of file. It may go on sending."""
-        row = self._own()
-        if row.input.is_stream and not row.output_ended:
+        row = self._own(ended_is_fine=True)
+        if not row.input.is_stream:
+            raise HandlerError(f"end_output() of {row.address}: each datagram is whole by itself")
+        if not row.output_ended:
             row.output_ended = True
-            row.output.append_end()
-            row.table.touched.append(row)
+            self._act(self._append_end)
 
     def close(self) -> None:
         """Close the connection at once, and drop its unsent output and its unread input."""
         if self.row.connection is self and self.row.parent is not None:
-            self.keeper.close_row(self.row)
+            self._check_user()
+            self._act(self.keeper.close_row, self.row)
 
     def release(self) -> None:
         """Give the connection back: a later `connect(…, reuse=True)` to the same address may take it.
 
-        It is closed instead if it has unread input, has ended, or was encrypted by `start_tls`. Raises HandlerError if
-        it has unsent output.
+        It is closed instead if it can't be used again: it has unread input or unsent output, one side has ended it, or
+        it was encrypted by `start_tls`.
         """
-        row = self._own()
-        if row.output.first is not None:
-            raise HandlerError(f"release() of the connection to {row.address} with unsent output: wait for flushed()")
-        self.keeper.keep(row)
+        self._act(self.keeper.keep, self._own(ended_is_fine=True))
+
+    def _act(self, function: Callable[..., Any], *args: Any) -> None:
+        """Have the loop's thread call `function`: a step may run in another thread."""
+        table = self.row.table
+        if table.thread is None or table.thread == get_ident():
+            function(*args)
+        else:
+            table.owner.post(function, *args)  # type: ignore[union-attr]  # a loop runs: it has an owner
 
     def _queue(self, data: bytes) -> None:
         row = self.row
         if row.state is State.WAITING and (data or not row.input.is_stream):
             row.output.append(data)
-            row.table.touched.append(row)
+            row.table.touch(row)
 
-    def _own(self) -> ConnectionRow:
+    def _append_file(self, piece: FileSlice) -> None:
+        if self.row.state is State.WAITING:
+            self.row.output.append_file(piece)
+            self.row.table.touch(self.row)
+
+    def _append_end(self) -> None:
+        if self.row.state is State.WAITING:
+            self.row.output.append_end()
+            self.row.table.touch(self.row)
+
+    def _own(self, ended_is_fine: bool = False) -> ConnectionRow:
         """Return the row if the connection may be used. Raises HandlerError, or what has ended the connection."""
         row = self.row
         if row.connection is not self or row.parent is None:
-            raise HandlerError(not_own(row, row.parent is None or row.connection is not self))
+            raise HandlerError(not_own(row, True))
         if row.failure is not None:
             raise failure_of(row)
-        if row.output_ended:
+        if row.output_ended and not ended_is_fine:
             raise HandlerError(f"the output to {row.address} was ended with end_output(): nothing can follow")
+        if row.table.running is not row.parent:
+            self._check_user()
         return row
 
+    def _check_user(self) -> None:
+        """Raise HandlerError if the step of another request is running in this thread."""
+        row, thread = self.row, get_ident()
+        table = row.table
+        if table.thread is None or table.thread == thread:
+            user = table.running
+        else:
+            user = next((each for each, step in table.elsewhere.items() if step.thread == thread), None)
+        if user is not None and user is not row.parent:
+            raise HandlerError(not_own(row, False))
 
-def describe(row: ConnectionRow) -> str:
-    """Return a connection in words, for a log."""
-    return f"{row.address} ({address_text(row.peer)})" if row.peer else row.address
+    def _of(self, want: Want[T]) -> Want[T]:
+        """Return the want of this connection. Raises HandlerError for a stream's want of datagrams."""
+        row = self.row
+        if not row.input.is_stream and type(want) is not wants.Datagram and want.awaits is Event.AWAITS_INPUT:
+            raise HandlerError(f"{row.address} brings datagrams, not a stream: wait for datagram()")
+        if row.input.is_stream and type(want) is wants.Datagram:
+            raise HandlerError(f"{row.address} is a stream: wait for line(), exactly(), chunk() and the like")
+        return OfConnection(want, row)

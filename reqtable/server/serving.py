@@ -23,6 +23,7 @@ from reqtable.server.hosted import Hosted
 from reqtable.server.listeners import Listeners
 from reqtable.server.stall_detector import StallDetector
 from reqtable.table.snapshot import unwrapped
+from reqtable.table.states import State
 
 log = logging.getLogger("reqtable")
 
@@ -45,7 +46,7 @@ class Serving:
     def around_passes(self) -> Iterator[None]:
         """Begin to serve, and at the end of the block stop serving. Raises what an `on_start` raises."""
         with ExitStack() as ending:  # whatever one of these raises, the others are called: the last one first
-            ending.callback(self._loop.steps.flush_touched)  # what an `on_stop` has sent
+            ending.callback(self._send)
             ending.callback(self._stop_all)
             ending.callback(self._loop.steps.reap)
             ending.callback(self._stop_listening)
@@ -106,6 +107,12 @@ class Serving:
                 raise ends
             finally:
                 ends = None  # see Failures.outside_step
+
+    def _send(self) -> None:
+        """Send what an `on_stop` has sent. What it has told is taken by the next serving call, if there is one."""
+        for entry in tuple(self._loop.table.touched):
+            if entry.output.first is not None and entry.state is not State.CLOSED:
+                entry.transport.flush()
 
     def _stop_listening(self) -> None:
         for server in self._servers:

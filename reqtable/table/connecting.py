@@ -73,6 +73,14 @@ class Connect(Reaching[Any]):
     def take(self, entry: Waiting) -> Missing:
         return MISSING
 
+    def __getattr__(self, name: str) -> Any:
+        if name[:1] == "_":
+            raise AttributeError(name)
+        raise AttributeError(
+            f"{self!r} is a want, not yet a connection, so it has no {name}: an async handler writes upstream = await "
+            "self.read(connect(…)), and a state machine return self.name, connect(…)"
+        )
+
     def __repr__(self) -> str:
         return f"connect({self.target.text!r})"
 
@@ -111,7 +119,9 @@ def parse_target(text: str) -> Target:
     if not found or scheme not in _SCHEMES:
         raise _error(text, "write tcp://host:port, tls://host:port, udp://host:port or unix:///path")
     if scheme == "unix":
-        if not rest or len(rest.encode("utf-8", "surrogateescape")) > _PATH_BYTES_MAX or "\0" in rest:
+        if rest[:1] not in ("/", "@"):
+            raise _error(text, "write an absolute path, as in unix:///run/x.sock, or an abstract name, as in unix://@x")
+        if len(rest.encode("utf-8", "surrogateescape")) > _PATH_BYTES_MAX or "\0" in rest:
             raise _error(text, f"give a path of 1 to {_PATH_BYTES_MAX} bytes, as in unix:///run/x.sock")
         return Target(scheme, "\0" + rest[1:] if rest[0] == "@" else rest, 0, text)
     host, found, port = rest.rpartition(":")
@@ -120,6 +130,8 @@ def parse_target(text: str) -> Target:
         host = host[1:-1]
     if not found or not host or (":" in host) != is_bracketed or any(each in host for each in "/?#@ []\0"):
         raise _error(text, f"write {scheme}://host:port, or {scheme}://[address]:port for IPv6")
+    if "/" in port or "?" in port:
+        raise _error(text, f"nothing may follow the port, but {port.lstrip('0123456789')!r} does")
     if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65_535):
         raise _error(text, "give a port from 1 to 65535")
     return Target(scheme, host, int(port), text)

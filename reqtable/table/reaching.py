@@ -111,7 +111,7 @@ class OfConnection(Reaching[T_co]):
             return _take_of(entry, reach, self.want, self.row)  # type: ignore[no-any-return]
         except Never:
             raise InvalidTransition(
-                f"{self!r} can't be satisfied: that input has ended, and the handler knows"
+                f"{self.row.address} has ended, and the handler has been told (b''): it can't wait for {self.want!r}"
             ) from None
 
     def arrive(self, reach: Reach, side: object, data: Any) -> Any:
@@ -294,7 +294,9 @@ def either(*wants: Want[Any]) -> Want[Arrived]:
     for each in wants:
         if not isinstance(each, Want):
             raise TypeError(f"either() takes wants, as in either(line(), sleep(5)), not {each!r}")
-        if isinstance(each, Either | HandOff):
+        if isinstance(each, Either):
+            raise TypeError(f"either() in an either(): put the wants of {each!r} into the outer one")
+        if isinstance(each, HandOff):
             raise TypeError(f"either() can't wait for {each!r}: wait for it alone")
         if isinstance(each, Posted) and not isinstance(each, Call):
             raise TypeError(f"either() can't wait for {each!r}, whose item is posted to the whole request")
