@@ -290,9 +290,9 @@ def test_the_states_while_it_connects_and_waits():
 
 
 @contextlib.contextmanager
-def serving_with(handler: type, system: System | None = None, **limits: Any) -> Any:
+def serving_with(handler: type, system: System | None = None, dispatch: str | None = None, **limits: Any) -> Any:
     """Serve `handler` on an engine with this system and these limits."""
-    server = reqtable.TCPServer(("127.0.0.1", 0), handler)
+    server = reqtable.TCPServer(("127.0.0.1", 0), handler, dispatch=dispatch)
     reqtable.Engine(limits=Limits(**limits), system=system).add(server)
     with serving(server):
         yield server

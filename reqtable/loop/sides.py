@@ -71,7 +71,8 @@ class Sides:
         reach = entry.reach
         assert reach is not None
         own = _INTEREST
-        is_lasting = True  # this holds until the want changes
+        # It holds until the want changes. What was begun must be given up when another want is satisfied.
+        is_lasting = not reach.begun
         if entry.output.first is not None:
             own |= WRITE
             is_lasting = False

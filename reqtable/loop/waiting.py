@@ -154,7 +154,7 @@ class Waiting:
         """
         if want is not STEP or entry.reach is None or entry.output.first is None:
             return False
-        entry.reach.until = None
+        entry.reach.end_timers()
         return bool(entry.reach.connections)
 
     # -- what ends a wait ---------------------------------------------------------------------------------------------
@@ -223,9 +223,12 @@ class Waiting:
         reach = entry.reach
         if reach is None or not reach.told:
             return
-        item = reach.told.popleft()
-        if not self.give(entry, Told, item, Event.RESULT_POSTED):
-            reach.told.appendleft(item)
+        watched_for = reach.watched_for if entry.state is _WAITING else None
+        item = MISSING if watched_for is None else watched_for.arrive(reach, Told, reach.told[0])
+        if item is not MISSING:
+            reach.told.popleft()  # not before: another thread might take its place in a full mailbox
+            entry.active_at = self._steps.table.now
+            self._steps.give(entry, Event.RESULT_POSTED, item)
         if reach.told:
             self.wake(entry, Event.RESULT_POSTED)
 
@@ -293,7 +296,7 @@ class Waiting:
             return False
         if entry.state is not _WAITING:
             self._steps.move(entry, cause, _AWAITS_ANY)
-        reach.until = None
+        reach.end_timers()
         if entry.output.first is not None:
             is_taken = entry.transport.flush()
             if entry.state is _CLOSED:
@@ -315,11 +318,16 @@ class Waiting:
         """Tell the request of a connection that the connection has ended, unless the request has ended it."""
         assert isinstance(row, ConnectionRow)
         request = row.parent
-        if request is None or request.reach is None:
-            return
-        if row in request.reach.connections:
-            request.reach.connections.remove(row)
+        if request is not None and request.reach is not None and request.table is self._steps.table:
+            self.note_end(row)
+            self._steps.mailbox.post(self.wake, request, Event.RESULT_POSTED)
+
+    def note_end(self, row: ConnectionRow) -> None:
+        """Note why a connection has ended, for its request, which does not have the connection any more."""
+        assert row.parent is not None
+        assert row.parent.reach is not None
+        if row in row.parent.reach.connections:
+            row.parent.reach.connections.remove(row)
         if row.failure is None:
             row.failure = ConnectionAbortedError(f"the connection to {row.address} was cancelled")
             row.failure.connection = row.connection  # type: ignore[attr-defined]
-        self._steps.mailbox.post(self.wake, request, Event.RESULT_POSTED)

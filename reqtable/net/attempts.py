@@ -31,12 +31,12 @@ def numeric_address(host: str, port: int) -> tuple[int, Any] | None:
         number = ip_address(host.partition("%")[0])
     except ValueError:
         return None
+    own, has_scope, scope = host.partition("%")
     if number.version == 4:
-        return socket.AF_INET, (host, port)
-    scope = host.partition("%")[2]
-    if scope and not scope.isdigit():
+        return None if has_scope else (socket.AF_INET, (host, port))
+    if has_scope and not (scope.isascii() and scope.isdigit()):
         return None  # getaddrinfo knows the number of the interface
-    return socket.AF_INET6, (host.partition("%")[0], port, 0, int(scope or 0))
+    return socket.AF_INET6, (own, port, 0, int(scope or 0))
 
 
 def in_turn(addresses: Iterable[Address]) -> list[Address]:
@@ -58,7 +58,7 @@ class Attempts:
         steps: Steps,
         addresses: Iterable[Address],
         reached: Callable[[Any, Any], None],
-        failed: Callable[[str, OSError | None], None],
+        failed: Callable[[str, Exception | None], None],
     ) -> None:
         self.steps = steps
         self._left = deque(in_turn(addresses))
@@ -67,7 +67,7 @@ class Attempts:
         self._under_way: list[_Attempt] = []
         self._begun = 0
         self._reasons: list[str] = []
-        self._last: OSError | None = None
+        self._last: Exception | None = None
         self._is_over = False
 
     def begin(self) -> None:
@@ -93,22 +93,21 @@ class Attempts:
         while self._left and not self._is_over:
             family, kind, address = self._left.popleft()
             self._begun += 1
+            own: Any = None
             try:
                 own = self.steps.system.socket(family, kind)
-            except OSError as error:
-                self._note(address, error)
-                continue
-            own.setblocking(False)
-            try:
+                own.setblocking(False)
                 code = own.connect_ex(address)
-            except OSError as error:  # a Unix path that is too long, say
-                own.close()
+                if code in _UNDER_WAY:
+                    self._under_way.append(_Attempt(self, own, address))
+            except Exception as error:  # a Unix path that is too long, say, or a number that is too large
+                if own is not None:
+                    own.close()
                 self._note(address, error)
                 continue
             if not code:
                 self._won(own, address)
             elif code in _UNDER_WAY:
-                self._under_way.append(_Attempt(self, own, address))
                 self.steps.mailbox.call_later(partial(self._overdue, self._begun), _NEXT_S)
             elif code == errno.EAGAIN and family == socket.AF_UNIX:  # connect(2): its queue is full
                 own.close()
@@ -145,9 +144,9 @@ class Attempts:
         self.close()
         self._reached(own, address)
 
-    def _note(self, address: Any, error: OSError) -> None:
+    def _note(self, address: Any, error: Exception) -> None:
         self._last = error
-        reason = (error.strerror or str(error)).lower()
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         is_only = not self._left and self._begun == 1
         self._reasons.append(reason if is_only else f"{address_text(address)}: {reason}")
 
@@ -165,6 +164,8 @@ class _Attempt(Descriptor):
         self.watch(WRITE)
 
     def on_ready(self, mask: int) -> None:
+        if not self.watched:
+            return  # another attempt has won in this pass
         self._attempts.ended(self, self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
     def close(self) -> None:

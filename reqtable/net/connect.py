@@ -16,6 +16,7 @@ from reqtable.loop.step import Steps
 from reqtable.net.attempts import Attempts, numeric_address
 from reqtable.net.connection import Connection
 from reqtable.net.outgoing import Outgoing, OutgoingDatagrams, local_address
+from reqtable.net.sockets import is_quiet
 from reqtable.table.connecting import Connect, StartTLS
 from reqtable.table.connection import ConnectionRow
 from reqtable.table.errors import ConnectFailed, ReqtableError
@@ -95,6 +96,11 @@ class Connector:
             self._resolvers.shutdown(wait=False, cancel_futures=True)
             self._resolvers = None
 
+    def start_over(self) -> None:
+        """In a forked child that will serve by itself: forget the parent's idle connections and threads."""
+        self._idle.clear()
+        self._resolvers = None
+
     # -- one connection -----------------------------------------------------------------------------------------------
 
     def _made(self, entry: Entry, want: Connect) -> ConnectionRow:
@@ -126,7 +132,7 @@ class Connector:
         row.transport = connecting = Connecting(self, row, want)
         try:
             connecting.begin()
-        except OSError as error:
+        except Exception as error:  # no thread can be started, say
             connecting.failed(error)
 
     def connected(self, row: ConnectionRow, transport: Any) -> None:
@@ -173,9 +179,15 @@ class Connector:
         reach, origin.reach = origin.reach, None
         entry.reach = reach
         before = origin.table.owner
-        for row in reach.connections if reach is not None else ():
+        for row in tuple(reach.connections) if reach is not None else ():
             assert isinstance(row, ConnectionRow)
             assert isinstance(before, Steps)
+            if row.state is State.CLOSED:  # in this pass: the table that it is in will release it
+                row.parent = entry
+                before.waiting.note_end(row)
+                if before.is_copy:
+                    row.transport.abandon()
+                continue
             row.watch(0)
             origin.table.remove(row)
             before.deadlines.forget(row)
@@ -218,6 +230,8 @@ class Connector:
         rows = self._idle.get(want.key) if want.reuse else None
         while rows:
             row = rows.pop()
+            if row.state is State.WAITING and not is_quiet(row.transport.request, self._steps.system.socket):
+                self._steps.end(row, Event.RELEASED)  # an end or late input has come, which no poll has seen yet
             if row.state is State.WAITING:
                 assert entry.reach is not None
                 row.parent = entry
@@ -264,7 +278,7 @@ class Connecting(NoTransport):
         self._handshake: Any = None
 
     def begin(self) -> None:
-        """Look the name up, or try the address at once if it needs no look-up. Raises OSError."""
+        """Look the name up, or try the address at once if it needs no look-up. Raises an error of the system."""
         target = self._want.target
         kind = socket.SOCK_DGRAM if target.scheme == "udp" else socket.SOCK_STREAM
         if target.scheme == "unix":
@@ -274,8 +288,8 @@ class Connecting(NoTransport):
         else:
             self._connector.resolve(target.host, target.port, kind, self._found)
 
-    def failed(self, error: OSError) -> None:
-        """End the connection because of an error of the system."""
+    def failed(self, error: Exception) -> None:
+        """End the connection because of an error of the system, or of what the program has given."""
         self._connector.fail(self._row, reason_of(error), error)
 
     def release(self) -> None:
@@ -296,7 +310,7 @@ class Connecting(NoTransport):
             return
         error = done.exception()
         if error is not None:
-            reason = reason_of(error) if isinstance(error, OSError) else str(error)
+            reason = reason_of(error)
             self._connector.fail(self._row, f"{self._want.target.host} can't be looked up: {reason}", error)
         else:
             self._try([(family, kind, address) for family, kind, _, _, address in done.result()])
@@ -305,7 +319,7 @@ class Connecting(NoTransport):
         self._attempts = Attempts(self._connector.steps, addresses, self._reached, self._unreachable)
         self._attempts.begin()
 
-    def _unreachable(self, reason: str, last: OSError | None) -> None:
+    def _unreachable(self, reason: str, last: Exception | None) -> None:
         self._connector.fail(self._row, reason, last)
 
     def _reached(self, own: socket.socket, address: Any) -> None:
@@ -329,11 +343,11 @@ class Connecting(NoTransport):
             return
         try:
             context = handshake.client_context(self._want.tls)
-        except (OSError, ReqtableError) as error:
+        except Exception as error:  # this may run in a callback of the poll, which has no other owner than this row
             own.close()
-            self._connector.fail(self._row, str(error))
+            self._connector.fail(self._row, str(error), error)
             return
-        name = self._want.tls.server_name or self._want.target.host  # type: ignore[union-attr]
+        name = self._want.tls.server_name or self._want.target.name  # type: ignore[union-attr]
         self._handshake = handshake.Handshake(self._connector.steps, own, context, self._secured, self._insecure, name)
         self._handshake.begin()
 

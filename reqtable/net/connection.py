@@ -12,7 +12,7 @@ from reqtable.table import wants
 from reqtable.table.connecting import ClientTLS, StartTLS
 from reqtable.table.connection import ConnectionRow
 from reqtable.table.errors import HandlerError, LimitExceeded
-from reqtable.table.output import FileSlice
+from reqtable.table.output import END, FileSlice
 from reqtable.table.reaching import OfConnection, failure_of, not_own
 from reqtable.table.room import DONE, Room
 from reqtable.table.states import Event, State
@@ -38,9 +38,11 @@ class Connection:
     `exactly` raise IncompleteRead. An error of the connection has it as the attribute `connection`.
     """
 
-    __slots__ = ("keeper", "row")
+    __slots__ = ("keeper", "posted", "queued", "row")
 
     def __init__(self, row: ConnectionRow, keeper: Keeper) -> None:
+        # What another thread has posted, and what of it the loop has queued: bytes, and one more for each piece.
+        self.posted = self.queued = 0
         self.row = row  # its row in the table
         self.keeper = keeper  # of the table that its row is in
 
@@ -130,7 +132,7 @@ class Connection:
         The options are those of `connect`. Queued output is sent before. Without a timeout, `connect_timeout_s` holds.
         The handler gets ConnectFailed if the handshake fails.
         """
-        return StartTLS(ClientTLS(verify, ca, cert, key, server_name, tuple(alpn), context), self.row)
+        return StartTLS(ClientTLS(verify, ca, cert, key, server_name, alpn, context), self.row)
 
     # -- output -------------------------------------------------------------------------------------------------------
 
@@ -145,18 +147,18 @@ class Connection:
             data = bytes(data)  # a copy: the caller may change its own
         row = self._own()
         table, output, request = row.table, row.output, row.parent
-        if output.held + len(data) > table.limits.output_bytes_max:
+        if output.held + self.posted - self.queued + len(data) > table.limits.output_bytes_max:
             error = LimitExceeded(f"untaken output to {row.address}", table.limits.output_bytes_max)
             error.connection = self
             raise error
-        if table.running is request and output.first is None and data:  # fast path of _queue
+        if table.thread != get_ident() and table.thread is not None:
+            _post(self, data, len(data))
+        elif table.running is request and output.first is None and data:  # fast path of _queue
             output.first = data
             output.size = output.held = len(data)
             table.touched.append(row)
-        elif table.thread is None or table.thread == get_ident():
-            self._queue(data)
         else:
-            table.owner.post(self._queue, data)  # type: ignore[union-attr]  # a loop runs: it has an owner
+            _queue(self, data)
         if request is None or not request.handler._awaits:
             return None
         return DONE if output.held <= table.limits.high_water_bytes else Room(self.flushed(), warns=False)
@@ -169,7 +171,7 @@ class Connection:
             raise ValueError(f"send_file() can't send {count} bytes from offset {offset}")
         self._own()
         if count:
-            self._act(self._append_file, FileSlice(file, offset, count))
+            _put(self, FileSlice(file, offset, count))
 
     def end_output(self) -> None:
         """End the output after what is queued: the other side sees end of file. It may go on sending."""
@@ -178,13 +180,13 @@ class Connection:
             raise HandlerError(f"end_output() of {row.address}: each datagram is whole by itself")
         if not row.output_ended:
             row.output_ended = True
-            self._act(self._append_end)
+            _put(self, END)
 
     def close(self) -> None:
         """Close the connection at once, and drop its unsent output and its unread input."""
         if self.row.connection is self and self.row.parent is not None:
             self._check_user()
-            self._act(self.keeper.close_row, self.row)
+            _leave(self, self.keeper.close_row)
 
     def release(self) -> None:
         """Give the connection back: a later `connect(…, reuse=True)` to the same address may take it.
@@ -192,31 +194,8 @@ class Connection:
         It is closed instead if it can't be used again: it has unread input or unsent output, one side has ended it, or
         it was encrypted by `start_tls`.
         """
-        self._act(self.keeper.keep, self._own(ended_is_fine=True))
-
-    def _act(self, function: Callable[..., Any], *args: Any) -> None:
-        """Have the loop's thread call `function`: a step may run in another thread."""
-        table = self.row.table
-        if table.thread is None or table.thread == get_ident():
-            function(*args)
-        else:
-            table.owner.post(function, *args)  # type: ignore[union-attr]  # a loop runs: it has an owner
-
-    def _queue(self, data: bytes) -> None:
-        row = self.row
-        if row.state is State.WAITING and (data or not row.input.is_stream):
-            row.output.append(data)
-            row.table.touch(row)
-
-    def _append_file(self, piece: FileSlice) -> None:
-        if self.row.state is State.WAITING:
-            self.row.output.append_file(piece)
-            self.row.table.touch(self.row)
-
-    def _append_end(self) -> None:
-        if self.row.state is State.WAITING:
-            self.row.output.append_end()
-            self.row.table.touch(self.row)
+        self._own(ended_is_fine=True)
+        _leave(self, self.keeper.keep)
 
     def _own(self, ended_is_fine: bool = False) -> ConnectionRow:
         """Return the row if the connection may be used. Raises HandlerError, or what has ended the connection."""
@@ -250,3 +229,56 @@ class Connection:
         if row.input.is_stream and type(want) is wants.Datagram:
             raise HandlerError(f"{row.address} is a stream: wait for line(), exactly(), chunk() and the like")
         return OfConnection(want, row)
+
+
+# What a step in another thread does with a connection, the loop does for it: in the same order, before it sees the
+# outcome of the step.
+
+
+def _put(connection: Connection, piece: Any) -> None:
+    """Queue a piece of output. In another thread than the loop's, have the loop queue it, after earlier pieces."""
+    table = connection.row.table
+    if table.thread is None or table.thread == get_ident():
+        _queue(connection, piece)
+    else:
+        _post(connection, piece, 0)
+
+
+def _post(connection: Connection, piece: Any, size: int) -> None:
+    connection.posted += size + 1
+    owner: Any = connection.row.table.owner  # a loop runs: it has an owner
+    owner.post(_take_post, connection, piece, size)
+
+
+def _take_post(connection: Connection, piece: Any, size: int) -> None:
+    connection.queued += size + 1
+    _queue(connection, piece)
+
+
+def _queue(connection: Connection, piece: Any) -> None:
+    row = connection.row
+    if row.state is not State.WAITING or row.connection is not connection or row.parent is None:
+        return  # it has ended, or was given back
+    if type(piece) is FileSlice:
+        row.output.append_file(piece)
+    elif piece is END:
+        row.output.append_end()
+    elif piece or not row.input.is_stream:
+        row.output.append(piece)
+    row.table.touched.append(row)
+
+
+def _leave(connection: Connection, give_back: Callable[[ConnectionRow], None]) -> None:
+    """Give the connection back. In another thread than the loop's, have the loop do it, after what was sent."""
+    row = connection.row
+    if row.table.thread is None or row.table.thread == get_ident():
+        give_back(row)
+        return
+    row.connection = None  # from now on this object can't be used
+
+    def leave() -> None:
+        if row.parent is not None and row.failure is None:  # otherwise it has ended meanwhile
+            give_back(row)
+
+    owner: Any = row.table.owner
+    owner.post(leave)

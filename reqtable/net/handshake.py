@@ -57,13 +57,13 @@ def client_context(options: ClientTLS) -> ssl.SSLContext:
             context.load_verify_locations(options.ca)
         elif options.verify:
             context.load_default_certs()
-    except OSError as error:
-        raise ConfigurationError(f"ca {options.ca}: {reason_of(error)}: give certificates as PEM") from None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"ca {options.ca!r}: {_reason_of(error)}: give certificates as PEM") from None
     if options.cert is not None:
         try:
             context.load_cert_chain(options.cert, options.key, password=lambda: b"")
-        except OSError as error:
-            raise ConfigurationError(f"cert {options.cert}: {reason_of(error)}: give PEM files") from None
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"cert {options.cert!r}: {_reason_of(error)}: give PEM files") from None
     if options.alpn:
         context.set_alpn_protocols(list(options.alpn))
     return context
@@ -123,7 +123,7 @@ class Handshake(Selectable):
                 suppress_ragged_eofs=False,  # TLSStream tells an end that was cut off
                 server_hostname=self._server_name,
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the context may be the program's
             self._failed(_why(error))
             return
         finally:
@@ -137,7 +137,7 @@ class Handshake(Selectable):
             self.watch(READ)
         except ssl.SSLWantWriteError:
             self.watch(WRITE)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             self.watch(0)
             self._failed(_why(error))
         else:
@@ -228,19 +228,29 @@ class BegunTLS(Reaching[None]):
         side = self._side
         if isinstance(side, ConnectionRow) and side.parent_id != entry.id:
             raise HandlerError(not_own(side, side.parent_id is None))
+        if isinstance(side, ConnectionRow) and side.failure is not None:
+            raise failure_of(side)  # it ended before the handshake or during it
         if self._securing is None and self._problem is None and not self._is_done:
             assert entry.reach is not None
             if side.output.first is not None:
                 entry.reach.held_back = True  # asked again when the output is taken
                 return MISSING
-            self._begin(side)
-            if self._request.want is self and entry.reach.until is None:
-                limits = self._steps.table.limits
-                limit_s = limits.handshake_timeout_s if side is entry else limits.connect_timeout_s
-                entry.reach.until = self._steps.table.now + limit_s
+            try:
+                self._begin(side)
+            except Exception as problem:
+                self._problem = problem  # nothing was begun, so there is nothing to give up
+            else:
+                self._bound(entry)
         if self._problem is not None:
             raise self._problem
         return None if self._is_done else MISSING
+
+    def _bound(self, entry: Waiting) -> None:
+        """Bound the time of a handshake whose wait has no timeout of its own."""
+        if self._request.want is self and entry.reach is not None and entry.reach.until is None:
+            limits = self._steps.table.limits
+            limit_s = limits.handshake_timeout_s if self._side is entry else limits.connect_timeout_s
+            entry.reach.until = self._steps.table.now + limit_s
 
     def give_up(self) -> None:
         """End the connection if its handshake is under way: half of it can't be taken back."""
@@ -249,8 +259,6 @@ class BegunTLS(Reaching[None]):
 
     def _begin(self, side: Entry) -> None:
         """Begin the handshake. Raises an error of the handler's or of the peer's: the connection stays as it is."""
-        if isinstance(side, ConnectionRow) and side.failure is not None:
-            raise failure_of(side)
         before: Any = side.transport
         if isinstance(before, Stream) and is_tls(before.request):
             raise HandlerError("start_tls(): the connection is encrypted already")
@@ -313,7 +321,7 @@ class BegunTLS(Reaching[None]):
 
 def _host_of(side: Entry) -> str:
     assert isinstance(side, ConnectionRow)
-    return side.target.host
+    return side.target.name
 
 
 def _why(error: Exception) -> str:
@@ -322,4 +330,8 @@ def _why(error: Exception) -> str:
         return f"its certificate can't be trusted: {error.verify_message}"
     if isinstance(error, ssl.SSLEOFError):
         return "the connection ended before the TLS handshake was complete"
-    return f"TLS handshake: {reason_of(error) if isinstance(error, OSError) else error}"
+    return f"TLS handshake: {_reason_of(error)}"
+
+
+def _reason_of(error: Exception) -> str:
+    return reason_of(error) if isinstance(error, OSError) else str(error)

@@ -46,6 +46,24 @@ def has_unread(request: Any, plain: type[socket.socket]) -> bool:
     return False
 
 
+def is_quiet(connection: socket.socket, plain: type[socket.socket]) -> bool:
+    """Return whether nothing has come from the peer of a non-blocking connection: no input, no end and no error.
+
+    `plain` is the socket class whose methods are called: OpenSSL can't peek.
+    """
+    if not isinstance(connection, socket.socket):
+        return True  # a test's own: see testing/wire.py
+    if is_tls(connection) and connection.pending():  # type: ignore[attr-defined]
+        return False
+    try:
+        plain.recv(connection, 1, _PEEK_NOW)
+    except (BlockingIOError, InterruptedError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def discarded_all(connection: socket.socket, count: int) -> bool:
     """Read and discard up to `count` bytes of input; True at the end of the input."""
     try:

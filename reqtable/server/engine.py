@@ -128,6 +128,7 @@ class Engine:
 
     def _start_over(self) -> None:
         self.intake.sessions.known.clear()
+        self.connector.start_over()
         self.listeners.forget()
         self._ran_in = None
         self.serving.forget()

@@ -12,6 +12,7 @@ from reqtable.table.reaching import Reaching
 from reqtable.table.wants import Waiting, Want
 
 _SCHEMES = ("tcp", "tls", "unix", "udp")
+_ALPN_BYTES_MAX = 255  # of the name of a protocol (RFC 7301, 3.1)
 _PATH_BYTES_MAX = 107  # unix(7): sun_path, and its NUL
 
 
@@ -23,6 +24,11 @@ class Target:
     host: str
     port: int
     text: str
+
+    @property
+    def name(self) -> str:
+        """The name, or the address without its scope, which a certificate must have."""
+        return self.host.partition("%")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,19 @@ class ClientTLS:
             value = getattr(self, each.name)
             if each.name in ("ca", "cert", "key", "server_name") and not isinstance(value, str | None):
                 raise TypeError(f"{each.name} must be a string, not {value!r}")
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"{each.name} must not have a NUL in it: {value!r}")
+        try:
+            (self.server_name or "").encode("idna")  # as OpenSSL is given it
+        except UnicodeError as error:
+            raise ValueError(f"server_name must be the name of a host, not {self.server_name!r} ({error})") from None
+        if isinstance(self.alpn, str):
+            raise TypeError(f"alpn: give a tuple, as in alpn=({self.alpn!r},), not a string")
+        object.__setattr__(self, "alpn", tuple(self.alpn))  # hashable: contexts are kept by their options
+        if not all(isinstance(each, str) and each.isascii() and 0 < len(each) <= _ALPN_BYTES_MAX for each in self.alpn):
+            raise ValueError(f"alpn: give the names of protocols, as in alpn=('h2', 'http/1.1'), not {self.alpn!r}")
+        if self.context is not None and not hasattr(self.context, "wrap_socket"):
+            raise TypeError(f"context must be an ssl.SSLContext, not {self.context!r}")
         if self.key is not None and self.cert is None:
             raise ValueError("key: give the certificate of the key too, as cert")
         if self.context is not None and (not self.verify or self.ca or self.cert or self.alpn):
@@ -169,7 +188,7 @@ def connect(
     target = parse_target(address)
     tls = None
     if target.scheme == "tls":
-        tls = ClientTLS(verify, ca, cert, key, server_name, tuple(alpn), context)
+        tls = ClientTLS(verify, ca, cert, key, server_name, alpn, context)
     elif not verify or ca or cert or key or server_name or alpn or context:
         raise ValueError(f"{address}: options of TLS are for tls:// addresses, and for start_tls()")
     return Connect(target, timeout, bool(reuse), tls)
@@ -183,6 +202,8 @@ def start_tls(*, cert: str | None = None, key: str | None = None, context: Any =
     handler gets a ConnectionError, and then sees the end of the input. Without a timeout, `handshake_timeout_s` holds.
     The handler must run on the loop: under `thread` and `fork` it gets HandlerError.
     """
+    if context is not None and not hasattr(context, "wrap_socket"):
+        raise TypeError(f"context must be an ssl.SSLContext, not {context!r}")
     if (cert is None) == (context is None):
         raise ValueError("start_tls() takes cert='server.pem' (and key, if it is in another file), or a context")
     return StartTLS(ServerTLS(cert, key, context), None)

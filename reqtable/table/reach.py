@@ -122,6 +122,11 @@ class Reach:
         for each in begun:
             each.give_up()
 
+    def end_timers(self) -> None:
+        """Forget the timeout and the sleeps of a wait that is over: they must not wake the request any more."""
+        self.until = None
+        self.wakes_at = inf
+
     def note_mistake(self, problem: HandlerError) -> None:
         """Count a want that can't be satisfied. Raises `problem` if the handler makes such mistakes without end."""
         self.mistakes += 1
