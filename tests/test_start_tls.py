@@ -472,7 +472,7 @@ REASONS = {
     "wrong name": r"its certificate can't be trusted: Hostname mismatch.*other\.example\.org.*",
     "not TLS": r"TLS handshake: .+",
     "leaves": r"the connection ended before the TLS handshake was complete",
-    "missing ca": r"ca /nowhere: no such file or directory: give certificates as PEM",
+    "missing ca": r"ca '/nowhere': no such file or directory: give certificates as PEM",
 }
 
 
