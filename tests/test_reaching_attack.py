@@ -459,6 +459,33 @@ def test_a_pool_step_is_bounded_in_what_it_sends_to_a_connection():
             assert client.rest() == b"1"
 
 
+def test_of_two_connects_that_one_poll_finds_ready_the_second_loses(caplog, monkeypatch):
+    """The first wins an `either`, whose step closes the second, which the same pass then finds connected."""
+
+    class Asks(AsyncRequestHandler):
+        async def handle(self) -> None:
+            index, _ = await self.read(either(connect(targets[0]), connect(targets[1])))
+            self.send(b"%d" % index)
+
+    real = attempts._Attempt.on_ready
+    held: dict[Any, int] = {}
+
+    def on_ready(self: Any, mask: int) -> None:
+        held[self] = mask
+        if len(held) == 2:
+            for each in held:
+                real(each, mask)
+
+    monkeypatch.setattr(attempts._Attempt, "on_ready", on_ready)
+    with Upstream(silent_for_ever) as one, Upstream(silent_for_ever) as two:
+        targets = [one.target, two.target]
+        with served(Asks) as server, Client(server.server_address) as client:
+            assert client.rest() in (b"0", b"1")
+            wait_until(server, lambda: not server.table.connections)
+            assert server.table.connection_counts == {"opened": 1}
+    assert not caplog.records
+
+
 # -- hand-offs, forks and reuse ---------------------------------------------------------------------------------------
 
 

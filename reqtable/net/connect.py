@@ -138,6 +138,9 @@ class Connector:
     def connected(self, row: ConnectionRow, transport: Any) -> None:
         """Note that a connection is made. Its request goes on."""
         steps = self._steps
+        if row.state is not State.CONNECTING:  # it was given up or cancelled earlier in this pass
+            transport.release()
+            return
         row.transport = transport
         transport.entry = row
         row.active_at = steps.table.now
