@@ -375,8 +375,8 @@ def test_the_log_as_json_is_json_from_its_first_line_on() -> None:
     [
         (["serve", "nosuch:Handler"], 2, ["'nosuch:Handler'", "No module named 'nosuch'"]),
         (["serve", "nosuch.py:Handler"], 2, ["'nosuch.py:Handler'", "no such file"]),
-        (["serve", "examples/notes.py:Nothing"], 2, ["has no Nothing", "handlers there: Notes"]),
-        (["serve", "examples/notes.py:slow_rank"], 2, ["slow_rank is not a handler class", "StateRequestHandler"]),
+        (["serve", "examples/notes.py:Nothing"], 2, ["has no Nothing", "handlers and servers there: Notes"]),
+        (["serve", "string:digits"], 2, ["digits is not a handler class", "StateRequestHandler"]),
         (["serve", "examples/notes.py"], 2, ["write it as module:Handler"]),
         (["serve"], 2, ["Missing argument"]),
         (["serve", NOTES, "--workers", "0"], 2, ["--workers", "0 is not in the range x>=1"]),

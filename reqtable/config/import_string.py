@@ -50,6 +50,9 @@ def _module_at(place: str) -> Any:
         raise FileNotFoundError("there is no such file")
     if path.stem in sys.stdlib_module_names:
         raise ImportError(f"the standard library has a module {path.stem}: give the file another name")
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known  # a command may name several things of one file
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

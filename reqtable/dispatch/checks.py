@@ -12,7 +12,8 @@ from reqtable.table.places import owner_of, place_of
 from reqtable.table.snapshot import handler_name, unwrapped
 
 # The modules whose server hooks make a handler by calling its class.
-_STANDARD_HOOKS = {"socketserver", "reqtable.server.base", "reqtable.server.mixins", "reqtable.server.classes"}
+_OWN_MODULES = ("server.base", "server.mixins", "server.classes", "run.placed")
+_STANDARD_HOOKS = {"socketserver", *(f"reqtable.{each}" for each in _OWN_MODULES)}
 
 
 @lru_cache(maxsize=1024)

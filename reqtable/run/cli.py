@@ -22,6 +22,7 @@ from reqtable.dispatch.policies.greenlet import policy_for_blocking
 from reqtable.handlers.state import StateInfo, StateRequestHandler
 from reqtable.run.activation import is_activated
 from reqtable.run.serve import serve, serving_log
+from reqtable.run.served import is_server_class, is_server_function, why_not_served
 from reqtable.run.terminal import TERMINAL, is_terminal
 from reqtable.server.access_log import JSONFormatter, TextFormatter
 from reqtable.server.engine import Engine
@@ -35,9 +36,17 @@ LEVELS = ["debug", "info", "warning", "error"]
 
 
 class _Handler(click.ParamType[Any]):
-    """Converts `module:Class` or `path/to/file.py:Class` to the class."""
+    """Converts `module:Class` or `path/to/file.py:Class` to the handler class."""
 
     name = "module:Handler"
+    kinds = "handlers"
+    mend = (
+        "is not a handler class: derive it from reqtable.StateRequestHandler, AsyncRequestHandler or BaseRequestHandler"
+    )
+
+    def accepts(self, thing: Any) -> bool:
+        """Return whether `thing` is what the argument should be."""
+        return _is_handler(thing)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         place, colon, name = value.rpartition(":")
@@ -54,21 +63,32 @@ class _Handler(click.ParamType[Any]):
             self.fail(f"{value!r} can't be imported: {account_of(error)}")
         handler = getattr(module, name, None)
         if handler is None:
-            others = ", ".join(sorted(n for n in vars(module) if _is_handler(getattr(module, n), module))) or "none"
-            self.fail(f"{value!r}: {place} has no {name}; handlers there: {others}")
-        if not _is_handler(handler):
-            self.fail(
-                f"{value!r}: {name} is not a handler class: derive it from reqtable.StateRequestHandler, "
-                "AsyncRequestHandler or BaseRequestHandler"
-            )
+            own = [n for n, each in vars(module).items() if getattr(each, "__module__", None) == module.__name__]
+            named = [n for n in own if self.accepts(getattr(module, n)) and not is_server_function(getattr(module, n))]
+            others = ", ".join(sorted(named)) or "none"
+            self.fail(f"{value!r}: {place} has no {name}; {self.kinds} there: {others}")
+        if not self.accepts(handler):
+            self.fail(f"{value!r}: {why_not_served(handler, name) or f'{name} {self.mend}'}")
         return handler
 
 
-def _is_handler(thing: Any, defined_in: Any = None) -> bool:
+class _Served(_Handler):
+    """Converts `module:name` to a handler class, a server class, or a function that makes a server."""
+
+    name = "module:Handler"
+    kinds = "handlers and servers"
+    mend = (
+        "is not a handler class, nor a server class: derive it from reqtable.StateRequestHandler, AsyncRequestHandler "
+        "or BaseRequestHandler, or from a server class"
+    )
+
+    def accepts(self, thing: Any) -> bool:
+        return _is_handler(thing) or is_server_class(thing) or is_server_function(thing)
+
+
+def _is_handler(thing: Any) -> bool:
     """Return whether `thing` is a handler class of any style, `socketserver`'s blocking ones included."""
-    if not isinstance(unwrapped(thing), type):
-        return False
-    if defined_in is not None and thing.__module__ != defined_in.__name__:
+    if not isinstance(unwrapped(thing), type) or is_server_class(thing):
         return False
     return is_resumable(thing) or all(callable(getattr(thing, hook, None)) for hook in ("setup", "handle", "finish"))
 
@@ -94,7 +114,8 @@ _WORKERS_OPTION = click.option(
 
 
 @cli.command("serve")
-@click.argument("handler", type=_Handler())
+@click.argument("served", type=_Served(), metavar="HANDLER")
+@click.option("--handler", type=_Handler(), help="The handler class, if HANDLER is a server class that needs one.")
 @click.option(
     "--bind",
     "binds",
@@ -110,6 +131,7 @@ _WORKERS_OPTION = click.option(
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 def serve_command(
+    served: Any,
     handler: Any,
     binds: tuple[str, ...],
     dispatch: str | None,
@@ -121,6 +143,9 @@ def serve_command(
 ) -> None:
     """Serve HANDLER until SIGINT or SIGTERM. SIGTERM lets requests in progress finish.
 
+    HANDLER is a handler class as module:Class or path/to/file.py:Class. It may also be a server class, or a function
+    that makes a server from an address.
+
     SIGHUP re-reads the configuration, SIGUSR1 logs the table. With workers, SIGTTIN adds one, and SIGTTOU removes one.
     """
     loaded = Config.load(config, workers=workers)
@@ -129,8 +154,9 @@ def serve_command(
         logging.getLogger("reqtable.access").setLevel(logging.INFO)
     try:
         serve(
-            handler,
+            served,
             *(binds or ([] if is_activated() else [DEFAULT_BIND])),
+            handler=handler,
             dispatch=dispatch,
             config=loaded,
             reload=lambda: Config.load(config, workers=workers),

@@ -14,22 +14,25 @@ from reqtable.config import CONFIG_VARIABLE, DEFAULT, Config, chosen_dispatch, f
 from reqtable.config.import_string import check_not_importing
 from reqtable.dispatch import is_resumable
 from reqtable.run.endpoints import find_endpoints
-from reqtable.run.listening import make_server, name_of, open_server
+from reqtable.run.listening import name_of, open_server, remover
+from reqtable.run.served import maker_of
 from reqtable.run.signals import Progress, begin_drain, handled_by, in_main_thread, log_table
 from reqtable.run.supervisor import Supervisor, check_workers
 from reqtable.run.systemd import Notifier
 from reqtable.server.configured import reconfigure
 from reqtable.server.engine import Engine
 from reqtable.table.errors import ConfigurationError
-from reqtable.table.snapshot import handler_name, unwrapped
+from reqtable.table.snapshot import handler_name
 
 log = logging.getLogger("reqtable")
 serving_log = logging.getLogger("reqtable.serving")
 
 
 def serve(
-    handler: Any,
+    served: Any,
+    /,
     *binds: str,
+    handler: Any = None,
     dispatch: str | None = None,
     config: Config | None = None,
     workers: int | None = None,
@@ -37,7 +40,11 @@ def serve(
     on_listening: Callable[[list[str]], None] | None = None,
     on_pass: Callable[[Engine], None] | None = None,
 ) -> None:
-    """Bind each of `binds`, and serve `handler` on all of them, over one table, until SIGINT, SIGTERM or an error.
+    """Bind each of `binds`, and serve `served` on all of them, over one table, until SIGINT, SIGTERM or an error.
+
+    `served` is a handler class; or a server class, ours or one derived from `socketserver`'s, or a function that makes
+    a server from an address without binding it. `handler` is the handler class that a server class is given after the
+    address. Each bind has a server of its own.
 
     Without binds, this serves on the sockets that systemd has passed. If nothing names a dispatch policy, a blocking
     handler runs under `greenlet`, or under `thread` without the package greenlet; the log says which. `config` defaults
@@ -58,31 +65,48 @@ def serve(
     config = config if workers is None else replace(config, workers=workers)
     check_workers(config)
     endpoints = find_endpoints(binds)
+    maker = maker_of(served, handler)
+    maker.check(endpoints, dispatch, config)
     engine = Engine(limits=config.limits)
     with contextlib.ExitStack() as stack:
         for endpoint in endpoints:
-            server = make_server(endpoint, handler, dispatch, config)
+            server = maker.make(endpoint, dispatch, config)
             server._owns_queue = config.workers is None and endpoint.descriptor is None
             stack.callback(server.server_close)
+            if server._is_bound:
+                stack.callback(remover(server))
             engine.add(server)
         for each in engine.servers:
-            stack.callback(open_server(each))  # type: ignore[arg-type]
+            stack.callback(open_server(each))
         if on_pass is not None:
-            engine.servers[0].service_actions = lambda: on_pass(engine)  # type: ignore[method-assign]
+            _call_in_each_pass(engine, on_pass)
         if config.tls.cert is not None and not any(each._begins_with_tls for each in engine.servers):
             log.warning("[tls] names a certificate, but no bind uses it: write tls:// in place of tcp://")
-        if not is_resumable(handler) and chosen_dispatch(dispatch, config, "")[1] == DEFAULT:
-            policy = engine.servers[0]._policies.chosen.name
-            log.info("%s is a blocking handler: dispatch policy %r", unwrapped(handler).__name__, policy)
+        first = engine.servers[0]
+        if not is_resumable(first.RequestHandlerClass) and chosen_dispatch(dispatch, config, "")[1] == DEFAULT:
+            own, policy = handler_name(first.RequestHandlerClass), first._policies.chosen.name
+            log.info("%s is a blocking handler: dispatch policy %r", own, policy)
         names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
-        for name in names:
-            serving_log.info("serving %s on %s", handler_name(handler), name)
+        for each, name in zip(engine.servers, names, strict=True):
+            serving_log.info("serving %s on %s", maker.name_of(each), name)
         if on_listening is not None:
             on_listening(names)
         if config.workers is None:
             _serve_alone(engine, reload or (lambda: given))
         else:
             Supervisor(engine, config, workers, reload or (lambda: given)).run()
+
+
+def _call_in_each_pass(engine: Engine, on_pass: Callable[[Engine], None]) -> None:
+    """Call `on_pass` in each pass, after the hook of the first server."""
+    first = engine.servers[0]
+    own = first.service_actions
+
+    def service_actions() -> None:
+        own()
+        on_pass(engine)
+
+    first.service_actions = service_actions  # type: ignore[method-assign]
 
 
 def _serve_alone(engine: Engine, reload: Callable[[], Config]) -> None:

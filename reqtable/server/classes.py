@@ -10,7 +10,7 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from reqtable.config import Config
@@ -172,7 +172,7 @@ class TCPServer(BaseServer):
         try:
             self.socket.bind(self.server_address)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _bind_over_dead(self.socket, self.server_address):
+            if error.errno != errno.EADDRINUSE or not bind_over_dead(self.socket.bind, self.server_address):
                 raise
         self.server_address = self.socket.getsockname()
 
@@ -263,16 +263,16 @@ def remove_dead(path: str | bytes) -> None:
             os.unlink(path)
 
 
-def _bind_over_dead(own: socket.socket, address: Any) -> bool:
-    """Bind `own` in place of a Unix socket file that a dead server left. Returns False if the address is in use."""
-    if own.family != getattr(socket, "AF_UNIX", None) or not address or address[0] in ("\0", 0):
+def bind_over_dead(bind: Callable[[Any], object], address: Any) -> bool:
+    """Call `bind` in place of a Unix socket file that a dead server left. Returns False if the address is in use."""
+    if not isinstance(address, (str, bytes)) or not address or address[0] in ("\0", 0):
         return False
     try:
         with _lock_beside(address):
             if not _is_dead(address):
                 return False
             os.unlink(address)
-            own.bind(address)
+            bind(address)
     except OSError:
         return False  # another server was faster, or this user may not write there
     return True

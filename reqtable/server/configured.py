@@ -34,7 +34,7 @@ class ConfiguredServer:
         self._counts = Counts()
         self._former: list[PolicySet] = []  # of earlier configurations: older requests end under them
         config = given_or_found(config)
-        self._preamble = _preamble_of(config)
+        self._preamble = preamble_of(config)
         self._policies = self._make_policies(config)
         if self._engine is None:
             self._join(Engine(limits=config.limits))
@@ -52,7 +52,7 @@ class ConfiguredServer:
 
         Raises ConfigurationError if the handler can't be served so.
         """
-        preamble = _preamble_of(config)
+        preamble = preamble_of(config)
         policies = self._make_policies(config)
         try:
             policies.check(self.RequestHandlerClass)
@@ -73,12 +73,14 @@ class ConfiguredServer:
         return apply, partial(policies.close, wait=False)
 
     def _make_policies(self, config: Config) -> PolicySet:
-        own: object = type(self).dispatch
-        # A program may have a method named `dispatch`.
-        attribute = own if isinstance(own, str) else ConfiguredServer.dispatch
-        name, origin = chosen_dispatch(self._dispatch_argument, config, attribute)
+        name, origin = chosen_dispatch(self._dispatch_argument, config, self._default_dispatch())
         check_policy(name, origin)
         return PolicySet(self, self._engine, name, config)
+
+    def _default_dispatch(self) -> str:
+        """Return the policy of a server for which nothing else names one."""
+        own: object = type(self).dispatch
+        return own if isinstance(own, str) else ConfiguredServer.dispatch  # a program may have a method of that name
 
     def _abandon_policies(self) -> None:
         """In a forked child: abandon the policies, which are the parent's."""
@@ -119,5 +121,6 @@ def reconfigure(servers: Iterable[Any], config: Config) -> None:
         apply()
 
 
-def _preamble_of(config: Config) -> PreambleSpec | None:
+def preamble_of(config: Config) -> PreambleSpec | None:
+    """Return what connections begin with, or None. Raises ConfigurationError for a certificate that can't be used."""
     return PreambleSpec(config) if config.tls.cert is not None or config.proxy.trusted else None
