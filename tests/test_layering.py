@@ -20,6 +20,7 @@ THIRD_PARTY = {
     "greenlet": {"dispatch/green/handler.py", "dispatch/green/socket.py", "dispatch/policies/greenlet.py"},
     "click": {"run/cli.py", "compat/__main__.py"},
     "pytest": {"testing/plugin.py"},
+    "python_multipart": {"http/forms.py"},
 }
 
 

@@ -148,7 +148,7 @@ class PrivateLoop:
         self.entry = entry = Entry(steps.table, origin.server, policy, origin.peer, origin.local, transport)
         self.transport = transport
         transport.entry = entry
-        entry.created_at = origin.created_at
+        entry.created_at, entry.began_at = origin.created_at, origin.began_at
         entry.call_number = origin.call_number
         move(origin, entry)
         if isinstance(entry.input, Inbox):

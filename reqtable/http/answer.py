@@ -9,33 +9,42 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 
+from reqtable.http.head import TOKEN
 from reqtable.table.errors import HandlerError
 
 FieldsLike = Mapping[str, str] | Iterable[tuple[str, str]]
 
-_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_NAME = re.compile(TOKEN)
 # Anything but control characters; a tab is allowed (RFC 9110, 5.5).
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _PHRASES = {int(each): each.phrase for each in HTTPStatus}
-NO_BODY = {204, 304}  # an answer with one of these, or with 1xx, has no body (RFC 9110, 6.4.1)
+NO_BODY = {204, 205, 304}  # an answer with one of these, or with 1xx, has no body (RFC 9110, 6.4.1 and 15.3.6)
+_CACHED_CHARACTERS_MAX = 256
 
 
 def pairs_of(fields: FieldsLike) -> list[tuple[str, str]]:
     """Return header fields as pairs. Raises HandlerError if one can't be sent, naming it."""
     pairs = list(fields.items() if isinstance(fields, Mapping) else fields)
     for name, value in pairs:
-        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-            raise HandlerError(f"a header field can't be named {name!r}: use letters, digits and hyphens")
-        if not isinstance(value, str) or _VALUE.fullmatch(value) is None:
-            raise HandlerError(
-                f"the header field {name} can't be {value!r}: give text without ends of lines, in latin-1"
-            )
+        line_of(name, value)
     return pairs
 
 
+def line_of(name: str, value: str) -> str:
+    """Return a header field as its line. Raises HandlerError if it can't be sent."""
+    if type(value) is str and len(value) <= _CACHED_CHARACTERS_MAX:
+        return _known_line(name, value)
+    return _line(name, value)
+
+
+def status_line(status: int, reason: str | None = None) -> str:
+    """Return the status line of an answer. Raises HandlerError if it can't be sent."""
+    return _status_line(status, reason)
+
+
 def head_of(status: int, fields: Iterable[tuple[str, str]], reason: str | None = None) -> bytes:
-    """Return the head of an answer, with its empty line. The fields are those of `pairs_of`."""
-    lines = [_status_line(status, reason), *[f"{name}: {value}\r\n" for name, value in fields], "\r\n"]
+    """Return the head of an answer, with its empty line. Raises HandlerError if a field can't be sent."""
+    lines = [_status_line(status, reason), *[line_of(name, value) for name, value in fields], "\r\n"]
     return "".join(lines).encode("latin-1")
 
 
@@ -49,12 +58,23 @@ def phrase_of(status: int) -> str:
     return _PHRASES.get(status, "Unknown")
 
 
+def _line(name: str, value: str) -> str:
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise HandlerError(f"a header field can't be named {name!r}: use letters, digits and hyphens")
+    if not isinstance(value, str) or _VALUE.fullmatch(value) is None:
+        raise HandlerError(f"the header field {name} can't be {value!r}: give text without ends of lines, in latin-1")
+    return f"{name}: {value}\r\n"
+
+
+_known_line = lru_cache(maxsize=512)(_line)
+
+
 @lru_cache(maxsize=256)
 def _status_line(status: int, reason: str | None) -> str:
     if not isinstance(status, int) or not 100 <= status <= 999:
         raise HandlerError(f"the status of an answer is a number from 100 to 999, not {status!r}")
     words = phrase_of(status) if reason is None else reason
-    if _VALUE.fullmatch(words) is None:
+    if not isinstance(words, str) or _VALUE.fullmatch(words) is None:
         raise HandlerError(f"the reason of an answer can't be {words!r}: give text without ends of lines")
     return f"HTTP/1.1 {int(status)} {words}\r\n"
 

@@ -1,116 +1,62 @@
-"""`HTTPRequestHandler`: an HTTP/1.1 connection as a state machine. Derive a class for an API.
-
-The states of one request: `head`, then for its body `body`, or `chunk_size`, `chunk` and `chunk_end` in turn and
-`trailers`, then the states of the answer. Between two requests the connection is in `head` again. The field `request`
-has whatever has come of a request, and the field `reply` what was sent of its answer. Both are plain data.
-"""
+"""`HTTPRequestHandler`: an HTTP/1.1 connection as a state machine. Derive a class for an API."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
 from typing import Any, ClassVar
 
-from reqtable.handlers.state import StateRequestHandler, Transition, state
-from reqtable.http.answer import NO_BODY, FieldsLike, date, head_of, pairs_of, phrase_of
-from reqtable.http.head import BadRequest, Fields, Head
-from reqtable.http.wants import CHUNK_END, CHUNK_SIZE, TRAILERS, head
-from reqtable.table.errors import HandlerError, LimitExceeded
-from reqtable.table.wants import Want, chunk
+from reqtable.handlers.state import Transition
+from reqtable.http.access import access, log_request
+from reqtable.http.answer import NO_BODY, FieldsLike, date, head_of, line_of, pairs_of, phrase_of, status_line
+from reqtable.http.events import encode_event
+from reqtable.http.exchange import DROPPED_BYTES_MAX, Exchange
+from reqtable.http.head import BadRequest
+from reqtable.http.messages import Reply, Request
+from reqtable.http.routes import Routes
+from reqtable.table.errors import ConnectFailed, HandlerError, LimitExceeded, TimedOut
 
-PIECE_BYTES = 65_536
-_OWN_STATES = ("head", "body", "chunk_size", "chunk", "chunk_end", "trailers")
-_EMPTY = Head("", "/", (1, 1), (), None, False, False, False, None)
-
-
-@dataclass(slots=True)
-class Request:
-    """Holds what has come of a request."""
-
-    head: Head = _EMPTY
-    body: bytes = b""  # the whole body, once it has come
-    trailers: Fields = ()
-    pieces: list[bytes] = field(default_factory=list)  # of a body that is still coming
-    received: int = 0  # bytes of the body so far
-    left: int = 0  # bytes of the body, or of this chunk, that are still to come
-    is_whole: bool = True
-
-    @property
-    def method(self) -> str:
-        return self.head.method
-
-    @property
-    def path(self) -> str:
-        """The path, still with its escapes."""
-        return self.head.path
-
-    @property
-    def query(self) -> str:
-        return self.head.query
-
-    def get(self, name: str, default: str | None = None) -> str | None:
-        """Return the value of a header field, by its name in lower case; several are joined by ", "."""
-        return self.head.get(name, default)
+_KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"}
+# The fields by which we say where the answer ends, and whether the connection does: never sent as they are given.
+_OURS = {"content-length", "transfer-encoding", "connection"}
 
 
-@dataclass(slots=True)
-class Reply:
-    """Holds what was sent of an answer."""
+class HTTPRequestHandler(Exchange):
+    """Serves HTTP/1.1. Define `do_GET`, `do_POST` and so on, or methods with a `@route("GET", "/notes/{id}")`.
 
-    status: int = 0  # 0: nothing yet
-    has_body: bool = True
-    is_chunked: bool = False
-    left: int | None = None  # bytes of the body that are still to be sent; None: not known beforehand
-    sent: int = 0  # bytes of the body so far
-    keep_alive: bool = False
-    is_done: bool = True
-
-
-class HTTPRequestHandler(StateRequestHandler):
-    """Serves HTTP/1.1. Define `do_GET`, `do_POST` and so on; each returns a transition, such as `self.answer(200, …)`.
-
-    `do_GET` also serves HEAD. The method is called when the request is whole; `self.request` has it. To answer before
-    the body has come, or to refuse it, override `on_head`; to take the body in pieces, `on_body`.
+    Each returns a transition, such as `self.answer(200, …)`. It is called when the request is whole; `self.request` has
+    it. What serves GET also serves HEAD. To answer before the body has come, or to refuse it, override `on_head`; to
+    take the body in pieces, `on_body`.
     """
 
-    request: Request
-    reply: Reply
-
-    body_bytes_max: ClassVar[int] = 2**20  # above it, a request is answered with 413
     server_name: ClassVar[str | None] = "reqtable"  # the field Server; None: left out
 
+    _routes: ClassVar[Routes]
+    _logs_requests: ClassVar[bool] = True  # so the engine logs no line for the connection
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Raise HandlerError if a state of the class has the name of one of HTTP's own."""
         super().__init_subclass__(**kwargs)
-        for name in _OWN_STATES:
-            if getattr(cls, name) is not getattr(HTTPRequestHandler, name):
-                raise HandlerError(
-                    f"{cls.__name__}.{name}: HTTPRequestHandler has a state {name} of its own: rename it"
-                )
+        cls._routes = Routes(cls)
 
     # -- for the author of a handler ----------------------------------------------------------------------------------
 
-    def on_head(self) -> Transition:
-        """Called when the head has come. May return a transition, as to an answer; None goes on with the body."""
-        return None
-
-    def on_body(self, piece: bytes) -> Transition:
-        """Called with each piece of the body; the default keeps it. May return a transition, as to an answer."""
-        self.request.pieces.append(piece)
-        return None
-
     def respond(self) -> Transition:
-        """Answer the request, which has come whole. The default calls `do_GET` for GET, and so on."""
+        """Answer the request, which has come whole. The default calls the method of its route, or `do_GET` for GET."""
         method = self.request.method
+        if self._routes:
+            methods, arguments = self._routes.find(self.request.path)
+            name = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
+            if name is not None:
+                return getattr(self, name)(**arguments)
+            if methods:
+                return self._answer_without_method({*methods})
         serve = getattr(self, f"do_{method}", None)
         if serve is None and method == "HEAD":
             serve = getattr(self, "do_GET", None)
         if serve is not None:
             return serve()
-        allowed = sorted(name[3:] for name in dir(type(self)) if name.startswith("do_"))
-        if "GET" in allowed and "HEAD" not in allowed:
-            allowed.append("HEAD")
-        is_known = method in ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")
-        return self.answer(405 if is_known else 501, fields={"Allow": ", ".join(allowed)} if is_known else ())
+        if self._routes and self.request.path != "*":
+            return self.answer(404)
+        return self._answer_without_method({name[3:] for name in dir(type(self)) if name.startswith("do_")})
 
     def answer(
         self, status: int, body: bytes | str = b"", fields: FieldsLike = (), content_type: str | None = None
@@ -124,54 +70,68 @@ class HTTPRequestHandler(StateRequestHandler):
         if isinstance(body, str):
             body = body.encode()
             content_type = content_type or "text/plain; charset=utf-8"
-        own = pairs_of(fields)
-        if content_type is not None and (body or status not in NO_BODY):
-            own += pairs_of({"Content-Type": content_type})
-        self.begin_answer(status, own, length=len(body))
-        if body:
+        if content_type is not None and status not in NO_BODY:
+            fields = [*pairs_of(fields), ("Content-Type", content_type)]
+        self.begin_answer(status, fields, None if status in NO_BODY else len(body))
+        if body and self.reply.has_body:
             self.write(body)
+        else:
+            self.reply.left = 0
         return self.end_answer()
 
-    def begin_answer(self, status: int, fields: FieldsLike = (), length: int | None = None) -> None:
-        """Send the head of an answer, whose body `write` sends. `length` is that of the body; None: it is not known."""
-        request, reply = self.request, self.reply
-        if not reply.is_done and reply.status >= 200:
+    def begin_answer(
+        self, status: int, fields: FieldsLike = (), length: int | None = None, reason: str | None = None
+    ) -> None:
+        """Send the head of an answer, whose body `write` sends. `length` is that of the body; None: it is not known.
+
+        A Content-Length among the fields is taken as the length. With a status of 1xx it sends an interim answer.
+        """
+        request = self.request
+        if self.reply.is_done or self._is_begun:
             raise HandlerError(f"{type(self).__name__} answers the same request twice: call begin_answer() once")
-        own = pairs_of(fields)
         if status < 200:
-            self.send(head_of(status, own))
+            if request.head.version == (1, 1):
+                self.send(head_of(status, pairs_of(fields), reason))
+                self.reply.status = status
             return
-        names = {name.lower() for name, _ in own}
+        pairs = pairs_of(fields) if fields else ()
+        names = {name.lower() for name, _ in pairs}
+        options: list[str] = []  # of Connection, such as "upgrade"
+        if not _OURS.isdisjoint(names):
+            length, options = _ours_in(pairs, length)
+            pairs = [(name, value) for name, value in pairs if name.lower() not in _OURS]
+        is_1_1 = request.head.version == (1, 1)
         has_body = status not in NO_BODY
-        keep_alive = request.head.keep_alive and request.is_whole and not self._is_draining
-        is_chunked = False
-        if has_body and length is None:
-            is_chunked = request.head.version == (1, 1)
-            keep_alive = keep_alive and is_chunked
-        if "connection" in names:
-            keep_alive = keep_alive and not any(n.lower() == "connection" and "close" in v.lower() for n, v in own)
+        is_chunked = has_body and length is None and is_1_1
+        is_bounded = not has_body or length is not None or is_chunked
+        keep_alive = request.head.keep_alive and is_bounded and "close" not in options and self._may_keep_alive()
+        if not keep_alive or not is_1_1:
+            options = ["keep-alive" if keep_alive else "close", *[each for each in options if each != "close"]]
+        lines = [status_line(status, reason)]
+        lines += [line_of(name, value) for name, value in pairs]
         if "date" not in names:
-            own.append(("Date", date()))
+            lines.append(f"Date: {date()}\r\n")
         if self.server_name is not None and "server" not in names:
-            own.append(("Server", self.server_name))
-        if has_body and length is not None and "content-length" not in names:
-            own.append(("Content-Length", str(length)))
+            lines.append(line_of("Server", self.server_name))
         if is_chunked:
-            own.append(("Transfer-Encoding", "chunked"))
-        if "connection" not in names and (not keep_alive or request.head.version == (1, 0)):
-            own.append(("Connection", "keep-alive" if keep_alive else "close"))
-        is_head = request.method == "HEAD"
-        self.reply = Reply(status, has_body and not is_head, is_chunked and not is_head, length, 0, keep_alive, False)
-        self.send(head_of(status, own))
+            lines.append("Transfer-Encoding: chunked\r\n")
+        elif status == 205 or (length is not None and status != 204):
+            lines.append(f"Content-Length: {0 if status == 205 else length}\r\n")
+        if options:
+            lines.append(f"Connection: {', '.join(options)}\r\n")
+        lines.append("\r\n")
+        sends_body = has_body and request.method != "HEAD"
+        self.reply = Reply(status, sends_body, is_chunked and sends_body, length, 0, keep_alive, False)
+        self.send("".join(lines).encode("latin-1"))
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body. Raises HandlerError if it is more than was promised."""
         reply = self.reply
-        if reply.is_done:
-            raise HandlerError("write() without begin_answer(): send the head first")
-        if reply.left is not None and len(data) > reply.left:
-            raise HandlerError(f"the body is longer than its Content-Length, by {len(data) - reply.left} bytes")
+        if reply.is_done or reply.status < 200:
+            raise HandlerError("write() outside an answer: call begin_answer() before it, and end_answer() after it")
         if reply.left is not None:
+            if len(data) > reply.left:
+                raise HandlerError(f"the body is longer than its Content-Length, by {len(data) - reply.left} bytes")
             reply.left -= len(data)
         if not data or not reply.has_body:
             return
@@ -179,127 +139,168 @@ class HTTPRequestHandler(StateRequestHandler):
         self.send(b"%x\r\n%b\r\n" % (len(data), data) if reply.is_chunked else data)
 
     def end_answer(self) -> Transition:
-        """End the answer. Returns the transition to the next request, or None: the connection closes."""
+        """End the answer. Returns the transition to the next request, or None: the connection closes.
+
+        Raises HandlerError if the body is shorter than was promised.
+        """
         reply = self.reply
+        if reply.is_done or reply.status < 200:
+            raise HandlerError("end_answer() outside an answer: call begin_answer() before it, once")
+        if reply.left and reply.has_body:
+            raise HandlerError(f"the body is shorter than its Content-Length, by {reply.left} bytes")
         if reply.is_chunked:
             self.send(b"0\r\n\r\n")
-        is_short = reply.has_body and bool(reply.left)
         reply.is_done = True
-        if is_short or not reply.keep_alive:
-            return None
-        return self.head
+        if access.isEnabledFor(logging.INFO):
+            log_request(self)
+        return self._after_answer()
 
-    # -- the states ---------------------------------------------------------------------------------------------------
+    def begin_events(self, fields: FieldsLike = ()) -> None:
+        """Begin an answer of server-sent events, which `send_event` sends until `end_answer()`, or until the end."""
+        own = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        names = {name.lower() for name, _ in pairs_of(fields)}
+        self.begin_answer(200, [*pairs_of(fields), *[each for each in own.items() if each[0].lower() not in names]])
 
-    def start(self) -> Transition:
-        self.request = Request()
-        self.reply = Reply()
-        return self.head
+    def send_event(
+        self, data: str = "", event: str | None = None, id: str | None = None, retry: int | None = None
+    ) -> None:
+        """Send a server-sent event. `event` is its type, `retry` milliseconds. Without anything, send a comment.
 
-    @state(head())
-    def head(self, head: Head) -> Transition:
-        """The head of a request has come."""
-        self.request = request = Request(head, left=head.content_length or 0, is_whole=not head.has_body)
-        self.reply = Reply()
-        if request.left > self.body_bytes_max:
-            return self.answer(413)
-        early = self.on_head()
-        if early is not None or self.reply.status >= 200:
-            return early
-        if not head.has_body:
-            return self.respond()
-        if head.expects_continue:
-            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return self.chunk_size if head.is_chunked else self._more(self.body)
+        To send one event to many clients, encode it once: `self.write(encode_event(…))`.
+        """
+        self.write(encode_event(data, event, id, retry))
 
-    @state()
-    def body(self, piece: bytes) -> Transition:
-        """A piece of a body of known length has come."""
-        early = self._take(piece)
-        if early is not None or self.reply.status >= 200:
-            return early
-        return self._more(self.body) if self.request.left else self._whole()
-
-    @state(CHUNK_SIZE)
-    def chunk_size(self, size: int) -> Transition:
-        """The size of the next chunk has come."""
-        if self.request.received + size > self.body_bytes_max:
-            return self.answer(413)
-        if not size:
-            return self.trailers
-        self.request.left = size
-        return self._more(self.chunk)
-
-    @state()
-    def chunk(self, piece: bytes) -> Transition:
-        """A piece of a chunk has come."""
-        early = self._take(piece)
-        if early is not None or self.reply.status >= 200:
-            return early
-        return self._more(self.chunk) if self.request.left else self.chunk_end
-
-    @state(CHUNK_END)
-    def chunk_end(self, _: None) -> Transition:
-        """The end of a chunk has come."""
-        return self.chunk_size
-
-    @state(TRAILERS)
-    def trailers(self, fields: Fields) -> Transition:
-        """The fields after a chunked body have come."""
-        self.request.trailers = fields
-        return self._whole()
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server ends once its requests are done: a stream that has no end of its own should end now."""
+        return bool(getattr(self.server, "_is_draining", False))
 
     # -- what goes wrong ----------------------------------------------------------------------------------------------
 
     def on_error(self, error: Exception) -> Transition:
-        """Answer what can't be served: 400 and the like for a bad request, 500 if the handler failed."""
+        """Answer what can't be served, and report it.
+
+        A BadRequest gets its status, also one that the handler raises. Without an answer yet, another connection that
+        could not be made gets 502, one that was too slow 504, and any other error 500.
+        """
         if isinstance(error, BadRequest):
+            if self.request.is_whole and not self.reply.is_done and not self._is_begun:
+                return self.answer(error.status, f"{error.status} {phrase_of(error.status)}: {error.reason}\n")
             return self._refuse(error.status, error.reason)
-        if self.reply.status < 200:
-            self._refuse(500)
+        if not self.reply.is_done and not self._is_begun:
+            self._refuse(502 if isinstance(error, ConnectFailed) else 504 if isinstance(error, TimedOut) else 500)
         raise error
 
     def on_eof(self, partial: bytes) -> Transition:
         """Refuse a request that the client has not finished. Between two requests, just end."""
-        if partial or self.state_name != "head":
-            return self._refuse(400, "the connection ended before the request was complete")
-        return None
+        if self._is_between and not partial:
+            return None
+        return self._refuse(400, "the connection ended before the request was complete")
 
     def on_timeout(self) -> Transition:
-        """Answer 408 if a request has begun to come. Between two requests, just end."""
-        if len(self.entry.input) or self.state_name != "head":
-            return self._refuse(408)
-        return None
+        """Answer 408 if a request has not come in time, 503 if its answer has not. Between two requests, just end."""
+        if self._is_between and not len(self.entry.input):
+            return None
+        return self._refuse(503 if self.request.is_whole and not self._is_between else 408)
 
     def on_limit(self, error: LimitExceeded) -> Transition:
-        return self._refuse(413)
+        self._refuse(413)
+        raise error
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
     @property
-    def _is_draining(self) -> bool:
-        return bool(getattr(self.server, "_is_draining", False))
+    def _is_between(self) -> bool:
+        """Whether the connection waits for a request of which nothing was parsed."""
+        return self.reply.is_done and self.request.is_whole
 
-    def _more(self, target: Any) -> tuple[Any, Want[bytes]]:
-        return target, chunk(min(self.request.left, PIECE_BYTES))
+    @property
+    def _is_begun(self) -> bool:
+        """Whether the client has got the head of the answer, or the connection speaks something else since."""
+        return self.reply.status >= 200 or self.reply.status == 101
 
-    def _take(self, piece: bytes) -> Transition:
+    def _may_keep_alive(self) -> bool:
+        """Return whether the rest of the request, if there is one, can be read before the next request."""
         request = self.request
-        request.left -= len(piece)
-        request.received += len(piece)
-        return self.on_body(piece)
+        rest_is_read = request.is_whole or (
+            request.is_asked_for and (request.head.content_length or 0) <= DROPPED_BYTES_MAX
+        )
+        return rest_is_read and not self.is_draining
 
-    def _whole(self) -> Transition:
-        request = self.request
-        request.body, request.pieces = b"".join(request.pieces), []
-        request.is_whole = True
-        return self.respond()
+    def _answered(self) -> Transition:
+        transition = self.respond()
+        if transition is not None:
+            return transition
+        if not self.reply.is_done:
+            how = "part of an answer" if self._is_begun else "no answer"
+            raise HandlerError(
+                f"{type(self).__name__} sent {how} to {self.request.method} and returned None: return self.answer(…), "
+                "self.end_answer(), or the state that goes on"
+            )
+        return self._after_answer()
 
     def _refuse(self, status: int, reason: str = "") -> Transition:
         """Answer a request that can't be read to its end, and close the connection."""
-        if self.reply.status >= 200:
+        if self._is_between:
+            self.request, self.reply = Request(began_at=self.entry.table.now), Reply(is_done=False)
+        if self.reply.is_done or self._is_begun:
             return None
-        self.request.is_whole = False  # so that the connection closes
         words = f"{status} {phrase_of(status)}{': ' if reason else ''}{reason}\n"
-        self.answer(status, words)
+        self.answer(status, words, {"Connection": "close"})
         return None
+
+    def _last_words(self) -> bytes:
+        """Return the answer to a request that was not done in time, if its client has got nothing yet."""
+        if self.reply.is_done or self._is_begun:
+            return b""
+        reach = self.entry.reach
+        status = 504 if reach is not None and reach.connections else 503 if self.request.is_whole else 408
+        words = f"{status} {phrase_of(status)}\n"
+        fields = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(words)), "Date": date()}
+        self.reply = Reply(status, left=0, sent=len(words))
+        if access.isEnabledFor(logging.INFO):
+            log_request(self)
+        return head_of(status, (fields | {"Connection": "close"}).items()) + words.encode()
+
+    def _shown(self) -> dict[str, Any]:
+        """Return what a row of a snapshot has beside the keys of every row."""
+        request = getattr(self, "request", None)
+        if request is None or self._is_between:
+            return {"method": None, "path": None, "status": None, "body_in": 0, "body_out": 0}
+        reply = self.reply
+        return {
+            "method": request.method,
+            "path": request.path,
+            "status": reply.status or None,
+            "body_in": request.received,
+            "body_out": reply.sent,
+        }
+
+    def _close(self) -> None:
+        if hasattr(self, "reply") and not self.reply.is_done and access.isEnabledFor(logging.INFO):
+            log_request(self)
+        super()._close()
+
+    def _answer_without_method(self, methods: set[str]) -> Transition:
+        """Answer a request with a method for which there is nothing. `methods` are those that there are."""
+        if self.request.method not in _KNOWN_METHODS:
+            return self.answer(501)
+        allowed = methods | ({"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"})
+        status = 204 if self.request.method == "OPTIONS" else 405
+        return self.answer(status, fields={"Allow": ", ".join(sorted(allowed))})
+
+
+def _ours_in(pairs: Any, length: int | None) -> tuple[int | None, list[str]]:
+    """Return the length of the body, and the options of the connection, as an application's fields say."""
+    options: list[str] = []
+    for name, value in pairs:
+        lower = name.lower()
+        if lower == "transfer-encoding":
+            raise HandlerError("an answer can't have a Transfer-Encoding of its own: leave the length out instead")
+        if lower == "connection":
+            options += [each.strip().lower() for each in value.split(",")]
+        if lower == "content-length":
+            if not value.isascii() or not value.isdigit() or (length is not None and int(value) != length):
+                raise HandlerError(f"the Content-Length can't be {value!r}: the body has {length} bytes")
+            length = int(value)
+    return length, [each for each in options if each not in ("", "keep-alive")]

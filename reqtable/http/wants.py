@@ -6,20 +6,23 @@ import re
 from functools import lru_cache
 from typing import ClassVar
 
-from reqtable.http.head import BadRequest, Fields, Head, parse_head, parse_trailers
+from reqtable.http.head import TOKEN, BadRequest, Fields, Head, parse_head, parse_trailers
 from reqtable.table.arguments import whole_bytes
+from reqtable.table.errors import LimitExceeded
 from reqtable.table.input import MISSING, Missing
 from reqtable.table.wants import Waiting, Want, want_type
 
 HEAD_BYTES = 65_536
+TRAILER_BYTES = 8192
 _END = b"\r\n\r\n"
+_NO_BEGINNING = re.compile(rb"[^\r\x21-\x7e]")  # such as that of a TLS handshake
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # The size of a chunk, and its extensions, which say nothing to us (RFC 9112, 7.1.1).
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_TOKEN = TOKEN.encode()
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
 _EXTENSION = rb"[ \t]*;[ \t]*%s(?:[ \t]*=[ \t]*(?:%s|%s))?" % (_TOKEN, _TOKEN, _QUOTED)
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:%s)*\r\n" % _EXTENSION)
-_SIZE_LINE_BYTES = 4096
+_SIZE_LINE_BYTES = 1024
 
 
 @want_type
@@ -29,22 +32,27 @@ class WholeHead(Want[Head]):
 
     def take(self, entry: Waiting) -> Head | Missing:
         unread = entry.input
-        seen = unread.peek(self.limit)
-        skipped = 0
-        while seen[skipped : skipped + 2] == b"\r\n":  # empty lines before a request are ignored (RFC 9112, 2.2)
-            skipped += 2
-        end = seen.find(_END, skipped)
-        bare = _BARE_LF.search(seen, skipped, end if end >= 0 else len(seen))
-        if bare is not None:
+        searched = unread.searched(_END)
+        while True:
+            try:
+                data = unread.through(_END, self.limit)
+            except LimitExceeded:
+                is_line = b"\r\n" not in unread.peek(self.limit)
+                raise BadRequest(414 if is_line else 431, f"the head exceeds {self.limit} bytes") from None
+            if data is MISSING:
+                self._check_begun(unread.peek(self.limit, max(0, searched - 1)), not searched)
+                return MISSING
+            if data != _END:
+                return parse_head(data.removeprefix(b"\r\n"))
+            # Empty lines before a request are ignored (RFC 9112, 2.2).
+
+    @staticmethod
+    def _check_begun(seen: bytes, is_beginning: bool) -> None:
+        """Refuse at once what can't become a head: its client may wait for the answer instead of sending more."""
+        bare = _BARE_LF.search(seen, 0 if is_beginning else 1)
+        if bare is not None or (is_beginning and _NO_BEGINNING.match(seen)):
+            parse_head(seen)  # says why
             raise BadRequest(400, "a line that ends with a bare LF")
-        if end < 0:
-            if len(seen) >= self.limit:
-                is_line = seen.find(b"\r\n", skipped) < 0
-                raise BadRequest(414 if is_line else 431, f"the head exceeds {self.limit} bytes")
-            return MISSING
-        data = unread.exactly(end + len(_END))
-        assert data is not MISSING
-        return parse_head(data[skipped:])
 
     def __repr__(self) -> str:
         return f"head({self.limit})"
@@ -77,6 +85,8 @@ class ChunkSize(Want[int]):
 class ChunkEnd(Want[None]):
     """Waits for the end of line after a chunk."""
 
+    needs_bytes: ClassVar[bool] = True
+
     def take(self, entry: Waiting) -> Missing | None:
         seen = entry.input.peek(2)
         if seen == b"\r\n":
@@ -100,7 +110,7 @@ class Trailers(Want[Fields]):
     def take(self, entry: Waiting) -> Fields | Missing:
         seen = entry.input.peek(self.limit)
         end = 0 if seen[:2] == b"\r\n" else seen.find(_END) + 2
-        bare = _BARE_LF.search(seen, 0, end if end > 1 else len(seen))
+        bare = _BARE_LF.search(seen, 0, end if end != 1 else len(seen))
         if bare is not None:
             raise BadRequest(400, "a line that ends with a bare LF")
         if end == 1:
@@ -123,4 +133,4 @@ def head(limit: int = HEAD_BYTES) -> Want[Head]:
 
 CHUNK_SIZE = ChunkSize()
 CHUNK_END = ChunkEnd()
-TRAILERS = Trailers(HEAD_BYTES)
+TRAILERS = Trailers(TRAILER_BYTES)

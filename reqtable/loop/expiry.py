@@ -48,8 +48,8 @@ class Expiry:
         elif entry.state is State.OPENING:
             entry.ending = Ending.TIMEOUT
             steps.end(entry, Event.DEADLINE_PASSED)
-        elif whole is not None and entry.created_at + whole <= now:
-            self._end_late(entry, f"was not done within {whole:g} s")
+        elif whole is not None and entry.began_at is not None and entry.began_at + whole <= now:
+            self._end_undone(entry, f"was not done within {whole:g} s")
         elif entry.state is State.WAITING:
             if not steps.waiting.expire(entry):
                 self._end_late(entry, f"took none of its output for {limits.write_timeout_s:g} s")
@@ -65,6 +65,22 @@ class Expiry:
             steps.give_up_call(entry)
             error = TimedOut(f"{shown(entry.want)} did not come within {steps.timeouts.of(entry):g} s")
             steps.step(entry, Event.DEADLINE_PASSED, error)
+
+    def _end_undone(self, entry: Entry, why: str) -> None:
+        """End `entry`, whose request is not done in time. First send what its handler has to say, as a 503 of HTTP."""
+        steps = self._steps
+        last_words = getattr(entry.resumable, "_last_words", None)
+        words = last_words() if last_words is not None and entry.output.first is None else b""
+        if not words or entry.state is State.DELEGATED:
+            self._end_late(entry, why)
+            return
+        log.info("%s %s: closed", address_text(entry.peer), why)
+        entry.ending = Ending.TIMEOUT
+        entry.result = MISSING
+        steps.give_up_call(entry)
+        steps.end_reach(entry)
+        entry.output.append(words)
+        steps.finish(entry, Event.TURN_CAME if entry.state is State.READY else Event.DEADLINE_PASSED)
 
     def _end_late(self, entry: Entry, why: str) -> None:
         log.info("%s %s: closed", address_text(entry.peer), why)

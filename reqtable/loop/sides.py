@@ -146,8 +146,8 @@ class Sides:
         if reach.write_until is not None:
             at = min(at, reach.write_until)
         whole = limits.request_timeout_s
-        if whole is not None:
-            at = min(at, entry.created_at + whole)
+        if whole is not None and entry.began_at is not None:
+            at = min(at, entry.began_at + whole)
         if at == inf or entry.state is _READY:
             entry.deadline = None
         else:

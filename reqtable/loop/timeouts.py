@@ -43,8 +43,8 @@ class Timeouts:
         elif type(entry.want) is Sleeping and (at is None or entry.want.wakes_at < at):
             at = entry.want.wakes_at
         whole = limits.request_timeout_s
-        if whole is not None and (at is None or entry.created_at + whole < at):
-            at = entry.created_at + whole
+        if whole is not None and entry.began_at is not None and (at is None or entry.began_at + whole < at):
+            at = entry.began_at + whole
         if at is None:
             entry.deadline = None
         else:

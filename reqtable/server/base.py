@@ -64,6 +64,7 @@ class LoopServer(ConfiguredServer):
     _in_serve_forever = False
     _kept_alive: tuple[Any, float | None] = (None, None)  # the socket on which keep-alive was set, and its time
     _is_left_non_blocking = False  # the listening socket: it was blocking before the loop used it
+    _is_draining = False
     _owns_queue = False  # no other process and no other descriptor listens on the same socket
     _served_ahead = 0  # how many later calls of `handle_request` have nothing left to do
 

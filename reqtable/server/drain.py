@@ -38,6 +38,7 @@ class Drain:
     def begin(self) -> None:
         """Stop listening, and check on the requests in the table until they are done."""
         for server in self._servers:
+            server._is_draining = True
             self._engine.listeners.unlisten_for_good(server)
         self._look()
 
@@ -69,5 +70,6 @@ class Drain:
         for entry in left:
             entry.ending = Ending.DRAINED
         for server in self._servers:
+            server._is_draining = False
             engine.end_requests(server)
         self._done()

@@ -22,6 +22,7 @@ from reqtable.server.invariants import Invariants, are_checked
 from reqtable.server.listeners import Listeners
 from reqtable.server.serving import Serving
 from reqtable.table.limits import Limits
+from reqtable.table.snapshot import unwrapped
 from reqtable.table.states import Ending, Event
 from reqtable.table.table import Entry, RequestTable
 
@@ -237,5 +238,5 @@ def _count(entry: Entry) -> None:
 
 
 def _log(entry: Entry) -> None:
-    if access.isEnabledFor(logging.INFO):
+    if access.isEnabledFor(logging.INFO) and not getattr(unwrapped(entry.handler), "_logs_requests", False):
         log_access(entry)

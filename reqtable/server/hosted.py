@@ -17,6 +17,7 @@ class Hosted(Server, Protocol):
     _counts: Counts
     _policies: PolicySet
     _preamble: PreambleSpec | None  # what connections begin with; None: with the request itself
+    _is_draining: bool  # answers tell their clients that no other will follow, as by `Connection: close`
     _owns_queue: bool  # no other process and no other descriptor listens on the same socket
     _is_left_non_blocking: bool  # the listening socket: it was blocking before the loop used it
 

@@ -144,7 +144,7 @@ class ReachInvariants:
         times = [reach.until, reach.write_until]
         times += [want.wakes_at for want, _ in _pairs(entry.want) if isinstance(want, Sleeping)]
         whole = self._loop.table.limits.request_timeout_s
-        times.append(None if whole is None else entry.created_at + whole)
+        times.append(None if whole is None or entry.began_at is None else entry.began_at + whole)
         soonest = min((at for at in times if at is not None), default=None)
         self._must(entry.deadline == soonest, entry, f"is due at {entry.deadline}, not at {soonest}")
 

@@ -94,9 +94,15 @@ class Input:
             return data[start:end]
         return self._take_to(end) if end <= len(data) else MISSING
 
-    def peek(self, count: int) -> bytes:
-        """The first unread bytes, at most `count`. They stay unread."""
-        return bytes(self.data[self._start : self._start + count])
+    def peek(self, count: int, skip: int = 0) -> bytes:
+        """The first unread bytes after `skip`, at most `count`. They stay unread."""
+        start = self._start + skip
+        return bytes(self.data[start : start + count])
+
+    def searched(self, separator: bytes) -> int:
+        """How many of the first unread bytes `through` has searched in vain for the begin of `separator`."""
+        sought = self._sought
+        return sought[1] - self._start if sought is not None and sought[0] == separator else 0
 
     def chunk(self, limit: int) -> bytes | Missing:
         """Take what has arrived: at least one byte, at most `limit`."""
@@ -202,9 +208,9 @@ class Inbox(Input):
         self._open()
         return super().exactly(count)
 
-    def peek(self, count: int) -> bytes:
+    def peek(self, count: int, skip: int = 0) -> bytes:
         self._open()
-        return super().peek(count)
+        return super().peek(count, skip)
 
     def chunk(self, limit: int) -> bytes | Missing:
         self._open()

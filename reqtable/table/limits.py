@@ -56,7 +56,7 @@ class Limits:
     write_timeout_s: float = 60.0  # a connection ends if its peer takes no output for so long
     linger_timeout_s: float = 2.0  # how long to wait for the peer's end of file after our last byte
     session_timeout_s: float = 60.0  # for a datagram session without a timeout of its own
-    request_timeout_s: float | None = None  # for a whole request, however it runs; None: no bound
+    request_timeout_s: float | None = None  # for a whole request, however it runs; None: no bound; HTTP: for each
     loop_stall_s: float = 0.5  # a warning is logged if a step holds up the loop for longer; inf: never
     drain_timeout_s: float = 30.0  # when `serve()` is told to end, how long the remaining requests may take
     drain_idle_s: float = 1.0  # meanwhile, connections idle for so long see end of file

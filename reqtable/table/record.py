@@ -68,6 +68,7 @@ class Record:
     bytes_out: int
     steps: int
     age_s: float
+    begun_s: float | None  # how long `request_timeout_s` has run
     idle_s: float
 
 
@@ -100,6 +101,7 @@ def record_of(entry: Entry, handler: Saved, buffers: bool = True) -> Record:
         bytes_out=entry.bytes_out,
         steps=entry.steps,
         age_s=now - entry.created_at,
+        begun_s=None if entry.began_at is None else now - entry.began_at,
         idle_s=now - entry.active_at,
     )
 
@@ -122,6 +124,7 @@ def restore(record: Record, entry: Entry, handler: Saved) -> None:
     entry.deadline = _at(record.deadline_s, now)
     entry.bytes_in, entry.bytes_out, entry.steps = record.bytes_in, record.bytes_out, record.steps
     entry.created_at, entry.active_at = now - record.age_s, now - record.idle_s
+    entry.began_at = None if record.begun_s is None else now - record.begun_s
     state = State[record.state]
     if state is not State.OPENING:
         entry.advance(Event.OPENED)

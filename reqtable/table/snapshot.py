@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 from reqtable.table.addresses import address_text, host_text, printable
 from reqtable.table.errors import shown
@@ -37,6 +37,11 @@ class Row(TypedDict):
     buffered_in: int
     buffered_out: int
     steps: int
+    method: NotRequired[str | None]  # of an HTTP request, as are the next four; None: between two requests
+    path: NotRequired[str | None]
+    status: NotRequired[int | None]  # once sent
+    body_in: NotRequired[int]  # bytes of the body so far
+    body_out: NotRequired[int]
 
 
 class Named(Protocol):
@@ -112,7 +117,8 @@ class Listing:
     def _row(self, entry: Shown, state: State, now: float) -> Row:
         name, letter = _NAMES[state]
         deadline = entry.deadline
-        return {
+        shown_by_handler = None if isinstance(entry.handler, type) else getattr(entry.handler, "_shown", None)
+        row: Row = {
             "id": entry.id,
             "kind": entry.kind,
             "parent": entry.parent_id,
@@ -133,6 +139,9 @@ class Listing:
             "buffered_out": entry.output.held,
             "steps": entry.steps,
         }
+        if shown_by_handler is not None:
+            row.update(shown_by_handler())
+        return row
 
     def _text(self, thing: Any, write: Callable[[Any], str]) -> str:
         known = self._texts.get(id(thing))

@@ -95,6 +95,7 @@ class Entry:
 
     __slots__ = (
         "active_at",
+        "began_at",
         "bytes_in",
         "bytes_in_when_armed",
         "bytes_out",
@@ -145,6 +146,7 @@ class Entry:
         self.call_number = 0  # number of the latest call: an older number marks the result of a call that was given up
         self.result: Any = MISSING  # the item posted for a want that does not read from `input`
         self.created_at = self.active_at = table.now
+        self.began_at: float | None = table.now  # when `request_timeout_s` began to run; None: it does not run
         self.input = Input()
         self.output = Output()
         self.bytes_in = 0

@@ -1,0 +1,186 @@
+"""`Exchange`: how an HTTP/1.1 connection is read, as a state machine. `HTTPRequestHandler` adds the answers.
+
+The states of one request: `head`, then for its body `body`, or `chunk_size`, `chunk` and `chunk_end` in turn and
+`trailers`, then the states of the answer. Between two requests the connection is in `head` again. The field `request`
+has whatever has come of a request, and the field `reply` what was sent of its answer. Both are plain data.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from reqtable.handlers.state import StateRequestHandler, Transition, state
+from reqtable.http.head import Fields, Head
+from reqtable.http.messages import Reply, Request
+from reqtable.http.wants import CHUNK_END, CHUNK_SIZE, HEAD_BYTES, TRAILERS, head
+from reqtable.table.errors import HandlerError
+from reqtable.table.wants import Want, chunk
+
+PIECE_BYTES = 65_536
+DROPPED_BYTES_MAX = 262_144  # of a body whose request has its answer already; above it the connection closes
+_OWN_STATES = ("head", "body", "chunk_size", "chunk", "chunk_end", "trailers")
+
+
+class Exchange(StateRequestHandler):
+    """Reads requests. A class derived from it answers them."""
+
+    request: Request
+    reply: Reply
+
+    head_bytes_max: ClassVar[int] = HEAD_BYTES  # above it, a request is answered with 431, or with 414
+    body_bytes_max: ClassVar[int] = 2**20  # above it, a request is answered with 413
+
+    _awaited_head: ClassVar[Want[Head]] = head()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raise HandlerError if a state of the class has the name of one of HTTP's own."""
+        super().__init_subclass__(**kwargs)
+        for name in _OWN_STATES:
+            if getattr(cls, name) is not getattr(Exchange, name):
+                raise HandlerError(
+                    f"{cls.__name__}.{name}: HTTPRequestHandler has a state {name} of its own: rename it"
+                )
+        cls._awaited_head = head(cls.head_bytes_max)
+
+    # -- what a class derived from it does ----------------------------------------------------------------------------
+
+    def on_head(self) -> Transition:
+        """Called when the head has come. May return a transition, as to an answer; None goes on with the body."""
+        return None
+
+    def on_body(self, piece: bytes) -> Transition:
+        """Called with each piece of the body; the default keeps it. May return a transition, as to an answer."""
+        self.request.pieces.append(piece)
+        return None
+
+    def read_body(self) -> Transition:
+        """Return the transition to what is still to come of the body, or the answer's if the body is whole.
+
+        For an `on_head` or `on_body` that went to a state of its own first, such as one that waits for `flushed()`.
+        """
+        request = self.request
+        if request.is_whole:
+            return self._answered()
+        if not request.is_asked_for:
+            request.is_asked_for = True
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if request.left:
+            return self._more(self.chunk if request.head.is_chunked else self.body)
+        if request.head.is_chunked:
+            return self.chunk_end if request.received else self.chunk_size
+        return self._whole()
+
+    def _answered(self) -> Transition:
+        """Answer the request, which is whole. Returns a transition."""
+        raise NotImplementedError
+
+    def _refuse(self, status: int, reason: str = "") -> Transition:
+        """Answer a request that can't be read to its end, and close the connection."""
+        raise NotImplementedError
+
+    # -- the states ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> Transition:
+        self.request = Request()
+        self.reply = Reply()
+        self.entry.began_at = None
+        return self.head, self._awaited_head
+
+    @state(head())
+    def head(self, head: Head) -> Transition:
+        """The head of a request has come."""
+        if not self.reply.is_done:
+            raise HandlerError(f"{type(self).__name__} went on to the next request without an answer to this one")
+        entry = self.entry
+        entry.began_at = now = entry.table.now
+        has_body = head.has_body
+        self.request = request = Request(
+            head,
+            left=head.content_length or 0,
+            is_whole=not has_body,
+            is_asked_for=not head.expects_continue,
+            began_at=now,
+        )
+        self.reply = Reply(is_done=False)
+        if request.left > self.body_bytes_max:
+            return self._refuse(413, f"the body exceeds {self.body_bytes_max} bytes")
+        early = self.on_head()
+        if early is not None:
+            return early
+        if not has_body:
+            return self._answered()
+        return self._after_answer() if self.reply.is_done else self.read_body()
+
+    @state()
+    def body(self, piece: bytes) -> Transition:
+        """A piece of a body of known length has come."""
+        return self._take(piece)
+
+    @state(CHUNK_SIZE)
+    def chunk_size(self, size: int) -> Transition:
+        """The size of the next chunk has come."""
+        request = self.request
+        if not size:
+            return self.trailers
+        if request.is_dropped and request.received + size > DROPPED_BYTES_MAX:
+            return None
+        if request.received + size > self.body_bytes_max and not request.is_dropped:
+            return self._refuse(413, f"the body exceeds {self.body_bytes_max} bytes")
+        request.left = size
+        return self._more(self.chunk)
+
+    @state()
+    def chunk(self, piece: bytes) -> Transition:
+        """A piece of a chunk has come."""
+        return self._take(piece)
+
+    @state(CHUNK_END)
+    def chunk_end(self, _: None) -> Transition:
+        """The end of a chunk has come."""
+        return self.chunk_size
+
+    @state(TRAILERS)
+    def trailers(self, fields: Fields) -> Transition:
+        """The fields after a chunked body have come."""
+        self.request.trailers = fields
+        return self._whole()
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _more(self, target: Any) -> tuple[Any, Want[bytes]]:
+        return target, chunk(min(self.request.left, PIECE_BYTES))
+
+    def _take(self, piece: bytes) -> Transition:
+        request = self.request
+        request.left -= len(piece)
+        request.received += len(piece)
+        if not request.is_dropped:
+            early = self.on_body(piece)
+            if early is not None:
+                return early
+            if self.reply.is_done:
+                return self._after_answer()
+        return self.read_body()
+
+    def _whole(self) -> Transition:
+        request = self.request
+        request.is_whole = True
+        if request.is_dropped:
+            return self._after_answer()
+        request.body = request.pieces[0] if len(request.pieces) == 1 else b"".join(request.pieces)
+        request.pieces = []
+        return self._answered()
+
+    def _after_answer(self) -> Transition:
+        """Return the transition after an answer that is complete: to the next request, or None, which closes."""
+        request, reply = self.request, self.reply
+        if not reply.keep_alive:
+            return None
+        if request.is_whole:
+            self.entry.began_at = None
+            return self.head, self._awaited_head
+        if not request.is_asked_for or (request.head.content_length or 0) > DROPPED_BYTES_MAX:
+            return None
+        request.is_dropped = True
+        request.pieces = []
+        return self.read_body()

@@ -1,0 +1,78 @@
+"""A request and its answer, as far as they have come. Both are plain data: fields of a handler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from reqtable.http.head import Fields, Head
+
+if TYPE_CHECKING:
+    from reqtable.http.forms import Form
+
+NO_HEAD = Head("-", "/", (1, 1), (), None, False, False, False, None)
+
+
+@dataclass(slots=True)
+class Request:
+    """Holds what has come of a request."""
+
+    head: Head = NO_HEAD
+    body: bytes = b""  # the whole body, once it has come
+    trailers: Fields = ()
+    pieces: list[bytes] = field(default_factory=list)  # of a body that is still coming
+    received: int = 0  # bytes of the body so far
+    left: int = 0  # bytes of the body, or of this chunk, that are still to come
+    is_whole: bool = True
+    is_asked_for: bool = True  # the client sends the body: it need not wait for 100, or it was sent
+    is_dropped: bool = False  # the answer has been sent early: the rest of the body is read, and thrown away
+    began_at: float = 0.0  # when the head had come, by the table's clock
+    known_as: str = ""  # see `id`
+
+    @property
+    def method(self) -> str:
+        return self.head.method
+
+    @property
+    def path(self) -> str:
+        """The path, still with its escapes."""
+        return self.head.path
+
+    @property
+    def query(self) -> str:
+        """What follows the first "?" of the target, still with its escapes, or ""."""
+        return self.head.query
+
+    @property
+    def id(self) -> str:
+        """A name for this request in logs. It is random, unless the handler has set `known_as`."""
+        if not self.known_as:
+            self.known_as = uuid4().hex
+        return self.known_as
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        """Return the value of a header field, by its name in lower case; several are joined by ", "."""
+        return self.head.get(name, default)
+
+    def form(self) -> Form:
+        """Return the form in the body: URL-encoded, or multipart, which needs `pip install reqtable[http]`.
+
+        Raises BadRequest if the body is no form.
+        """
+        from reqtable.http.forms import parse_form  # only here: few requests have one
+
+        return parse_form(self.get("content-type", "") or "", self.body)
+
+
+@dataclass(slots=True)
+class Reply:
+    """Holds what was sent of an answer."""
+
+    status: int = 0  # 0: nothing yet
+    has_body: bool = True
+    is_chunked: bool = False
+    left: int | None = None  # bytes of the body that are still to be sent; None: not known beforehand
+    sent: int = 0  # bytes of the body so far
+    keep_alive: bool = False
+    is_done: bool = True  # nothing more is owed to the client

@@ -1,0 +1,1 @@
+"""HTTP suites that others wrote, sent over sockets: `python -m tests.http_suites`."""
