@@ -13,9 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,12 +28,12 @@ NOTES = "examples/notes.py:Notes"
 
 
 @contextmanager
-def reqtable_serve(
+def reqtable_command(
     *arguments: str, listeners: int = 1, **options: object
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """Run `reqtable serve …` during the block. Yields the process and the lines that it printed for its listeners."""
+    """Run a command that serves during the block. Yields its process and the lines printed for its listeners."""
     process = subprocess.Popen(
-        [*COMMAND, "serve", *arguments],
+        [*COMMAND, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -46,6 +47,11 @@ def reqtable_serve(
         if process.poll() is None:
             process.terminate()
         process.communicate(timeout=WAIT_S)
+
+
+def reqtable_serve(*arguments: str, **options: Any) -> AbstractContextManager[tuple[subprocess.Popen[str], list[str]]]:
+    """Run `reqtable serve …` during the block."""
+    return reqtable_command("serve", *arguments, **options)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

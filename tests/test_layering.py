@@ -18,7 +18,11 @@ LAYERS = ["table", "config", "loop", "net", "handlers", "dispatch", "server", "h
 # The files that may import a package from outside the standard library.
 THIRD_PARTY = {
     "greenlet": {"dispatch/green/handler.py", "dispatch/green/socket.py", "dispatch/policies/greenlet.py"},
-    "click": {"run/cli.py", "compat/__main__.py"},
+    "click": {
+        "run/cli.py",
+        *(f"run/commands/{name}.py" for name in ("handler_class", "http", "inspect", "serve", "serving")),
+        "compat/__main__.py",
+    },
     "pytest": {"testing/plugin.py"},
     "python_multipart": {"http/forms.py"},
 }
