@@ -369,7 +369,7 @@ def test_routes_that_are_wrong():
     with pytest.raises(HandlerError, match="can't have the path"):
         route("GET", "/{a b}")
     with pytest.raises(HandlerError, match="has the route GET / of all_notes"):
-        type("Twice", (Notes,), {"other": route("GET", "/")(lambda self: None)})
+        type("Twice", (Notes,), {"other": route("GET", "/")(lambda _: None)})
     head = exercise(Notes).send(b"HEAD /notes HTTP/1.1\r\nHost: x\r\n\r\n").output
     assert statuses(head) == [200]
     assert head.endswith(b"\r\n\r\n")

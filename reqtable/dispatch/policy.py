@@ -86,6 +86,7 @@ class Policy(ABC):
     name: ClassVar[str]
     steps_on_loop: ClassVar[bool] = True  # handlers run in the loop's own thread
     takes_whole_requests: ClassVar[bool] = False  # a request runs elsewhere from its first step on
+    forks: ClassVar[bool] = False  # a request runs in a process of its own
     blocking_holds_loop: ClassVar[bool] = False  # a blocking handler that waits holds up all other requests
 
     def __init__(self, host: Host) -> None:

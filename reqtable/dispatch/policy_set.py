@@ -129,7 +129,8 @@ class PolicySet:
 
     def resumable(self, entry: Entry, handler: Any, policy: Policy | None) -> Resumable:
         """Return what runs `handler`: itself if `policy` is None. Pinned states run under the policies they name."""
-        default: Resumable = handler if policy is None else policy.resumable(entry, handler)
+        runs_itself = policy is None or handler._asks_policy
+        default: Resumable = handler if runs_itself else policy.resumable(entry, handler)  # type: ignore[union-attr]
         pins = handler._pinned
         if not pins:
             return default

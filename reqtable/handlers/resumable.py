@@ -136,6 +136,8 @@ class ResumableHandler:
 
     _hooks: ClassVar[dict[str, tuple[str, ...]]] = {"on_close": ("self",)}  # name -> arguments of the engine's call
 
+    _asks_policy: ClassVar[bool] = False  # its steps run on the loop; it has its policy run what may take long
+
     _awaits: ClassVar[bool] = False  # what `send` returns is to be awaited
 
     _begins_in: ClassVar[str] = "handle()"  # where a handler sets up a request

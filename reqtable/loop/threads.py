@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from weakref import WeakSet
 
 from reqtable.loop.process import end_child
 
-_Task = tuple[Future[Any], Callable[[], Any]]
+_Task = tuple[Future[Any] | None, Callable[[], Any]]  # None: nobody waits for the outcome
 
 
 class Threads(Executor):
@@ -41,14 +42,15 @@ class Threads(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run `fn` in a thread. Raises RuntimeError after `shutdown()`, or if not even one thread can be started."""
         future: Future[Any] = Future()
-        with self._changed:
-            if self._is_shut:
-                raise RuntimeError(f"the threads {self._name} are shut down: nothing can be run in them")
-            if self._idle <= len(self._tasks) and len(self._threads) < self._most:
-                self._begin_thread()
-            self._tasks.append((future, partial(fn, *args, **kwargs)))
-            self._changed.notify()
+        self._add((future, partial(fn, *args, **kwargs)))
         return future
+
+    def run(self, task: Callable[[], None]) -> None:
+        """Run `task` in a thread, even if a shutdown cancels what was submitted. It must not raise.
+
+        It makes no Future, which would be a fifth of the cost.
+        """
+        self._add((None, task))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more tasks. With `wait`, return when every thread has ended, except the caller's own."""
@@ -56,11 +58,14 @@ class Threads(Executor):
         with self._changed:
             self._is_shut = True
             if cancel_futures:
-                cancelled += self._tasks
+                cancelled += [task for task in self._tasks if task[0] is not None]
+                kept = [task for task in self._tasks if task[0] is None]
                 self._tasks.clear()
+                self._tasks.extend(kept)
             self._changed.notify_all()
         for future, _ in cancelled:
-            future.cancel()
+            if future is not None:
+                future.cancel()
         if wait:  # otherwise the interpreter's exit may still have to wait
             for thread in self._threads:
                 if thread is not threading.current_thread():
@@ -71,6 +76,15 @@ class Threads(Executor):
         """Wait for the threads at the interpreter's exit, unless `may_leave()` is true."""
         if not self._may_leave():
             self.shutdown(cancel_futures=True)
+
+    def _add(self, task: _Task) -> None:
+        with self._changed:
+            if self._is_shut:
+                raise RuntimeError(f"the threads {self._name} are shut down: nothing can be run in them")
+            if self._idle <= len(self._tasks) and len(self._threads) < self._most:
+                self._begin_thread()
+            self._tasks.append(task)
+            self._changed.notify()
 
     def _begin_thread(self) -> None:
         thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self._threads)}", daemon=True)
@@ -101,7 +115,10 @@ class Threads(Executor):
             return self._tasks.popleft()
 
 
-def _perform(future: Future[Any], run: Callable[[], Any]) -> None:
+def _perform(future: Future[Any] | None, run: Callable[[], Any]) -> None:
+    if future is None:
+        _perform_alone(run)
+        return
     if not future.set_running_or_notify_cancel():
         return
     process = os.getpid()
@@ -116,6 +133,15 @@ def _perform(future: Future[Any], run: Callable[[], Any]) -> None:
         del future  # breaks a cycle: the error's traceback holds the future, and the future holds the error
     else:
         future.set_result(result)
+
+
+def _perform_alone(run: Callable[[], Any]) -> None:
+    process = os.getpid()
+    try:
+        run()
+    finally:
+        if os.getpid() != process:
+            end_child(sys.exc_info()[1])
 
 
 _open: WeakSet[Threads] = WeakSet()

@@ -1,4 +1,4 @@
-"""The command line: `reqtable serve`, `reqtable http`, `reqtable states` and `reqtable config`.
+"""The command line: `reqtable serve`, `http`, `wsgi`, `states` and `config`.
 
 Exit codes: 0 fine, 2 usage, 78 configuration (sysexits(3)), 1 anything else. An error is one line that names the thing
 and the mend.
@@ -13,6 +13,7 @@ import click
 from reqtable.run.commands.http import http_command
 from reqtable.run.commands.inspect import config_command, states_command
 from reqtable.run.commands.serve import serve_command
+from reqtable.run.commands.wsgi import wsgi_command
 from reqtable.table.errors import ConfigurationError
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
@@ -24,7 +25,7 @@ def cli() -> None:
     """Serve requests from an explicit table, on one thread."""
 
 
-for command in (serve_command, http_command, states_command, config_command):
+for command in (serve_command, http_command, wsgi_command, states_command, config_command):
     cli.add_command(command)
 
 

@@ -40,6 +40,7 @@ class Fork(HandoffPolicy):
     """Forks a child for each request."""
 
     name = "fork"
+    forks = True
     takes_whole_requests = True
 
     def __init__(self, host: Host) -> None:

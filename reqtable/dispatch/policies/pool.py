@@ -8,6 +8,7 @@ itself. The server's `daemon_threads` and `block_on_close` mean the same as unde
 from __future__ import annotations
 
 import concurrent.futures
+from collections.abc import Callable
 from concurrent.futures import Future
 from threading import get_ident
 from typing import Any
@@ -40,6 +41,11 @@ class Pool(InThreadPolicy):
 
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
         return ThreadSteps(entry, handler, self._threads)
+
+    def run(self, task: Callable[[], None]) -> None:
+        """Run `task` in a thread of the pool. It must not raise; it reports by itself. Raises RuntimeError."""
+        run = getattr(self._threads, "run", self._threads.submit)  # a simulation has another executor
+        run(task)
 
     def start(self, handoff: HandedOffRequest) -> None:
         assert isinstance(handoff, InThread)

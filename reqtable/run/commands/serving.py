@@ -86,11 +86,17 @@ def _default_binds(bind: str) -> tuple[str, ...]:
     return () if is_activated() else (bind,)
 
 
-def serve_as(served: Any, serving: Serving, handler: Any = None) -> None:
-    """Serve `served` as the options say, until a signal. `handler` is for a server class that needs one."""
+def serve_as(
+    served: Any, serving: Serving, handler: Any = None, adapt: Callable[[Config], Config] | None = None
+) -> None:
+    """Serve `served` as the options say, until a signal.
+
+    `handler` is for a server class that needs one. `adapt` changes each configuration that is read.
+    """
 
     def load() -> Config:
-        return Config.load(serving.config, workers=serving.workers)
+        config = Config.load(serving.config, workers=serving.workers)
+        return config if adapt is None else adapt(config)
 
     loaded = load()
     _log_to_the_streams(serving.log_format == "json", serving.log_level, loaded.workers is not None)

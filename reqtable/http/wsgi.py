@@ -1,0 +1,384 @@
+"""`WSGIHandler`: serves a WSGI application (PEP 3333).
+
+The loop reads the whole request and writes the whole answer. Only the call of the application runs where the policy
+says, so a slow client holds no thread:
+
+    inline      in the loop
+    greenlet    in a greenlet of the request, if the option suspend_all_sockets is on; else as inline
+    pool        in a thread of the pool. It gives the thread back while its client does not take the answer
+    thread      in a thread of the request, which writes the answer too, and then closes the connection
+    fork        in a child of the request, in the same way
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import logging
+import tempfile
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+from reqtable.handlers.state import Transition, state
+from reqtable.http.handler import HTTPRequestHandler
+from reqtable.http.wsgi_access import log_answer
+from reqtable.http.wsgi_answer import begin
+from reqtable.http.wsgi_call import ApplicationCall
+from reqtable.http.wsgi_deadline import advance_within
+from reqtable.http.wsgi_environ import Networks, base_environ, believe, decoded, fill, forget, is_trusted
+from reqtable.table.errors import ConfigurationError
+from reqtable.table.states import Event
+from reqtable.table.wants import Posted, flushed, hand_off, want_type
+
+log = logging.getLogger("reqtable.http")
+
+_FLUSHED = flushed()
+_PIECE_BYTES = 262_144  # the most that is put into the output at once
+_HEALTHY = b"ok\n"
+
+
+@want_type
+class Outcome(Posted[None]):
+    """Waits until the application, which runs elsewhere, has sent something or has returned."""
+
+    awaits: ClassVar[Event] = Event.AWAITS_RESULT
+
+    def __repr__(self) -> str:
+        return "application()"
+
+
+OUTCOME = Outcome()
+
+
+class WSGIHandler(HTTPRequestHandler):
+    """Serves the WSGI application `wsgi_app`: `class Site(WSGIHandler): wsgi_app = staticmethod(app)`."""
+
+    wsgi_app: ClassVar[Callable[..., Any] | None] = None
+
+    body_bytes_max: ClassVar[int] = 128 * 2**20
+    spool_bytes: ClassVar[int] = 65_536  # a longer body is kept in a file without a name
+    prefix: ClassVar[str] = ""  # SCRIPT_NAME; any other path is answered with 404
+    health_path: ClassVar[str | None] = None  # answered with 200 by the loop
+    timeout_s: ClassVar[float | None] = None  # how long the application may be silent; under pool and greenlet
+    trusted: ClassVar[Networks] = ()  # the proxies that are believed
+    trusts_unix: ClassVar[bool] = False  # clients by Unix sockets are proxies, too
+    proxy_headers: ClassVar[str] = "x-forwarded"  # or "forwarded": the fields that the proxies set
+    multiprocess: ClassVar[bool] = False  # other processes serve the application, too
+    logs_answers: ClassVar[bool] = False
+    on_answered: ClassVar[Callable[[], Any] | None] = None  # called for each request that the application gets
+
+    _asks_policy = True
+
+    # Not fields: they belong to this process.
+    _running: ApplicationCall | None = None
+    _spool: Any = None
+    _began_at = 0.0
+    _count = 0  # requests of this connection
+    _bases: ClassVar[WeakKeyDictionary[Any, dict[str, Any]]] = WeakKeyDictionary()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the state `application` the timeout of this class."""
+        if vars(cls).get("timeout_s") is not None:
+            plain = WSGIHandler.application
+            copy = FunctionType(
+                plain.__code__, plain.__globals__, plain.__name__, plain.__defaults__, plain.__closure__
+            )
+            copy.__qualname__ = plain.__qualname__
+            cls.application = state(OUTCOME, timeout=cls.timeout_s)(copy)  # type: ignore[method-assign]
+        super().__init_subclass__(**kwargs)
+
+    @classmethod
+    def on_start(cls, server: Any) -> None:
+        """Raise ConfigurationError if the application can't be served."""
+        if not callable(cls.wsgi_app):
+            raise ConfigurationError(f"{cls.__name__} has no application: wsgi_app = staticmethod(application)")
+        super().on_start(server)
+
+    # -- the request --------------------------------------------------------------------------------------------------
+
+    def on_head(self) -> Transition:
+        self._began_at = self.entry.table.now
+        self._count += 1
+        return None
+
+    def on_body(self, piece: bytes) -> Transition:
+        """Keep a piece of the body: in memory, or in a file once the body is long."""
+        request = self.request
+        if self._spool is not None:
+            self._spool.write(piece)
+        else:
+            request.pieces.append(piece)
+            if request.received > self.spool_bytes:
+                self._spool = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the request ends
+                self._spool.writelines(request.pieces)
+                request.pieces.clear()
+        return None
+
+    def respond(self) -> Transition:
+        """Have the application answer the request, which has come whole."""
+        path = decoded(self.request.head.path)
+        if path == self.health_path:
+            return self.answer(200, _HEALTHY, content_type="text/plain")
+        if self.prefix and path != self.prefix and not path.startswith(self.prefix + "/"):
+            return self.answer(404)
+        policy: Any = self.entry.policy
+        if type(self).on_answered is not None:
+            type(self).on_answered()  # type: ignore[misc]
+        if policy.takes_whole_requests and self.entry.table.driving_policy is None:
+            return self.handed_off, hand_off(policy.name)
+        return self._call(path)
+
+    @state()
+    def handed_off(self, _: None) -> Transition:
+        """A thread or a child has the request."""
+        return self._call(decoded(self.request.head.path))
+
+    def _call(self, path: str) -> Transition:
+        environ = self._environ(path)
+        call = self._running = ApplicationCall(
+            type(self).wsgi_app, environ, self.request.head.method == "HEAD", self.entry.transport.request
+        )
+        environ["reqtable.disconnected"] = call.disconnected
+        return self._advance(call)
+
+    @state(OUTCOME)
+    def application(self, _: None) -> Transition:
+        """The application has sent something or has returned, or the client has taken what was sent."""
+        call = self._running
+        return None if call is None else self._go_on(call)
+
+    # -- the answer ---------------------------------------------------------------------------------------------------
+
+    def _go_on(self, call: ApplicationCall) -> Transition:
+        """Send what has come of the answer. Then end the answer, or have the application go on."""
+        call.signalled = False
+        is_out = call.is_out  # before `pieces` is looked at: afterwards more may come
+        is_done = call.is_done and not is_out
+        sent = self._transmit(call, is_done)
+        if call.pieces:
+            return self.application, _FLUSHED
+        if is_done:
+            if call.file is None or call.error is not None:
+                return self._end_call(call)
+            self._send_file(*call.file)
+            call.file = None
+            return self.application, _FLUSHED  # the file must stay open until then
+        if is_out:
+            return self.application, OUTCOME
+        if sent:
+            return self.application, _FLUSHED  # the application goes on only as fast as the client takes the answer
+        return self._advance(call)
+
+    def _advance(self, call: ApplicationCall) -> Transition:
+        """Have the application begin or go on."""
+        policy: Any = self.entry.policy
+        if not policy.steps_on_loop and not policy.takes_whole_requests:
+            number = self.entry.expect_result()
+            self._run_in_pool(call, number)
+            return self.application, OUTCOME
+        if getattr(policy, "suspends_all", False):
+            from reqtable.http.wsgi_green import GreenCall  # only here, because it needs greenlet
+
+            return GreenCall(self, call).begin()
+        most = self.entry.table.limits.high_water_bytes
+        if self.timeout_s is None:
+            call.advance(most, True)
+        elif not advance_within(call, most, self.timeout_s):
+            return self._time_out(call)
+        return self._go_on(call)
+
+    def _transmit(self, call: ApplicationCall, is_done: bool) -> bool:
+        """Move pieces of the answer to the output, after the head. Returns whether there was something."""
+        out: list[bytes] = []
+        if not self.reply.status:
+            if call.error is not None and is_done:
+                call.pieces.clear()  # nothing has left: the answer is 500
+            if not call.is_committed or (call.error is not None and is_done):
+                return False
+            # A thread or a child has one request, so its connection closes.
+            may_keep = not self._is_draining and self.entry.table.driving_policy is None
+            begun, self.reply = begin(call, self.request.head, may_keep, self.server_name)
+            out.append(begun)
+        reply, pieces = self.reply, call.pieces
+        room = min(_PIECE_BYTES, self.entry.table.limits.output_bytes_max // 2)
+        while pieces and room > 0:
+            piece = pieces.popleft()
+            if len(piece) > room:
+                pieces.appendleft(memoryview(piece)[room:])
+                piece = piece[:room]
+            size = len(piece)
+            room -= size
+            call.taken += size
+            reply.sent += size
+            if reply.left is not None:
+                reply.left -= size
+            out.append(b"%x\r\n%b\r\n" % (size, piece) if reply.is_chunked else piece)
+        if out:
+            self.send(out[0] if len(out) == 1 else b"".join(out))
+        return bool(out)
+
+    def _send_file(self, file: Any, offset: int, count: int) -> None:
+        self.send_file(file, offset, count)
+        self.reply.sent += count
+        if self.reply.left is not None:
+            self.reply.left -= count
+
+    def _end_call(self, call: ApplicationCall) -> Transition:
+        """End the answer: all of it was sent, or the application has failed."""
+        self._running = None
+        self._close_spool()
+        call.close()
+        if call.error is None:
+            return self.end_answer()
+        log.error("%s: the application failed", call.what, exc_info=call.error)
+        if not self.reply.status:
+            return self.answer(500)
+        return self._break_off()
+
+    def _break_off(self) -> None:
+        """Close the connection: the client sees that the answer is not complete."""
+        self.reply.is_chunked = self.reply.keep_alive = False
+        self.end_answer()
+
+    def end_answer(self) -> Transition:
+        if self.logs_answers:
+            log_answer(self, self.entry.table.now - self._began_at)
+        return super().end_answer()
+
+    # -- in the pool --------------------------------------------------------------------------------------------------
+
+    def _run_in_pool(self, call: ApplicationCall, number: int) -> None:
+        """Have a thread of the pool run the application."""
+        owner = self.entry.table.owner
+        assert owner is not None
+        post = owner.post
+        most = self.entry.table.limits.high_water_bytes
+        if call.on_piece is None:
+            call.on_piece = functools.partial(post, self._came, call)
+
+        def run() -> None:
+            try:
+                call.advance(most, False)
+            finally:
+                post(self._returned, call)
+
+        call.is_out = True
+        try:
+            self.entry.policy.run(run)  # type: ignore[attr-defined]
+        except BaseException:
+            call.is_out = False
+            raise
+
+    def _came(self, call: ApplicationCall) -> None:
+        """In the loop: a piece of the answer has come."""
+        entry = self.entry
+        if call is self._running and entry.table.owner is not None:
+            entry.table.owner.deliver(entry, entry.call_number, None)
+
+    def _returned(self, call: ApplicationCall) -> None:
+        """In the loop: the thread is done, with the call or for now."""
+        call.is_out = False
+        if call.is_gone:
+            self._give_up(call)
+        else:
+            self._came(call)
+
+    def _give_up(self, call: ApplicationCall) -> None:
+        """Have an application whose answer nobody takes clean up. One that runs in a thread can't be stopped."""
+        call.is_gone = True
+        if call.is_out or call.is_closed or not call.has_begun:
+            return
+        run = getattr(self.entry.policy, "run", None)
+        if run is not None and call.file is None:
+            with contextlib.suppress(RuntimeError):  # the pool has closed
+                run(call.close)
+                return
+        call.close()
+
+    # -- what goes wrong ----------------------------------------------------------------------------------------------
+
+    def on_timeout(self) -> Transition:
+        call = self._running
+        return super().on_timeout() if call is None else self._time_out(call)
+
+    def _time_out(self, call: ApplicationCall) -> Transition:
+        """Answer 504, or 503 if the application has not even begun. Close the connection if the head has left."""
+        self._running = None
+        began = call.has_begun
+        log.warning(
+            "%s: %s %g s",
+            call.what,
+            "the application was silent for" if began else "no thread was free for",
+            self.timeout_s,
+        )
+        self._give_up(call)
+        if self.reply.status:
+            return self._break_off()
+        return self._refuse(504 if began else 503)
+
+    def on_close(self) -> None:
+        call, self._running = self._running, None
+        if call is not None:
+            self._give_up(call)
+            if self.logs_answers:
+                log_answer(self, self.entry.table.now - self._began_at)
+        self._close_spool()
+        super().on_close()
+
+    # -- what the application is given --------------------------------------------------------------------------------
+
+    def _environ(self, path: str) -> dict[str, Any]:
+        request, server, entry = self.request, self.server, self.entry
+        base = self._bases.get(server)
+        if base is None:
+            policy: Any = entry.policy
+            shares = (not policy.steps_on_loop and not policy.forks) or getattr(policy, "suspends_all", False)
+            base = base_environ(entry.local, shares, self.multiprocess or policy.forks)
+            type(self)._bases[server] = base
+        environ = base.copy()
+        if self.prefix:
+            environ["SCRIPT_NAME"] = self.prefix
+            path = path[len(self.prefix) :]
+        fill(environ, request.head, path, entry.peer, self.tls is not None)
+        if request.head.is_chunked:
+            environ["CONTENT_LENGTH"] = str(request.received)
+        if self._spool is not None:
+            self._spool.seek(0)
+            environ["wsgi.input"] = self._spool
+        else:
+            environ["wsgi.input"] = io.BytesIO(request.body)
+            request.body = b""
+        environ["reqtable.request_id"] = self.request_id
+        if self.trusted or self.trusts_unix:
+            if is_trusted(entry.peer, self.trusted, self.trusts_unix):
+                believe(environ, self.proxy_headers, self.trusted)
+            else:
+                forget(environ)
+        return environ
+
+    @property
+    def request_id(self) -> str:
+        """The number of the connection, and of the request on it: unique in this process."""
+        return f"{self.entry.id}.{self._count}"
+
+    def _close_spool(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+
+def wsgi_handler(application: Callable[..., Any], **settings: Any) -> type[WSGIHandler]:
+    """Return a handler class that serves `application`. `settings` are the attributes of `WSGIHandler` to set.
+
+    Raises TypeError for a setting that does not exist.
+    """
+    for name in settings:
+        if name.startswith("_") or not hasattr(WSGIHandler, name):
+            raise TypeError(f"WSGIHandler has no setting {name!r}")
+    on_answered = settings.get("on_answered")
+    if on_answered is not None:
+        settings["on_answered"] = staticmethod(on_answered)
+    return type("WSGI", (WSGIHandler,), {"wsgi_app": staticmethod(application), **settings})

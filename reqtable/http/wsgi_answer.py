@@ -1,0 +1,39 @@
+"""The head of an application's answer: what the application has said, and what the connection needs."""
+
+from __future__ import annotations
+
+from reqtable.http.answer import date
+from reqtable.http.handler import Reply
+from reqtable.http.head import Head
+from reqtable.http.wsgi_call import ApplicationCall
+
+
+def begin(call: ApplicationCall, head: Head, may_keep: bool, server_name: str | None) -> tuple[bytes, Reply]:
+    """Return the head of the answer to a request, and the reply that begins with it.
+
+    `may_keep` says whether this server can take another request on the connection.
+    """
+    text, length, is_chunked = call.head, call.length, False
+    is_head = head.method == "HEAD"
+    keep_alive = may_keep and head.keep_alive and not call.connection_close
+    if length is None and call.has_body:
+        if call.is_whole and call.is_done and not is_head:
+            length = call.produced
+            text += f"Content-Length: {length}\r\n"
+        elif head.version == (1, 1):
+            is_chunked = True
+            text += "Transfer-Encoding: chunked\r\n"
+        else:
+            keep_alive = keep_alive and is_head
+    if not call.has_date:
+        text += f"Date: {date()}\r\n"
+    if not call.has_server and server_name is not None:
+        text += f"Server: {server_name}\r\n"
+    if not keep_alive:
+        text += "Connection: close\r\n"
+    elif head.version == (1, 0):
+        text += "Connection: keep-alive\r\n"
+    has_body = call.has_body and not is_head
+    left = length if has_body else 0
+    reply = Reply(call.status, has_body, is_chunked and has_body, left, 0, keep_alive, False)
+    return f"{text}\r\n".encode("latin-1"), reply

@@ -1,0 +1,224 @@
+"""`reqtable wsgi`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sys
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+import click
+
+from reqtable.config import Config, ProxyOptions, chosen_dispatch
+from reqtable.config.import_string import account_of, module_at
+from reqtable.http.wsgi import WSGIHandler, wsgi_handler
+from reqtable.http.wsgi_environ import PROXY_HEADERS
+from reqtable.run.code_watch import Watch
+from reqtable.run.commands.serving import Serving, serve_as, serving_options
+from reqtable.server.access_log import JSONFormatter
+from reqtable.table.errors import ConfigurationError
+
+POLICIES = ("inline", "greenlet", "pool", "thread", "fork")
+_USUAL_NAMES = ("application", "app")
+
+
+class Application(click.ParamType[Any]):
+    """Converts `module:app` or `path/to/file.py:app` to the application. `app()` stands for what the call returns."""
+
+    name = "module:app"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        place, colon, name = value.rpartition(":")
+        if not colon:
+            place, name = value, ""
+        if not place:
+            self.fail(f"{value!r}: write it as module:app or path/to/file.py:app")
+        try:
+            module = module_at(place)
+        except SystemExit as error:
+            self.fail(
+                f"{value!r} ends the program when it is imported: {account_of(error)}: put what runs it under "
+                'if __name__ == "__main__":'
+            )
+        except Exception as error:
+            self.fail(f"{value!r} can't be imported: {account_of(error)}")
+        if not name:
+            name = next((each for each in _USUAL_NAMES if callable(getattr(module, each, None))), _USUAL_NAMES[0])
+        is_factory = name.endswith("()")
+        found = module
+        for each in name.removesuffix("()").split("."):
+            found = getattr(found, each, None)
+        if found is None:
+            self.fail(f"{value!r}: {place} has no {name.removesuffix('()')}")
+        if is_factory:
+            try:
+                found = found()
+            except Exception as error:
+                self.fail(f"{value!r}: the call failed: {account_of(error)}")
+        if not callable(found):
+            self.fail(f"{value!r}: {name} is not a WSGI application: give a function of environ and start_response")
+        return found
+
+
+def _networks(trusted: tuple[str, ...]) -> tuple[tuple[IPv4Network | IPv6Network, ...], bool]:
+    try:
+        return tuple(ProxyOptions(trusted).networks()), "unix" in trusted
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace("proxy.trusted", "--trust-proxy")) from None
+
+
+def _path(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value and (not value.startswith("/") or value.endswith("/") or "?" in value):
+        raise click.BadParameter(f"{value!r}: write a path such as /app, with a slash before it and none after it")
+    return value
+
+
+class _Quota:
+    """Ends this worker after `most` requests, and up to `jitter` more, so that not all workers end at once."""
+
+    def __init__(self, most: int, jitter: int) -> None:
+        self._most = most
+        self._jitter = jitter
+        self._left = -1  # decided in the worker, where chance differs
+        self._process = 0
+
+    def __call__(self) -> None:
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._left = self._most + random.SystemRandom().randint(0, self._jitter)
+        self._left -= 1
+        if not self._left:
+            logging.getLogger("reqtable").info("worker %d has had its requests, and drains", os.getpid())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@click.command("wsgi")
+@click.argument("application", metavar="APPLICATION")
+@serving_options("tcp://127.0.0.1:8000")
+@click.option("--prefix", callback=_path, default="", help="SCRIPT_NAME: the path under which the application is.")
+@click.option(
+    "--health-path", callback=_path, help="A path that the loop answers with 200, even if all threads are busy."
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="How long the application may take until it sends something; then 504. Not under thread.",
+)
+@click.option(
+    "--body-max",
+    type=click.IntRange(min=0),
+    metavar="BYTES",
+    default=WSGIHandler.body_bytes_max,
+    show_default=True,
+    help="The longest body of a request; above it 413.",
+)
+@click.option(
+    "--trust-proxy",
+    "trusted",
+    multiple=True,
+    metavar="NETWORK",
+    help="Believe the X-Forwarded fields of clients in this network, or unix; repeatable.",
+)
+@click.option(
+    "--proxy-headers",
+    type=click.Choice(PROXY_HEADERS),
+    default=PROXY_HEADERS[0],
+    show_default=True,
+    help="The fields that the trusted proxies set.",
+)
+@click.option(
+    "--max-requests",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="A worker ends after N requests, and another one starts.",
+)
+@click.option(
+    "--max-requests-jitter",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    help="Up to N requests more, by chance.",
+)
+@click.option("--reload-code", is_flag=True, help="Start again when a file of the program changes: for development.")
+def wsgi_command(
+    application: str,
+    serving: Serving,
+    prefix: str,
+    health_path: str | None,
+    timeout_s: float | None,
+    body_max: int,
+    trusted: tuple[str, ...],
+    proxy_headers: str,
+    max_requests: int | None,
+    max_requests_jitter: int,
+    reload_code: bool,
+) -> None:
+    """Serve the WSGI application APPLICATION, which is module:app or path/to/file.py:app, until SIGINT or SIGTERM.
+
+    The application runs in the threads of a pool ([pool] size); --dispatch says otherwise. Signals are those of serve.
+    """
+    loaded = Config.load(serving.config, workers=serving.workers)
+    networks, trusts_unix = _networks(trusted)
+    dispatch, _ = chosen_dispatch(serving.dispatch, loaded, "pool")
+    if dispatch not in POLICIES:
+        raise ConfigurationError(
+            f"dispatch policy {dispatch!r} can't run a WSGI application: choose one of {', '.join(POLICIES)}"
+        )
+    if max_requests is not None and loaded.workers is None:
+        raise ConfigurationError("--max-requests needs --workers: a worker ends, and another one takes its place")
+    if reload_code and loaded.workers is not None:
+        raise ConfigurationError("--reload-code is for one process: leave --workers out")
+    settings: dict[str, Any] = {
+        "prefix": prefix or "",
+        "health_path": health_path,
+        "timeout_s": timeout_s,
+        "body_bytes_max": body_max,
+        "trusted": networks,
+        "trusts_unix": trusts_unix,
+        "proxy_headers": proxy_headers,
+        "multiprocess": (loaded.workers or 1) > 1,
+        "logs_answers": serving.access_log,
+        "on_answered": None if max_requests is None else _Quota(max_requests, max_requests_jitter),
+    }
+    if serving.access_log:
+        _log_answers_to_the_output(serving.log_format == "json")
+    chosen = serving._replace(dispatch=dispatch, access_log=False)
+    if not reload_code:
+        serve_as(wsgi_handler(_application(application), **settings), chosen, _suspending)
+        return
+    watch = Watch()
+    try:
+        handler = wsgi_handler(_application(application), **settings)
+    except click.UsageError as error:
+        click.echo(f"reqtable: {error.format_message()}: waiting for a change", err=True)
+        watch.wait()
+    else:
+        with watch.watching():
+            serve_as(handler, chosen, _suspending)
+    if watch.has_changed:
+        watch.start_again()
+
+
+def _application(named: str) -> Any:
+    return Application().convert(named, None, None)
+
+
+def _suspending(config: Config) -> Config:
+    """Have greenlets suspend wherever the application waits, unless the configuration decides it."""
+    if "greenlet.suspend_all_sockets" in config.origins:
+        return config
+    return replace(config, greenlet=replace(config.greenlet, suspend_all_sockets=True))
+
+
+def _log_answers_to_the_output(as_json: bool) -> None:
+    log = logging.getLogger("reqtable.http.access")
+    output = logging.StreamHandler(sys.stdout)
+    output.setFormatter(JSONFormatter() if as_json else None)
+    log.addHandler(output)
+    log.propagate = False
