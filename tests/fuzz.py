@@ -36,6 +36,7 @@ from reqtable.config import ProxyOptions, TLSOptions
 from reqtable.loop.platform import System
 from reqtable.net.sockets import is_peers_doing
 from reqtable.testing import FakeClock
+from tests import fuzz_websockets
 from tests.certificates import client_context, write_certificate
 
 PEER = ("198.51.100.7", 5000)
@@ -246,11 +247,17 @@ class Target:
     dispatch: str = "inline"
     config: Config = field(default_factory=lambda: Config(limits=LIMITS))
     generators: list[Generator] = field(default_factory=lambda: PLAIN)
-    honest: bytes = b"honest\n"  # is answered with its last line
+    honest: bytes = b"honest\n"  # is answered with its last line, unless there is an
+    honest_answer: bytes | None = None
     is_secured: bool = False
 
     def server(self) -> Server:
         return Server(self.handler, self.dispatch, self.config)
+
+    @property
+    def expected(self) -> bytes:
+        """What an honest client gets."""
+        return self.honest_answer or self.honest.splitlines(keepends=True)[-1]
 
     @property
     def runs_at_once(self) -> bool:
@@ -302,6 +309,13 @@ TARGETS = [
         honest=b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\na\n",
     ),
     Target("state, TLS", States, config=SECURED, generators=[tls, tls, random_bytes], is_secured=True),
+    Target(
+        "WebSocket",
+        fuzz_websockets.Echo,
+        generators=[fuzz_websockets.frames, fuzz_websockets.frames, fuzz_websockets.floods, fuzz_websockets.handshakes],
+        honest=fuzz_websockets.HONEST,
+        honest_answer=fuzz_websockets.HONEST_ANSWER,
+    ),
     Target("blocking, greenlet, TLS", Blocking, "greenlet", SECURED, generators=[tls], is_secured=True),
 ]
 
@@ -335,7 +349,7 @@ class Fuzz:
             if len(server.table) or server.table.buffered:
                 problems.append(f"left over: {list(server.table)}, {server.table.buffered} bytes")
             got = self._honest(server, target)
-            if got != target.honest.splitlines(keepends=True)[-1]:
+            if got != target.expected:
                 problems.append(f"an honest client got {got!r}")
         except Exception as error:
             problems.append(f"escaped: {error!r}")
@@ -398,7 +412,7 @@ class Fuzz:
                 else:
                     with contextlib.suppress(BlockingIOError):
                         got += theirs.recv(100)
-                if got.endswith(b"\n"):
+                if len(got) >= len(target.expected):
                     break
         for _ in range(PASSES_MAX):
             server.engine.loop.run_once(0)

@@ -190,7 +190,7 @@ def wsgi_command(
         _log_answers_to_the_output(serving.log_format == "json")
     chosen = serving._replace(dispatch=dispatch, access_log=False)
     if not reload_code:
-        serve_as(wsgi_handler(_application(application), **settings), chosen, _suspending)
+        serve_as(wsgi_handler(_application(application), **settings), chosen, adapt=_suspending)
         return
     watch = Watch()
     try:
@@ -200,7 +200,7 @@ def wsgi_command(
         watch.wait()
     else:
         with watch.watching():
-            serve_as(handler, chosen, _suspending)
+            serve_as(handler, chosen, adapt=_suspending)
     if watch.has_changed:
         watch.start_again()
 

@@ -1,0 +1,58 @@
+"""The handlers on docs/websockets.md work, and the page names what a handler has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reqtable.http import AsyncWebSocketHandler, WebSocketHandler
+from reqtable.http.websocket import WebSocketMethods
+from tests.support import WAIT_S, served, wait_until
+from tests.test_websocket import talking
+
+PAGE = (Path(__file__).parent.parent / "docs" / "websockets.md").read_text()
+
+
+def handlers() -> dict[str, Any]:
+    found: dict[str, Any] = {"__name__": "page"}
+    for block in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):
+        exec(compile(block, "docs/websockets.md", "exec"), found)
+    return found
+
+
+def test_the_echo() -> None:
+    with served(handlers()["Echo"]) as server, talking(server) as client:
+        for message in ("text", b"bytes"):
+            client.send(message)
+            assert client.recv(WAIT_S) == message
+
+
+def test_the_room() -> None:
+    with served(handlers()["Room"]) as server, talking(server) as ann, talking(server) as bob:
+        ann.send("ann")
+        bob.send("bob")
+        wait_until(server, lambda: sorted(entry.handler.name for entry in server.table) == ["ann", "bob"])
+        ann.send("hello")
+        assert bob.recv(WAIT_S) == "ann: hello"
+
+
+def test_the_coroutine(capsys: pytest.CaptureFixture[str]) -> None:
+    with served(handlers()["Upper"]) as server:
+        with talking(server) as client:
+            client.send("text")
+            assert client.recv(WAIT_S) == "TEXT"
+            client.close(4000)
+        wait_until(server, lambda: not len(server.table))
+        assert capsys.readouterr().out == "1 messages, then the code 4000\n"
+
+
+def test_the_page_names_all_that_a_handler_has() -> None:
+    own = {name for cls in (WebSocketMethods, WebSocketHandler, AsyncWebSocketHandler) for name in vars(cls)}
+    own |= {name for cls in (WebSocketMethods,) for name in cls.__annotations__}
+    public = {name for name in own if not name.startswith("_")} - {"entry", "send"}
+    general = {"on_head", "on_eof", "on_error", "on_limit", "on_timeout", "respond", "message"}
+    tables = "".join(re.findall(r"^\|.*\n", PAGE, flags=re.MULTILINE))
+    assert {name for name in public - general if f"`{name}" not in tables} == set()
