@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from reqtable.http.conditions import Range, Validators, http_date, precondition, ranges_of, seconds_of
+from reqtable.http.conditions import RANGES_MAX, Range, Validators, http_date, precondition, ranges_of, seconds_of
 from reqtable.http.files import SMALL_BYTES
 from reqtable.http.media_types import codings_of, type_of
 from tests.http_client import BIG, LONG_AGO, Asking, files_of, folder_in
@@ -73,6 +75,7 @@ def test_compressed_siblings(root: Path, tmp_path: Path) -> None:
     (root / "photo.png").write_text("plain")
     (root / "photo.png.gz").write_text("never")
     os.mkfifo(root / "empty.gz")
+    os.link(root / "sub" / "deep" / "a.txt", root / "sub" / "deep" / "a.txt.gz")  # one inode
     with served(files_of(root)) as server, Asking(server.server_address) as client:
         plain, gzipped = client.get("/page.html"), client.get("/page.html", accept_encoding="gzip")
         assert gzipped.body == b"gzipped"
@@ -91,6 +94,8 @@ def test_compressed_siblings(root: Path, tmp_path: Path) -> None:
         assert client.get("/empty", accept_encoding="gzip").body == b""
         assert client.get("/page.html.gz").fields["content-type"] == "application/gzip"
         assert "content-encoding" not in client.get("/page.html.gz").fields
+        tags = {client.get("/sub/deep/a.txt", accept_encoding=each).fields["etag"] for each in ("gzip", "br")}
+        assert len(tags) == 2
 
 
 # -- conditions and ranges --------------------------------------------------------------------------------------------
@@ -100,7 +105,7 @@ NOW, LATER, EARLIER = http_date(LONG_AGO), http_date(LONG_AGO + 1), http_date(LO
 
 
 @pytest.mark.parametrize(
-    ("given", "status"),
+    ("fields", "status"),
     [
         ({}, None),
         ({"if-none-match": '"v"'}, 304),
@@ -127,8 +132,8 @@ NOW, LATER, EARLIER = http_date(LONG_AGO), http_date(LONG_AGO + 1), http_date(LO
         ({"if-unmodified-since": EARLIER, "if-none-match": '"v"'}, 412),
     ],
 )
-def test_conditions(given: dict[str, str], status: int | None) -> None:
-    assert precondition(given, VERSION) == status
+def test_conditions(fields: dict[str, str], status: int | None) -> None:
+    assert precondition(fields, VERSION) == status
 
 
 @pytest.mark.parametrize(
@@ -177,15 +182,31 @@ def test_ranges(wanted: str, ranges: list[Range] | None) -> None:
     assert ranges_of({"range": wanted}, VERSION, 10) == ranges
 
 
+@given(st.text("0123456789-,= \tbytes", max_size=60), st.integers(0, 50))
+def test_any_ranges(text: str, size: int) -> None:
+    for wanted in (text, f"bytes={text}"):
+        ranges = ranges_of({"range": wanted}, VERSION, size) or []
+        assert sum(each.length for each in ranges) <= size
+        assert len(ranges) <= RANGES_MAX
+        assert all(0 <= each.start < each.start + each.length <= size for each in ranges)
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=255), max_size=60))
+def test_any_text_in_a_field(text: str) -> None:
+    assert set(codings_of(text)) <= {"br", "zstd", "gzip"}
+    for name in ("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"):
+        assert precondition({name: text}, VERSION) in (None, 304, 412)
+
+
 @pytest.mark.parametrize(
     ("if_range", "is_part"),
     [('"v"', True), ('W/"v"', False), ('"w"', False), (NOW, True), (LATER, False), (EARLIER, False), ("x", False)],
 )
 def test_if_range(if_range: str, is_part: bool) -> None:
-    given = {"range": "bytes=0-1", "if-range": if_range}
-    assert ranges_of(given, VERSION, 10) == ([Range(0, 2)] if is_part else None)
+    fields = {"range": "bytes=0-1", "if-range": if_range}
+    assert ranges_of(fields, VERSION, 10) == ([Range(0, 2)] if is_part else None)
     if if_range == NOW:  # a date of this second is weak
-        assert ranges_of(given, VERSION._replace(now=LONG_AGO), 10) is None
+        assert ranges_of(fields, VERSION._replace(now=LONG_AGO), 10) is None
 
 
 def test_ranges_over_http(root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import reqtable
 from reqtable.http import files as http_files
 from reqtable.http.files import FileRequestHandler
+from reqtable.http.folder import Folder, Refused
 from reqtable.table.errors import ConfigurationError
 from reqtable.testing import exercise
 from tests.http_client import BIG, LONG_AGO, Asking, files_of, folder_in, get
@@ -130,6 +132,35 @@ def test_what_a_path_leads_to(root: Path, tmp_path: Path, path: str, status: int
             assert get(server, path, "HEAD").status == status
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_links_at_random_never_lead_out(tmp_path: Path, seed: int) -> None:
+    """Whatever is found lies below the root, and is what the operating system finds, too."""
+    dice = random.Random(seed)
+    root = tmp_path / "root"
+    folders = [root / "a" / "b", root / "a", root / "c", root, tmp_path / "out"]
+    for each in folders:
+        each.mkdir(parents=True, exist_ok=True)
+        (each / "f").touch()
+    words = ["..", ".", "", "a", "b", "c", "f", "x", "y", "out", "root", str(root), str(tmp_path), str(root / "a")]
+    for folder in folders:
+        for name in ("x", "y"):
+            (folder / name).symlink_to("/".join(dice.choices(words, k=dice.randint(1, 5))) or ".")
+    before, found = open_descriptors(), 0
+    for _ in range(300):
+        names = dice.choices(["a", "b", "c", "f", "x", "y"], k=dice.randint(1, 4))
+        try:
+            with Folder(str(root)).find([os.fsencode(name) for name in names]) as spot:
+                status = spot.status
+        except (OSError, Refused):
+            continue
+        found += 1
+        real = os.path.realpath(root / "/".join(names))
+        assert os.path.commonpath([real, root]) == str(root)
+        assert os.path.samestat(status, os.stat(real))
+    assert found
+    assert open_descriptors() == before
+
+
 def test_what_the_options_allow(root: Path, tmp_path: Path) -> None:
     (root / ".hidden").write_text("x")
     (root / "link_out").symlink_to(tmp_path / "secret")
@@ -189,6 +220,22 @@ def test_nobody_can_swap_a_name_for_a_link_in_time(
     assert b"secret" not in found.body
 
 
+def test_a_fifo_is_not_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open it would wake the process that waits for a reader, and then end it with SIGPIPE."""
+    os.mkfifo(root / "fifo")
+    opened, paths = os.open, []
+
+    def recording(path: Any, *args: Any, **kwargs: Any) -> int:
+        paths.append(path)
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", recording)
+    with served(files_of(root)) as server:
+        assert get(server, "/fifo").status == 403
+        assert get(server, "/page.html").status == 200
+    assert [os.path.basename(path) for path in paths if isinstance(path, bytes)] == [b"page.html"]
+
+
 def test_methods(root: Path) -> None:
     with served(files_of(root)) as server, Asking(server.server_address) as client:
         for path in ("/page.html", "/big.bin", "/sub/", "/sub", "/", "/nothing"):
@@ -198,8 +245,18 @@ def test_methods(root: Path) -> None:
         assert client.get("/", "OPTIONS").fields["allow"] == "GET, HEAD, OPTIONS"
         assert client.get("*", "OPTIONS").status == 204
         refused = client.get("/page.html", "DELETE")
-        assert (refused.status, refused.fields["allow"]) == (405, "GET, OPTIONS, HEAD")
+        assert (refused.status, refused.fields["allow"]) == (405, "GET, HEAD, OPTIONS")
         assert client.get("/page.html", "POST", Content_Length="1000000").status == 405  # before the body
+
+
+def test_a_class_may_have_other_methods(root: Path) -> None:
+    def do_POST(self: Any) -> Any:
+        return self.answer(200, self.request.body)
+
+    with served(files_of(root, do_POST=do_POST)) as server, Asking(server.server_address) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+        wait_until(server, lambda: [each.handler.state_name for each in server.table] == ["body"])
+        assert client.send(b"abc").answer().body == b"abc"
 
 
 def test_a_redirect_stays_on_this_server(root: Path) -> None:
@@ -237,6 +294,7 @@ def slow_request(server: Any, root: Path, size: int = 50_000_000) -> Asking:
 )
 def test_a_file_that_changes_while_it_is_sent(root: Path, change: str, is_whole: bool) -> None:
     size, place = 50_000_000, root / "slow.bin"
+    before = open_descriptors()
     with served(files_of(root)) as server, slow_request(server, root) as client:
         if change == "shrinks":
             os.truncate(place, 1000)
@@ -254,7 +312,9 @@ def test_a_file_that_changes_while_it_is_sent(root: Path, change: str, is_whole:
             assert client.get("/page.html").status == 200
         else:
             assert len(client.rest()) < size
-        wait_until(server, lambda: is_whole or not len(server.table))
+        client.close()
+        wait_until(server, lambda: not len(server.table))
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("dispatch", ["inline", "pool"])

@@ -124,7 +124,7 @@ def test_a_listing_is_bounded(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (root / "zzz" / f"{number:03}").touch()
     names = read_folder(Folder(str(root)), [b"zzz"], False)
     assert (names.count, names.is_cut) == (300, True)
-    rows = [row.name for _, row in names.rows()]
+    rows = [row.partition("\0")[0] for _, row in names.rows()]
     assert rows == sorted(rows)
     parts = list(page_of([b"zzz"], names))
     assert max(part.count(b"<tr>") for part in parts) == PART_ROWS

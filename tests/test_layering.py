@@ -17,10 +17,15 @@ IMPURE = {"socket", "selectors", "time", "threading", "ssl", "os", "signal", "se
 LAYERS = ["table", "config", "loop", "net", "handlers", "dispatch", "server", "http", "run", "testing", "compat"]
 # The files that may import a package from outside the standard library.
 THIRD_PARTY = {
-    "greenlet": {"dispatch/green/handler.py", "dispatch/green/socket.py", "dispatch/policies/greenlet.py"},
+    "greenlet": {
+        "dispatch/green/handler.py",
+        "dispatch/green/socket.py",
+        "dispatch/policies/greenlet.py",
+        "http/wsgi_green.py",
+    },
     "click": {
         "run/cli.py",
-        *(f"run/commands/{name}.py" for name in ("handler_class", "http", "inspect", "serve", "serving")),
+        *(f"run/commands/{name}.py" for name in ("handler_class", "http", "inspect", "serve", "serving", "wsgi")),
         "compat/__main__.py",
     },
     "pytest": {"testing/plugin.py"},

@@ -22,7 +22,7 @@ def made() -> Callable[..., Threads]:
 def test_it_begins_a_thread_only_where_none_is_idle(made: Callable[..., Threads]) -> None:
     with made() as threads:
         threads.submit(int).result(WAIT_S)
-        while threads._idle < 1:  # the result is there a moment before its thread is idle
+        while threads._free < 1:  # the result is there a moment before its thread is idle
             threads.submit(int).result(WAIT_S)
         begun = [each.ident for each in threads._threads]
         assert threads.submit(threading.get_ident).result(WAIT_S) in begun

@@ -257,6 +257,20 @@ def test_what_cant_be_made_smaller_is_sent_as_it_is() -> None:
     assert output[0] & 64 == 0 or len(output) < len(noise)
 
 
+@pytest.mark.parametrize("handler", [Echo, States])
+def test_frames_without_end_are_answered_in_turns(handler: Any) -> None:
+    begun = opened(handler, limits=Limits(recv_bytes=100_000))
+    if handler is States:
+        begun.send(text("ann"))
+        said(begun)
+    passes = begun._loop.times.passes
+    begun.send(ping() * 2000 + text("a"))
+    *pongs, (_, last) = said(begun)
+    assert pongs == [(PONG, b"")] * 2000
+    assert last.endswith(b"a")
+    assert begun._loop.times.passes - passes >= 2000 // 256
+
+
 # -- the handshake ----------------------------------------------------------------------------------------------------
 
 

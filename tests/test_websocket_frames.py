@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -309,9 +311,23 @@ def test_a_message_that_is_too_long_is_refused_at_its_head() -> None:
 
 
 def test_what_inflates_beyond_the_limit_is_not_inflated() -> None:
-    bomb = deflate(bytes(50_000_000), 15)
-    with pytest.raises(LimitExceeded):
-        inflate(bomb, 100_000)
+    bomb = deflate(bytes(20_000_000), 15)
+    tracemalloc.start()
+    try:
+        with pytest.raises(LimitExceeded):
+            inflate(bomb, 100_000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_follows_a_close_frame_is_dropped() -> None:
+    unread = WebSocketInput()
+    unread.feed(close() + text("a"))
+    with pytest.raises(WebSocketClosed):
+        unread.message(100, Output())
+    assert unread.message(100, Output()) is MISSING
+    assert len(unread) == 0
 
 
 def test_half_a_message_is_little_data() -> None:
@@ -349,8 +365,24 @@ def test_frames_without_end_are_taken_in_turns() -> None:
 def test_a_message_is_inflated_as_it_was(data: bytes, bits: int) -> None:
     packed = deflate(data, bits)
     assert inflate(packed, len(data) + 1) == data
-    unpacker = zlib.decompressobj(-bits)  # a client with a window that is no larger can read it
-    assert unpacker.decompress(packed + b"\x00\x00\xff\xff") == data
+    assert read_with_window(packed + b"\x00\x00\xff\xff", bits) == data
+
+
+def read_with_window(packed: bytes, bits: int) -> bytes:
+    """Inflate as a client with a window of 2**`bits` bytes, in small pieces: else zlib sees more than its window."""
+    unpacker = zlib.decompressobj(-bits)
+    found, left = b"", packed
+    while left:
+        found += unpacker.decompress(left, 64)
+        left = unpacker.unconsumed_tail
+    return found + unpacker.flush()
+
+
+def test_a_window_is_no_larger_than_agreed_upon() -> None:
+    data = random.Random(1).randbytes(3000) * 2  # the repetition does not fit into a window of 512 bytes
+    with pytest.raises(zlib.error, match="too far back"):
+        read_with_window(deflate(data, 15), 9)
+    assert read_with_window(deflate(data, 9), 9) == data
 
 
 def test_the_examples_of_rfc_7692() -> None:

@@ -2,6 +2,7 @@
 
 from reqtable.http.async_websocket_handler import AsyncWebSocketHandler
 from reqtable.http.events import encode_event
+from reqtable.http.files import FileRequestHandler
 from reqtable.http.frames import WebSocketClosed, WebSocketError
 from reqtable.http.handler import HTTPRequestHandler
 from reqtable.http.head import BadRequest, Head
@@ -16,6 +17,7 @@ from reqtable.http.wsgi import WSGIHandler, wsgi_handler
 __all__ = [
     "AsyncWebSocketHandler",
     "BadRequest",
+    "FileRequestHandler",
     "HTTPRequestHandler",
     "Head",
     "Reply",

@@ -7,9 +7,9 @@ from typing import Any
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.http.answer import head_of, phrase_of
 from reqtable.http.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR, TOO_BIG, WebSocketClosed, WebSocketError
-from reqtable.http.handler import Request
 from reqtable.http.handshake import asks_for_websocket, parse_handshake, refusal_fields
 from reqtable.http.head import BadRequest
+from reqtable.http.messages import Request
 from reqtable.http.wants import head
 from reqtable.http.websocket import WebSocketMethods
 from reqtable.table.errors import IncompleteRead, LimitExceeded, TimedOut

@@ -107,9 +107,9 @@ class Exchange(StateRequestHandler):
         early = self.on_head()
         if early is not None:
             return early
-        if not has_body:
-            return self._answered()
-        return self._after_answer() if self.reply.is_done else self.read_body()
+        if self.reply.is_done:
+            return self._after_answer()
+        return self.read_body() if has_body else self._answered()
 
     @state()
     def body(self, piece: bytes) -> Transition:

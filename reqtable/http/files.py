@@ -62,7 +62,7 @@ class FileRequestHandler(HTTPRequestHandler):
     follows_symlinks: ClassVar[bool] = False  # follow symbolic links that lead out of the folder
     cache_seconds: ClassVar[int | None] = None  # how long a file may be used without asking again; None: not said
 
-    _folder: ClassVar[Folder]
+    _folder: ClassVar[Folder] = Folder("")
     _file: BinaryIO | None = None  # that is being sent
     _status: os.stat_result  # of that file when the answer began
     _last: tuple[Range, bytes]  # what is sent of that file at last, and what then follows
@@ -84,8 +84,9 @@ class FileRequestHandler(HTTPRequestHandler):
     # -- methods of HTTP ----------------------------------------------------------------------------------------------
 
     def on_head(self) -> Transition:
-        """Refuse at once what no file can answer, so that nobody uploads for nothing."""
-        return None if self.request.method in ("GET", "HEAD", "OPTIONS") else self.respond()
+        """Refuse a method that the class does not have before its body comes, so that nobody uploads for nothing."""
+        method = self.request.method
+        return None if method == "HEAD" or hasattr(self, f"do_{method}") else self.respond()
 
     def do_OPTIONS(self) -> Transition:
         return self.answer(204, fields={"Allow": "GET, HEAD, OPTIONS"})
@@ -226,7 +227,8 @@ class FileRequestHandler(HTTPRequestHandler):
 
     def _begin_file(self, chosen: _Chosen, parts: list[Part]) -> Transition:
         """Have the kernel send all but the last bytes from the file."""
-        self._file = open(chosen.fd, "rb", buffering=0)  # noqa: SIM115  # `_close` closes it
+        # An error names the file as the client has named it. `_close` closes it.
+        self._file = open(self.request.path, "rb", buffering=0, opener=lambda *_: chosen.fd)  # noqa: SIM115
         self._status = chosen.status
         end = parts.pop() if isinstance(parts[-1], bytes) else b""
         last = parts.pop()
@@ -261,7 +263,7 @@ class FileRequestHandler(HTTPRequestHandler):
         was = self._status
         # What has grown was appended to: the bytes that were promised are the same.
         if len(data) < last.length or not (_is_same(was, now) or now.st_size > was.st_size):
-            raise SendFileError(f"the file {self.request.path} changed while it was sent")
+            raise SendFileError(f"the file {self.request.path!r} that is being sent has changed")
         self._close()
         self.write(data + end)
         return self.end_answer()
@@ -341,6 +343,3 @@ def _is_same(was: os.stat_result, now: os.stat_result) -> bool:
 
 def _read(fd: int, parts: list[Part]) -> bytes:
     return b"".join([part if isinstance(part, bytes) else os.pread(fd, part.length, part.start) for part in parts])
-
-
-FileRequestHandler._folder = Folder("")

@@ -67,12 +67,12 @@ class Head:
     @property
     def path(self) -> str:
         """The path, still with its escapes; "*" of OPTIONS."""
-        return self._origin_form().partition("?")[0]
+        return self.origin_form.partition("?")[0]
 
     @property
     def query(self) -> str:
         """What follows the first "?", or ""."""
-        return self._origin_form().partition("?")[2]
+        return self.origin_form.partition("?")[2]
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """Return the value of a field; several are joined by ", ". `name` is in lower case.
@@ -87,8 +87,9 @@ class Head:
         """Whether a body follows."""
         return self.is_chunked or bool(self.content_length)
 
-    def _origin_form(self) -> str:
-        """Return the target without a scheme and an authority (RFC 9112, 3.2.2)."""
+    @property
+    def origin_form(self) -> str:
+        """The target without a scheme and an authority (RFC 9112, 3.2.2)."""
         if self.target[0] in "/*" or "://" not in self.target:
             return self.target
         rest = self.target.partition("://")[2]

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from stat import S_ISDIR, S_ISLNK, S_ISREG
-from typing import NamedTuple
 from urllib.parse import quote
 
 from reqtable.http.folder import Folder, Refused
@@ -29,12 +28,9 @@ _STYLE = (
 )
 
 
-class Row(NamedTuple):
-    """Describes a name in a folder."""
-
-    name: str  # with surrogates for bytes that are not UTF-8
-    size: int
-    modified: int
+# A name in a folder, its size and when it changed, joined by NULs. A string sorts by its name, and costs the garbage
+# collector nothing, which would hold up the loop for a hundred thousand tuples.
+Row = str
 
 
 @dataclass(slots=True)
@@ -71,7 +67,7 @@ def read_folder(folder: Folder, names: Sequence[bytes], dot_files: bool) -> Name
                         break
                     found.count += 1
                     run = folders if S_ISDIR(status.st_mode) else files
-                    run.append(Row(entry.name, status.st_size, int(status.st_mtime)))
+                    run.append(f"{entry.name}\0{status.st_size}\0{status.st_mtime_ns // 1_000_000_000}")
                     if len(run) == _RUN:
                         (found.folders if run is folders else found.files).append(sorted(run))
                         run.clear()
@@ -115,13 +111,14 @@ def page_of(path: Sequence[bytes], names: Names) -> Iterator[bytes]:
 
 
 def _row(is_folder: bool, row: Row) -> str:
-    name = os.fsencode(row.name)
+    text, size, modified = row.split("\0")
+    name = os.fsencode(text)
     slash = "/" if is_folder else ""
-    size = "" if is_folder else size_text(row.size)
-    at = _time(row.modified)
+    said = "" if is_folder else size_text(int(size))
+    at = _time(int(modified))
     return (
         f'<tr><th scope="row"><a href="{quote(name, safe="")}{slash}"><bdi>{html.escape(shown(name))}</bdi>{slash}</a>'
-        f'</th><td>{size}</td><td><time datetime="{at}Z">{at[:10]} {at[11:16]}</time></td></tr>\n'
+        f'</th><td>{said}</td><td><time datetime="{at}Z">{at[:10]} {at[11:16]}</time></td></tr>\n'
     )
 
 

@@ -20,8 +20,8 @@ from reqtable.http.frames import (
     build_frame,
     close_payload,
 )
-from reqtable.http.handler import Request
 from reqtable.http.handshake import Asked, answer_fields, is_same_origin
+from reqtable.http.messages import Request
 from reqtable.http.ws_messages import MESSAGE_BYTES_MAX, WebSocketInput, may_wait_again, waits_for_message
 from reqtable.table.errors import HandlerError
 from reqtable.table.table import Entry

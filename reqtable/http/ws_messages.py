@@ -127,8 +127,6 @@ class WebSocketInput(Input):
         if half is None:
             half = self.half = HalfMessage(head.opcode, head.rsv1)
         half.is_last, half.left, half.mask = head.is_last, head.length, head.mask
-        if not half.left:
-            self._check_text(half)
 
     def _take_payload(self, half: HalfMessage) -> bool:
         """Move what has come of a frame's payload to its message. Returns whether that was all of it."""
@@ -143,12 +141,10 @@ class WebSocketInput(Input):
 
     @staticmethod
     def _check_text(half: HalfMessage) -> None:
-        """Raise WebSocketError if a text is not UTF-8, as far as it has come."""
+        """Raise WebSocketError if a text can't become UTF-8, as far as it has come."""
         if half.opcode == TEXT and not half.is_compressed:
             with memoryview(half.payload) as payload:
                 half.checked += whole_characters(payload[half.checked :])
-            if half.is_last and not half.left and half.checked < len(half.payload):
-                text_of(half.payload[half.checked :])  # it ends within a character
 
     def _whole(self, half: HalfMessage, limit: int) -> str | bytes:
         """Return the message, which has come whole."""

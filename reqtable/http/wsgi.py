@@ -26,31 +26,16 @@ from reqtable.handlers.state import Transition, state
 from reqtable.http.handler import HTTPRequestHandler
 from reqtable.http.wsgi_access import log_answer
 from reqtable.http.wsgi_answer import begin
-from reqtable.http.wsgi_call import ApplicationCall
+from reqtable.http.wsgi_call import OUTCOME, PIECE_BYTES, ApplicationCall
 from reqtable.http.wsgi_deadline import advance_within
-from reqtable.http.wsgi_environ import Networks, base_environ, believe, decoded, fill, forget, is_trusted
+from reqtable.http.wsgi_environ import Networks, base_environ, believe, fill, forget, is_trusted, path_and_query
 from reqtable.table.errors import ConfigurationError
-from reqtable.table.states import Event
-from reqtable.table.wants import Posted, flushed, hand_off, want_type
+from reqtable.table.wants import flushed, hand_off
 
 log = logging.getLogger("reqtable.http")
 
 _FLUSHED = flushed()
-_PIECE_BYTES = 262_144  # the most that is put into the output at once
 _HEALTHY = b"ok\n"
-
-
-@want_type
-class Outcome(Posted[None]):
-    """Waits until the application, which runs elsewhere, has sent something or has returned."""
-
-    awaits: ClassVar[Event] = Event.AWAITS_RESULT
-
-    def __repr__(self) -> str:
-        return "application()"
-
-
-OUTCOME = Outcome()
 
 
 class WSGIHandler(HTTPRequestHandler):
@@ -68,13 +53,14 @@ class WSGIHandler(HTTPRequestHandler):
     proxy_headers: ClassVar[str] = "x-forwarded"  # or "forwarded": the fields that the proxies set
     multiprocess: ClassVar[bool] = False  # other processes serve the application, too
     logs_answers: ClassVar[bool] = False
-    on_answered: ClassVar[Callable[[], Any] | None] = None  # called for each request that the application gets
+    on_answered: ClassVar[Any] = None  # a function that is called for each request that the application gets
 
     _asks_policy = True
 
     # Not fields: they belong to this process.
     _running: ApplicationCall | None = None
     _spool: Any = None
+    _base: dict[str, Any] | None = None
     _began_at = 0.0
     _count = 0  # requests of this connection
     _bases: ClassVar[WeakKeyDictionary[Any, dict[str, Any]]] = WeakKeyDictionary()
@@ -119,25 +105,25 @@ class WSGIHandler(HTTPRequestHandler):
 
     def respond(self) -> Transition:
         """Have the application answer the request, which has come whole."""
-        path = decoded(self.request.head.path)
+        path, query = path_and_query(self.request.head.origin_form)
         if path == self.health_path:
             return self.answer(200, _HEALTHY, content_type="text/plain")
         if self.prefix and path != self.prefix and not path.startswith(self.prefix + "/"):
             return self.answer(404)
+        if self.on_answered is not None:
+            self.on_answered()
         policy: Any = self.entry.policy
-        if type(self).on_answered is not None:
-            type(self).on_answered()  # type: ignore[misc]
         if policy.takes_whole_requests and self.entry.table.driving_policy is None:
             return self.handed_off, hand_off(policy.name)
-        return self._call(path)
+        return self._call(path, query)
 
     @state()
     def handed_off(self, _: None) -> Transition:
         """A thread or a child has the request."""
-        return self._call(decoded(self.request.head.path))
+        return self._call(*path_and_query(self.request.head.origin_form))
 
-    def _call(self, path: str) -> Transition:
-        environ = self._environ(path)
+    def _call(self, path: str, query: str) -> Transition:
+        environ = self._environ(path, query)
         call = self._running = ApplicationCall(
             type(self).wsgi_app, environ, self.request.head.method == "HEAD", self.entry.transport.request
         )
@@ -157,13 +143,16 @@ class WSGIHandler(HTTPRequestHandler):
         call.signalled = False
         is_out = call.is_out  # before `pieces` is looked at: afterwards more may come
         is_done = call.is_done and not is_out
+        if is_done and call.is_simple and not self.reply.status:
+            return self._answer_whole(call)
         sent = self._transmit(call, is_done)
         if call.pieces:
             return self.application, _FLUSHED
         if is_done:
             if call.file is None or call.error is not None:
                 return self._end_call(call)
-            self._send_file(*call.file)
+            self.send_file(*call.file)
+            self.reply.sent, self.reply.left = call.file[2], (self.reply.left or 0) - call.file[2]
             call.file = None
             return self.application, _FLUSHED  # the file must stay open until then
         if is_out:
@@ -172,13 +161,31 @@ class WSGIHandler(HTTPRequestHandler):
             return self.application, _FLUSHED  # the application goes on only as fast as the client takes the answer
         return self._advance(call)
 
+    def _answer_whole(self, call: ApplicationCall) -> Transition:
+        """Send a whole answer.
+
+        fast path of _go_on: most answers are whole before any of them has left.
+        """
+        self._running = None
+        may_keep = not self.is_draining and self.entry.table.driving_policy is None
+        data, reply = begin(call, self.request.head, may_keep, self.server_name)
+        pieces, size = call.pieces, call.produced
+        if pieces:
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            data += b"%x\r\n%b\r\n" % (size, body) if reply.is_chunked else body
+            reply.sent = size
+            if reply.left is not None:
+                reply.left -= size
+        self.send(data)
+        self.reply = reply
+        self._close_spool()
+        return self.end_answer()
+
     def _advance(self, call: ApplicationCall) -> Transition:
         """Have the application begin or go on."""
         policy: Any = self.entry.policy
         if not policy.steps_on_loop and not policy.takes_whole_requests:
-            number = self.entry.expect_result()
-            self._run_in_pool(call, number)
-            return self.application, OUTCOME
+            return self._run_in_pool(call)
         if getattr(policy, "suspends_all", False):
             from reqtable.http.wsgi_green import GreenCall  # only here, because it needs greenlet
 
@@ -199,11 +206,11 @@ class WSGIHandler(HTTPRequestHandler):
             if not call.is_committed or (call.error is not None and is_done):
                 return False
             # A thread or a child has one request, so its connection closes.
-            may_keep = not self._is_draining and self.entry.table.driving_policy is None
+            may_keep = not self.is_draining and self.entry.table.driving_policy is None
             begun, self.reply = begin(call, self.request.head, may_keep, self.server_name)
             out.append(begun)
         reply, pieces = self.reply, call.pieces
-        room = min(_PIECE_BYTES, self.entry.table.limits.output_bytes_max // 2)
+        room = min(PIECE_BYTES, self.entry.table.limits.output_bytes_max // 2)
         while pieces and room > 0:
             piece = pieces.popleft()
             if len(piece) > room:
@@ -220,12 +227,6 @@ class WSGIHandler(HTTPRequestHandler):
             self.send(out[0] if len(out) == 1 else b"".join(out))
         return bool(out)
 
-    def _send_file(self, file: Any, offset: int, count: int) -> None:
-        self.send_file(file, offset, count)
-        self.reply.sent += count
-        if self.reply.left is not None:
-            self.reply.left -= count
-
     def _end_call(self, call: ApplicationCall) -> Transition:
         """End the answer: all of it was sent, or the application has failed."""
         self._running = None
@@ -236,12 +237,7 @@ class WSGIHandler(HTTPRequestHandler):
         log.error("%s: the application failed", call.what, exc_info=call.error)
         if not self.reply.status:
             return self.answer(500)
-        return self._break_off()
-
-    def _break_off(self) -> None:
-        """Close the connection: the client sees that the answer is not complete."""
-        self.reply.is_chunked = self.reply.keep_alive = False
-        self.end_answer()
+        return _break_off(self)
 
     def end_answer(self) -> Transition:
         if self.logs_answers:
@@ -250,12 +246,12 @@ class WSGIHandler(HTTPRequestHandler):
 
     # -- in the pool --------------------------------------------------------------------------------------------------
 
-    def _run_in_pool(self, call: ApplicationCall, number: int) -> None:
+    def _run_in_pool(self, call: ApplicationCall) -> Transition:
         """Have a thread of the pool run the application."""
-        owner = self.entry.table.owner
-        assert owner is not None
-        post = owner.post
-        most = self.entry.table.limits.high_water_bytes
+        entry, policy = self.entry, self.entry.policy
+        entry.expect_result()
+        post = entry.table.owner.post  # type: ignore[union-attr]
+        most = entry.table.limits.high_water_bytes
         if call.on_piece is None:
             call.on_piece = functools.partial(post, self._came, call)
 
@@ -266,11 +262,8 @@ class WSGIHandler(HTTPRequestHandler):
                 post(self._returned, call)
 
         call.is_out = True
-        try:
-            self.entry.policy.run(run)  # type: ignore[attr-defined]
-        except BaseException:
-            call.is_out = False
-            raise
+        policy.run(run)  # type: ignore[attr-defined]
+        return self.application, OUTCOME
 
     def _came(self, call: ApplicationCall) -> None:
         """In the loop: a piece of the answer has come."""
@@ -316,7 +309,7 @@ class WSGIHandler(HTTPRequestHandler):
         )
         self._give_up(call)
         if self.reply.status:
-            return self._break_off()
+            return _break_off(self)
         return self._refuse(504 if began else 503)
 
     def on_close(self) -> None:
@@ -328,21 +321,19 @@ class WSGIHandler(HTTPRequestHandler):
         self._close_spool()
         super().on_close()
 
+    def _leave(self) -> None:
+        self._close_spool()  # the child has a copy
+        super()._leave()
+
     # -- what the application is given --------------------------------------------------------------------------------
 
-    def _environ(self, path: str) -> dict[str, Any]:
-        request, server, entry = self.request, self.server, self.entry
-        base = self._bases.get(server)
-        if base is None:
-            policy: Any = entry.policy
-            shares = (not policy.steps_on_loop and not policy.forks) or getattr(policy, "suspends_all", False)
-            base = base_environ(entry.local, shares, self.multiprocess or policy.forks)
-            type(self)._bases[server] = base
-        environ = base.copy()
+    def _environ(self, path: str, query: str) -> dict[str, Any]:
+        request, entry = self.request, self.entry
+        environ = (self._base or _base_of(self)).copy()
         if self.prefix:
             environ["SCRIPT_NAME"] = self.prefix
             path = path[len(self.prefix) :]
-        fill(environ, request.head, path, entry.peer, self.tls is not None)
+        fill(environ, request.head, path, query, entry.peer)
         if request.head.is_chunked:
             environ["CONTENT_LENGTH"] = str(request.received)
         if self._spool is not None:
@@ -368,6 +359,25 @@ class WSGIHandler(HTTPRequestHandler):
         if self._spool is not None:
             self._spool.close()
             self._spool = None
+
+
+def _base_of(handler: WSGIHandler) -> dict[str, Any]:
+    """Return what the requests of the handler's server have in common."""
+    bases, server = handler._bases, handler.server
+    base = bases.get(server)
+    if base is None:
+        policy: Any = handler.entry.policy
+        shares = (not policy.steps_on_loop and not policy.forks) or getattr(policy, "suspends_all", False)
+        is_tls = handler.tls is not None
+        base = bases[server] = base_environ(handler.entry.local, is_tls, shares, handler.multiprocess or policy.forks)
+    handler._base = base
+    return base
+
+
+def _break_off(handler: WSGIHandler) -> None:
+    """Have the connection close: the client sees that the answer is not complete."""
+    handler.reply.is_chunked = handler.reply.keep_alive = False
+    handler.end_answer()
 
 
 def wsgi_handler(application: Callable[..., Any], **settings: Any) -> type[WSGIHandler]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from reqtable.http.answer import date
-from reqtable.http.handler import Reply
 from reqtable.http.head import Head
+from reqtable.http.messages import Reply
 from reqtable.http.wsgi_call import ApplicationCall
 
 

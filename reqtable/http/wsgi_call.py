@@ -15,14 +15,17 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from reqtable.http.answer import NO_BODY
 from reqtable.table.errors import HandlerError
+from reqtable.table.states import Event
+from reqtable.table.wants import Posted, want_type
 
 log = logging.getLogger("reqtable.http")
 
 WRITTEN_BYTES_MAX = 64 * 2**20  # what `write()` may leave untaken
+PIECE_BYTES = 262_144  # the most that is put into the output at once
 _BLOCK_BYTES = 65_536
 
 _STATUS = re.compile(r"([2-9][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
@@ -44,6 +47,19 @@ _WATCHED = {"connection", "content-length", "date", "server"}
 _known_fields: dict[tuple[str, str], tuple[str, str | None]] = {}
 _KNOWN_MAX = 2048
 _KNOWN_BYTES = 128
+
+
+@want_type
+class Outcome(Posted[None]):
+    """Waits until the application, which runs elsewhere, has sent something or has returned."""
+
+    awaits: ClassVar[Event] = Event.AWAITS_RESULT
+
+    def __repr__(self) -> str:
+        return "application()"
+
+
+OUTCOME = Outcome()
 
 
 class FileWrapper:
@@ -110,6 +126,11 @@ class ApplicationCall:
         """The request, for the log."""
         names = ("reqtable.request_id", "REMOTE_ADDR", "REQUEST_METHOD", "REQUEST_URI")
         return " ".join(str(self._environ.get(name, "-")) for name in names)
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether the answer, which has come whole, can be sent at once."""
+        return self.error is None and self.file is None and self.produced <= PIECE_BYTES
 
     # -- for whoever runs it ------------------------------------------------------------------------------------------
 
@@ -215,6 +236,13 @@ class ApplicationCall:
 
     def _begin(self) -> None:
         result = self._application(self._environ, self.start_response)
+        if type(result) is list and len(result) == 1 and not self.pieces:  # fast path of _go_on
+            item = result[0]
+            if item and type(item) is bytes and self.status and not self._is_head and self._left in (None, len(item)):
+                self.pieces.append(item)
+                self.produced = len(item)
+                self.is_committed = self.is_whole = self.is_done = self.is_closed = True
+                return
         self._close = getattr(result, "close", None)
         if type(result) is FileWrapper and self.status and not self.produced and self._send_file(result):
             return

@@ -22,19 +22,22 @@ _FAMILIES = {
     "x-forwarded": ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST"),
     "forwarded": ("HTTP_FORWARDED",),
 }
+_NONE = "-"
+_keys: dict[str, str] = {}  # the variables of fields that have come before
+_KEYS_MAX = 1024
 _HOST = re.compile(r"[0-9A-Za-z._~-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
 # A pair of Forwarded (RFC 7239, 4)
 _PAIR = re.compile(r'\s*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]*))\s*')
 
 
-def base_environ(local: Any, multithread: bool, multiprocess: bool) -> dict[str, Any]:
+def base_environ(local: Any, is_tls: bool, multithread: bool, multiprocess: bool) -> dict[str, Any]:
     """Return what is the same for all requests of a server."""
     host, port = ("localhost", "80")
     if isinstance(local, tuple):
         host, port = str(local[0]), str(local[1])
     if host in _WILDCARDS:
         host = socket.gethostname()
-    return {
+    environ: dict[str, Any] = {
         "SERVER_NAME": host,
         "SERVER_PORT": port,
         "SERVER_SOFTWARE": "reqtable",
@@ -46,27 +49,28 @@ def base_environ(local: Any, multithread: bool, multiprocess: bool) -> dict[str,
         "wsgi.run_once": False,
         "wsgi.file_wrapper": FileWrapper,
         "wsgi.input_terminated": True,
+        "wsgi.url_scheme": "https" if is_tls else "http",
     }
+    if is_tls:
+        environ["HTTPS"] = "on"
+    return environ
 
 
-def fill(environ: dict[str, Any], head: Head, path: str, peer: Any, is_tls: bool) -> None:
+def fill(environ: dict[str, Any], head: Head, path: str, query: str, peer: Any) -> None:
     """Add what is of one request. `path` is decoded, as bytes in latin-1."""
     environ["REQUEST_METHOD"] = head.method
     environ["PATH_INFO"] = path
-    environ["QUERY_STRING"] = head.query
+    environ["QUERY_STRING"] = query
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if head.version == (1, 1) else "HTTP/1.0"
     environ["REQUEST_URI"] = environ["RAW_URI"] = head.target
-    environ["wsgi.url_scheme"] = "https" if is_tls else "http"
     environ["wsgi.errors"] = sys.stderr
-    if is_tls:
-        environ["HTTPS"] = "on"
     if type(peer) is tuple:
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
     else:
         environ["REMOTE_ADDR"] = ""
     for name, value in head.fields:
-        key = _key(name)
-        if key is None:
+        key = _keys.get(name) or _key(name)
+        if key == _NONE:
             continue
         if key in environ:
             environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value
@@ -74,22 +78,29 @@ def fill(environ: dict[str, Any], head: Head, path: str, peer: Any, is_tls: bool
             environ[key] = value
 
 
-def decoded(path: str) -> str:
-    """Return a path without its escapes: its bytes, as text in latin-1 (PEP 3333, "Unicode Issues")."""
-    return unquote_to_bytes(path).decode("latin-1") if "%" in path else path
+def path_and_query(target: str) -> tuple[str, str]:
+    """Return the path of a target, without escapes, and the query.
+
+    The path is bytes, as text in latin-1 (PEP 3333, "Unicode Issues"). The target has no authority.
+    """
+    path, _, query = target.partition("?")
+    return (unquote_to_bytes(path).decode("latin-1") if "%" in path else path), query
 
 
-@lru_cache(maxsize=1024)
-def _key(name: str) -> str | None:
-    """Return the variable of a field; None if there is none.
+def _key(name: str) -> str:
+    """Return the variable of a field; _NONE if there is none.
 
     A name with an underscore would have the variable of the name with a hyphen, so a client could pass for a proxy.
     `Proxy` would be the variable HTTP_PROXY, which programs take for a setting.
     """
+    key = "HTTP_" + name.upper().replace("-", "_")
     if "_" in name or name in ("proxy", "transfer-encoding"):
-        return None
-    key = name.upper().replace("-", "_")
-    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
+        key = _NONE
+    elif name in ("content-type", "content-length"):
+        key = key.removeprefix("HTTP_")
+    if len(_keys) < _KEYS_MAX:
+        _keys[name] = key
+    return key
 
 
 # -- proxies ----------------------------------------------------------------------------------------------------------

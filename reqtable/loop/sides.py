@@ -62,6 +62,7 @@ class Sides:
             else:
                 is_taken = True
                 row.deadline = None
+                self.watch_connection(row)  # its request may be busy for long, and not watch by itself
                 if row.held:
                     self._steps.count_buffers(row)
         return is_taken

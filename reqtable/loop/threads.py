@@ -7,13 +7,14 @@ daemons, so the server decides whether the exit waits for them, as it does for t
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakSet
 
@@ -32,10 +33,10 @@ class Threads(Executor):
         self._most = most
         self._name = name
         self._may_leave = may_leave
-        self._changed = threading.Condition(threading.Lock())  # notified of a new task, and of the shutdown
-        self._tasks: deque[_Task] = deque()  # tasks that wait for a thread
+        self._lock = threading.Lock()
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()  # tasks that wait for a thread; None ends a thread
         self._threads: list[threading.Thread] = []
-        self._idle = 0  # how many threads wait for a task
+        self._free = 0  # threads that run no task, less the tasks that wait
         self._is_shut = False
         _open.add(self)
 
@@ -54,16 +55,15 @@ class Threads(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more tasks. With `wait`, return when every thread has ended, except the caller's own."""
-        cancelled: list[_Task] = []
-        with self._changed:
+        with self._lock:
             self._is_shut = True
-            if cancel_futures:
-                cancelled += [task for task in self._tasks if task[0] is not None]
-                kept = [task for task in self._tasks if task[0] is None]
-                self._tasks.clear()
-                self._tasks.extend(kept)
-            self._changed.notify_all()
-        for future, _ in cancelled:
+            tasks = self._waiting() if cancel_futures else []
+            for task in tasks:
+                if task[0] is None:
+                    self._tasks.put(task)
+            for _ in self._threads:
+                self._tasks.put(None)
+        for future, _ in tasks:
             if future is not None:
                 future.cancel()
         if wait:  # otherwise the interpreter's exit may still have to wait
@@ -78,13 +78,23 @@ class Threads(Executor):
             self.shutdown(cancel_futures=True)
 
     def _add(self, task: _Task) -> None:
-        with self._changed:
+        with self._lock:
             if self._is_shut:
                 raise RuntimeError(f"the threads {self._name} are shut down: nothing can be run in them")
-            if self._idle <= len(self._tasks) and len(self._threads) < self._most:
+            if self._free <= 0 and len(self._threads) < self._most:
                 self._begin_thread()
-            self._tasks.append(task)
-            self._changed.notify()
+            self._free -= 1
+            self._tasks.put(task)
+
+    def _waiting(self) -> list[_Task]:
+        """Take out the tasks that wait."""
+        tasks = []
+        with contextlib.suppress(Empty):
+            while True:
+                task = self._tasks.get_nowait()
+                if task is not None:
+                    tasks.append(task)
+        return tasks
 
     def _begin_thread(self) -> None:
         thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self._threads)}", daemon=True)
@@ -95,24 +105,14 @@ class Threads(Executor):
                 raise
         else:
             self._threads.append(thread)
-            self._idle += 1
+            self._free += 1
 
     def _run(self) -> None:
-        while (task := self._next()) is not None:
+        while (task := self._tasks.get()) is not None:
             _perform(*task)
             del task  # an idle thread must not keep it alive
-            with self._changed:
-                self._idle += 1
-
-    def _next(self) -> _Task | None:
-        """Wait for the next task and return it. Returns None if no more will come."""
-        with self._changed:
-            while not self._tasks:
-                if self._is_shut:
-                    return None
-                self._changed.wait()
-            self._idle -= 1
-            return self._tasks.popleft()
+            with self._lock:
+                self._free += 1
 
 
 def _perform(future: Future[Any] | None, run: Callable[[], Any]) -> None:

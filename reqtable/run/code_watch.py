@@ -36,8 +36,8 @@ class Watch:
             self._ended.set()
             thread.join()
 
-    def wait(self) -> None:
-        """Wait until a file changes: one of the imported modules, or of the traceback of the error being handled."""
+    def note_error(self) -> None:
+        """Note the files of the imported modules, and those of the error that is being handled."""
         self._look()
         error = sys.exc_info()[1]
         while error is not None:
@@ -46,6 +46,9 @@ class Watch:
             if isinstance(error, SyntaxError) and error.filename:
                 self._note(error.filename)
             error = error.__cause__ or error.__context__
+
+    def wait(self) -> None:
+        """Wait until a file changes."""
         while not self._look():
             self._ended.wait(_LOOK_S)
         self.has_changed = True

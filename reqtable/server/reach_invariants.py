@@ -100,11 +100,12 @@ class ReachInvariants:
     def _check_watched(self, row: ConnectionRow, request: Entry, reach: Reach) -> None:
         """Check what the selector watches a connection for. While its request is busy, that may be out of date."""
         transport = row.transport
-        if isinstance(transport, Outgoing) and not is_tls(transport.request) and request.state is State.WAITING:
+        if not isinstance(transport, Outgoing) or is_tls(transport.request):
+            return
+        watched, must, unsent = transport.watched, self._must, row.output.first is not None
+        must(bool(watched & WRITE) == unsent, row, f"is polled for {watched}, and has {row.output.size} bytes")
+        if request.state is State.WAITING:
             must_read, may_read = self._reads(row, request, reach)
-            watched = transport.watched
-            must, unsent = self._must, row.output.first is not None
-            must(bool(watched & WRITE) == unsent, row, f"is polled for {watched}, and has {row.output.size} bytes")
             must(watched & READ or not must_read, row, f"is polled for {watched}, but its input is wanted")
             must(may_read or not watched & READ, row, f"is polled for {watched}, but its input has nowhere to go")
 

@@ -206,6 +206,10 @@ MUTATIONS = [
         *(Sides, "watch_connection", "(WRITE if row.output.first is not None else 0)", "0"),
     ),
     Mutation(
+        "a connection whose output was taken is still polled for room",
+        *(Sides, "flush_connections", "self.watch_connection(row)", "pass"),
+    ),
+    Mutation(
         "a request that was held back is not asked again when the output has been taken",
         *(Waiting, "output_taken", "request.reach.held_back or request.want", "request.want"),
     ),

@@ -196,6 +196,7 @@ def wsgi_command(
     try:
         handler = wsgi_handler(_application(application), **settings)
     except click.UsageError as error:
+        watch.note_error()
         click.echo(f"reqtable: {error.format_message()}: waiting for a change", err=True)
         watch.wait()
     else:
