@@ -11,6 +11,7 @@ import pytest
 
 import reqtable
 from reqtable import Limits, State, Transition, line, state
+from reqtable.http import ws_message
 from reqtable.table import engine_wants, wants
 from reqtable.table.errors import HandlerError
 from reqtable.table.input import Inbox
@@ -76,6 +77,7 @@ WANTS = [
     reqtable.sleep(2.5),
     reqtable.flushed(),
     reqtable.nothing(),
+    ws_message(7),
     reqtable.hand_off("fork"),
     Netstring(12),
     Odd(),

@@ -6,12 +6,12 @@ import contextlib
 import pickle
 import socket
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 import reqtable
 from examples.websocket_chat import Room
@@ -470,8 +470,11 @@ def test_half_a_message_has_the_time_of_any_item() -> None:
 
 
 @contextlib.contextmanager
-def talking(server: Any, **options: Any) -> Any:
-    with connect(f"ws://127.0.0.1:{server.server_address[1]}/", open_timeout=WAIT_S, proxy=None, **options) as client:
+def talking(server: Any, **options: Any) -> Iterator[ClientConnection]:
+    """Open a WebSocket to the server, and close it after the block."""
+    address = f"ws://127.0.0.1:{server.server_address[1]}/"
+    # Without pings of its own: their thread may outlive the client.
+    with connect(address, open_timeout=WAIT_S, proxy=None, ping_interval=None, **options) as client:
         yield client
 
 
