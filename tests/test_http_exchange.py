@@ -143,6 +143,12 @@ def test_the_rest_of_a_small_body_is_dropped_after_an_early_answer():
     assert [body for _, _, body in answers(took(client))] == [b"ok"]
 
 
+def test_an_early_answer_that_closes_is_the_only_one():
+    client = exercise(Guarded).send(b"GET /secret HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert statuses(took(client)) == [403]
+    client.expect_end()
+
+
 def test_chunks_are_dropped_too_but_not_for_ever():
     head = CHUNKED % b"secret"
     client = exercise(Guarded).send(head + b"3\r\nabc\r\n0\r\n\r\n" + GET)
@@ -329,9 +335,6 @@ def test_a_handler_may_raise_bad_request():
 
 
 class Notes(HTTPRequestHandler):
-    def another(self) -> Any:
-        return self.answer(200)
-
     @route("GET", "/notes")
     @route("GET", "/")
     def all_notes(self) -> Any:
@@ -371,8 +374,13 @@ def test_routes(line: bytes, expected: Any) -> None:
 def test_routes_that_are_wrong():
     with pytest.raises(HandlerError, match="can't have the path"):
         route("GET", "/{a b}")
-    with pytest.raises(HandlerError, match="has the route GET / of another"):
-        type("Twice", (Notes,), {"other": route("GET", "/")(Notes.another)})
+    with pytest.raises(HandlerError, match=r"Twice\.other has the route GET / of all_notes"):
+
+        class Twice(Notes):
+            @route("GET", "/")
+            def other(self) -> Any:
+                return self.answer(200)
+
     head = exercise(Notes).send(b"HEAD /notes HTTP/1.1\r\nHost: x\r\n\r\n").output
     assert statuses(head) == [200]
     assert head.endswith(b"\r\n\r\n")

@@ -107,7 +107,7 @@ class Exchange(StateRequestHandler):
         early = self.on_head()
         if early is not None:
             return early
-        if self.reply.is_done:
+        if self.reply.is_done:  # it has answered, and the connection closes
             return self._after_answer()
         return self.read_body() if has_body else self._answered()
 

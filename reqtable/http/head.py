@@ -242,6 +242,8 @@ def _why_no_request_line(data: bytes) -> BadRequest:
     if found is None:
         if data.startswith(b"\x16\x03"):
             return BadRequest(400, "this is TLS, but the port speaks plain HTTP")
+        if b"\n" in data and not line.endswith(b"\r"):
+            return BadRequest(400, "a line that ends with a bare LF")
         return BadRequest(400, "the first line is no request line: METHOD target HTTP/1.1")
     if found[3] != b"1" or found[4] not in (b"0", b"1"):
         return BadRequest(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")

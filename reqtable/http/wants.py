@@ -50,9 +50,10 @@ class WholeHead(Want[Head]):
     def _check_begun(seen: bytes, is_beginning: bool) -> None:
         """Refuse at once what can't become a head: its client may wait for the answer instead of sending more."""
         bare = _BARE_LF.search(seen, 0 if is_beginning else 1)
-        if bare is not None or (is_beginning and _NO_BEGINNING.match(seen)):
-            parse_head(seen)  # says why
+        if bare is not None:
             raise BadRequest(400, "a line that ends with a bare LF")
+        if is_beginning and _NO_BEGINNING.match(seen):
+            parse_head(seen)  # says why
 
     def __repr__(self) -> str:
         return f"head({self.limit})"

@@ -11,10 +11,10 @@ import contextlib
 import os
 import sys
 import threading
+from _queue import Empty, SimpleQueue  # not from `queue`: a program's own file may have that name
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakSet
 
