@@ -38,12 +38,12 @@ class Asking(Client):
             return Answer(status, fields, b"")
         if fields.get("transfer-encoding") != "chunked":
             return Answer(status, fields, self.receive(int(fields["content-length"])))
-        body = b""
+        body = bytearray()
         while size := int(self.line(), 16):
             body += self.receive(size)
             assert self.receive(2) == b"\r\n"
         assert self.receive(2) == b"\r\n"
-        return Answer(status, fields, body)
+        return Answer(status, fields, bytes(body))
 
     def head(self) -> bytes:
         """Read a head, and nothing of its body."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import urllib.parse
 from html.parser import HTMLParser
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_many_names_hold_up_nobody(root: Path, count: int) -> None:
                 assert row["buffered_out"] < 200_000
             client.reset()
         with Asking(server.server_address) as client:
-            links = list(Page(client.get("/many/").body).links)
+            links = re.findall(rb'href="([^"]*)"', client.get("/many/").body)
             assert len(links) == count + 1
             assert links == sorted(links)
         wait_until(server, lambda: len(server.table) == 1)

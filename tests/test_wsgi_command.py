@@ -10,9 +10,11 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 
+from reqtable.run.commands.wsgi import wsgi_command
 from tests.support import WAIT_S, Client
 
 HELLO = """
@@ -166,3 +168,39 @@ def test_the_code_is_reloaded(site):
 def test_errors_are_one_line(site, arguments, status, words):
     code, text = refused(site, *arguments)
     assert (code, words in text) == (status, True), text
+
+
+SLEEPS = """
+import time
+def app(environ, start_response):
+    try:
+        time.sleep(30)
+    except Exception:
+        pass
+    start_response("200 OK", [])
+    return []
+"""
+
+
+def test_the_loop_is_interrupted_at_the_deadline(site):
+    (site / "sleeps_of_tests.py").write_text(SLEEPS)
+    with running(site, "sleeps_of_tests:app", "--dispatch", "inline", "--timeout", "0.2") as command:
+        assert command.get().startswith(b"HTTP/1.1 504 ")
+        assert command.get().startswith(b"HTTP/1.1 504 ")
+
+
+def test_the_page_on_wsgi_runs_as_it_stands(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "wsgi.md").read_text()
+    flask, program = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "hello.py").write_text(flask)
+    with running(tmp_path, "hello:app") as command:
+        assert command.get().endswith(b"\r\n\r\nHello\n")
+    (tmp_path / "program.py").write_text(program.partition("if __name__")[0])
+    with running(tmp_path, "program:app") as command:
+        assert command.get().endswith(b"\r\n\r\nHello\n")
+    compile(program, "program.py", "exec")
+
+
+def test_the_page_on_wsgi_names_every_option():
+    page = (Path(__file__).parent.parent / "docs" / "wsgi.md").read_text()
+    assert [each.opts[0] for each in wsgi_command.params[1:] if each.opts[0] not in page] == ["--log-level"]
