@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 RUN := $(BIN)/python -m
 
-.PHONY: run test test-slow simulate faults fuzz compat reloads bench bench-page check static format clean
+.PHONY: run test test-slow simulate faults fuzz http-suites compat reloads bench bench-page check static format clean
 
 CONNECT = import socket; s = socket.create_connection(("127.0.0.1", $(PORT)))
 TALK = s.sendall(b"put 12\none two two\ncount\nrank\n"); s.shutdown(1); print(s.makefile().read(), end="")
@@ -45,6 +45,10 @@ faults: $(VENV)/test.stamp
 # send bytes that no client should send; SEEDS=10000: how many seeds; FIRST=0: the first
 fuzz: $(VENV)/test.stamp
 	@$(RUN) tests.fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST))
+
+# send the same bytes to reqtable and to other HTTP servers; NGINX=... HAPROXY=...: also these, in front of reqtable
+http-suites: $(VENV)/test.stamp
+	@$(RUN) tests.http_suites
 
 # run CPython's own tests with socketserver replaced; ARGS="test_httpservers": only these
 compat: $(VENV)/test.stamp

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
+from reqtable import state, told
 from reqtable.http import HTTPRequestHandler
 from tests.support import Client, served, wait_until
 
@@ -114,3 +116,29 @@ def test_head_and_http_1_0_and_100_continue():
             assert client.receive(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
             client.send(b"okGET / HTTP/1.1\r\n%sConnection: close\r\n\r\n" % HOST)
             assert [body for _, _, body in answers(client.rest())] == [b"2 ok", b"GET / \n"]
+
+
+class Waits(Shows):
+    """Answers once it is told."""
+
+    def do_GET(self) -> Any:
+        return self.told
+
+    @state(told())
+    def told(self, text: str) -> Any:
+        return self.answer(200, text)
+
+
+def test_answers_say_that_the_connection_closes_while_the_server_drains():
+    with served(Waits) as server, Client(server.server_address) as client:
+        client.send(b"GET / HTTP/1.1\r\n%s\r\n" % HOST)
+        wait_until(server, lambda: any(row["path"] == "/" for row in server.table.snapshot()))
+        [entry] = server.table
+        draining = threading.Thread(target=server.drain, args=(20,))
+        draining.start()
+        wait_until(server, lambda: server._is_draining)
+        entry.handler.tell("done")
+        [(status, fields, body)] = answers(client.rest())
+        assert (status, fields["connection"], body) == (200, "close", b"done")
+        draining.join()
+        assert not server._is_draining
