@@ -127,7 +127,7 @@ class FileRequestHandler(HTTPRequestHandler):
             return self._serve(spot, names[-1])
 
     def _serve(self, spot: Spot, name: bytes) -> Transition:
-        """Answer with the file at `spot`. What it is depends on `name`, which may be a link's."""
+        """Answer with the file at `spot`. The media type depends on `name`, which may be the name of a link."""
         stem, dot, suffix = name.rpartition(b".")
         media_type = type_of(dot + suffix if stem else b"")
         asked = self._asked()

@@ -1,7 +1,7 @@
 """WebSocket frames as data (RFC 6455, section 5): parse and build frames, mask them, check close codes and UTF-8.
 
-A client masks its frames, a server does not. What breaks the protocol is a `WebSocketError`, which has the code of the
-close frame that answers it.
+A client masks its frames, a server does not. A breach of the protocol raises a `WebSocketError`, which has the code of
+the close frame that answers it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class HTTPRequestHandler(Exchange):
     """Serves HTTP/1.1. Define `do_GET`, `do_POST` and so on, or methods with a `@route("GET", "/notes/{id}")`.
 
     Each returns a transition, such as `self.answer(200, …)`. It is called when the request is whole; `self.request` has
-    it. What serves GET also serves HEAD. To answer before the body has come, or to refuse it, override `on_head`; to
+    it. The method for GET also serves HEAD. To answer before the body has come, or to refuse it, override `on_head`; to
     take the body in pieces, `on_body`.
     """
 

@@ -2,7 +2,7 @@
 
 A head is parsed in one go, once it is whole. It is strict where leniency lets two servers read the same bytes
 differently: one Content-Length, none beside Transfer-Encoding, no line that ends with a bare LF, no folded field, no
-white space before a colon. What is refused is a `BadRequest`, which has the status of the answer.
+white space before a colon. A refused head raises a `BadRequest`, which has the status of the answer.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def _time(seconds: int) -> str:
 
 
 def shown(name: bytes) -> str:
-    """Return a name as text for people. What has no sign is shown as U+FFFD."""
+    """Return a name as text for people. A control character or a wrong byte is shown as U+FFFD."""
     return _CONTROL.sub("\ufffd", name.decode("utf-8", "replace"))
 
 

@@ -1,4 +1,4 @@
-"""What a file is, by its name: media types that are the same on every machine, and content codings."""
+"""The media types of files, by their names: they are the same on every machine; and content codings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wants of HTTP: a whole head, the pieces of a body. What a half-read message is, is in its handler's fields."""
+"""The wants of HTTP: a whole head, the pieces of a body. The fields of a handler hold its half-read message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the handlers of WebSockets share: the state of a WebSocket as data, its sends, its pings, its end."""
+"""The base of the handlers of WebSockets: the state of a WebSocket as data, its sends, its pings, its end."""
 
 from __future__ import annotations
 

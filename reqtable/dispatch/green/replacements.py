@@ -53,7 +53,7 @@ class Replacements:
                 garbage()
 
     def _forget(self, key: int) -> None:
-        """Put everything back, if no policy is left. What somebody else has replaced meanwhile stays as it is."""
+        """Put everything back, if no policy is left. Replacements by other code stay in place."""
         with self._lock:
             self._needed_by.pop(key, None)
             while self._in_place and not self._needed_by:

@@ -1,4 +1,4 @@
-"""What a blocking handler waits for besides its request's own socket: descriptors, a time, a name look-up.
+"""The waits of a blocking handler on more than its request's own socket: descriptors, a time, a name look-up.
 
 A wait suspends the request, whose row is then WAITING, SLEEPING or OFFLOADED. The loop watches a duplicate of the
 descriptor: the selector may know the descriptor itself already, for another request, and nobody tells the selector when
