@@ -332,6 +332,24 @@ def test_the_file_is_closed_when_the_client_leaves(root: Path, dispatch: str) ->
             assert open_descriptors() == before
 
 
+@pytest.mark.parametrize("dispatch", ["inline", "pool"])
+def test_a_download_that_the_client_breaks_off_is_logged(
+    root: Path, dispatch: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[FileRequestHandler] = []
+    site = type("Site", (files_of(root),), {"on_close": lambda handler: ended.append(handler)})
+    caplog.set_level("INFO", "reqtable.access")
+    with served(site, dispatch) as server:
+        before = open_descriptors()
+        with slow_request(server, root) as client:
+            client.reset()
+            wait_until(server, lambda: not len(server.table))
+        assert open_descriptors() == before
+    assert len(ended) == 1
+    [line] = [each.request for each in caplog.records if each.name == "reqtable.access"]
+    assert (line["status"], line["is_whole"]) == (200, False)
+
+
 def test_a_small_file_that_changes_while_it_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, place = http_files._read, root / "page.html"
     contents = ["<p>one", "<p>one and", "<p>", "<p>four"]

@@ -109,9 +109,6 @@ class FileRequestHandler(HTTPRequestHandler):
                 return self._serve_error(error)
         return super().on_error(error)
 
-    def on_close(self) -> None:
-        self._close()
-
     def _serve_error(self, error: OSError) -> Transition:
         status = status_of(error)
         return self.answer(status, fields={"Retry-After": "1"} if status == 503 else ())
@@ -227,7 +224,7 @@ class FileRequestHandler(HTTPRequestHandler):
 
     def _begin_file(self, chosen: _Chosen, parts: list[Part]) -> Transition:
         """Have the kernel send all but the last bytes from the file."""
-        # An error names the file as the client has named it. `_close` closes it.
+        # An error names the file as the client has named it. `_release` closes it.
         self._file = open(self.request.path, "rb", buffering=0, opener=lambda *_: chosen.fd)  # noqa: SIM115
         self._status = chosen.status
         end = parts.pop() if isinstance(parts[-1], bytes) else b""
@@ -264,11 +261,15 @@ class FileRequestHandler(HTTPRequestHandler):
         # What has grown was appended to: the bytes that were promised are the same.
         if len(data) < last.length or not (_is_same(was, now) or now.st_size > was.st_size):
             raise SendFileError(f"the file {self.request.path!r} that is being sent has changed")
-        self._close()
+        self._release()
         self.write(data + end)
         return self.end_answer()
 
     def _close(self) -> None:
+        self._release()
+        super()._close()
+
+    def _release(self) -> None:
         """Close what the answer needed."""
         file, self._file = self._file, None
         if file is not None:
@@ -304,7 +305,7 @@ class FileRequestHandler(HTTPRequestHandler):
         self.begin_answer(200, {"Content-Type": "text/html; charset=utf-8", **_LISTING_FIELDS})
 
     def _end_page(self) -> Transition:
-        self._close()
+        self._release()
         return self.end_answer()
 
     @state()
