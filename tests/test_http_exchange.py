@@ -371,6 +371,41 @@ def test_routes(line: bytes, expected: Any) -> None:
     assert (status, body, fields.get("allow")) == expected
 
 
+def test_a_method_that_overrides_one_keeps_its_routes():
+    class Base(HTTPRequestHandler):
+        @route("GET", "/kept")
+        def kept(self):
+            return self.answer(200, "base")
+
+        @route("GET", "/moved")
+        def moved(self):
+            return self.answer(200, "base")
+
+        @route("GET", "/gone")
+        def gone(self):
+            return self.answer(200, "base")
+
+    class Derived(Base):
+        gone = None
+
+        def kept(self):
+            return self.answer(200, "derived")
+
+        @route("GET", "/elsewhere")
+        def moved(self):
+            return self.answer(200, "derived")
+
+    for path, status, body in (
+        ("kept", 200, b"derived"),
+        ("elsewhere", 200, b"derived"),
+        ("moved", 404, b""),
+        ("gone", 404, b""),
+    ):
+        output = exercise(Derived).send(f"GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()).output
+        assert output.startswith(b"HTTP/1.1 %d " % status)
+        assert output.endswith(body)
+
+
 def test_routes_that_are_wrong():
     with pytest.raises(HandlerError, match="can't have the path"):
         route("GET", "/{a b}")

@@ -19,7 +19,8 @@ def route(method: str, path: str) -> Callable[[F], F]:
     """Have the decorated method answer `method` on `path`, as in `@route("GET", "/notes/{id}")`.
 
     A name in braces stands for one segment of the path, and is an argument of the method, without its escapes. A route
-    of GET also serves HEAD. A method may have several routes. Raises HandlerError for a path that can't match.
+    of GET also serves HEAD. A method may have several routes. One that overrides it keeps them, unless it declares its
+    own. Raises HandlerError for a path that can't match.
     """
     if not path.startswith("/") or not all(name.isidentifier() for name in _PLACE.findall(path)):
         raise HandlerError(f"a route can't have the path {path!r}: write it as in '/notes/{{id}}'")
@@ -39,7 +40,7 @@ class Routes:
         self._patterns: dict[str, tuple[re.Pattern[str], dict[str, str]]] = {}
         for name in dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base)):
             function = getattr(cls, name, None)
-            for method, path in getattr(function, "routes", ()):
+            for method, path in _declared(cls, name) if callable(function) else ():
                 known = self._methods_of(path)
                 if known.get(method, name) != name:
                     raise HandlerError(
@@ -74,3 +75,9 @@ class Routes:
                 text += f"(?P<{name}>[^/]+){re.escape(literal)}"
             self._patterns[path] = re.compile(text), {}
         return self._patterns[path][1]
+
+
+def _declared(cls: type, name: str) -> list[tuple[str, str]]:
+    """Return the routes of a method. One that overrides another, and declares no routes, has those of the other."""
+    found: list[list[tuple[str, str]]] = [getattr(vars(base).get(name), "routes", []) for base in cls.__mro__]
+    return next(filter(None, found), [])
