@@ -10,24 +10,52 @@ Open http://127.0.0.1:8000/ in two windows, or:
 All requests share the listeners, so don't use `--dispatch fork`, nor `pool`: states would run in several threads.
 """
 
+import time
+from collections import deque
 from typing import ClassVar
 
 from reqtable import Arrived, Transition, disconnected, either, state, told
 from reqtable.http import HTTPRequestHandler, encode_event, route
 
 HEARTBEAT_S = 15
-PAGE = """<!DOCTYPE html>
+RECENT_MAX = 100  # events that are kept for pages that were not connected for a while
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
 <title>Events</title>
-<form onsubmit="fetch('/events', {method: 'POST', body: text.value}); text.value = ''; return false">
-<input id="text" autofocus></form>
-<ul id="seen"></ul>
+<style>
+  :root { color-scheme: light dark }
+  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 1rem auto; padding: 0 1rem }
+  form { display: flex; gap: .5rem }
+  input, button { font: inherit; padding: .5rem .75rem }
+  input { flex: 1; min-width: 0 }
+  ul { padding: 0; list-style: none; overflow-wrap: anywhere }
+</style>
+<h1>Events</h1>
+<p id="status" role="status">connecting …</p>
+<form id="form"><input id="text" aria-label="Your event" placeholder="Your event" autofocus required>
+<button>Send</button></form>
+<ul id="seen" role="log" aria-label="Events"></ul>
 <script>
-new EventSource("/events").onmessage = (event) => {
-  const line = document.createElement("li");
-  line.textContent = event.data;
-  document.getElementById("seen").append(line);
-};
+  const status = document.getElementById("status"), seen = document.getElementById("seen")
+  const source = new EventSource("/events")  // connects again by itself, and then sends the last id
+  source.onopen = () => status.textContent = "connected"
+  source.onerror = () => status.textContent = "not connected, trying again …"
+  source.onmessage = event => {
+    const line = document.createElement("li")
+    line.textContent = event.data  // always as text, never as HTML
+    seen.prepend(line)
+    if (seen.children.length > 500) seen.lastChild.remove()
+  }
+  document.getElementById("form").onsubmit = event => {
+    event.preventDefault()
+    const text = document.getElementById("text")
+    fetch("/events", { method: "POST", body: text.value }).then(() => text.value = "")
+  }
 </script>
+</html>
 """
 
 
@@ -35,7 +63,8 @@ class Events(HTTPRequestHandler):
     """Sends each text that is posted to all who listen."""
 
     listeners: ClassVar[set["Events"]] = set()
-    count: ClassVar[list[int]] = [0]
+    recent: ClassVar[deque[tuple[int, bytes]]] = deque(maxlen=RECENT_MAX)  # the id of each event, and its bytes
+    last: ClassVar[list[int]] = [time.time_ns() // 1_000_000]  # the last id; after a restart, the ids still grow
 
     @route("GET", "/")
     def page(self) -> Transition:
@@ -43,8 +72,9 @@ class Events(HTTPRequestHandler):
 
     @route("POST", "/events")
     def post(self) -> Transition:
-        self.count[0] += 1
-        event = encode_event(self.request.body.decode("utf-8", "replace"), id=str(self.count[0]))  # once for all
+        self.last[0] += 1
+        event = encode_event(self.request.body.decode("utf-8", "replace"), id=str(self.last[0]))  # once for all
+        self.recent.append((self.last[0], event))
         taken = sum(listener.tell(event) for listener in self.listeners)
         return self.answer(200, f"sent to {taken}\n")
 
@@ -54,6 +84,9 @@ class Events(HTTPRequestHandler):
         if self.request.method == "HEAD":
             return self.end_answer()
         self.send_event(retry=1000)
+        seen = self.request.get("last-event-id") or ""
+        if seen.isdecimal() and len(seen) < 20:  # the page connects again
+            self.write(b"".join(event for id, event in self.recent if id > int(seen)))
         self.listeners.add(self)
         return self.listening
 

@@ -22,7 +22,7 @@ NOTES_MAX = 10_000
 class Notes(HTTPRequestHandler):
     """Keeps notes in memory."""
 
-    notes: ClassVar[dict[int, str]] = {}
+    notes: ClassVar[dict[str, str]] = {}
     last: ClassVar[list[int]] = [0]
 
     number: int = 0  # the next that `numbers` sends
@@ -36,13 +36,14 @@ class Notes(HTTPRequestHandler):
     def add(self) -> Transition:
         if len(self.notes) >= NOTES_MAX:
             raise BadRequest(507, f"there are {NOTES_MAX} notes already")
+        text = self.text_sent()
         self.last[0] += 1
-        self.notes[self.last[0]] = self.text_sent()
+        self.notes[str(self.last[0])] = text
         return self.answer_json(201, {"id": self.last[0]}, {"Location": f"/notes/{self.last[0]}"})
 
     @route("GET", "/notes/{id}")
     def show(self, id: str) -> Transition:
-        return self.answer_json(200, {"id": int(id), "text": self.notes[self.key(id)]})
+        return self.answer_json(200, {"text": self.notes[self.key(id)], "id": int(id)})
 
     @route("DELETE", "/notes/{id}")
     def delete(self, id: str) -> Transition:
@@ -57,8 +58,8 @@ class Notes(HTTPRequestHandler):
     @route("GET", "/numbers/{count}")
     def numbers(self, count: str) -> Transition:
         """Send many lines, as fast as the client reads them: no more than a piece is in memory."""
-        if not count.isdecimal():
-            raise BadRequest(400, "the count is not a number")
+        if not count.isdecimal() or len(count) > 9:
+            raise BadRequest(400, "the count is not a number of at most nine digits")
         self.number, self.end = 0, int(count)
         self.begin_answer(200, {"Content-Type": "text/plain"})
         return self.more
@@ -79,7 +80,7 @@ class Notes(HTTPRequestHandler):
         except (ValueError, LookupError, TypeError):
             raise BadRequest(400, 'the body must be JSON, such as {"text": "milk"}') from None
 
-    def key(self, id: str) -> int:
-        if not id.isdecimal() or int(id) not in self.notes:
+    def key(self, id: str) -> str:
+        if id not in self.notes:
             raise BadRequest(404, f"there is no note {id}")
-        return int(id)
+        return id

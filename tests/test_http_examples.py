@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import deque
 
 from examples.events import Events
 from examples.http_api import Notes
@@ -30,8 +32,12 @@ def test_the_api_for_notes(monkeypatch):
         status, body = ask(client, b"GET", b"/notes/1")
         assert (status, json.loads(body)) == (200, {"id": 1, "text": "milk"})
         assert ask(client, b"DELETE", b"/notes/1") == (204, b"")
-        status, _ = ask(client, b"GET", b"/notes/1")
-        assert status == 404
+        for id in (b"1", b"x", b"9" * 5000):
+            status, _ = ask(client, b"GET", b"/notes/" + id)
+            assert status == 404
+        for count in (b"x", b"9" * 5000):
+            status, _ = ask(client, b"GET", b"/numbers/" + count)
+            assert status == 400
     with served(Notes) as server, Client(server.server_address) as client:
         client.send(b"POST /notes HTTP/1.1\r\n%sContent-Length: 1\r\n\r\n?" % HOST)
         assert client.line().startswith(b"HTTP/1.1 400 ")
@@ -54,3 +60,16 @@ def test_events_reach_all_who_listen():
             assert line == b"data: hello\n"
             each.close()
         wait_until(server, lambda: not Events.listeners)
+
+
+def test_a_page_that_connects_again_gets_the_events_that_it_missed(monkeypatch):
+    monkeypatch.setattr(Events, "recent", deque(maxlen=2))
+    monkeypatch.setattr(Events, "last", [0])
+    with served(Events) as server, Client(server.server_address) as sender:
+        for text in (b"one", b"two", b"three"):
+            assert ask(sender, b"POST", b"/events", text) == (200, b"sent to 0\n")
+        for seen, missed in ((b"0", [b"two", b"three"]), (b"2", [b"three"]), (b"9" * 5000, []), (b"x", [])):
+            with Client(server.server_address) as client:
+                client.send(b"GET /events HTTP/1.0\r\nLast-Event-ID: %s\r\n\r\n" % seen)
+                found = client.end().rest()  # the stream ends once the client has ended its side
+                assert re.findall(rb"^data: (.*)$", found, re.MULTILINE) == missed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 import socket
 import tracemalloc
@@ -14,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 import reqtable
-from examples.websocket_chat import Room
+from examples.websocket_chat import NAME_REFUSED, Room
 from reqtable import Config, Limits, Transition, either, sleep, state, told
 from reqtable.http import AsyncWebSocketHandler, WebSocketClosed, WebSocketError, WebSocketHandler, ws_message
 from reqtable.http.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
@@ -629,24 +630,37 @@ def test_what_a_closed_websocket_says() -> None:
     assert (same.code, same.reason) == (1002, "why")
 
 
+def ends_with(client: ClientConnection) -> tuple[int, str]:
+    """Return the code and the reason with which the server closes."""
+    with pytest.raises(ConnectionClosed) as caught:
+        client.recv(WAIT_S)
+    assert caught.value.rcvd is not None
+    return caught.value.rcvd.code, caught.value.rcvd.reason
+
+
 def test_the_example_is_a_chat_room_for_browsers() -> None:
     with served(Room) as server:
         with Client(server.server_address) as browser:
             browser.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             assert b"new WebSocket(" in browser.rest()
-        with talking(server) as ann, talking(server, compression=None) as bob:
+        with talking(server) as ann, talking(server) as second, talking(server, compression=None) as bob:
+
+            def both() -> list[dict[str, str]]:
+                return [json.loads(each.recv(WAIT_S)) for each in (ann, bob)]
+
             ann.send("ann")
-            assert ann.recv(WAIT_S) == "* ann has joined"
-            bob.send("ann")
-            assert bob.recv(WAIT_S) == "* that name is taken: what is yours?"
+            assert json.loads(ann.recv(WAIT_S)) == {"text": "ann has joined"}
+            second.send("ann")
+            assert ends_with(second) == (NAME_REFUSED, "that name is taken")
             bob.send("bob")
-            assert bob.recv(WAIT_S) == ann.recv(WAIT_S) == "* bob has joined"
-            ann.send("hällo")
-            assert bob.recv(WAIT_S) == ann.recv(WAIT_S) == "ann: hällo"
+            assert json.loads(bob.recv(WAIT_S)) == {"text": "here: ann"}
+            assert both() == [{"text": "bob has joined"}] * 2
+            ann.send("hällo <b>")
+            assert both() == [{"from": "ann", "text": "hällo <b>"}] * 2
             ann.send(b"bytes")
-            assert bob.recv(WAIT_S) == "* ann has left"
-            with pytest.raises(ConnectionClosed) as caught:
-                ann.recv(WAIT_S)
-            assert caught.value.rcvd is not None
-            assert caught.value.rcvd.code == 1003
+            assert json.loads(bob.recv(WAIT_S)) == {"text": "ann has left"}
+            assert ends_with(ann) == (1003, "this room is for text")
+        with talking(server) as nameless:
+            nameless.send(" ")
+            assert ends_with(nameless) == (NAME_REFUSED, "a name is needed")
         wait_until(server, lambda: not len(server.table))

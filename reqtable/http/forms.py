@@ -19,7 +19,7 @@ class Part:
 
     name: str
     data: bytes
-    filename: str | None = None  # as the client names it: never use it as a path
+    filename: str | None = None  # as the client names it: never use it as a path. "": no file was chosen
     content_type: str | None = None
 
     @property
