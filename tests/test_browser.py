@@ -27,6 +27,7 @@ from tests.browser import Browser, browsing
 from tests.certificates import write_certificate
 from tests.http_client import files_of
 from tests.support import served, serving, wait_until
+from tests.test_http_docs import defined
 
 
 @pytest.fixture(scope="module")
@@ -475,3 +476,16 @@ def test_a_chat_between_two_pages(browser: Browser) -> None:
         assert browser.texts("#status") == ["<b>ann"]
         browser.find("#text").send_keys("back\n")
         browser.until(has_said("<b>ann: back"))
+
+
+def test_the_chat_of_the_first_five_minutes(browser: Browser) -> None:
+    with served(defined("chat")["Chat"]) as server:
+        browser.show(server)
+        with browser.new_tab():
+            browser.show(server)
+            wait_until(server, lambda: len([each for each in server.table if each.handler.websocket]) == 2)
+            browser.find("input").send_keys(ATTACKS[0] + "\n")
+            browser.until("document.querySelectorAll('li').length === 1")
+        browser.until("document.querySelectorAll('li').length === 1")
+        assert browser.texts("li") == [ATTACKS[0]]
+        assert browser.run("return [document.images.length, document.title]") == [0, "Chat"]
