@@ -17,11 +17,6 @@ Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
 PROXY_HEADERS = ("x-forwarded", "forwarded")
 _WILDCARDS = {"0.0.0.0", "::", ""}
-# What a proxy says of its client: the names of its fields, by the family of fields.
-_FAMILIES = {
-    "x-forwarded": ("HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_PROTO", "HTTP_X_FORWARDED_HOST"),
-    "forwarded": ("HTTP_FORWARDED",),
-}
 _NONE = "-"
 _keys: dict[str, str] = {}  # the variables of fields that have come before
 _KEYS_MAX = 1024
@@ -119,15 +114,14 @@ def believe(environ: dict[str, Any], family: str, networks: Networks) -> None:
 
     The fields of the other family are removed: the proxy passes on what the client has sent of them.
     """
-    for other, names in _FAMILIES.items():
-        if other != family:
-            forget(environ, names)
     if family == "forwarded":
+        _remove(environ, "HTTP_X_FORWARDED_")
         steps = _forwarded(environ.get("HTTP_FORWARDED", ""))
         clients = [each.get("for", "") for each in steps]
         last = steps[-1] if steps else {}
         scheme, host = last.get("proto", ""), last.get("host", "")
     else:
+        _remove(environ, "HTTP_FORWARDED")
         clients = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
         scheme = environ.get("HTTP_X_FORWARDED_PROTO", "").rpartition(",")[2]
         host = environ.get("HTTP_X_FORWARDED_HOST", "").rpartition(",")[2]
@@ -142,10 +136,15 @@ def believe(environ: dict[str, Any], family: str, networks: Networks) -> None:
         environ["HTTP_HOST"] = host
 
 
-def forget(environ: dict[str, Any], names: tuple[str, ...] | None = None) -> None:
-    """Remove what only a trusted proxy may say."""
-    for name in names or (*_FAMILIES["x-forwarded"], *_FAMILIES["forwarded"]):
-        environ.pop(name, None)
+def forget(environ: dict[str, Any]) -> None:
+    """Remove what only a trusted proxy may say: also fields that are not used here, such as X-Forwarded-Port."""
+    _remove(environ, "HTTP_X_FORWARDED_", "HTTP_FORWARDED")
+
+
+def _remove(environ: dict[str, Any], *beginnings: str) -> None:
+    """Remove the variables whose names begin so."""
+    for name in [each for each in environ if each.startswith(beginnings)]:
+        del environ[name]
 
 
 def _take_client(environ: dict[str, Any], clients: list[str], networks: Networks) -> None:
