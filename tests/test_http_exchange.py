@@ -160,6 +160,21 @@ def test_chunks_are_dropped_too_but_not_for_ever():
     client.expect(b"").expect_end()
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"0x3\r\n", b"the size of a chunk is not a hexadecimal number"),
+        (b"3" * 1024, b"the size of a chunk is not a hexadecimal number"),
+        (b"3;\r\n", b"the extension of a chunk is not well-formed"),
+        (b"3 ; a=\r\n", b"the extension of a chunk is not well-formed"),
+        (b"3;" + b"a" * 1024, b"the extension of a chunk is not well-formed"),
+    ],
+)
+def test_a_refused_chunk_says_what_is_wrong(line, reason):
+    client = exercise(Plain).send(CHUNKED % b"" + line)
+    assert took(client).endswith(b"400 Bad Request: " + reason + b"\n")
+
+
 def test_after_an_early_answer_to_a_large_body_the_connection_closes():
     head = b"POST /secret HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
     client = exercise(Guarded).send(head)

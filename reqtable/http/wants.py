@@ -70,11 +70,11 @@ class ChunkSize(Want[int]):
         end = seen.find(b"\n")
         if end < 0:
             if len(seen) >= _SIZE_LINE_BYTES or re.match(rb"[0-9A-Fa-f]", seen) is None:
-                raise BadRequest(400, "the size of a chunk is not a hexadecimal number")
+                raise _why_no_size(seen)
             return MISSING
         found = _SIZE.fullmatch(seen, 0, end + 1)
         if found is None:
-            raise BadRequest(400, "the size of a chunk is not a hexadecimal number")
+            raise _why_no_size(seen)
         entry.input.exactly(end + 1)
         return int(found[1], 16)
 
@@ -124,6 +124,12 @@ class Trailers(Want[Fields]):
 
     def __repr__(self) -> str:
         return f"trailers({self.limit})"
+
+
+def _why_no_size(seen: bytes) -> BadRequest:
+    if re.match(rb"[0-9A-Fa-f]{1,16}[ \t]*;", seen):
+        return BadRequest(400, "the extension of a chunk is not well-formed")
+    return BadRequest(400, "the size of a chunk is not a hexadecimal number")
 
 
 @lru_cache(maxsize=64)
