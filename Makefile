@@ -46,9 +46,9 @@ faults: $(VENV)/test.stamp
 fuzz: $(VENV)/test.stamp
 	@$(RUN) tests.fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST))
 
-# send the same bytes to reqtable and to other HTTP servers; NGINX=... HAPROXY=...: also these, in front of reqtable
-http-suites: $(VENV)/test.stamp
-	@$(RUN) tests.http_suites
+# run HTTP suites that others wrote; QUICK=1: in minutes; ARGS="curl load": only these; NGINX=... HAPROXY=...: other builds
+http-suites: $(VENV)/http-suites.stamp
+	@$(RUN) tests.http_suites $(if $(QUICK),--quick) $(ARGS)
 
 # run CPython's own tests with socketserver replaced; ARGS="test_httpservers": only these
 compat: $(VENV)/test.stamp
@@ -91,6 +91,10 @@ $(VENV)/run.stamp: $(BIN)/python pyproject.toml
 
 $(VENV)/test.stamp: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,cluster]'
+	@touch $@
+
+$(VENV)/http-suites.stamp: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,http-suites]'
 	@touch $@
 
 $(VENV)/bench.stamp: $(BIN)/python pyproject.toml
