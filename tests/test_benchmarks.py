@@ -16,12 +16,14 @@ import pytest
 
 from tests.benchmarks import __main__ as bench
 from tests.benchmarks import trace
+from tests.benchmarks.http_servers import FILE_BYTES, HELLO
 from tests.benchmarks.processes import Failed, Process, Server, Tools, cpu_of, tools
 from tests.benchmarks.report import is_limited_by_load, limited, outcomes, page, ratio, rows, written
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
 from tests.benchmarks.work import GOALS, WARM_UP, WORKS, Effort, Figures, Work
 from tests.support import WAIT_S, slow_but
 
+GET = b"GET /page.html HTTP/1.1\r\nHost: here\r\n\r\n"
 MEASURED = json.loads(bench.FIGURES.read_text())
 FLOOR = "floor"
 
@@ -103,6 +105,64 @@ def published(server: Server) -> None:
         assert taken(other, 6) == b"third\n"
 
 
+def got(client: socket.socket, request: bytes, end: bytes) -> bytes:
+    """Return the answer to a request, which ends with `end`."""
+    client.sendall(request)
+    data = b""
+    while not data.endswith(end) and (more := client.recv(65_536)):
+        data += more
+    return data
+
+
+def greeted(server: Server) -> None:
+    """Check two answers on one connection, the second to a request that comes in two parts."""
+    with connected(server.port) as client:
+        for first, second in ((GET, b""), (GET[:20], GET[20:])):
+            client.sendall(first)
+            head, _, body = got(client, second, HELLO).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"\r\ncontent-length: 5" in head.lower()
+            assert body == HELLO
+
+
+def greeted_or_more(server: Server) -> None:
+    greeted(server)
+    with connected(server.port) as client:
+        client.sendall(GET.replace(b"/page.html", b"/large"))
+        data = taken(client, 100)
+        head = data.partition(b"\r\n\r\n")[0]
+        assert b"\r\ncontent-length: 4000000" in head.lower()
+        assert taken(client, 4_000_000 - 100 + len(head) + 4).strip(b"x") == b""
+
+
+def file_sent(server: Server) -> None:
+    with connected(server.port) as client:
+        for _ in range(2):
+            client.sendall(GET)
+            head, _, body = got(client, b"", b"x" * FILE_BYTES).partition(b"\r\n\r\n")
+            assert b"\r\ncontent-length: 10240" in head.lower()
+            assert body == b"x" * FILE_BYTES
+
+
+def websocket_echoed(server: Server) -> None:
+    with connected(server.port) as client:
+        asks = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in got(client, GET[:-2] + asks + key, b"\r\n\r\n")
+        client.sendall(b"\x81\x85\0\0\0\0hello")
+        assert taken(client, 7) == b"\x81\x05hello"
+
+
+def events_sent(server: Server) -> None:
+    with connected(server.port) as one, connected(server.port) as other, connected(server.port) as sender:
+        for client in (one, other):
+            got(client, GET.replace(b"/page.html", b"/events"), b"retry: 1000\n\n\r\n")
+        head = b"POST /events HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n\r\n"
+        assert got(sender, head + b"one", b"sent to 2\n").endswith(b"sent to 2\n")
+        for client in (one, other):
+            assert b"id: 1\ndata: one\n\n" in got(client, b"", b"\n\n\r\n")
+
+
 CHECKS: dict[str, Callable[[Server], None]] = {
     "lines": echoed,
     "answers": answered,
@@ -111,6 +171,11 @@ CHECKS: dict[str, Callable[[Server], None]] = {
     "forward": forwarded,
     "forward-256": forwarded,
     "publish": published,
+    "hello": greeted,
+    "hello-large": greeted_or_more,
+    "file": file_sent,
+    "websocket": websocket_echoed,
+    "events": events_sent,
 }
 
 
@@ -149,17 +214,18 @@ def test_the_floor_gives_the_same_bytes(compiled: Tools) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("echo-50", "udp", "redis-16", "forward-lines", "forward-bulk-10"),
+        *("echo-50", "udp", "redis-16", "forward-lines", "forward-bulk-10", "hello-8", "file-8"),
         *slow_but(["pipelined", "churn", "answers", "busy-10", "shutdown", "publish-16"]),
     ],
 )
 def test_a_work_gives_its_figures(name: str, compiled: Tools) -> None:
     work = WORKS[name]
+    peer = {"hello": "reqtable-wsgi-inline", "file": "reqtable-http"}.get(work.kind, "reqtable-state")
     if work.kind == "redis" and compiled.redis is None:
         pytest.skip("there is no redis-benchmark here")
-    with compiled.server("reqtable-state", work.kind) as server:
+    with compiled.server(peer, work.kind) as server:
         figures = work.measure(work, compiled, server, WARM_UP)
-    assert list(rows(work, {"reqtable-state": [figures]}))
+    assert list(rows(work, {peer: [figures]}))
     assert all(value >= 0 for value in figures.values())
     assert figures.get("requests", 1) > 0
 

@@ -7,19 +7,14 @@
  * came to, and waits for another line with its connections open, so that the server can be looked at meanwhile.
  */
 #include <arpa/inet.h>
-#include <errno.h>
 #include <netinet/tcp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { LINE_BYTES = 64, LINES_MAX = 64, SAMPLES_MAX = 4000000, EVENTS_MAX = 512, PATIENCE_MS = 20000 };
+#include "figures.h"
+
+enum { LINE_BYTES = 64, LINES_MAX = 64, EVENTS_MAX = 512, PATIENCE_MS = 20000 };
 static const double WARM_SHARE = 0.15, SLOW_EVERY_S = 1.0;
 
 struct client {
@@ -33,25 +28,6 @@ static int poller, port, is_udp, is_churn, lines, client_count, slow_count;
 static long answer_bytes, requests;
 static struct client *clients;
 static char text[LINE_BYTES * LINES_MAX], scratch[1 << 20];
-static float *samples; /* microseconds that a round trip took */
-static long sample_count;
-
-static void fail(const char *what) {
-    fprintf(stderr, "load: %s: %s\n", what, errno ? strerror(errno) : "no answer");
-    exit(1);
-}
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec / 1e9;
-}
-
-static double cpu_s(void) {
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    return u.ru_utime.tv_sec + u.ru_stime.tv_sec + (u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
-}
 
 static void connect_client(struct client *client) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
@@ -92,7 +68,7 @@ static int take(struct client *client) {
 
 static void answered(struct client *client, double at) {
     requests += is_churn ? 1 : lines;
-    if (sample_count < SAMPLES_MAX) samples[sample_count++] = (at - client->sent_at) * 1e6;
+    sample(at - client->sent_at);
 }
 
 static void trickle(double at, double *due, int *next) {
@@ -153,13 +129,6 @@ static void connect_all(int count) {
     }
 }
 
-static int ascending(const void *a, const void *b) {
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-static double quantile(double share) { return sample_count ? samples[(long)(share * (sample_count - 1))] : 0; }
-
 int main(int argc, char **argv) {
     if (argc != 8) return fprintf(stderr, "load: seven arguments, not %d\n", argc - 1), 2;
     is_udp = !strcmp(argv[1], "udp"), is_churn = !strcmp(argv[1], "churn");
@@ -169,7 +138,6 @@ int main(int argc, char **argv) {
     if (lines < 1 || lines > LINES_MAX) return fprintf(stderr, "load: 1 to %d lines\n", LINES_MAX), 2;
     poller = epoll_create1(0);
     clients = calloc(client_count + slow_count, sizeof *clients);
-    samples = malloc(sizeof *samples * SAMPLES_MAX);
     memset(text, 'x', sizeof text);
     for (int i = 1; i <= LINES_MAX; i++) text[LINE_BYTES * i - 1] = '\n';
     if (!is_churn) connect_all(client_count + slow_count);
@@ -179,9 +147,7 @@ int main(int argc, char **argv) {
     double began = now_s(), cpu_began = cpu_s();
     if (seconds > 0) work(seconds);
     double wall = now_s() - began, cpu = cpu_s() - cpu_began;
-    qsort(samples, sample_count, sizeof *samples, ascending);
-    printf("{\"requests\": %ld, \"wall_s\": %.6f, \"load_s\": %.6f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f}\n",
-           requests, wall, cpu, quantile(0.5), quantile(0.99), quantile(1));
-    fflush(stdout), getchar();
+    report(requests, wall, cpu);
+    getchar();
     return 0;
 }

@@ -62,6 +62,12 @@ def cpu_of(pid: int) -> Cpu:
     return sum((cpu_of(int(child)) for child in children), own)
 
 
+def family_of(pid: int) -> list[int]:
+    """Return a process and all of its descendants."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in family_of(int(child)))]
+
+
 class Process:
     """Runs a program on one core and exchanges lines with it. The end of the block kills it and all its children."""
 
@@ -139,6 +145,12 @@ class Server(Process):
     def cpu(self) -> Cpu:
         return cpu_of(self.pid)
 
+    def run_on(self, cores: set[int]) -> None:
+        """Let all threads of the server and of its children run on these cores."""
+        for pid in family_of(self.pid):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                os.sched_setaffinity(int(thread), cores)
+
     @property
     def memory_kib(self) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
@@ -152,6 +164,7 @@ class Tools:
     load: str
     floor: str
     relay: str = ""
+    http: str = ""
     relay_floor: str = ""
     redis: str | None = field(default_factory=lambda: shutil.which("redis-benchmark"))
 
@@ -170,6 +183,14 @@ class Tools:
     def clients(self, *arguments: object) -> Iterator[Process]:
         """Start the load (see load.c), connected and warm. `tell()` makes it begin."""
         with ready([self.load, *map(str, arguments)]) as load:
+            yield load
+
+    @contextlib.contextmanager
+    def browsing(
+        self, kind: str, server: Server, connections: int, size: int = 0, slow: int = 0, amount: float = 0
+    ) -> Iterator[Process]:
+        """Start the load of an HTTP server (see http.c)."""
+        with ready([self.http, kind, *map(str, (server.port, connections, size, slow, amount))]) as load:
             yield load
 
     @contextlib.contextmanager
@@ -196,7 +217,7 @@ def tools() -> Iterator[Tools]:
     if compiler is None:
         raise Failed("the load is written in C: install a C compiler, or name yours, as in: CC=clang make bench")
     with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / name) for name in ("load", "floor", "relay", "relay_floor")]
+        paths = [str(Path(folder) / name) for name in ("load", "floor", "relay", "http", "relay_floor")]
         for path in paths:
             subprocess.run([compiler, "-O2", "-o", path, str(HERE / f"{Path(path).name}.c")], check=True)
         yield Tools(*paths)

@@ -10,21 +10,17 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { LINE_BYTES = 64, BULK_BYTES = 1 << 18, SAMPLES_MAX = 4000000, EVENTS_MAX = 512, PATIENCE_MS = 20000 };
+#include "figures.h"
+
+enum { LINE_BYTES = 64, BULK_BYTES = 1 << 18, EVENTS_MAX = 512, PATIENCE_MS = 20000 };
 static const double WARM_SHARE = 0.15;
 
 struct end {
@@ -38,25 +34,6 @@ static int poller, port, count, far_count, listener, source;
 static long got, sent; /* bytes, by all ends */
 static struct end *near, *far, publisher;
 static char text[LINE_BYTES], scratch[1 << 20];
-static float *samples; /* microseconds that a round trip took */
-static long sample_count;
-
-static void fail(const char *what) {
-    fprintf(stderr, "relay: %s: %s\n", what, errno ? strerror(errno) : "nothing came");
-    exit(1);
-}
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec / 1e9;
-}
-
-static double cpu_s(void) {
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    return u.ru_utime.tv_sec + u.ru_stime.tv_sec + (u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
-}
 
 static void watch(struct end *end, unsigned events, int how) {
     int one = 1;
@@ -121,7 +98,7 @@ static long lines(double seconds) {
             }
             if (receive(end, 0) < 0 || end->got < end->sent) continue;
             if (end->got > end->sent) errno = EPROTO, fail("more than was sent");
-            if (sample_count < SAMPLES_MAX) samples[sample_count++] = (now_s() - end->sent_at) * 1e6;
+            sample(now_s() - end->sent_at);
             done++;
             if (at < over) send_line(end);
             else busy--;
@@ -193,7 +170,7 @@ static long publish(long messages, int at_once) {
     sample_count = 0;
     for (got = 0; got < messages * per_message;) {
         for (; published < messages && published * per_message < got + at_once * per_message; published++) {
-            if (at_once == 1 && published) samples[sample_count++] = (now_s() - publisher.sent_at) * 1e6;
+            if (at_once == 1 && published) sample(now_s() - publisher.sent_at);
             send_line(&publisher);
         }
         int ready = polled(events);
@@ -219,13 +196,6 @@ static void subscribe(void) {
     connect_to_server(&publisher);
 }
 
-static int ascending(const void *a, const void *b) {
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-static double quantile(double share) { return sample_count ? samples[(long)(share * (sample_count - 1))] : 0; }
-
 int main(int argc, char **argv) {
     if (argc != 6) return fprintf(stderr, "relay: five arguments, not %d\n", argc - 1), 2;
     int is_publish = !strcmp(argv[1], "publish"), is_bulk = !strcmp(argv[1], "bulk"), last = atoi(argv[5]);
@@ -233,7 +203,6 @@ int main(int argc, char **argv) {
     port = atoi(argv[2]), count = atoi(argv[3]), listener = last;
     poller = epoll_create1(0);
     near = calloc(count, sizeof *near), far = calloc(count, sizeof *far);
-    samples = malloc(sizeof *samples * SAMPLES_MAX);
     memset(text, 'x', sizeof text), text[LINE_BYTES - 1] = '\n';
     source = memfd_create("bulk", 0);
     memset(scratch, 'x', sizeof scratch);
@@ -244,11 +213,7 @@ int main(int argc, char **argv) {
     double began = now_s(), cpu_began = cpu_s();
     requests = is_publish ? publish(amount, last) : is_bulk ? bulk(amount) : lines(amount);
     double wall = now_s() - began, cpu = cpu_s() - cpu_began;
-    printf("{\"requests\": %.6f, \"wall_s\": %.6f, \"load_s\": %.6f", requests, wall, cpu);
-    if (sample_count) {
-        qsort(samples, sample_count, sizeof *samples, ascending);
-        printf(", \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f", quantile(0.5), quantile(0.99), quantile(1));
-    }
-    puts("}"), fflush(stdout), getchar();
+    report(requests, wall, cpu);
+    getchar();
     return 0;
 }

@@ -2,9 +2,9 @@
 
 A `Peer` serves some kinds of work. `lines` echoes each line, and `answers` (the same servers) answers it with 1 MB.
 `datagrams` echoes each datagram. `redis` is `examples/miniredis.py`, or its commands on streams. `forward`,
-`forward-256` (the same servers, which read more at once) and `publish` are in `relays`. `shutdown` and `snapshot` are
-timed by the server itself. If a library delivers raw chunks, the peer splits them into lines in Python, answers each
-line and keeps a partial line.
+`forward-256` (the same servers, which read more at once) and `publish` are in `relays`. `hello`, `hello-large`, `file`,
+`websocket` and `events` are in `http_servers`. `shutdown` and `snapshot` are timed by the server itself. If a library
+delivers raw chunks, the peer splits them into lines in Python, answers each line and keeps a partial line.
 
     python -m tests.benchmarks.servers PEER KIND [UPSTREAM_PORT]
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tests.benchmarks import relays
+from tests.benchmarks import http_servers, relays
 
 ANYWHERE = ("127.0.0.1", 0)
 QUEUE = 1024  # the kernel's queue of connections, the same for all
@@ -523,6 +523,7 @@ OURS = (
         "thread", "blocking", "thread", THREADS, shutdown=partial(shut_down, "reqtable", "ThreadingTCPServer")
     ),
     reqtable_peer("fork", "blocking", "fork", CHILDREN),
+    *(Peer(f"reqtable-{name}", "reqtable", kinds) for name, kinds in http_servers.OURS.items()),
 )
 
 PEERS = {
@@ -539,6 +540,7 @@ PEERS = {
         Peer("twisted", "twisted", {"lines": twisted_lines, "datagrams": twisted_datagrams}),
         Peer("tornado", "tornado", {"lines": tornado_lines}),
         Peer("curio", "curio", {"lines": curio_lines, "datagrams": curio_datagrams}),
+        *(Peer(name, package, kinds) for name, (package, kinds) in http_servers.OTHERS.items()),
         Peer("haproxy", "haproxy", {"forward": relays.haproxy_forward}, is_program=True),
     )
 }

@@ -12,14 +12,17 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from tests.benchmarks.processes import PATIENCE_S, Failed, Process, Server, Tools, load_of
+from tests.benchmarks.http_servers import FILE_BYTES, HELLO
+from tests.benchmarks.processes import CORES, PATIENCE_S, SERVER_CORE, Failed, Process, Server, Tools, load_of
 from tests.benchmarks.servers import ANSWER_BYTES, PEERS
 
 LINE_BYTES = 64
 SNAPSHOTS = 5
 SHUTDOWNS = 3
+LONGER = 10  # so many times as long, because thousands of slow clients do something every second
 FEW = 64  # connections that warm up a server
 
 Figures = dict[str, float]
@@ -62,6 +65,7 @@ class Work:
     connections: int = 1
     lines: int = 1
     slow: int = 0
+    all_cores: bool = False  # the server has not only a core of its own
     group: str = ""
     only: tuple[str, ...] = ()
     fresh: bool = False
@@ -149,14 +153,35 @@ def waited_for() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def asked(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
+    """Measure HTTP requests that are sent as fast as they are answered."""
+    size = FILE_BYTES if work.kind == "file" else len(HELLO)
+    server.run_on(set(CORES) if work.all_cores else {SERVER_CORE})
+    seconds = effort.seconds * (LONGER if work.group == "honest" else 1)
+    with tools.browsing("get", server, work.connections, size, work.slow, seconds) as load:
+        return told_to_work(load, server)
+
+
+def listened(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
+    """Measure server-sent events, one at a time."""
+    with tools.browsing("events", server, work.connections, amount=max(1, effort.messages // 10)) as load:
+        return told_to_work(load, server)
+
+
 def idle(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
-    """Measure the memory of connections that are idle after one line and its answer."""
+    """Measure the memory of connections that are idle after one line and its answer, or after what HTTP has for it."""
     peer = PEERS.get(server.command[-2])
     count = min(work.connections, peer.connections_max - FEW if peer is not None else work.connections)
-    with tools.clients("tcp", server.port, FEW, 1, LINE_BYTES, 0, 0):
+
+    def clients(count: int) -> AbstractContextManager[Process]:
+        if work.kind == "lines":
+            return tools.clients("tcp", server.port, count, 1, LINE_BYTES, 0, 0)
+        return tools.browsing("websockets" if work.kind == "websocket" else "listeners", server, count)
+
+    with clients(FEW):
         pass
     before = server.memory_kib
-    with tools.clients("tcp", server.port, count, 1, LINE_BYTES, 0, 0):
+    with clients(count):
         return {"kib": (server.memory_kib - before) / count, "connections": count}
 
 
@@ -302,6 +327,61 @@ WORKS = {
             only=BESIDE_SLOW,
         ),
         Work("idle", "10,000 idle connections", idle, connections=10_000, fresh=True),
+        *(
+            Work(
+                f"{kind}-{count}{'-cores' if all_cores else ''}",
+                f"HTTP: {title}, {count} connection{'s' if count > 1 else ''}{', all cores' if all_cores else ''}",
+                asked,
+                kind,
+                baseline,
+                connections=count,
+                all_cores=all_cores,
+            )
+            for kind, title, baseline in (
+                ("hello", "a hello", "gunicorn-gthread"),
+                ("file", "a file of 10 KiB", "http.server"),
+            )
+            for count in (1, 8, 32)
+            for all_cores in (False, True)
+        ),
+        *(
+            Work(
+                f"honest{'-slow' if slow else ''}",
+                "HTTP: 10 clients, "
+                + (f"beside {slow:,} slow uploads and {slow:,} slow downloads" if slow else "alone"),
+                asked,
+                "hello-large",
+                "reqtable-wsgi-pool",
+                connections=10,
+                slow=slow,
+                group="honest",
+                only=("reqtable-wsgi-pool",),
+                fresh=True,
+            )
+            for slow in (0, 2_000)
+        ),
+        *(
+            Work(
+                f"idle-{title.lower()}",
+                f"HTTP: 10,000 idle {title}",
+                idle,
+                kind,
+                "reqtable-http",
+                connections=10_000,
+                fresh=True,
+            )
+            for kind, title in (("websocket", "WebSockets"), ("events", "listeners"))
+        ),
+        Work(
+            "events",
+            "HTTP: a server-sent event for each of 10,000 listeners",
+            listened,
+            "events",
+            "reqtable-http",
+            connections=10_000,
+            fresh=True,
+            request="event",
+        ),
         Work("shutdown", "Shutdown", shutdown, "shutdown", "socketserver", fresh=True),
         Work(
             "snapshot",
@@ -355,6 +435,27 @@ GOALS: list[Goal] = [
         for goal in ratios(name, "reqtable-state", ("asyncio-streams", 0.6), ("uvloop-streams", 0.9))
     ),
     *ratios("publish-1", "reqtable-state", ("asyncio-streams", 0.6)),
+    *(
+        goal
+        for count in ("8", "32", "8-cores", "32-cores")
+        for policy, others in (
+            ("inline", (("gunicorn-gthread", 0.2), ("waitress", 0.2), ("uvicorn", 0.9))),
+            ("greenlet", (("gunicorn-gthread", 0.25), ("waitress", 0.25))),
+            ("pool", (("gunicorn-gthread", 0.5), ("waitress", 0.5))),
+        )
+        for goal in ratios(f"hello-{count}", f"reqtable-wsgi-{policy}", *others)
+    ),
+    *(
+        goal
+        for count in ("1", "1-cores")
+        for goal in ratios(f"hello-{count}", "reqtable-wsgi-pool", ("gunicorn-gthread", 1.0), ("waitress", 1.0))
+    ),
+    *(
+        goal
+        for count in ("8", "32", "8-cores", "32-cores")
+        for goal in ratios(f"file-{count}", "reqtable-http", ("http.server", 0.2), ("uvicorn", 0.5))
+    ),
+    Goal("An idle WebSocket", "idle-websockets", "reqtable-http", 2, figure="kib", unit="KiB"),
     Goal("An idle connection of reqtable-state", "idle", "reqtable-state", 0.8, figure="kib", unit="KiB"),
     Goal("Growth from 10 to 10,000 connections, reqtable-state", "growth-10000", "reqtable-state", 1.3, "growth-10"),
     *(
