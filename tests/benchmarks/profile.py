@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 import reqtable
+from tests.benchmarks.http_servers import files, hello, wsgi
 from tests.benchmarks.servers import reqtable_lines, reqtable_redis
 from tests.benchmarks.work import LINE_BYTES
 
@@ -28,6 +29,7 @@ CLIENTS = 50
 AT_ONCE = 16
 LINE = b"x" * (LINE_BYTES - 1) + b"\n"
 GET = b"*2\r\n$3\r\nGET\r\n$16\r\nkey:000000000000\r\n"
+BROWSED = b"GET /page.html HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: load\r\nAccept: */*\r\n\r\n"
 
 # By kind of work and peer: the function that makes the handler, its style, the policy, the bytes that a client sends at
 # once, and how many requests they hold.
@@ -38,6 +40,8 @@ PROFILED: dict[str, dict[str, tuple[Any, str, str, bytes, int]]] = {
         "reqtable-greenlet": (reqtable_lines, "blocking", "greenlet", LINE, 1),
     },
     "redis": {"reqtable-state": (reqtable_redis, "state", "inline", GET * AT_ONCE, AT_ONCE)},
+    "hello": {"reqtable-wsgi-inline": (lambda _: wsgi(hello), "state", "inline", BROWSED, 1)},
+    "file": {"reqtable-http": (lambda _: files(), "state", "inline", BROWSED, 1)},
 }
 
 
