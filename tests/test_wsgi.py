@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import ipaddress
 import logging
@@ -15,6 +16,7 @@ import pytest
 
 from reqtable.config import Config, GreenletOptions, PoolOptions
 from reqtable.http import wsgi_handler
+from reqtable.http.wsgi_call import ApplicationCall
 from reqtable.http.wsgi_environ import believe, path_and_query
 from tests.support import Client, served, wait_until
 from tests.test_http import answers
@@ -505,6 +507,22 @@ def test_health_is_answered_while_every_thread_is_busy():
         assert get(server, b"/healthz").endswith(b"\r\n\r\nok\n")
         gate.set()
         assert busy.rest().endswith(b"late")
+
+
+@pytest.mark.parametrize("dispatch", ["inline", "greenlet", "pool"])
+def test_what_a_request_needed_is_freed_without_the_garbage_collector(dispatch):
+    def calls():
+        return sum(type(each) is ApplicationCall for each in gc.get_objects())
+
+    with serving(echo, dispatch) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                assert b"GET / " in get(server)
+            wait_until(server, lambda: not calls())
+        finally:
+            gc.enable()
 
 
 def test_a_silent_application_is_answered_with_504_and_a_waiting_one_with_503(caplog):

@@ -127,7 +127,7 @@ class WSGIHandler(HTTPRequestHandler):
         call = self._running = ApplicationCall(
             type(self).wsgi_app, environ, self.request.head.method == "HEAD", self.entry.transport.request
         )
-        environ["reqtable.disconnected"] = call.disconnected
+        environ["reqtable.disconnected"] = call.client.disconnected
         return self._advance(call)
 
     @state(OUTCOME)
@@ -253,7 +253,7 @@ class WSGIHandler(HTTPRequestHandler):
         post = entry.table.owner.post  # type: ignore[union-attr]
         most = entry.table.limits.high_water_bytes
         if call.on_piece is None:
-            call.on_piece = functools.partial(post, self._came, call)
+            call.on_piece = functools.partial(post, self._came)
 
         def run() -> None:
             try:
@@ -274,14 +274,14 @@ class WSGIHandler(HTTPRequestHandler):
     def _returned(self, call: ApplicationCall) -> None:
         """In the loop: the thread is done, with the call or for now."""
         call.is_out = False
-        if call.is_gone:
+        if call.client.is_gone:
             self._give_up(call)
         else:
             self._came(call)
 
     def _give_up(self, call: ApplicationCall) -> None:
         """Have an application whose answer nobody takes clean up. One that runs in a thread can't be stopped."""
-        call.is_gone = True
+        call.client.is_gone = True
         if call.is_out or call.is_closed or not call.has_begun:
             return
         run = getattr(self.entry.policy, "run", None)

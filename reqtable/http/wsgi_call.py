@@ -88,11 +88,37 @@ class FileWrapper:
         return (offset, max(0, status.st_size - offset)) if stat.S_ISREG(status.st_mode) else None
 
 
+class Client:
+    """Knows whether the client that waits for an answer is still there.
+
+    It is no part of the call: the application's `environ` refers to it, and the call to the `environ`, so a call that
+    is done would wait for the garbage collector.
+    """
+
+    __slots__ = ("_request", "is_gone")
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self.is_gone = False  # nobody takes the answer any more
+
+    def disconnected(self) -> bool:
+        """Return whether the client has gone, or has ended its side of the connection. Callable from any thread.
+
+        `environ["reqtable.disconnected"]` is this method. A client that ends its side may still read: it is a hint.
+        """
+        descriptor = -1 if self.is_gone or not isinstance(self._request, socket.socket) else self._request.fileno()
+        if descriptor < 0:
+            return self.is_gone
+        poll = select.poll()
+        poll.register(descriptor, getattr(select, "POLLRDHUP", 0))
+        return bool(poll.poll(0)) or self.is_gone
+
+
 class ApplicationCall:
     """Runs an application for one request, and collects its answer."""
 
     # Defaults in the class: most calls set few of these.
-    on_piece: Callable[[], Any] | None = None  # called in the thread of the call, when a piece has come
+    on_piece: Callable[[ApplicationCall], Any] | None = None  # called in the thread of the call, when a piece has come
     produced = 0  # bytes put into `pieces`
     taken = 0  # bytes taken out of `pieces`
     signalled = False  # `on_piece` was called, and nobody has looked since
@@ -107,7 +133,6 @@ class ApplicationCall:
     is_whole = False  # all of the body is in `pieces` when the head is sent
     is_done = False
     is_closed = False  # `close()` of the iterable was called, or there is none
-    is_gone = False  # nobody takes the answer any more
     is_out = False  # it runs in another thread
     error: BaseException | None = None
     _iterator: Iterator[Any] | None = None
@@ -118,7 +143,7 @@ class ApplicationCall:
         self._application = application
         self._environ = environ
         self._is_head = is_head
-        self._request = request
+        self.client = Client(request)
         self.pieces: deque[Any] = deque()
 
     @property
@@ -139,7 +164,7 @@ class ApplicationCall:
         try:
             if not self.has_begun:
                 self.has_begun = True
-                if not self.is_gone:
+                if not self.client.is_gone:
                     self._begin()
             if not self.is_done:
                 self._go_on(bytes_max, one_piece)
@@ -164,18 +189,6 @@ class ApplicationCall:
                 close()
         except (Exception, SystemExit):
             log.exception("%s: close() of what the application returned failed", self.what)
-
-    def disconnected(self) -> bool:
-        """Return whether the client has gone, or has ended its side of the connection. Callable from any thread.
-
-        `environ["reqtable.disconnected"]` is this method. A client that ends its side may still read: it is a hint.
-        """
-        descriptor = -1 if self.is_gone or not isinstance(self._request, socket.socket) else self._request.fileno()
-        if descriptor < 0:
-            return self.is_gone
-        poll = select.poll()
-        poll.register(descriptor, getattr(select, "POLLRDHUP", 0))
-        return bool(poll.poll(0)) or self.is_gone
 
     # -- for the application ------------------------------------------------------------------------------------------
 
@@ -252,8 +265,8 @@ class ApplicationCall:
     def _go_on(self, bytes_max: int, one_piece: bool) -> None:
         """Take items, until enough bytes wait or all of the body has come."""
         iterator = self._iterator
-        assert iterator is not None or self.is_gone
-        while not self.is_gone and not (self.is_committed and (self._left == 0 or self._is_head)):
+        assert iterator is not None or self.client.is_gone
+        while not self.client.is_gone and not (self.is_committed and (self._left == 0 or self._is_head)):
             try:
                 item = next(iterator)  # type: ignore[arg-type]
             except StopIteration:
@@ -265,10 +278,10 @@ class ApplicationCall:
             if has_enough and self._left != 0:
                 return
         self.is_done = True
-        if not self.status and not self.is_gone:
+        if not self.status and not self.client.is_gone:
             raise HandlerError("the application returned without a call of start_response()")
         self.is_committed = True
-        if self._left and not self._is_head and not self.is_gone:
+        if self._left and not self._is_head and not self.client.is_gone:
             log.warning("%s: the answer is %d bytes shorter than its Content-Length", self.what, self._left)
 
     def _put(self, item: Any) -> None:
@@ -290,7 +303,7 @@ class ApplicationCall:
             self.produced += len(item)
         if self.on_piece is not None and not self.signalled and not self.is_whole:
             self.signalled = True
-            self.on_piece()
+            self.on_piece(self)
 
     def _send_file(self, wrapper: FileWrapper) -> bool:
         """Have the kernel copy a plain file. Returns False if the wrapper holds another kind of file."""

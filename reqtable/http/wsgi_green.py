@@ -118,7 +118,7 @@ class GreenCall:
         del self._greenlet  # it refers to this object
 
     def _close(self) -> None:
-        self._call.is_gone = True
+        self._call.client.is_gone = True
         self._unwind()
         self._leave()
         self._handler._close()
