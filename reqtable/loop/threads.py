@@ -7,11 +7,10 @@ daemons, so the server decides whether the exit waits for them, as it does for t
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import sys
 import threading
-from _queue import Empty, SimpleQueue  # not from `queue`: a program's own file may have that name
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
@@ -27,15 +26,21 @@ class Threads(Executor):
     """Runs tasks in at most `most` threads, named after `name`. If no thread is idle, a task starts another.
 
     The interpreter's exit waits for running tasks, unless `may_leave()` is true then.
+
+    At most one thread is woken at a time; when it has taken a task and another waits, it wakes the next. So a thread
+    that takes one short task after another is not joined by threads that find nothing to do: waking one costs more than
+    a short task. A queue of the standard library wakes a thread for each task.
     """
 
     def __init__(self, most: int, name: str, may_leave: Callable[[], bool]) -> None:
         self._most = most
         self._name = name
         self._may_leave = may_leave
-        self._lock = threading.Lock()
-        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()  # tasks that wait for a thread; None ends a thread
+        self._lock = threading.Lock()  # of all that follows
+        self._tasks: deque[_Task] = deque()  # that wait for a thread
         self._threads: list[threading.Thread] = []
+        self._idle: list[threading.Lock] = []  # of each idle thread the lock whose release wakes it, the latest last
+        self._is_waking = False  # a thread was woken, and has not looked for a task yet
         self._free = 0  # threads that run no task, less the tasks that wait
         self._is_shut = False
         _open.add(self)
@@ -55,17 +60,17 @@ class Threads(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more tasks. With `wait`, return when every thread has ended, except the caller's own."""
+        cancelled: list[_Task] = []
         with self._lock:
             self._is_shut = True
-            tasks = self._waiting() if cancel_futures else []
-            for task in tasks:
-                if task[0] is None:
-                    self._tasks.put(task)
-            for _ in self._threads:
-                self._tasks.put(None)
-        for future, _ in tasks:
-            if future is not None:
-                future.cancel()
+            if cancel_futures:
+                cancelled = [task for task in self._tasks if task[0] is not None]
+                self._tasks = deque(task for task in self._tasks if task[0] is None)
+            while self._idle:
+                self._idle.pop().release()
+        for future, _ in cancelled:
+            assert future is not None
+            future.cancel()
         if wait:  # otherwise the interpreter's exit may still have to wait
             for thread in self._threads:
                 if thread is not threading.current_thread():
@@ -84,17 +89,14 @@ class Threads(Executor):
             if self._free <= 0 and len(self._threads) < self._most:
                 self._begin_thread()
             self._free -= 1
-            self._tasks.put(task)
+            self._tasks.append(task)
+            self._wake_one()
 
-    def _waiting(self) -> list[_Task]:
-        """Take out the tasks that wait."""
-        tasks = []
-        with contextlib.suppress(Empty):
-            while True:
-                task = self._tasks.get_nowait()
-                if task is not None:
-                    tasks.append(task)
-        return tasks
+    def _wake_one(self) -> None:
+        """Wake an idle thread, unless one is awake and has yet to look for a task. The caller has the lock."""
+        if self._idle and not self._is_waking:
+            self._is_waking = True
+            self._idle.pop().release()
 
     def _begin_thread(self) -> None:
         thread = threading.Thread(target=self._run, name=f"{self._name}_{len(self._threads)}", daemon=True)
@@ -108,10 +110,24 @@ class Threads(Executor):
             self._free += 1
 
     def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            _perform(*task)
-            del task  # an idle thread must not keep it alive
-            with self._lock:
+        gate = threading.Lock()
+        gate.acquire()
+        with self._lock:
+            while self._tasks or not self._is_shut:
+                if not self._tasks:
+                    self._idle.append(gate)
+                    self._lock.release()
+                    gate.acquire()
+                    self._lock.acquire()
+                    self._is_waking = False
+                    continue
+                task = self._tasks.popleft()
+                if self._tasks:
+                    self._wake_one()
+                self._lock.release()
+                _perform(*task)
+                del task  # an idle thread must not keep it alive
+                self._lock.acquire()
                 self._free += 1
 
 
