@@ -29,6 +29,27 @@ def test_it_begins_a_thread_only_where_none_is_idle(made: Callable[..., Threads]
         assert len(threads._threads) == len(begun)
 
 
+def test_one_wake_is_enough_for_all_tasks_that_wait(made: Callable[..., Threads]) -> None:
+    """The thread that is woken wakes the next, so a task that blocks holds up no other."""
+    with made() as threads:
+        begun = threading.Barrier(2)
+        for each in [threads.submit(begun.wait, WAIT_S) for _ in range(2)]:
+            each.result(WAIT_S)
+        while threads._free < 2:
+            threads.submit(int).result(WAIT_S)
+        both, done = threading.Barrier(2), threading.Semaphore(0)
+
+        def task() -> None:
+            both.wait(WAIT_S)
+            done.release()
+
+        for _ in range(2):
+            threads.run(task)
+        assert both.n_waiting == 0, "not before the wake"
+        threads.wake()
+        assert all(done.acquire(timeout=WAIT_S) for _ in range(2))
+
+
 def test_more_tasks_than_threads_wait_their_turn(made: Callable[..., Threads]) -> None:
     gate, running = threading.Event(), threading.Semaphore(0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from threading import get_ident
 from typing import Any
 
@@ -18,6 +18,7 @@ from reqtable.dispatch.handoff import HandedOffRequest
 from reqtable.dispatch.in_thread import InThread, InThreadPolicy
 from reqtable.dispatch.policy import Host
 from reqtable.dispatch.remote_steps import ThreadSteps
+from reqtable.loop.threads import Threads
 from reqtable.table.parts import Resumable
 from reqtable.table.table import Entry
 
@@ -26,6 +27,8 @@ class Pool(InThreadPolicy):
     """Runs all requests in a bounded number of threads."""
 
     name = "pool"
+
+    _will_wake = False  # the threads are woken at the end of the pass
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
@@ -43,9 +46,23 @@ class Pool(InThreadPolicy):
         return ThreadSteps(entry, handler, self._threads)
 
     def run(self, task: Callable[[], None]) -> None:
-        """Run `task` in a thread of the pool. It must not raise; it reports by itself. Raises RuntimeError."""
-        run = getattr(self._threads, "run", self._threads.submit)  # a simulation has another executor
-        run(task)
+        """Run `task` in a thread of the pool, after this pass. It must not raise; it reports by itself.
+
+        Raises RuntimeError. A thread that was woken at once would not run sooner: it would wait for the interpreter,
+        and get it whenever the loop calls the system. Then the two would take turns for each request of the pass.
+        """
+        if not isinstance(self._threads, Threads):  # a simulation has another executor
+            self._threads.submit(task)
+            return
+        self._threads.run(task)
+        if not self._will_wake:
+            self._will_wake = True
+            self.host.steps.mailbox.at_end_of_pass(self._wake)
+
+    def _wake(self) -> None:
+        self._will_wake = False
+        if isinstance(self._threads, Threads):
+            self._threads.wake()
 
     def start(self, handoff: HandedOffRequest) -> None:
         assert isinstance(handoff, InThread)
@@ -77,7 +94,8 @@ class Pool(InThreadPolicy):
 
     def _make_threads(self) -> None:
         self._serving: dict[InThread, Future[None]] = {}
-        self._threads = self.host.threads(self.host.config.pool.size, "reqtable-pool")
+        self._will_wake = False
+        self._threads: Executor = self.host.threads(self.host.config.pool.size, "reqtable-pool")
 
     def _served(self, handoff: InThread, done: Future[None]) -> None:
         self._serving.pop(handoff, None)
