@@ -33,7 +33,7 @@ def _serve(work: Any) -> Any:
         work()
         own: Any = getcurrent()
         own.transport = None
-        if len(_spare) >= _SPARE_MAX or threading.current_thread() is not threading.main_thread():
+        if len(_spare) >= _SPARE_MAX or not _in_main_thread():
             return _STOPPED
         _spare.append(own)
         loop = own.loop
@@ -49,11 +49,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-class GreenCall:
-    """Takes the steps of a handler while the application is in its greenlet.
+def _in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
 
-    `begin` puts the methods of this object before those of the handler. They are taken away when the application has
-    sent something or has returned.
+
+class GreenCall:
+    """Takes the steps of a handler while the application is suspended in its greenlet.
+
+    If the application waits, `begin` puts the methods of this object before those of the handler. They are taken away
+    when the application has sent something or has returned.
     """
 
     bound_to_thread: ClassVar[bool] = True
@@ -62,21 +66,29 @@ class GreenCall:
         self._handler = handler
         self._call = call
         self._until: float | None = None  # when the application must have sent something
-        self._has_begun = False
-        if _spare and threading.current_thread() is threading.main_thread():
+        self._first: tuple[Any, float | None] | None = None  # what the application waits for at first, and how long
+        if _spare and _in_main_thread():
             self._greenlet = _spare.pop()
             self._greenlet.gr_context = None
         else:
             self._greenlet = RequestGreenlet(_serve)
 
     def begin(self) -> Any:
-        """Take the next steps of the handler. Returns the transition to them."""
-        handler = self._handler
-        table = handler.entry.table
+        """Have the application begin or go on, until it waits or has sent something. Returns the handler's transition.
+
+        An application that never waits costs two switches of stacks, and no step of the handler more.
+        """
+        handler, own = self._handler, self._greenlet
+        entry = handler.entry
         if handler.timeout_s is not None:
-            self._until = table.now + handler.timeout_s
-        self._greenlet.transport = handler.entry.transport
-        self._greenlet.moved = 0
+            self._until = entry.table.now + handler.timeout_s
+        own.transport = entry.transport
+        own.moved = 0
+        own.resumed_by(getcurrent())
+        want = own.switch(self._run)
+        if want is _STOPPED or own.dead:
+            return handler._go_on(self._call)
+        self._first = want, entry.timeout  # the transition sets the timeout of the state
         handler.__dict__ |= {"_resume": self._resume, "_throw": self._throw, "_close": self._close}
         return handler.application, NOTHING
 
@@ -84,13 +96,15 @@ class GreenCall:
         self._call.advance(self._handler.entry.table.limits.high_water_bytes, True)
 
     def _resume(self, item: Any) -> Want[Any] | None:
+        if self._first is not None:
+            want, self._handler.entry.timeout = self._first
+            self._first = None
+            return self._went_on(want)
         self._greenlet.resumed_by(getcurrent())
-        if not self._has_begun:
-            self._has_begun = True
-            item = self._run
         return self._went_on(self._greenlet.switch(item))
 
     def _throw(self, error: BaseException) -> Want[Any] | None:
+        self._first = None
         is_timeout = isinstance(error, TimedOut)
         if is_timeout and self._until is not None and self._until <= self._handler.entry.table.now:
             self._unwind()
