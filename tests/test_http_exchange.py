@@ -313,6 +313,7 @@ def sends(*calls: tuple[Any, ...]) -> Any:
         ([("end_answer",)], "outside an answer", [500]),
         ([("answer", 200), ("end_answer",)], "outside an answer", [200]),
         ([("answer", 200), ("answer", 200)], "answers the same request twice", [200]),
+        ([("answer", 102)], "102 is no answer to a request", [500]),
         ([("begin_answer", 200), ("begin_answer", 200)], "answers the same request twice", [200]),
         ([("answer", 200, b"", {"A": "b\r\nC: d"})], "the header field A can't be", [500]),
         ([("answer", 200, b"", {"A:": "b"})], "can't be named 'A:'", [500]),

@@ -24,10 +24,14 @@ _CACHED_CHARACTERS_MAX = 256
 
 def pairs_of(fields: FieldsLike) -> list[tuple[str, str]]:
     """Return header fields as pairs. Raises HandlerError if one can't be sent, naming it."""
-    pairs = list(fields.items() if isinstance(fields, Mapping) else fields)
-    for name, value in pairs:
-        line_of(name, value)
-    return pairs
+    return pairs_and_lines(fields)[0]
+
+
+def pairs_and_lines(fields: FieldsLike) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return header fields as pairs, and as lines. Raises HandlerError if one can't be sent, naming it."""
+    if type(fields) is not list:
+        fields = list(fields.items() if isinstance(fields, Mapping) else fields)
+    return fields, [line_of(name, value) for name, value in fields]
 
 
 def line_of(name: str, value: str) -> str:

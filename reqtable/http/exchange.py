@@ -18,6 +18,7 @@ from reqtable.table.wants import Want, chunk
 
 PIECE_BYTES = 65_536
 DROPPED_BYTES_MAX = 262_144  # of a body whose request has its answer already; above it the connection closes
+_HEAD = head(HEAD_BYTES)
 _OWN_STATES = ("head", "body", "chunk_size", "chunk", "chunk_end", "trailers")
 
 
@@ -30,7 +31,7 @@ class Exchange(StateRequestHandler):
     head_bytes_max: ClassVar[int] = HEAD_BYTES  # above it, a request is answered with 431, or with 414
     body_bytes_max: ClassVar[int] = 2**20  # above it, a request is answered with 413
 
-    _awaited_head: ClassVar[Want[Head]] = head()
+    _awaited_head: ClassVar[Want[Head]] = _HEAD
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raise HandlerError if a state of the class has the name of one of HTTP's own."""
@@ -86,7 +87,7 @@ class Exchange(StateRequestHandler):
         self.entry.began_at = None
         return self.head, self._awaited_head
 
-    @state(head())
+    @state(_HEAD)
     def head(self, head: Head) -> Transition:
         """The head of a request has come."""
         if not self.reply.is_done:
@@ -178,7 +179,7 @@ class Exchange(StateRequestHandler):
             return None
         if request.is_whole:
             self.entry.began_at = None
-            return self.head, self._awaited_head
+            return self.head if self._awaited_head is _HEAD else (self.head, self._awaited_head)
         if not request.is_asked_for or (request.head.content_length or 0) > DROPPED_BYTES_MAX:
             return None
         request.is_dropped = True

@@ -185,9 +185,7 @@ class FileRequestHandler(HTTPRequestHandler):
             body = _read(chosen.fd, parts)
             chosen.status = os.fstat(chosen.fd)
             if len(body) == length and _is_same(status, chosen.status):
-                self.begin_answer(code, fields, length)
-                self.write(body)
-                return self.end_answer()
+                return self._answer_with(code, fields, body)
         return self.answer(503, fields={"Retry-After": "1"})
 
     def _fields_of(self, chosen: _Chosen, version: Validators) -> list[tuple[str, str]]:

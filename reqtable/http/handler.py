@@ -7,7 +7,17 @@ from typing import Any, ClassVar
 
 from reqtable.handlers.state import Transition
 from reqtable.http.access import access, log_request
-from reqtable.http.answer import NO_BODY, FieldsLike, date, head_of, line_of, pairs_of, phrase_of, status_line
+from reqtable.http.answer import (
+    NO_BODY,
+    FieldsLike,
+    date,
+    head_of,
+    line_of,
+    pairs_and_lines,
+    pairs_of,
+    phrase_of,
+    status_line,
+)
 from reqtable.http.events import encode_event
 from reqtable.http.exchange import DROPPED_BYTES_MAX, Exchange
 from reqtable.http.head import BadRequest
@@ -72,12 +82,7 @@ class HTTPRequestHandler(Exchange):
             content_type = content_type or "text/plain; charset=utf-8"
         if content_type is not None and status not in NO_BODY:
             fields = [*pairs_of(fields), ("Content-Type", content_type)]
-        self.begin_answer(status, fields, None if status in NO_BODY else len(body))
-        if body and self.reply.has_body:
-            self.write(body)
-        else:
-            self.reply.left = 0
-        return self.end_answer()
+        return self._answer_with(status, fields, body)
 
     def begin_answer(
         self, status: int, fields: FieldsLike = (), length: int | None = None, reason: str | None = None
@@ -86,20 +91,41 @@ class HTTPRequestHandler(Exchange):
 
         A Content-Length among the fields is taken as the length. With a status of 1xx it sends an interim answer.
         """
-        request = self.request
+        if status >= 200:
+            self.send(self._begin(status, fields, length, reason))
+            return
+        self._check_unanswered()
+        if self.request.head.version == (1, 1):
+            self.send(head_of(status, pairs_of(fields), reason))
+            self.reply.status = status
+
+    def _answer_with(self, status: int, fields: FieldsLike, body: bytes) -> Transition:
+        """Send a whole answer, in one piece."""
+        if 100 <= status < 200:
+            raise HandlerError(f"{status} is no answer to a request: send it by begin_answer(), before the answer")
+        data = self._begin(status, fields, None if status in NO_BODY else len(body))
+        reply = self.reply
+        reply.left = 0
+        if reply.has_body:
+            reply.sent = len(body)
+            data += body
+        self.send(data)
+        return self.end_answer()
+
+    def _check_unanswered(self) -> None:
         if self.reply.is_done or self._is_begun:
             raise HandlerError(f"{type(self).__name__} answers the same request twice: call begin_answer() once")
-        if status < 200:
-            if request.head.version == (1, 1):
-                self.send(head_of(status, pairs_of(fields), reason))
-                self.reply.status = status
-            return
-        pairs = pairs_of(fields) if fields else ()
+
+    def _begin(self, status: int, fields: FieldsLike, length: int | None, reason: str | None = None) -> bytes:
+        """Begin the reply. Returns the head of the answer."""
+        self._check_unanswered()
+        request = self.request
+        pairs, lines = pairs_and_lines(fields) if fields else ([], [])
         names = {name.lower() for name, _ in pairs}
         options: list[str] = []  # of Connection, such as "upgrade"
         if not _OURS.isdisjoint(names):
             length, options = _ours_in(pairs, length)
-            pairs = [(name, value) for name, value in pairs if name.lower() not in _OURS]
+            lines = [line for line, (name, _) in zip(lines, pairs, strict=True) if name.lower() not in _OURS]
         is_1_1 = request.head.version == (1, 1)
         has_body = status not in NO_BODY
         is_chunked = has_body and length is None and is_1_1
@@ -107,8 +133,7 @@ class HTTPRequestHandler(Exchange):
         keep_alive = request.head.keep_alive and is_bounded and "close" not in options and self._may_keep_alive()
         if not keep_alive or not is_1_1:
             options = ["keep-alive" if keep_alive else "close", *[each for each in options if each != "close"]]
-        lines = [status_line(status, reason)]
-        lines += [line_of(name, value) for name, value in pairs]
+        lines.insert(0, status_line(status, reason))
         if "date" not in names:
             lines.append(f"Date: {date()}\r\n")
         if self.server_name is not None and "server" not in names:
@@ -122,7 +147,7 @@ class HTTPRequestHandler(Exchange):
         lines.append("\r\n")
         sends_body = has_body and request.method != "HEAD"
         self.reply = Reply(status, sends_body, is_chunked and sends_body, length, 0, keep_alive, False)
-        self.send("".join(lines).encode("latin-1"))
+        return "".join(lines).encode("latin-1")
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body. Raises HandlerError if it is more than was promised."""

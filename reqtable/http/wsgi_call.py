@@ -210,8 +210,9 @@ class ApplicationCall:
     def _take_fields(self, status: int, headers: Any, line: str) -> None:
         if type(headers) is not list:
             raise HandlerError(f"the headers of start_response() are a list of pairs, not {type(headers).__name__}")
-        self.length = None
-        self.has_date = self.has_server = self.connection_close = False
+        if self.status:  # this replaces an earlier answer
+            self.length = None
+            self.has_date = self.has_server = self.connection_close = False
         self.has_body = status not in NO_BODY
         lines = [line]
         for field in headers:
