@@ -103,7 +103,7 @@ class Exchange(StateRequestHandler):
             began_at=now,
         )
         self.reply = Reply(is_done=False)
-        if request.left > self.body_bytes_max:
+        if has_body and request.left > self.body_bytes_max:
             return self._refuse(413, f"the body exceeds {self.body_bytes_max} bytes")
         early = self.on_head()
         if early is not None:

@@ -61,7 +61,6 @@ class WSGIHandler(HTTPRequestHandler):
     _running: ApplicationCall | None = None
     _spool: Any = None
     _base: dict[str, Any] | None = None
-    _began_at = 0.0
     _count = 0  # requests of this connection
     _bases: ClassVar[WeakKeyDictionary[Any, dict[str, Any]]] = WeakKeyDictionary()
 
@@ -86,7 +85,6 @@ class WSGIHandler(HTTPRequestHandler):
     # -- the request --------------------------------------------------------------------------------------------------
 
     def on_head(self) -> Transition:
-        self._began_at = self.entry.table.now
         self._count += 1
         return None
 
@@ -241,7 +239,7 @@ class WSGIHandler(HTTPRequestHandler):
 
     def end_answer(self) -> Transition:
         if self.logs_answers:
-            log_answer(self, self.entry.table.now - self._began_at)
+            log_answer(self, self.entry.table.now - self.request.began_at)
         return super().end_answer()
 
     # -- in the pool --------------------------------------------------------------------------------------------------
@@ -317,7 +315,7 @@ class WSGIHandler(HTTPRequestHandler):
         if call is not None:
             self._give_up(call)
             if self.logs_answers:
-                log_answer(self, self.entry.table.now - self._began_at)
+                log_answer(self, self.entry.table.now - self.request.began_at)
         self._close_spool()
         super().on_close()
 
