@@ -17,6 +17,20 @@ Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
 PROXY_HEADERS = ("x-forwarded", "forwarded")
 _WILDCARDS = {"0.0.0.0", "::", ""}
+# A copy of a dict that has the keys already need not grow for them.
+_OF_EACH_REQUEST = (
+    "REQUEST_METHOD",
+    "PATH_INFO",
+    "QUERY_STRING",
+    "SERVER_PROTOCOL",
+    "REQUEST_URI",
+    "RAW_URI",
+    "REMOTE_ADDR",
+    "wsgi.errors",
+    "wsgi.input",
+    "reqtable.request_id",
+    "reqtable.disconnected",
+)
 _NONE = "-"
 _keys: dict[str, str] = {}  # the variables of fields that have come before
 _KEYS_MAX = 1024
@@ -48,7 +62,7 @@ def base_environ(local: Any, is_tls: bool, multithread: bool, multiprocess: bool
     }
     if is_tls:
         environ["HTTPS"] = "on"
-    return environ
+    return environ | dict.fromkeys(_OF_EACH_REQUEST, "")
 
 
 def fill(environ: dict[str, Any], head: Head, path: str, query: str, peer: Any) -> None:
