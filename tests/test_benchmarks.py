@@ -215,12 +215,13 @@ def test_the_floor_gives_the_same_bytes(compiled: Tools) -> None:
     "name",
     [
         *("echo-50", "udp", "redis-16", "forward-lines", "forward-bulk-10", "hello-8", "file-8"),
-        *slow_but(["pipelined", "churn", "answers", "busy-10", "shutdown", "publish-16"]),
+        *slow_but(["pipelined", "churn", "answers", "busy-10", "shutdown", "publish-16", "events", "idle-websockets"]),
     ],
 )
 def test_a_work_gives_its_figures(name: str, compiled: Tools) -> None:
     work = WORKS[name]
-    peer = {"hello": "reqtable-wsgi-inline", "file": "reqtable-http"}.get(work.kind, "reqtable-state")
+    ours = ("reqtable-state", "reqtable-http", "reqtable-wsgi-inline")
+    peer = next(name for name in ours if name in work.names)
     if work.kind == "redis" and compiled.redis is None:
         pytest.skip("there is no redis-benchmark here")
     with compiled.server(peer, work.kind) as server:
