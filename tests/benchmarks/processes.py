@@ -149,7 +149,8 @@ class Server(Process):
         """Let all threads of the server and of its children run on these cores."""
         for pid in family_of(self.pid):
             for thread in os.listdir(f"/proc/{pid}/task"):
-                os.sched_setaffinity(int(thread), cores)
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.sched_setaffinity(int(thread), cores)
 
     @property
     def memory_kib(self) -> int:
