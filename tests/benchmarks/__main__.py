@@ -221,7 +221,9 @@ def add(path: Path) -> int:
     measured["works"] |= added["works"]
     where = {key: added[key] for key in ("commit", "measured_at", "rounds", "seconds")}
     where["load_before"] = added["machine"]["load average before"]
-    apart = [each for each in measured.get("apart", []) if not set(each["works"]) <= set(added["works"])]
+    for each in measured.setdefault("apart", []):
+        each["works"] = [name for name in each["works"] if name not in added["works"]]
+    apart = [each for each in measured["apart"] if each["works"]]
     measured["apart"] = [*apart, {"works": list(added["works"]), **where}]
     measured["versions"] = added["versions"] | measured["versions"]
     FIGURES.write_text(written(measured))
