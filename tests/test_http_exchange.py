@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from typing import Any
+from http import HTTPStatus
+from typing import Any, ClassVar
 
 import pytest
 
@@ -642,3 +643,77 @@ def test_a_client_that_leaves_is_logged_with_what_it_got(caplog: pytest.LogCaptu
     exercise(Waits).send(get(b"5")).reset()
     [record] = caplog.records
     assert (record.request["status"], record.request["is_whole"]) == (0, False)
+
+
+# -- what an answer can't be ------------------------------------------------------------------------------------------
+
+
+class Asked(HTTPRequestHandler):
+    """Gives `answer` the arguments of the test."""
+
+    server_name = None
+    args: ClassVar[tuple[Any, ...]] = ()
+    named: ClassVar[dict[str, Any]] = {}
+
+    def do_GET(self) -> Any:
+        return self.answer(*self.args, **self.named)
+
+
+JSON = "application/json"
+
+
+@pytest.mark.parametrize(
+    ("args", "named", "types", "body"),
+    [
+        ((200, "{}", {"Content-Type": JSON}), {}, [JSON], b"{}"),
+        ((200, "{}", [("content-type", JSON)]), {"content_type": "text/html"}, [JSON], b"{}"),
+        ((200, b"{}", {"Content-Type": JSON}), {"content_type": "text/html"}, [JSON], b"{}"),
+        ((200, b"{}"), {"content_type": JSON}, [JSON], b"{}"),
+        ((404, "", {"Content-Type": JSON}), {}, [JSON], b""),
+        ((404,), {}, ["text/plain; charset=utf-8"], b"404 Not Found\n"),
+        ((200, bytearray(b"{}")), {}, [], b"{}"),
+        ((HTTPStatus.OK, memoryview(b"{}")), {}, [], b"{}"),
+    ],
+)
+def test_an_answer_has_one_content_type(args: Any, named: Any, types: list[str], body: bytes) -> None:
+    data = took(exercise(type("Asks", (Asked,), {"args": args, "named": named})).send(GET))
+    assert re.findall(r"(?im)^content-type: ([^\r]*)", data.decode()) == types
+    assert data.partition(b"\r\n\r\n")[2] == body
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((200, {"a": 1}), r"answer\(\) can't send \{'a': 1\}: give bytes or text, as by json.dumps\(…\), or leave"),
+        ((200, None), r"answer\(\) can't send None"),
+        ((404, None), r"answer\(\) can't send None"),
+        (("200 OK",), "the status of an answer is a number from 100 to 999, not '200 OK'"),
+        (([200], "x"), r"the status of an answer is a number from 100 to 999, not \[200\]"),
+        ((200.0, "x"), "not 200.0"),
+        ((200, "x", {"Age": 5}), r"the header field Age can't be 5: give text, as by str\(5\)"),
+        ((200, "x", {"Age": b"5"}), r"the header field Age can't be b'5': give text, as by b'5'.decode\(\)"),
+        ((200, "x", {5: "x"}), "a header field can't be named 5"),
+        ((200, "x", "Age: 5"), "header fields are a mapping, or pairs of texts, not 'Age: 5'"),
+        ((200, "x", ["Age: 5"]), "header fields are a mapping, or pairs of texts"),
+        ((200, "x", [(["Age"], "5")]), "header fields are a mapping, or pairs of texts"),
+        ((200, bytes(70_000)), r"an answer of 70000 bytes is more than the output takes \(66000 bytes\): send it in"),
+    ],
+)
+def test_an_answer_that_cannot_be_sent_is_refused_before_its_head_is_sent(args: Any, said: str) -> None:
+    limits = Limits(output_bytes_max=66_000, high_water_bytes=1000)
+    client = exercise(type("Asks", (Asked,), {"args": args}), limits=limits)
+    with pytest.raises(HandlerError, match=said):
+        client.send(GET)
+    assert statuses(took(client)) == [500]
+
+
+@pytest.mark.parametrize("piece", ["text", None, "", 5])
+def test_a_piece_of_an_answer_is_of_bytes(piece: Any) -> None:
+    class Writes(HTTPRequestHandler):
+        def do_GET(self) -> Any:
+            self.begin_answer(200)
+            self.write(piece)
+            return self.end_answer()
+
+    with pytest.raises(HandlerError, match=r"write\(\) can't send .*: give bytes, as by text.encode\(\)"):
+        exercise(Writes).send(GET)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 import time
 from collections.abc import Iterable, Mapping
 from email.utils import formatdate
@@ -29,9 +30,26 @@ def pairs_of(fields: FieldsLike) -> list[tuple[str, str]]:
 
 def pairs_and_lines(fields: FieldsLike) -> tuple[list[tuple[str, str]], list[str]]:
     """Return header fields as pairs, and as lines. Raises HandlerError if one can't be sent, naming it."""
-    if type(fields) is not list:
-        fields = list(fields.items() if isinstance(fields, Mapping) else fields)
-    return fields, [line_of(name, value) for name, value in fields]
+    try:
+        pairs = fields
+        if type(pairs) is not list:
+            pairs = list(fields.items() if isinstance(fields, Mapping) else fields)
+        return pairs, [line_of(name, value) for name, value in pairs]
+    except (TypeError, ValueError):  # not iterable, or not by pairs
+        raise HandlerError(f"header fields are a mapping, or pairs of texts, not {reprlib.repr(fields)}") from None
+
+
+def check_status(status: int) -> None:
+    """Raise HandlerError if `status` is not one that an answer can have."""
+    if not isinstance(status, int) or not 100 <= status <= 999:
+        raise HandlerError(f"the status of an answer is a number from 100 to 999, not {status!r}")
+
+
+def bytes_of(body: bytes | bytearray | memoryview, function: str, mend: str) -> bytes:
+    """Return what `function` was given as bytes. Raises HandlerError, with the mend, if it is of another type."""
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body)
+    raise HandlerError(f"{function} can't send {reprlib.repr(body)}: {mend}")
 
 
 def line_of(name: str, value: str) -> str:
@@ -65,7 +83,10 @@ def phrase_of(status: int) -> str:
 def _line(name: str, value: str) -> str:
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise HandlerError(f"a header field can't be named {name!r}: use letters, digits and hyphens")
-    if not isinstance(value, str) or _VALUE.fullmatch(value) is None:
+    if not isinstance(value, str):
+        mend = f"{value!r}.decode()" if isinstance(value, bytes) else f"str({value!r})"
+        raise HandlerError(f"the header field {name} can't be {value!r}: give text, as by {mend}")
+    if _VALUE.fullmatch(value) is None:
         raise HandlerError(f"the header field {name} can't be {value!r}: give text without ends of lines, in latin-1")
     return f"{name}: {value}\r\n"
 
@@ -75,8 +96,7 @@ _known_line = lru_cache(maxsize=512)(_line)
 
 @lru_cache(maxsize=256)
 def _status_line(status: int, reason: str | None) -> str:
-    if not isinstance(status, int) or not 100 <= status <= 999:
-        raise HandlerError(f"the status of an answer is a number from 100 to 999, not {status!r}")
+    check_status(status)
     words = phrase_of(status) if reason is None else reason
     if not isinstance(words, str) or _VALUE.fullmatch(words) is None:
         raise HandlerError(f"the reason of an answer can't be {words!r}: give text without ends of lines")

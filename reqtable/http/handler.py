@@ -10,6 +10,8 @@ from reqtable.http.access import access, log_request
 from reqtable.http.answer import (
     NO_BODY,
     FieldsLike,
+    bytes_of,
+    check_status,
     date,
     head_of,
     line_of,
@@ -27,6 +29,7 @@ from reqtable.table.errors import ConnectFailed, HandlerError, LimitExceeded, Ti
 
 _KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"}
 # The fields by which we say where the answer ends, and whether the connection does: never sent as they are given.
+_LARGE_BYTES = 65_536  # of a body: above it, look whether the output has room for it
 _OURS = {"content-length", "transfer-encoding", "connection"}
 
 
@@ -73,16 +76,26 @@ class HTTPRequestHandler(Exchange):
     ) -> Transition:
         """Send a whole answer. Returns the transition to the next request, or to the end.
 
-        A body of text is sent in UTF-8. Without a body and a content type, an error gets a line of text.
+        A body of text is sent in UTF-8. Without a body and a content type, an error gets a line of text. A Content-Type
+        among the fields is sent in place of `content_type`. Raises HandlerError, and sends nothing, for what can't be
+        sent.
         """
-        if not body and status >= 400 and content_type is None:
+        if type(status) is not int:
+            check_status(status)
+        pairs = pairs_of(fields) if fields else []
+        is_typed = bool(pairs) and any(name.lower() == "content-type" for name, _ in pairs)
+        if not body and status >= 400 and content_type is None and not is_typed and body is not None:
             body = f"{status} {phrase_of(status)}\n"
         if isinstance(body, str):
             body = body.encode()
             content_type = content_type or "text/plain; charset=utf-8"
-        if content_type is not None and status not in NO_BODY:
-            fields = [*pairs_of(fields), ("Content-Type", content_type)]
-        return self._answer_with(status, fields, body)
+        elif type(body) is not bytes:
+            body = bytes_of(body, "answer()", "give bytes or text, as by json.dumps(…), or leave the body out")
+        if len(body) > _LARGE_BYTES:
+            self._check_room(len(body))
+        if content_type is not None and not is_typed and status not in NO_BODY:
+            pairs = [*pairs, ("Content-Type", content_type)]
+        return self._answer_with(status, pairs, body)
 
     def begin_answer(
         self, status: int, fields: FieldsLike = (), length: int | None = None, reason: str | None = None
@@ -91,6 +104,8 @@ class HTTPRequestHandler(Exchange):
 
         A Content-Length among the fields is taken as the length. With a status of 1xx it sends an interim answer.
         """
+        if type(status) is not int:
+            check_status(status)
         if status >= 200:
             self.send(self._begin(status, fields, length, reason))
             return
@@ -151,6 +166,8 @@ class HTTPRequestHandler(Exchange):
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body. Raises HandlerError if it is more than was promised."""
+        if type(data) is not bytes:
+            data = bytes_of(data, "write()", "give bytes, as by text.encode()")
         reply = self.reply
         if reply.is_done or reply.status < 200:
             raise HandlerError("write() outside an answer: call begin_answer() before it, and end_answer() after it")
@@ -243,6 +260,15 @@ class HTTPRequestHandler(Exchange):
     def _is_begun(self) -> bool:
         """Whether the client has got the head of the answer, or the connection speaks something else since."""
         return self.reply.status >= 200 or self.reply.status == 101
+
+    def _check_room(self, size: int) -> None:
+        """Raise HandlerError if a body of `size` bytes can't be sent at once: its head must not leave without it."""
+        room = self.entry.table.limits.output_bytes_max - self.entry.output.held
+        if size > room:
+            raise HandlerError(
+                f"an answer of {size} bytes is more than the output takes ({room} bytes): send it in pieces, by "
+                "begin_answer(), then write() in a state that waits for flushed()"
+            )
 
     def _may_keep_alive(self) -> bool:
         """Return whether the rest of the request, if there is one, can be read before the next request."""
