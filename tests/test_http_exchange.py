@@ -309,7 +309,7 @@ def sends(*calls: tuple[Any, ...]) -> Any:
     [
         ([("begin_answer", 200, (), 3), ("write", b"abcd")], "longer than its Content-Length, by 1", [200]),
         ([("begin_answer", 200, (), 3), ("write", b"ab"), ("end_answer",)], "shorter than its Content-Length", [200]),
-        ([("begin_answer", 200), ("write", b"ab")], "sent part of an answer to GET and returned None", [200]),
+        ([("begin_answer", 200), ("write", b"ab")], "sent part of an answer to GET / and returned None", [200]),
         ([("write", b"ab")], "outside an answer", [500]),
         ([("end_answer",)], "outside an answer", [500]),
         ([("answer", 200), ("end_answer",)], "outside an answer", [200]),
@@ -323,7 +323,7 @@ def sends(*calls: tuple[Any, ...]) -> Any:
         ([("answer", 200, b"", {"Transfer-Encoding": "gzip"})], "Transfer-Encoding of its own", [500]),
         ([("answer", 200, b"a", {"Content-Length": "2"})], "the Content-Length can't be '2'", [500]),
         ([("begin_answer", 200, (), None, "OK\r\nA: b")], "the reason of an answer can't be", [500]),
-        ([("fields",)], "sent no answer to GET and returned None", [500]),
+        ([("fields",)], "sent no answer to GET / and returned None", [500]),
     ],
 )
 def test_a_handler_that_breaks_the_rules(calls: list[Any], message: str, expected: list[int]) -> None:

@@ -75,12 +75,18 @@ def _not_bytes(data: Any) -> str:
     return f"{said}: write send(text.encode())" if isinstance(data, str) else said
 
 
-def check_called(function: Any, given: tuple[str, ...]) -> None:
-    """Raise HandlerError if the engine can't call `function` as a plain function with the arguments `given`."""
+_AWAITING = "write the handler as a reqtable.AsyncRequestHandler"
+
+
+def check_called(function: Any, given: tuple[str, ...], named: tuple[str, ...] = (), awaiting: str = _AWAITING) -> None:
+    """Raise HandlerError if the engine can't call `function` as a plain function with the arguments `given`.
+
+    Those `named` are given by name. `awaiting` says what to do in place of an `await`.
+    """
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise HandlerError(
-            f"{function.__qualname__} is async def, but is called as a plain function: make it a plain def, or write "
-            f"the handler as a reqtable.AsyncRequestHandler ({place_of(function)})"
+            f"{function.__qualname__} is async def, but is called as a plain function: make it a plain def, or "
+            f"{awaiting} ({place_of(function)})"
         )
     if inspect.isgeneratorfunction(function):
         raise HandlerError(
@@ -89,11 +95,12 @@ def check_called(function: Any, given: tuple[str, ...]) -> None:
         )
     if isinstance(function, FunctionType):
         try:
-            inspect.signature(function).bind(*given)
+            inspect.signature(function).bind(*given, **dict.fromkeys(named))
         except TypeError as error:
+            arguments = ", ".join(given + named)
             raise HandlerError(
-                f"{function.__qualname__} is called with ({', '.join(given)}), but takes other arguments ({error}): "
-                f"write def {function.__name__}({', '.join(given)}) ({place_of(function)})"
+                f"{function.__qualname__} is called with ({arguments}), but takes other arguments ({error}): "
+                f"write def {function.__name__}({arguments}) ({place_of(function)})"
             ) from None
 
 
@@ -138,6 +145,8 @@ class ResumableHandler:
 
     _asks_policy: ClassVar[bool] = False  # its steps run on the loop; it has its policy run what may take long
 
+    _awaiting: ClassVar[str] = _AWAITING  # what the author of an `async def` is told to do in its place
+
     _awaits: ClassVar[bool] = False  # what `send` returns is to be awaited
 
     _begins_in: ClassVar[str] = "handle()"  # where a handler sets up a request
@@ -153,7 +162,7 @@ class ResumableHandler:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name, given in cls._hooks.items():
-            check_called(getattr(cls, name), given)
+            check_called(getattr(cls, name), given, awaiting=cls._awaiting)
         for name in ("on_start", "on_stop"):
             _check_of_class(cls, name)
         cls._fields = declared_fields(cls)

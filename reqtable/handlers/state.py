@@ -99,6 +99,8 @@ class StateRequestHandler(ResumableHandler):
 
     _initial: ClassVar[str] = ""
 
+    _example: ClassVar[str] = "name"  # the state that messages about transitions name
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raise HandlerError if a state has a name that every handler uses, or is overridden by what is no state."""
         for name in sorted(_meant_as_states(cls)):
@@ -107,6 +109,7 @@ class StateRequestHandler(ResumableHandler):
         refuse_discarded(cls, StateRequestHandler)
         declared = cls._declared()
         cls._initial = next(iter(declared), "")
+        cls._example = cls._initial or "name"
         cls._pinned = {name: each.dispatch for name, each in declared.items() if each.dispatch}
 
     def __init__(self, entry: Entry) -> None:
@@ -260,6 +263,12 @@ class StateRequestHandler(ResumableHandler):
             if log.isEnabledFor(logging.DEBUG):
                 self._log_end(by)
             return None
+        self._state, want = self._checked(transition, by)
+        self.entry.timeout = self._state.timeout
+        return want
+
+    def _checked(self, transition: Transition, by: Callable[..., Any]) -> tuple[Declaration, Want[Any]]:
+        """Return the state and the want of the transition that `by` returned. Raises InvalidTransition."""
         target = transition
         want = None
         if type(transition) is tuple and len(transition) == 2:
@@ -276,9 +285,7 @@ class StateRequestHandler(ResumableHandler):
                 f"{name} returned {reprlib.repr(want)} as the want of {declaration.name}: "
                 f"return a want, such as line() or exactly(n) ({place})"
             )
-        self._state = _declaration_of(target.__func__)
-        self.entry.timeout = declaration.timeout
-        return want
+        return _declaration_of(target.__func__), want
 
     def _log_end(self, by: Callable[..., Any]) -> None:
         """Log the method that ended the request: its author may have forgotten a `return`. Defaults aren't logged."""
@@ -304,17 +311,18 @@ class StateRequestHandler(ResumableHandler):
             return f"{target.__qualname__}, which is not this request's: return self.{target.__name__}"
         if isinstance(target, Want):
             state = transition[1] if target is not transition else None
-            name = getattr(state, "__name__", self._initial or "name")
+            name = getattr(state, "__name__", self._example)
             return f"{target!r} in place of a state: return self.{name}, {target!r}"
         if isinstance(target, str) and target in self._declared():
             return f"the string {target!r}: return self.{target}"
         if inspect.iscoroutine(target):
             target.close()
-            return "a coroutine: a state can't await, so write the handler as a reqtable.AsyncRequestHandler"
-        return (
-            f"{reprlib.repr(transition)}: return a state of this handler (self.{self._initial or 'name'}), a pair of a "
-            "state and a want, or None"
-        )
+            return f"a coroutine: a state can't await, so {self._awaiting}"
+        return f"{reprlib.repr(transition)}: return {self._returns()}"
+
+    def _returns(self) -> str:
+        """Say what a step returns."""
+        return f"a state of this handler (self.{self._example}), a pair of a state and a want, or None"
 
     def _explain(self, error: TypeError) -> None:
         """Add a note to `error` if a state was called instead of returned."""

@@ -14,12 +14,13 @@ from reqtable.http.head import Fields, Head
 from reqtable.http.messages import Reply, Request
 from reqtable.http.wants import CHUNK_END, CHUNK_SIZE, HEAD_BYTES, TRAILERS, head
 from reqtable.table.errors import HandlerError
+from reqtable.table.places import place_of
 from reqtable.table.wants import Want, chunk
 
 PIECE_BYTES = 65_536
 DROPPED_BYTES_MAX = 262_144  # of a body whose request has its answer already; above it the connection closes
 _HEAD = head(HEAD_BYTES)
-_OWN_STATES = ("head", "body", "chunk_size", "chunk", "chunk_end", "trailers")
+OWN_STATES = ("head", "body", "chunk_size", "chunk", "chunk_end", "trailers")
 
 
 class Exchange(StateRequestHandler):
@@ -31,16 +32,23 @@ class Exchange(StateRequestHandler):
     head_bytes_max: ClassVar[int] = HEAD_BYTES  # above it, a request is answered with 431, or with 414
     body_bytes_max: ClassVar[int] = 2**20  # above it, a request is answered with 413
 
+    _hooks = StateRequestHandler._hooks | {"on_head": ("self",), "on_body": ("self", "piece")}
+
+    _awaiting = "wait in a state, as by return self.name, call(f)"
+
     _awaited_head: ClassVar[Want[Head]] = _HEAD
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raise HandlerError if a state of the class has the name of one of HTTP's own."""
-        super().__init_subclass__(**kwargs)
-        for name in _OWN_STATES:
-            if getattr(cls, name) is not getattr(Exchange, name):
+        for name in OWN_STATES:  # first: to declare it as a state would not help
+            own = getattr(cls, name)
+            if own is not getattr(Exchange, name):
                 raise HandlerError(
-                    f"{cls.__name__}.{name}: HTTPRequestHandler has a state {name} of its own: rename it"
+                    f"{cls.__name__}.{name}: HTTPRequestHandler has a state {name} of its own: rename yours "
+                    f"({place_of(own)})"
                 )
+        super().__init_subclass__(**kwargs)
+        cls._example = next((name for name in cls._declared() if name not in OWN_STATES), "name")
         cls._awaited_head = head(cls.head_bytes_max)
 
     # -- what a class derived from it does ----------------------------------------------------------------------------
@@ -107,6 +115,7 @@ class Exchange(StateRequestHandler):
             return self._refuse(413, f"the body exceeds {self.body_bytes_max} bytes")
         early = self.on_head()
         if early is not None:
+            self._checked(early, self.on_head)
             return early
         if self.reply.is_done:  # it has answered, and the connection closes
             return self._after_answer()
@@ -158,6 +167,7 @@ class Exchange(StateRequestHandler):
         if not request.is_dropped:
             early = self.on_body(piece)
             if early is not None:
+                self._checked(early, self.on_body)
                 return early
             if self.reply.is_done:
                 return self._after_answer()

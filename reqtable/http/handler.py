@@ -21,11 +21,12 @@ from reqtable.http.answer import (
     status_line,
 )
 from reqtable.http.events import encode_event
-from reqtable.http.exchange import DROPPED_BYTES_MAX, Exchange
+from reqtable.http.exchange import DROPPED_BYTES_MAX
 from reqtable.http.head import BadRequest
-from reqtable.http.messages import Reply, Request
-from reqtable.http.routes import Routes
+from reqtable.http.messages import NO_HEAD, Reply, Request
+from reqtable.http.methods import Methods
 from reqtable.table.errors import ConnectFailed, HandlerError, LimitExceeded, TimedOut
+from reqtable.table.places import place_of
 
 _KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"}
 # The fields by which we say where the answer ends, and whether the connection does: never sent as they are given.
@@ -33,7 +34,7 @@ _LARGE_BYTES = 65_536  # of a body: above it, look whether the output has room f
 _OURS = {"content-length", "transfer-encoding", "connection"}
 
 
-class HTTPRequestHandler(Exchange):
+class HTTPRequestHandler(Methods):
     """Serves HTTP/1.1. Define `do_GET`, `do_POST` and so on, or methods with a `@route("GET", "/notes/{id}")`.
 
     Each returns a transition, such as `self.answer(200, …)`. It is called when the request is whole; `self.request` has
@@ -43,12 +44,17 @@ class HTTPRequestHandler(Exchange):
 
     server_name: ClassVar[str | None] = "reqtable"  # the field Server; None: left out
 
-    _routes: ClassVar[Routes]
     _logs_requests: ClassVar[bool] = True  # so the engine logs no line for the connection
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls._routes = Routes(cls)
+    @classmethod
+    def _unfit(cls) -> str | None:
+        own = HTTPRequestHandler
+        if cls._methods or cls._routes or cls.respond is not own.respond or cls.on_head is not own.on_head:
+            return None
+        return (
+            f'{cls.__name__} answers no request: define do_GET(self), or put @route("GET", "/") before a method '
+            f"({place_of(cls)})"
+        )
 
     # -- for the author of a handler ----------------------------------------------------------------------------------
 
@@ -69,7 +75,7 @@ class HTTPRequestHandler(Exchange):
             return serve()
         if self._routes and self.request.path != "*":
             return self.answer(404)
-        return self._answer_without_method({name[3:] for name in dir(type(self)) if name.startswith("do_")})
+        return self._answer_without_method({*self._methods})
 
     def answer(
         self, status: int, body: bytes | str = b"", fields: FieldsLike = (), content_type: str | None = None
@@ -231,6 +237,8 @@ class HTTPRequestHandler(Exchange):
             return self._refuse(error.status, error.reason)
         if not self.reply.is_done and not self._is_begun:
             self._refuse(502 if isinstance(error, ConnectFailed) else 504 if isinstance(error, TimedOut) else 500)
+        if self.request.head is not NO_HEAD and not hasattr(error, "__notes__"):
+            error.add_note(f"while answering {self._request_line()}")
         raise error
 
     def on_eof(self, partial: bytes) -> Transition:
@@ -284,9 +292,9 @@ class HTTPRequestHandler(Exchange):
             return transition
         if not self.reply.is_done:
             how = "part of an answer" if self._is_begun else "no answer"
+            name, place = self._source_of(self.respond)
             raise HandlerError(
-                f"{type(self).__name__} sent {how} to {self.request.method} and returned None: return self.answer(…), "
-                "self.end_answer(), or the state that goes on"
+                f"{name} sent {how} to {self._request_line()} and returned None: return {self._returns()} ({place})"
             )
         return self._after_answer()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from reqtable.handlers.resumable import check_called
 from reqtable.table.errors import HandlerError
 from reqtable.table.places import place_of
 
@@ -35,7 +36,8 @@ def route(method: str, path: str) -> Callable[[F], F]:
 class Routes:
     """Finds the method that answers a request."""
 
-    def __init__(self, cls: type) -> None:
+    def __init__(self, cls: type, awaiting: str) -> None:
+        """Raise HandlerError if two methods have one route, or if a method can't be called for its route."""
         self._fixed: dict[str, dict[str, str]] = {}  # path -> method -> name
         self._patterns: dict[str, tuple[re.Pattern[str], dict[str, str]]] = {}
         for name in dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base)):
@@ -47,6 +49,7 @@ class Routes:
                         f"{cls.__name__}.{name} has the route {method} {path} of {known[method]} ({place_of(function)})"
                     )
                 known[method] = name
+                check_called(function, ("self",), tuple(_PLACE.findall(path)), awaiting)
 
     def __bool__(self) -> bool:
         return bool(self._fixed or self._patterns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -26,6 +27,14 @@ class WebSocketHandler(WebSocketMethods, HTTPRequestHandler):
     Override `on_message`, or declare states that wait for `ws_message()`. When a WebSocket opens, it goes to the first
     such state. A state that returns None closes the WebSocket with the code 1000.
     """
+
+    _hooks = HTTPRequestHandler._hooks | {
+        "on_upgrade": ("self",),
+        "on_open": ("self",),
+        "on_message": ("self", "message"),
+    }
+
+    _awaiting = "write the handler as a reqtable.http.AsyncWebSocketHandler"
 
     _opens_in: ClassVar[str] = "message"
 
@@ -71,12 +80,15 @@ class WebSocketHandler(WebSocketMethods, HTTPRequestHandler):
         if not self.allow_origin(asked.origin):
             return self.answer(403, f"403: pages of {asked.origin} may not open this WebSocket\n")
         refused = self.on_upgrade()
+        if refused is not None:
+            self._checked(refused, self.on_upgrade)
         if refused is not None or self.reply.status >= 200:
             return refused
         self.begin_answer(101, self._open(asked))
         target = self.on_open()
         self.request.head = replace(head, fields=_NO_FIELDS)
         if target is not None:
+            self._checked(target, self.on_open)
             return target
         return getattr(self, self._opens_in) if self.is_open else self.closing
 
@@ -122,6 +134,14 @@ class WebSocketHandler(WebSocketMethods, HTTPRequestHandler):
         raise error
 
     # -- for the engine -----------------------------------------------------------------------------------------------
+
+    def _source_of(self, by: Callable[..., Any]) -> tuple[str, str]:
+        return super()._source_of(self.on_message if by.__name__ == "message" else by)
+
+    def _returns(self) -> str:
+        if self.websocket is None:
+            return super()._returns()
+        return "a state of this handler, a pair of a state and a want, or None"
 
     @classmethod
     def _unfit(cls) -> str | None:
