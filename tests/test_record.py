@@ -13,7 +13,7 @@ import reqtable
 from reqtable import Limits, State, Transition, line, state
 from reqtable.http import ws_message
 from reqtable.table import engine_wants, wants
-from reqtable.table.errors import HandlerError
+from reqtable.table.errors import NotMovable
 from reqtable.table.input import Inbox
 from reqtable.table.record import Record, from_bytes, record_of, restore, to_bytes
 from reqtable.table.table import Entry, RequestTable
@@ -211,7 +211,7 @@ def test_a_file_that_is_being_sent_is_no_data(tmp_path: Path) -> None:
     entry.table.running = entry
     with (tmp_path / "f").open("rb") as file:
         handler.send_file(file)
-        with pytest.raises(HandlerError, match=r"Notes: send_file\(\) sends a file, which can't be part of a record"):
+        with pytest.raises(NotMovable, match=r"^request \d+ of Notes can't be recorded now: a file is half sent$"):
             record_of(entry, handler)
         assert record_of(entry, handler, buffers=False).unsent == ()
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -98,6 +98,9 @@ class StateRequestHandler(ResumableHandler):
     _begins_in: ClassVar[str] = "start()"
 
     _initial: ClassVar[str] = ""
+
+    # The attributes that are no data, each with what to say of a request that has one: it can't be recorded.
+    _no_data: ClassVar[Mapping[str, str]] = {}
 
     _example: ClassVar[str] = "name"  # the state that messages about transitions name
 

@@ -7,6 +7,7 @@ has whatever has come of a request, and the field `reply` what was sent of its a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from reqtable.handlers.state import StateRequestHandler, Transition, state
@@ -154,6 +155,24 @@ class Exchange(StateRequestHandler):
         """The fields after a chunked body have come."""
         self.request.trailers = fields
         return self._whole()
+
+    # -- for a record of the request ----------------------------------------------------------------------------------
+
+    def _save(self) -> tuple[str | None, dict[str, Any], bool]:
+        """Return the request as data. Its time is in seconds from now: another process has another clock."""
+        name, fields, ended = super()._save()
+        if "request" in fields:
+            fields["request"] = self._moved(fields["request"], -self.entry.table.now)
+        return name, fields, ended
+
+    def _restore(self, saved: tuple[str | None, dict[str, Any], bool]) -> None:
+        super()._restore(saved)
+        if "request" in saved[1]:
+            self.request = self._moved(self.request, self.entry.table.now)
+
+    @staticmethod
+    def _moved(request: Request, seconds: float) -> Request:
+        return replace(request, pieces=[*request.pieces], began_at=request.began_at + seconds)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from reqtable.http.handler import HTTPRequestHandler
 from reqtable.http.listing import Names, page_of, read_folder
 from reqtable.http.listing_budget import BUDGET
 from reqtable.http.media_types import CODINGS, codings_of, may_have_siblings, type_of
-from reqtable.table.errors import HandlerError, SendFileError
+from reqtable.table.errors import SendFileError
 from reqtable.table.wants import call, flushed
 
 # Up to this many bytes, an answer is read from the file and sent with its head. It is also how much of a larger answer
@@ -61,6 +61,8 @@ class FileRequestHandler(HTTPRequestHandler):
     shows_dot_files: ClassVar[bool] = False  # serve names that begin with a dot
     follows_symlinks: ClassVar[bool] = False  # follow symbolic links that lead out of the folder
     cache_seconds: ClassVar[int | None] = None  # how long a file may be used without asking again; None: not said
+
+    _no_data: ClassVar[Mapping[str, str]] = {"_file": "a file is half sent", "_page": "a listing is half sent"}
 
     _folder: ClassVar[Folder] = Folder("")
     _file: BinaryIO | None = None  # that is being sent
@@ -250,8 +252,7 @@ class FileRequestHandler(HTTPRequestHandler):
     @state(flushed())
     def sending(self, _: None) -> Transition:
         """All but the last bytes of a file are sent."""
-        if self._file is None:  # this request has come from another process
-            raise HandlerError("the file that was being sent is not open in this process")
+        assert self._file is not None
         last, end = self._last
         data = os.pread(self._file.fileno(), last.length, last.start)
         now = os.fstat(self._file.fileno())
@@ -320,8 +321,7 @@ class FileRequestHandler(HTTPRequestHandler):
     @state(flushed())
     def rows(self, _: None) -> Transition:
         """Part of a listing was sent."""
-        if self._page is None:
-            raise HandlerError("the listing that was being sent is not in this process")
+        assert self._page is not None
         part = next(self._page, None)
         if part is None:
             return self._end_page()

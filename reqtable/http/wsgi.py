@@ -56,6 +56,7 @@ class WSGIHandler(HTTPRequestHandler):
     on_answered: ClassVar[Any] = None  # a function that is called for each request that the application gets
 
     _asks_policy = True
+    _no_data: ClassVar[dict[str, str]] = {"_running": "its application is running", "_spool": "its body is in a file"}
 
     # Not fields: they belong to this process.
     _running: ApplicationCall | None = None

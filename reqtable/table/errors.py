@@ -5,6 +5,7 @@ ReqtableError
 ├── HandlerError            the handler author's
 │   ├── InvalidTransition   a step returned something that is neither a state nor a want
 │   └── SendFileError       a file that was being sent ended early, failed, or was closed
+├── NotMovable              a request can't leave the process now: it holds something that is no data
 ├── ConnectFailed           another service's: a connection to it could not be made (an OSError)
 └── PeerError               the peer's: one log line, never a traceback
     ├── LimitExceeded       more input or more unsent output than a limit allows
@@ -37,6 +38,10 @@ class InvalidTransition(HandlerError):
 
 class SendFileError(HandlerError):
     """A file that `send_file` sends ended early, failed, or was closed. `__cause__` is the file's own error, if any."""
+
+
+class NotMovable(ReqtableError):
+    """A request can't become a record now. The message names what it holds that is no data, such as an open file."""
 
 
 class ConnectFailed(ReqtableError, OSError):

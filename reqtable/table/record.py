@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from reqtable.table import engine_wants, reaching, wants
 from reqtable.table.engine_wants import Sleeping
-from reqtable.table.errors import HandlerError
+from reqtable.table.errors import NotMovable
 from reqtable.table.output import FileSlice
 from reqtable.table.snapshot import handler_name
 from reqtable.table.states import TRANSITIONS, Event, State
@@ -39,6 +39,8 @@ _OURS = {
 
 class Saved(Protocol):
     """The part of a handler that a record needs. Only a `StateRequestHandler` has it."""
+
+    _no_data: ClassVar[Mapping[str, str]]  # the attributes that are no data, each with what to say if it is not None
 
     def _save(self) -> tuple[str | None, dict[str, Any], bool]:
         """Return the name of its state, its fields, and whether it was told of the end of file."""
@@ -75,14 +77,17 @@ class Record:
 def record_of(entry: Entry, handler: Saved, buffers: bool = True) -> Record:
     """Return a record of the request of `entry`. Without `buffers`, its unread input and unsent output are left out.
 
-    Raises HandlerError if part of a file is still to be sent: a file is not data.
+    Raises NotMovable if the request holds something that is no data, such as a file that is still to be sent.
     """
     now = entry.table.now
     want = entry.want
-    handler_state, values, told_of_end = handler._save()
     pieces = entry.output.pieces if buffers else []
-    if any(isinstance(piece, FileSlice) for piece in pieces):
-        raise HandlerError(f"{handler_name(handler)}: send_file() sends a file, which can't be part of a record")
+    reason = next((why for name, why in handler._no_data.items() if getattr(handler, name, None) is not None), None)
+    if reason is None and any(isinstance(piece, FileSlice) for piece in pieces):
+        reason = "a file is half sent"
+    if reason is not None:
+        raise NotMovable(f"request {entry.id} of {handler_name(handler)} can't be recorded now: {reason}")
+    handler_state, values, told_of_end = handler._save()
     return Record(
         handler=handler_name(handler),
         handler_state=handler_state,
