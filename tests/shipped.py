@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from reqtable import LimitExceeded, StateRequestHandler, Transition, call, exactly, line, state
+from reqtable import LimitExceeded, StateRequestHandler, Transition, call, exactly, line, state, told
+from reqtable.http import HTTPRequestHandler
 
 
 @dataclass
@@ -231,3 +232,23 @@ class Deletes(StateRequestHandler):
         else:
             self.send(b"gone\n")
         return self.command
+
+
+class Web(HTTPRequestHandler):
+    """Answers HTTP requests in whatever process."""
+
+    def do_GET(self) -> Transition:
+        return self.answer(200, f"{os.getpid()}\n")
+
+    def do_POST(self) -> Transition:
+        return self.answer(200, self.request.body)
+
+    def do_DELETE(self) -> Transition:
+        raise LookupError("as asked")
+
+    def do_PUT(self) -> Transition:
+        return self.waits
+
+    @state(told())
+    def waits(self, text: str) -> Transition:
+        return self.answer(200, text)

@@ -18,7 +18,9 @@ import pytest
 import reqtable
 from reqtable import Config, ConfigurationError, Transition, line, state
 from reqtable.config import ExecutorOptions
+from reqtable.http import wsgi_handler
 from tests import shipped
+from tests.http_client import Asking, files_of
 from tests.shipped import Recoverer, Shipped
 from tests.support import WAIT_S, Client, serving, wait_until
 
@@ -49,6 +51,36 @@ def test_steps_run_in_another_process_and_the_fields_come_back() -> None:
         assert (entry.handler.count, entry.handler.state_name) == (8, "command"), "the table's copy is up to date"
         client.end()
         assert client.rest() == b"bye after 8\n"
+
+
+def test_http_requests_are_answered_in_another_process() -> None:
+    config = Config(executor=ExecutorOptions(arguments={"max_workers": 1}))
+    with serving(reqtable.TCPServer(ANY, shipped.Web, dispatch="executor", config=config)) as server:
+        with Asking(server.server_address) as client:
+            assert int(client.get("/").body) != os.getpid()
+            client.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+            assert client.answer().body == b"abc"
+            assert client.get("/", "PATCH").status == 405
+            client.send(b"PUT /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            [entry] = server.table
+            wait_until(server, lambda: entry.handler.state_name == "waits")
+            assert entry.began_at == pytest.approx(entry.handler.request.began_at), "for request_timeout_s"
+            [row] = server.table.snapshot()
+            assert (row["method"], row["path"]) == ("PUT", "/slow")
+            draining = threading.Thread(target=server.drain, args=(WAIT_S,))
+            draining.start()
+            wait_until(server, lambda: server._is_draining)
+            entry.handler.tell("done")
+            last = client.answer()
+            assert (last.body, last.fields["connection"]) == (b"done", "close")
+            client.close()
+            draining.join(WAIT_S)
+
+
+def test_an_http_request_that_fails_in_another_process_is_answered_by_500() -> None:
+    with shipping(shipped.Web) as server, Asking(server.server_address) as client:
+        assert client.get("/x", "DELETE").status == 500
+        assert client.rest() == b""
 
 
 @pytest.mark.parametrize(
@@ -250,6 +282,11 @@ def local_class() -> type:
         (Elsewhere, "Elsewhere can't run under policy 'executor', which ships steps as data: only a StateRequestH"),
         (reqtable.StreamRequestHandler, "only a StateRequestHandler is data"),
         (local_class(), "Local can't be shipped to another process, which finds it by its name: define it at the top"),
+        (
+            files_of(ROOT),
+            "Files can't run under policy 'executor', which ships steps as data: it holds what is no",
+        ),
+        (wsgi_handler(print), "(when its application is running, or when its body is in a file): choose 'inline',"),
         (shipped.WithFunction, "WithFunction can't run under policy 'executor': its field 'key' can't be pickled"),
     ],
 )

@@ -404,7 +404,7 @@ def test_the_traceback_of_an_error_begins_with_the_users_code(
 def test_the_traceback_of_a_shipped_step_begins_with_the_users_code() -> None:
     exercised = exercise(Raises)
     record = to_bytes(record_of(exercised.entry, exercised.handler), pickle.dumps)
-    asked = StepRequest(record, "_resume", b"\n", reqtable.Limits(), True)
+    asked = StepRequest(record, "_resume", b"\n", reqtable.Limits(), True, False)
     back = pickle.loads(run_step(Raises, pickle.dumps(asked)))
     [note] = back.error.__notes__
     heading, _, first, *_ = note.splitlines()

@@ -55,6 +55,7 @@ class StepRequest(NamedTuple):
     argument: Any
     limits: Limits
     is_stream: bool
+    is_draining: bool  # the server ends once its requests are done
 
 
 class StepResult(NamedTuple):
@@ -80,6 +81,11 @@ def check_pickled(handler_class: Any, policy: str, by_import: bool = True) -> No
     if not (isinstance(handler_class, type) and issubclass(handler_class, StateRequestHandler)):
         raise ConfigurationError(
             f"{name} can't run under policy {policy!r}, which ships steps as data: only a StateRequestHandler is data"
+        )
+    if handler_class._no_data:
+        raise ConfigurationError(
+            f"{name} can't run under policy {policy!r}, which ships steps as data: it holds what is no data (when "
+            f"{', or when '.join(handler_class._no_data.values())}): choose 'inline', 'pool', 'thread' or 'fork'"
         )
     use = _use_of_connections(handler_class)
     if use is not None:
@@ -152,7 +158,10 @@ class PickledSteps(RemoteSteps):
         _check_declared(handler)  # a state pinned to the loop may have set an undeclared attribute
         try:
             record = to_bytes(record_of(entry, handler, buffers=False), pickle.dumps)
-            data = pickle.dumps(StepRequest(record, method, argument, entry.table.limits, entry.input.is_stream))
+            is_draining = bool(getattr(entry.server, "_is_draining", False))
+            data = pickle.dumps(
+                StepRequest(record, method, argument, entry.table.limits, entry.input.is_stream, is_draining)
+            )
         except Exception as error:
             raise HandlerError(f"{self._step()} can't be shipped: {type(error).__name__}: {error}") from error
         return self._executor.submit(run_step, self._reference, data)
@@ -168,6 +177,8 @@ class PickledSteps(RemoteSteps):
         if back.record is not None:
             record = from_bytes(back.record, pickle.loads)
             self._handler._restore((record.handler_state, record.fields, record.told_of_end))
+            begun, now = record.begun_s, self._entry.table.now
+            self._entry.began_at = None if begun is None else now - begun
         if back.error is not None:
             raise back.error
         assert back.record is not None
@@ -222,9 +233,11 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
     asked: StepRequest = pickle.loads(data)
     record = from_bytes(asked.record, pickle.loads)
     table = RequestTable(time.monotonic, asked.limits)
-    entry = Entry(table, _NoServer(handler_class), _HERE, record.peer, record.local, RELEASED)
+    entry = Entry(table, _NoServer(handler_class, asked.is_draining), _HERE, record.peer, record.local, RELEASED)
     if not asked.is_stream:
         entry.input = Inbox()
+    if record.begun_s is not None:
+        entry.began_at = table.now - record.begun_s
     handler = handler_class(entry)
     handler._restore((record.handler_state, record.fields, record.told_of_end))
     table.running = entry
@@ -245,6 +258,7 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
     if len(unsent) < len(entry.output.pieces):
         error = error or HandlerError("send_file() can't be shipped: send the bytes, or pin the state to the loop")
     entry.want = NOTHING if want is None else want
+    table.now = table.clock()  # the step has taken time
     name = f"{handler_class.__name__}.{handler.state_name}"
     return _packed(name, entry, handler, StepResult(None, unsent, want is None, error))
 
@@ -308,9 +322,10 @@ def _looked_up(module: Any, name: str) -> Any:
 class _NoServer:
     """Stands in for the server, which is in another process."""
 
-    def __init__(self, handler_class: Any) -> None:
+    def __init__(self, handler_class: Any, is_draining: bool) -> None:
         self.RequestHandlerClass = handler_class
         self.server_address = None
+        self._is_draining = is_draining
 
     def __getattr__(self, name: str) -> Any:
         raise HandlerError(f"self.server.{name}: this step runs in another process than its server")

@@ -17,7 +17,7 @@ import functools
 import io
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -56,7 +56,10 @@ class WSGIHandler(HTTPRequestHandler):
     on_answered: ClassVar[Any] = None  # a function that is called for each request that the application gets
 
     _asks_policy = True
-    _no_data: ClassVar[dict[str, str]] = {"_running": "its application is running", "_spool": "its body is in a file"}
+    _no_data: ClassVar[Mapping[str, str]] = {
+        "_running": "its application is running",
+        "_spool": "its body is in a file",
+    }
 
     # Not fields: they belong to this process.
     _running: ApplicationCall | None = None
