@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+import reqtable
 from reqtable import HandlerError, InvalidTransition, Transition, nothing, state
 from reqtable.dispatch import check_servable
-from reqtable.http import HTTPRequestHandler, WebSocketHandler, route, ws_message
+from reqtable.http import AsyncWebSocketHandler, HTTPRequestHandler, WebSocketHandler, route, ws_message, wsgi_handler
 from reqtable.http.frames import CLOSE, INTERNAL_ERROR, close_payload
 from reqtable.table.errors import ConfigurationError
 from reqtable.testing import exercise
@@ -276,3 +277,17 @@ def test_a_method_that_is_named_like_a_state_of_https_own_is_to_be_renamed() -> 
     for value in (body, state(nothing())(takes_item)):
         with pytest.raises(HandlerError, match=rf"Made\.body: .* has a state body of its own: rename yours {HERE}"):
             type("Made", (HTTPRequestHandler,), {"body": value})
+
+
+class Socket(AsyncWebSocketHandler):
+    async def handle(self) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize("made", [Plain, WrongSocket, Socket, wsgi_handler(print)], ids=lambda each: each.__name__)
+def test_http_over_datagrams_is_refused_before_anything_is_bound(made: Any) -> None:
+    said = rf"^{made.__name__} serves connections, not datagrams: bind tcp://, tls:// or unix://$"
+    with pytest.raises(ConfigurationError, match=said):
+        reqtable.UDPServer(("127.0.0.1", 0), made)
+    with pytest.raises(ConfigurationError, match=said):
+        reqtable.serve(made, "udp://127.0.0.1:0")

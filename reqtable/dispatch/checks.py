@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import socket
 from functools import lru_cache
 from typing import Any, get_origin
 
@@ -36,6 +37,10 @@ def check_servable(handler_class: Any, server: object = None) -> None:
     if is_resumable(own):
         if (unfit := own._unfit()) is not None:
             raise ConfigurationError(unfit)
+        if own._needs_stream and getattr(server, "socket_type", None) == socket.SOCK_DGRAM:
+            raise ConfigurationError(
+                f"{handler_name(own)} serves connections, not datagrams: bind tcp://, tls:// or unix://"
+            )
         _check_call(handler_class, ("entry",), own._begins_in)
     elif not _makes_handlers_itself(server):
         if not callable(own):

@@ -147,6 +147,8 @@ class ResumableHandler:
 
     _awaiting: ClassVar[str] = _AWAITING  # what the author of an `async def` is told to do in its place
 
+    _needs_stream: ClassVar[bool] = False  # it can't serve datagrams
+
     _awaits: ClassVar[bool] = False  # what `send` returns is to be awaited
 
     _begins_in: ClassVar[str] = "handle()"  # where a handler sets up a request

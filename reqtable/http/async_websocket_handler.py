@@ -24,6 +24,8 @@ class AsyncWebSocketHandler(WebSocketMethods, AsyncRequestHandler):
     request that does not ask for a WebSocket is answered with 426.
     """
 
+    _needs_stream = True
+
     def __init__(self, entry: Entry) -> None:
         super().__init__(entry)
         self._install_input(entry)

@@ -35,6 +35,8 @@ class Exchange(StateRequestHandler):
 
     _hooks = StateRequestHandler._hooks | {"on_head": ("self",), "on_body": ("self", "piece")}
 
+    _needs_stream = True
+
     _awaiting = "wait in a state, as by return self.name, call(f)"
 
     _awaited_head: ClassVar[Want[Head]] = _HEAD
