@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from reqtable import Limits, connect, flushed, sleep, state, told
+from reqtable import Limits, StateRequestHandler, connect, flushed, format_rows, line, sleep, state, told
 from reqtable.http import BadRequest, HTTPRequestHandler, encode_event, route
 from reqtable.server.access_log import JSONFormatter
 from reqtable.table.errors import HandlerError
@@ -618,6 +618,50 @@ def test_the_row_of_a_request():
     client.jump(6)
     [row] = client.entry.table.snapshot()
     assert (row["method"], row["path"], row["status"]) == (None, None, None)
+
+
+def test_the_table_shows_what_is_asked_for():
+    slow = exercise(Waits).send(get(b"0" * 80 + b"5")).entry.table.snapshot()
+    told = exercise(Telling).send(GET).entry.table.snapshot()
+    idle = exercise(Plain).entry.table.snapshot()
+    other = exercise(Lines).entry.table.snapshot()
+    heading, *lines = format_rows(slow + told + idle + other).splitlines()
+    at = heading.index("request")
+    assert [line[at:].partition("  ")[0] for line in lines] == [
+        "GET /" + "0" * 58 + "…",
+        "GET / 200",
+        "-",
+        "-",
+    ]
+    assert "request" not in format_rows(other)
+
+
+class Telling(Plain):
+    """Begins an answer, and waits."""
+
+    def do_GET(self) -> Any:
+        self.begin_answer(200)
+        self.write(bytes(1000))
+        return self.waiting
+
+    @state(told())
+    def waiting(self, text: str) -> Any:
+        return self.end_answer()
+
+
+class Lines(StateRequestHandler):
+    @state(line())
+    def command(self, text: bytes) -> Any:
+        return self.command
+
+
+def test_a_row_counts_the_bytes_of_a_body_that_were_sent():
+    client = exercise(Telling).read_nothing().send(GET)
+    [row] = client.entry.table.snapshot()
+    assert (row["status"], row["body_out"]) == (200, 0)
+    client.read_on()
+    [row] = client.entry.table.snapshot()
+    assert (row["status"], row["body_out"]) == (200, 1000)
 
 
 def test_one_line_of_the_access_log_for_each_request(caplog: pytest.LogCaptureFixture) -> None:

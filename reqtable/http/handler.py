@@ -332,7 +332,7 @@ class HTTPRequestHandler(Methods):
             "path": request.path,
             "status": reply.status or None,
             "body_in": request.received,
-            "body_out": reply.sent,
+            "body_out": max(0, reply.sent - self.entry.output.size),  # without what is still to be sent
         }
 
     def _close(self) -> None:

@@ -44,6 +44,9 @@ class Row(TypedDict):
     body_out: NotRequired[int]
 
 
+_PATH_CHARACTERS = 60  # of the path of an HTTP request, in a table
+
+
 class Named(Protocol):
     """The part of a policy that a row shows: its name."""
 
@@ -152,7 +155,9 @@ class Listing:
 
 def format_rows(rows: list[Row]) -> str:
     """Return the rows as an aligned text table with a heading, one line for each row."""
-    heading = ("id", "st", "peer", "handler", "policy", "age", "idle", "left", "in", "out", "qin", "qout", "waits for")
+    shows_requests = any("method" in row for row in rows)
+    heading = ["id", "st", "peer", "handler", "policy", "age", "idle", "left", "in", "out", "qin", "qout"]
+    heading += ["request", "waits for"] if shows_requests else ["waits for"]
     cells = [
         (
             str(row["id"]),
@@ -167,6 +172,7 @@ def format_rows(rows: list[Row]) -> str:
             str(row["bytes_out"]),
             str(row["buffered_in"]),
             str(row["buffered_out"]),
+            *([_request_text(row)] if shows_requests else []),
             row["waits_for"],
         )
         for row in rows
@@ -176,6 +182,16 @@ def format_rows(rows: list[Row]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in [heading, *cells]
     )
+
+
+def _request_text(row: Row) -> str:
+    """Return what an HTTP request asks for, and the status of its answer."""
+    if row.get("method") is None:
+        return "-"
+    path = str(row.get("path"))
+    if len(path) > _PATH_CHARACTERS:
+        path = path[: _PATH_CHARACTERS - 1] + "…"
+    return printable(f"{row.get('method')} {path} {row.get('status') or ''}".rstrip())
 
 
 def want_text(want: object) -> str:
