@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.server
 import logging
 import os
@@ -180,6 +181,29 @@ def test_what_makes_an_http_server_is_served_on_each_kind_of_bind(served: Any, o
         if served is OwnServer:
             assert engine.servers[0].port_seen == tcp[1]
     assert os.listdir(tmp_path).count("x.sock") == 0
+
+
+def bound(address: Any) -> wsgiref.simple_server.WSGIServer:
+    return wsgiref.simple_server.make_server(*address, application)
+
+
+def test_a_function_may_bind_its_server_where_it_should_be() -> None:
+    before = open_descriptors()
+    with serving(bound, ANY, "tcp://127.0.0.2:0") as (_, [first, second]):
+        assert ask(first) == b"localhost %d 127.0.0.1" % first[1]
+        assert ask(second).endswith(b"%d 127.0.0.1" % second[1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(bound, f"tcp://127.0.0.1:{port}") as (_, [address]):
+        assert address[1] == port
+        assert ask(address) == b"localhost %d 127.0.0.1" % port
+        bind = f"tcp://127.0.0.1:{port}"
+        said = f"^\\[Errno {errno.EADDRINUSE}\\] bind '{bind}': address already in use: stop what uses it"
+        for each in (bound, site):
+            with pytest.raises(OSError, match=said):
+                reqtable.serve(each, bind)
+    assert open_descriptors() == before
 
 
 def test_a_wsgi_server_has_its_application_and_its_environment(tmp_path: Path) -> None:
@@ -407,7 +431,8 @@ def test_the_command_takes_the_handler_of_a_server_class_from_the_same_file() ->
         ([f"{PROGRAM}:Server", "--bind", "udp://127.0.0.1:0"], 78, ["'udp://", "Server serves connections", "tcp://"]),
         ([f"{PROGRAM}:Server", "--bind", "tls://127.0.0.1:0"], 78, ["'tls://127.0.0.1:0'", "name a certificate"]),
         ([f"{PROGRAM}:Broken"], 78, ["Broken can't be made: LookupError: no such thing", "server_classes.py:"]),
-        ([f"{PROGRAM}:bound"], 78, ["bound has bound its server", "bind_and_activate=False"]),
+        ([f"{PROGRAM}:bound", "--bind", "tcp://127.0.0.2:0"], 78,
+         ["bound has bound its server to 127.0.0.1:", "not to the address that it was", "bind_and_activate=False"]),
         ([f"{PROGRAM}:nothing"], 78, ["nothing has returned NoneType, not a server"]),
         ([f"{PROGRAM}:Nothing"], 2, ["has no Nothing", "servers there: Broken, Handler, Server, SiteHandler\n"]),
         (["socketserver:BaseServer", "--handler", f"{PROGRAM}:Handler"], 78, ["BaseServer has no socket", "TCPServer"]),

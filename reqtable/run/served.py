@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import socket
 import sys
@@ -14,11 +15,12 @@ from reqtable.dispatch import check_policy
 from reqtable.dispatch.policies.greenlet import policy_for_blocking
 from reqtable.run.endpoints import Endpoint
 from reqtable.run.listening import make_server, remover
-from reqtable.run.placed import NO_HOST, PlacedClass
+from reqtable.run.placed import NO_HOST, PlacedClass, blamed_on
 from reqtable.server.base import LoopServer
 from reqtable.server.classes import TCPServer
 from reqtable.server.configured import ConfiguredServer, preamble_of, reconfigure
 from reqtable.server.mixins import TableMixIn
+from reqtable.table.addresses import address_text
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.snapshot import handler_name, unwrapped
 
@@ -173,19 +175,43 @@ class ServerMaker:
         try:
             self._check_class(type(server))
             self._check_kind(server, endpoint)
-            if _is_bound(server.socket):
-                raise ConfigurationError(f"{self._name} has bound its server: {_LEAVE_UNBOUND}")
+            self._check_place(server, endpoint)
             self._adopt(server, endpoint, dispatch, config)
         except BaseException:
             server.server_close()
             raise
         return server
 
+    def _check_place(self, server: Any, endpoint: Endpoint) -> None:
+        """Close the socket of a server that was bound where it should be: `server_bind` makes another one there.
+
+        Raises ConfigurationError if the server was bound elsewhere.
+        """
+        if server.socket.fileno() < 0:
+            return
+        place, wanted = server.socket.getsockname(), endpoint.address
+        if not (place[1] if isinstance(place, tuple) else place):
+            return  # it is not bound
+        if isinstance(place, tuple) and isinstance(wanted, tuple) and not wanted[1]:
+            wanted = (wanted[0], place[1], *wanted[2:])  # any port will do
+        if place != wanted:
+            raise ConfigurationError(
+                f"{self._name} has bound its server to {address_text(place)}, not to the address that it was given: "
+                f"{_LEAVE_UNBOUND}"
+            )
+        server.socket.close()
+
     def _returned(self, endpoint: Endpoint) -> Any:
         """Return what the function returns, which is a server. Raises ConfigurationError."""
         try:
             server: Any = self._served(endpoint.address, *self._handler)
         except Exception as error:
+            is_elsewhere = (
+                isinstance(error, OSError) and error.errno == errno.EADDRINUSE and endpoint.descriptor is None
+            )
+            if is_elsewhere and _happened_in(error, "server_bind"):
+                with blamed_on(endpoint):
+                    raise
             mend = f": {_LEAVE_UNBOUND}" if _happened_in(error, "server_bind") else ""
             raise ConfigurationError(f"{self._name} can't make a server: {account_of(error)}{mend}") from error
         if not isinstance(server, _server_classes()):
@@ -287,13 +313,6 @@ def _mismatch(signature: inspect.Signature, arguments: int) -> str | None:
     except TypeError as error:
         return str(error)
     return None
-
-
-def _is_bound(own: socket.socket) -> bool:
-    if own.fileno() < 0:
-        return False
-    name = own.getsockname()
-    return bool(name[1] if isinstance(name, tuple) else name)
 
 
 def _is_blamed(error: BaseException, endpoint: Endpoint) -> bool:
