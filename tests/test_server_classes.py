@@ -433,6 +433,7 @@ def test_the_command_takes_the_handler_of_a_server_class_from_the_same_file() ->
         ([f"{PROGRAM}:Broken"], 78, ["Broken can't be made: LookupError: no such thing", "server_classes.py:"]),
         ([f"{PROGRAM}:bound", "--bind", "tcp://127.0.0.2:0"], 78,
          ["bound has bound its server to 127.0.0.1:", "not to the address that it was", "bind_and_activate=False"]),
+        ([f"{PROGRAM}:application"], 2, ["called with two arguments", f"run reqtable wsgi {PROGRAM}:application"]),
         ([f"{PROGRAM}:nothing"], 78, ["nothing has returned NoneType, not a server"]),
         ([f"{PROGRAM}:Nothing"], 2, ["has no Nothing", "servers there: Broken, Handler, Server, SiteHandler\n"]),
         (["socketserver:BaseServer", "--handler", f"{PROGRAM}:Handler"], 78, ["BaseServer has no socket", "TCPServer"]),

@@ -80,7 +80,7 @@ def parse_bind(text: str) -> Bind:
     bind = Bind(text, scheme, _addresses.get(scheme, str)(place), dict(_pairs(query)))
     if not separator or scheme not in OPTIONS:
         known = ", ".join(each + "://…" for each in OPTIONS)
-        raise bind.error(f"write it as one of {known}, such as tcp://127.0.0.1:7000")
+        raise bind.error(f"write it as one of {known}, such as {_likely(rest if separator else text)}")
     if bind.address is None:
         raise bind.error(_MEND[scheme].format(scheme=scheme))
     for name in bind.options:
@@ -96,11 +96,20 @@ def _pairs(query: str) -> Iterable[tuple[str, str]]:
 
 
 def _host_and_port(place: str) -> tuple[str, int] | None:
-    parts = urlsplit("//" + place, allow_fragments=False)
     with contextlib.suppress(ValueError):
+        parts = urlsplit("//" + place, allow_fragments=False)
         if parts.port is not None and not parts.path.strip("/") and "@" not in place:
             return parts.hostname or "", parts.port
     return None
+
+
+def _likely(place: str) -> str:
+    """Return the bind that the author of `place`, which has no scheme that we know, may have meant."""
+    if place.startswith("/"):
+        return f"unix://{place}"
+    if place.isdecimal():
+        return f"tcp://127.0.0.1:{place}"
+    return "tcp://127.0.0.1:7000" if _host_and_port(place.rstrip("/")) is None else f"tcp://{place.rstrip('/')}"
 
 
 def _path(place: str) -> str | None:

@@ -242,7 +242,7 @@ def maker_of(served: Any, handler: Any) -> HandlerMaker | ServerMaker:
             f"{handler_name(handler)} is a server class, not a handler class: give it in the place of "
             f"{handler_name(served)}"
         )
-    if is_server_class(served) or is_server_function(served) or (handler is not None and _takes_handler(served)):
+    if is_server_class(served) or is_server_function(served) or (handler is not None and takes_two(served)):
         return ServerMaker(served, handler)
     if handler is not None:
         raise ConfigurationError(
@@ -251,9 +251,12 @@ def maker_of(served: Any, handler: Any) -> HandlerMaker | ServerMaker:
     return HandlerMaker(served)
 
 
-def _takes_handler(served: Any) -> bool:
-    """Return whether `served` is a function that can be called with an address and a handler class."""
-    signature = None if isinstance(unwrapped(served), type) or not callable(served) else _signature(served)
+def takes_two(thing: Any) -> bool:
+    """Return whether `thing` is a function, or an object, that can be called with two arguments.
+
+    It may be one that makes a server from an address and a handler class, or a WSGI application.
+    """
+    signature = None if isinstance(unwrapped(thing), type) or not callable(thing) else _signature(thing)
     return signature is not None and _mismatch(signature, 2) is None
 
 

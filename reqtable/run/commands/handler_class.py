@@ -8,7 +8,7 @@ import click
 
 from reqtable.config.import_string import account_of, module_at
 from reqtable.dispatch import is_resumable
-from reqtable.run.served import is_server_class, is_server_function, why_not_served
+from reqtable.run.served import is_server_class, is_server_function, takes_two, why_not_served
 from reqtable.table.snapshot import unwrapped
 
 
@@ -24,6 +24,10 @@ class HandlerClass(click.ParamType[Any]):
     def accepts(self, thing: Any) -> bool:
         """Return whether `thing` is what the argument should be."""
         return _is_handler(thing)
+
+    def cure(self, thing: Any, value: str, name: str) -> str:
+        """Say what to do about `thing`, which is not accepted."""
+        return f"{name} {self.mend}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         place, colon, name = value.rpartition(":")
@@ -45,7 +49,7 @@ class HandlerClass(click.ParamType[Any]):
             others = ", ".join(sorted(named)) or "none"
             self.fail(f"{value!r}: {place} has no {name}; {self.kinds} there: {others}")
         if not self.accepts(handler):
-            self.fail(f"{value!r}: {why_not_served(handler, name) or f'{name} {self.mend}'}")
+            self.fail(f"{value!r}: {why_not_served(handler, name) or self.cure(handler, value, name)}")
         return handler
 
 
@@ -58,6 +62,11 @@ class Served(HandlerClass):
         "is not a handler class, nor a server class: derive it from reqtable.StateRequestHandler, AsyncRequestHandler "
         "or BaseRequestHandler, or from a server class"
     )
+
+    def cure(self, thing: Any, value: str, name: str) -> str:
+        if takes_two(thing):
+            return f"{name} is called with two arguments: if it is a WSGI application, run reqtable wsgi {value}"
+        return super().cure(thing, value, name)
 
     def accepts(self, thing: Any) -> bool:
         return _is_handler(thing) or is_server_class(thing) or is_server_function(thing)
