@@ -20,6 +20,8 @@ import pytest
 
 import reqtable
 from reqtable import Config, Limits, call, exactly, line, state
+from tests.http_client import Asking
+from tests.service import Service
 from tests.support import WAIT_S, Client, serving, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -227,6 +229,17 @@ def test_sigterm_lets_what_has_begun_finish() -> None:
         assert client.send(b" c d e").ask(b"count\n") == b"5\n"
         client.end()
         assert process.wait(WAIT_S) == 0
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_an_answer_whose_step_runs_when_sigterm_comes_says_that_the_connection_closes(workers: int | None) -> None:
+    with Service(handler="tests/programs/signalled.py:Signalled", workers=workers) as service:
+        with Asking(service.address) as client:
+            assert client.get("/").fields["connection"] == "close"
+            assert client.rest() == b""
+        if workers:
+            service.signal(signal.SIGTERM)
+        assert service.wait() == 0
 
 
 def test_finished_requests_are_logged_as_json_where_that_is_asked_for() -> None:

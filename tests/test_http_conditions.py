@@ -175,7 +175,10 @@ def test_dates(date: str, seconds: int | None) -> None:
         ("bytes=0-8,0-8", None),  # more than there is
         ("bytes=" + ",".join(["0-0"] * 10), [Range(0, 1)] * 10),
         ("bytes=" + ",".join(["0-0"] * 17), None),
-        ("bytes=" + "9" * 30 + "-", None),
+        ("bytes=" + "9" * 19 + "-", []),
+        ("bytes=4-" + "9" * 19, [Range(4, 6)]),
+        ("bytes=-" + "9" * 1000, [Range(0, 10)]),
+        ("bytes=4-" + "9" * 5000, None),
     ],
 )
 def test_ranges(wanted: str, ranges: list[Range] | None) -> None:

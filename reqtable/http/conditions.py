@@ -12,7 +12,7 @@ from typing import NamedTuple
 RANGES_MAX = 16  # ranges in one request; with more, the whole file is sent
 
 _TAG = re.compile(r'[ \t]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|$)|[ \t]*,')
-_RANGE = re.compile(r"([0-9]{0,18})-([0-9]{0,18})")
+_RANGE = re.compile(r"([0-9]{0,1000})-([0-9]{0,1000})")  # int() refuses a number of more than 4300 digits
 _MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 _DATES = [
     re.compile(text, re.IGNORECASE)

@@ -16,7 +16,7 @@ from reqtable.dispatch import is_resumable
 from reqtable.run.endpoints import find_endpoints
 from reqtable.run.listening import name_of, open_server, remover
 from reqtable.run.served import maker_of
-from reqtable.run.signals import Progress, begin_drain, handled_by, in_main_thread, log_table
+from reqtable.run.signals import Progress, announce_drain, begin_drain, handled_by, in_main_thread, log_table
 from reqtable.run.supervisor import Supervisor, check_workers
 from reqtable.run.systemd import Notifier
 from reqtable.server.configured import reconfigure
@@ -130,6 +130,7 @@ def _serve_alone(engine: Engine, reload: Callable[[], Config]) -> None:
             stop()
         else:
             draining.append(True)
+            announce_drain(engine)
             engine.post(notifier.stopping, "draining")
             engine.post(begin_drain, engine, "; SIGTERM again ends at once", Progress())
 

@@ -84,6 +84,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def announce_drain(engine: Engine) -> None:
+    """In a signal handler, before `begin_drain`: a step that is running may be about to answer."""
+    for server in engine.servers:
+        server._is_draining = True
+
+
 def begin_drain(engine: Engine, hint: str = "", progress: Progress | None = None) -> None:
     """In the loop: stop listening, and stop serving once all requests are done or `drain_timeout_s` is over."""
     most_s = engine.limits.drain_timeout_s

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from reqtable.loop.poller import Descriptor, Poller
-from reqtable.run.signals import begin_drain, log_table
+from reqtable.run.signals import announce_drain, begin_drain, log_table
 from reqtable.server.engine import Engine
 from reqtable.table.states import READ
 
@@ -67,6 +67,10 @@ def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[]
         draining.append(True)
         begin_drain(engine)
 
+    def terminate(*_: object) -> None:
+        announce_drain(engine)
+        engine.post(drain)
+
     def beat() -> None:
         channel.say(ALIVE)
         if beat_s < inf:
@@ -81,7 +85,7 @@ def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[]
     handlers: dict[int, Callable[..., Any]] = dict.fromkeys(HANDLED, lambda *_: None)  # the supervisor acts on these
     handlers |= {
         signal.SIGINT: lambda *_: engine.stop(),
-        signal.SIGTERM: lambda *_: engine.post(drain),
+        signal.SIGTERM: terminate,
         signal.SIGUSR1: lambda *_: log_table(engine),
     }
     # Replace the supervisor's handlers directly. Restoring the original ones first would lose a pending signal whose
