@@ -761,3 +761,10 @@ def test_a_piece_of_an_answer_is_of_bytes(piece: Any) -> None:
 
     with pytest.raises(HandlerError, match=r"write\(\) can't send .*: give bytes, as by text.encode\(\)"):
         exercise(Writes).send(GET)
+
+
+def test_the_fields_of_an_answer_stay_the_callers() -> None:
+    given = [("A", "b")]
+    for _ in range(2):
+        took(exercise(type("Asks", (Asked,), {"args": (200, "text", given)})).send(GET))
+    assert given == [("A", "b")]

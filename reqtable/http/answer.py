@@ -39,6 +39,11 @@ def pairs_and_lines(fields: FieldsLike) -> tuple[list[tuple[str, str]], list[str
         raise HandlerError(f"header fields are a mapping, or pairs of texts, not {reprlib.repr(fields)}") from None
 
 
+def has_type(pairs: list[tuple[str, str]]) -> bool:
+    """Return whether there is a Content-Type among the fields."""
+    return any(name.lower() == "content-type" for name, _ in pairs)
+
+
 def check_status(status: int) -> None:
     """Raise HandlerError if `status` is not one that an answer can have."""
     if not isinstance(status, int) or not 100 <= status <= 999:

@@ -13,6 +13,7 @@ from reqtable.http.answer import (
     bytes_of,
     check_status,
     date,
+    has_type,
     head_of,
     line_of,
     pairs_and_lines,
@@ -88,10 +89,10 @@ class HTTPRequestHandler(Methods):
         """
         if type(status) is not int:
             check_status(status)
-        pairs = pairs_of(fields) if fields else []
-        is_typed = bool(pairs) and any(name.lower() == "content-type" for name, _ in pairs)
-        if not body and status >= 400 and content_type is None and not is_typed and body is not None:
-            body = f"{status} {phrase_of(status)}\n"
+        if not body and status >= 400 and content_type is None and body is not None:
+            fields = pairs_of(fields)
+            if not has_type(fields):
+                body = f"{status} {phrase_of(status)}\n"
         if isinstance(body, str):
             body = body.encode()
             content_type = content_type or "text/plain; charset=utf-8"
@@ -99,9 +100,11 @@ class HTTPRequestHandler(Methods):
             body = bytes_of(body, "answer()", "give bytes or text, as by json.dumps(…), or leave the body out")
         if len(body) > _LARGE_BYTES:
             self._check_room(len(body))
-        if content_type is not None and not is_typed and status not in NO_BODY:
-            pairs = [*pairs, ("Content-Type", content_type)]
-        return self._answer_with(status, pairs, body)
+        if content_type is not None and status not in NO_BODY:
+            fields = pairs_of(fields)
+            if not has_type(fields):
+                fields = [*fields, ("Content-Type", content_type)]
+        return self._answer_with(status, fields, body)
 
     def begin_answer(
         self, status: int, fields: FieldsLike = (), length: int | None = None, reason: str | None = None
