@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from typing import Any
 
 import pytest
 
+from reqtable.http import answer, wsgi_call
 from reqtable.net.stream import Stream
 from reqtable.table.input import Input
 from reqtable.table.table import RequestTable
 from tests.fuzz import TARGETS, fuzz
+from tests.fuzz_http import SPLIT
 
 
 @pytest.mark.slow
@@ -45,3 +49,18 @@ def test_what_it_looks_for_is_found(
     monkeypatch.delenv("REQTABLE_DEBUG")  # the invariants would be the first to find it
     problems = fuzz(range(len(TARGETS) * 10))
     assert any(found in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(("place", "name"), [("answer", "_VALUE"), ("wsgi_call", "_VALUE"), ("wsgi_call", "_STATUS")])
+def test_an_answer_that_a_client_can_split_is_found(place: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Header fields and statuses that aren't checked: a client puts a field of its own into the answer."""
+    module = importlib.import_module(f"reqtable.http.{place}")
+    anything = re.compile(r"(?s)([0-9]{3}) .*" if name == "_STATUS" else r"(?s).*")
+    monkeypatch.setattr(module, name, anything)
+    try:
+        problems = fuzz(range(len(TARGETS) * 100))
+    finally:
+        for known in (answer._known_line, answer._status_line, wsgi_call._status_line):
+            known.cache_clear()
+        wsgi_call._known_fields.clear()
+    assert any(f"an answer has {SPLIT!r}" in problem for problem in problems), problems
