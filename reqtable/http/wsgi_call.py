@@ -1,6 +1,6 @@
 """One call of a WSGI application (PEP 3333): what it is given, what it answers, and what it may not answer.
 
-A call does no I/O, so it can run in any thread. It puts the pieces of its answer into a queue, and stops when the queue
+A call does no I/O, so it can run in any thread, or in several in turn: it has a context of its own (contextvars). It puts the pieces of its answer into a queue, and stops when the queue
 holds as much as the connection may have unsent. Whoever sends the pieces has it go on later.
 """
 
@@ -14,6 +14,7 @@ import socket
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -135,6 +136,7 @@ class ApplicationCall:
     is_closed = False  # `close()` of the iterable was called, or there is none
     is_out = False  # it runs in another thread
     error: BaseException | None = None
+    _context: Context | None = None  # in which the application runs, whichever thread or greenlet it runs in
     _iterator: Iterator[Any] | None = None
     _close: Callable[[], Any] | None = None
     _left: int | None = None  # bytes of the body that may follow; None: as many as come
@@ -161,34 +163,14 @@ class ApplicationCall:
 
     def advance(self, bytes_max: int, one_piece: bool) -> None:
         """Run until `bytes_max` bytes wait to be taken, or with `one_piece` until there is one, or to the end."""
-        try:
-            if not self.has_begun:
-                self.has_begun = True
-                if not self.client.is_gone:
-                    self._begin()
-            if not self.is_done:
-                self._go_on(bytes_max, one_piece)
-        except (Exception, SystemExit) as error:
-            self.error = error
-            self.is_done = True
-        except BaseException:
-            self.is_done = True
-            self.close()
-            raise
-        if self.is_done and self.file is None:
-            self.close()
+        if self._context is None:
+            self._context = copy_context()
+        self._context.run(self._advance, bytes_max, one_piece)
 
     def close(self) -> None:
         """Call the iterable's `close()`, once. What it raises is logged."""
-        if self.is_closed:
-            return
-        self.is_closed = self.is_done = True
-        close, self._close, self._iterator = self._close, None, None
-        try:
-            if close is not None:
-                close()
-        except (Exception, SystemExit):
-            log.exception("%s: close() of what the application returned failed", self.what)
+        if self._context is not None:  # else the application has not begun
+            self._context.run(self._close_iterable)
 
     # -- for the application ------------------------------------------------------------------------------------------
 
@@ -247,6 +229,35 @@ class ApplicationCall:
         self._put(data)
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _advance(self, bytes_max: int, one_piece: bool) -> None:
+        try:
+            if not self.has_begun:
+                self.has_begun = True
+                if not self.client.is_gone:
+                    self._begin()
+            if not self.is_done:
+                self._go_on(bytes_max, one_piece)
+        except (Exception, SystemExit) as error:
+            self.error = error
+            self.is_done = True
+        except BaseException:
+            self.is_done = True
+            self._close_iterable()
+            raise
+        if self.is_done and self.file is None:
+            self._close_iterable()
+
+    def _close_iterable(self) -> None:
+        if self.is_closed:
+            return
+        self.is_closed = self.is_done = True
+        close, self._close, self._iterator = self._close, None, None
+        try:
+            if close is not None:
+                close()
+        except (Exception, SystemExit):
+            log.exception("%s: close() of what the application returned failed", self.what)
 
     def _begin(self) -> None:
         result = self._application(self._environ, self.start_response)
