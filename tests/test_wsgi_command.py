@@ -161,6 +161,7 @@ def test_the_code_is_reloaded(site):
         (["site_of_tests:app", "--dispatch", "executor"], 78, "can't run a WSGI application"),
         (["site_of_tests:app", "--max-requests", "5"], 78, "needs --workers"),
         (["site_of_tests:app", "--reload-code", "--workers", "2"], 78, "leave --workers out"),
+        (["site_of_tests:app", "--timeout", "2", "--dispatch", "thread"], 78, "set [limits] request_timeout_s"),
         (["site_of_tests:app", "--trust-proxy", "home"], 78, "--trust-proxy has 'home'"),
         (["site_of_tests:app", "--prefix", "app/"], 2, "with a slash before it"),
     ],

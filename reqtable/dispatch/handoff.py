@@ -17,6 +17,7 @@ from collections import deque
 from typing import Any, ClassVar
 
 from reqtable.dispatch.policy import Host, Policy
+from reqtable.dispatch.progress import AnyProgress
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import ELSEWHERE, VACANCY
 from reqtable.table.parts import NoTransport, Resumable
@@ -44,6 +45,9 @@ class HandedOffRequest(NoTransport):
         self.number = 0  # of the wait that the result is for: `Entry.expect_result` returned it
         self.is_given = False
         self.is_let_go = False  # the server closes, but the thread or the child goes on
+        self.progress: AnyProgress | None = None  # None: the request has no last words
+        self.speaks = False  # the loop answers the client, because the thread or the child does not
+        self._notices = 0  # how often the request was told to end early
 
     @property
     def ends_itself(self) -> bool:
@@ -108,6 +112,18 @@ class HandedOffRequest(NoTransport):
         self.undo()
         return self.handler._throw(error)
 
+    def _last_words(self) -> bytes | None:
+        if not self.is_given:
+            return b"" if self.handler is None else self.handler._last_words()  # type: ignore[attr-defined]
+        if self.progress is None:
+            return b""
+        self._notices += 1
+        return self._words_at(self._notices)
+
+    @abstractmethod
+    def _words_at(self, notice: int) -> bytes | None:
+        """Have the request end soon, at the first notice by itself. Returns as `EarlyEndings._last_words` does."""
+
     def _close(self) -> None:
         if not self.is_given:
             self.transport = self.request = None  # this may stand in the policy's queue for long
@@ -115,6 +131,17 @@ class HandedOffRequest(NoTransport):
                 self.handler._close()
 
     # -- in place of the transport ------------------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        if self.progress is not None:
+            self.entry.began_at = self.progress.began_at
+
+    def watch(self, interest: int) -> None:
+        if self.speaks:
+            self.transport.watch(interest)
+
+    def flush(self) -> bool:
+        return self.transport.flush() if self.speaks else True
 
     def finish(self) -> None:
         self.entry.transport = self.transport

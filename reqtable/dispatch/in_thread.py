@@ -7,6 +7,7 @@ from collections import deque
 
 from reqtable.dispatch.handoff import HandedOffRequest, HandoffPolicy
 from reqtable.dispatch.private_loop import PrivateLoop
+from reqtable.dispatch.progress import Progress, progress_of
 from reqtable.dispatch.run_blocking import end_forked, serve_in_thread
 from reqtable.net.datagram import Session
 from reqtable.net.idle import end_if_idle, is_idle
@@ -36,7 +37,8 @@ class InThread(HandedOffRequest):
         if isinstance(self.transport, PollOnly):
             self.transport.give(hold=self.policy.loop_goes_on)
         else:
-            self.driver = PrivateLoop(self.entry, self.policy, self.request)
+            self.progress = progress_of(self.entry.handler, Progress, self.entry.began_at)
+            self.driver = PrivateLoop(self.entry, self.policy, self.request, self.progress)
             if isinstance(self.transport, Session):
                 self.transport.forward = self._forward
         self._policy_before, self.entry.policy = self.entry.policy, self.policy
@@ -65,7 +67,19 @@ class InThread(HandedOffRequest):
             if self._given_up and self.driver is not None:
                 self.transport.release()  # `release` left the transport to this thread
 
+    def _words_at(self, notice: int) -> bytes | None:
+        assert self.driver is not None
+        if notice == 1:
+            self.driver.end_early(self.entry.ending)
+            return None
+        words = self.driver.silence()
+        self.speaks = bool(words)
+        return words
+
     def finish(self) -> None:
+        if self.speaks:
+            self.transport.finish()  # the thread has the handler and the counters, and does not give them back
+            return
         if self.driver is not None:
             self.driver.send_back()
         self._readmit()
@@ -107,7 +121,7 @@ class InThread(HandedOffRequest):
         if not self._given_up:
             self.transport.release()
         elif not self.is_let_go:
-            self.driver.cancel_request()
+            self.driver.break_off()
 
     def abandon(self) -> None:
         super().abandon()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from reqtable.dispatch.policy import Policy
+from reqtable.dispatch.progress import AnyProgress
 from reqtable.loop.loop import Loop
 from reqtable.loop.platform import System
 from reqtable.loop.poller import Descriptor
@@ -25,17 +27,59 @@ from reqtable.net.stream import Stream
 from reqtable.table.input import Inbox, Input
 from reqtable.table.output import Output
 from reqtable.table.parts import Server
-from reqtable.table.states import READ, Event, State
+from reqtable.table.states import READ, Ending, Event, State
 from reqtable.table.table import Entry
 
 DATAGRAM_BYTES = 65_536
 _MARK = b"+"
 
 
+class _DrivenEntry(Entry):
+    """Holds the request of a private loop, and notes when it began where the row that it came from looks."""
+
+    __slots__ = ("_progress",)
+
+    def __init__(self, progress: AnyProgress | None, *args: Any) -> None:
+        self._progress = progress
+        super().__init__(*args)
+
+    @property
+    def began_at(self) -> float | None:
+        return _BEGAN_AT.__get__(self)  # type: ignore[no-any-return]
+
+    @began_at.setter
+    def began_at(self, at: float | None) -> None:
+        _BEGAN_AT.__set__(self, at)
+        if self._progress is not None:
+            self._progress.began_at = at
+
+
+_BEGAN_AT: Any = Entry.__dict__["began_at"]  # the slot that the property stands for
+
+
 class _DrivenStream(Stream):
     """Reads and writes a connection in a private loop, and leaves ending the connection to the loop it came from."""
 
-    __slots__ = ()
+    __slots__ = ("is_silent", "lock", "progress")
+
+    def __init__(self, steps: Steps, request: Any) -> None:
+        super().__init__(steps, request)
+        self.lock = threading.Lock()  # of the two that follow, and of each send
+        self.is_silent = False  # the loop that the request came from answers the client, or has cut it off
+        self.progress: AnyProgress | None = None
+
+    def flush(self) -> bool:
+        with self.lock:
+            if self.is_silent:
+                self.entry.output.clear()
+                return True
+            if self.progress is not None:
+                self.progress.is_partial = self.entry.handler._is_partial
+            return super().flush()
+
+    def on_ready(self, mask: int) -> None:
+        if not self.is_silent:
+            super().on_ready(mask)
 
     def finish(self) -> None:
         self.steps.end(self.entry, Event.RELEASED)
@@ -130,12 +174,18 @@ class _PrivateSteps(Steps):
     def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
         super().step(entry, cause, error)
         entry.active_at = self.table.clock()  # a step may block here, and that does not count as idle
+        progress = getattr(entry.transport, "progress", None)
+        if progress is not None:
+            progress.has_connections = entry.reach is not None and bool(entry.reach.connections)
 
 
 class PrivateLoop:
-    """Drives the request of `origin`. Meanwhile `origin` stays in its own table, as DELEGATED."""
+    """Drives the request of `origin`. Meanwhile `origin` stays in its own table, as DELEGATED.
 
-    def __init__(self, origin: Entry, policy: Policy, request: Any) -> None:
+    `progress` is what that table shall know of the request; None: nothing.
+    """
+
+    def __init__(self, origin: Entry, policy: Policy, request: Any, progress: AnyProgress | None) -> None:
         table = origin.table
         self.steps = steps = _PrivateSteps(table.limits, System(clock=table.clock, selector=SmallSelector))
         self._loop = Loop(steps)
@@ -145,8 +195,12 @@ class PrivateLoop:
         steps.table.last_id = origin.id - 1  # the request keeps its id
         transport = _kind_for(request)(steps, request)
         self.origin = origin
-        self.entry = entry = Entry(steps.table, origin.server, policy, origin.peer, origin.local, transport)
+        self.entry = entry = _DrivenEntry(
+            progress, steps.table, origin.server, policy, origin.peer, origin.local, transport
+        )
         self.transport = transport
+        if isinstance(transport, _DrivenStream):
+            transport.progress = progress
         transport.entry = entry
         entry.created_at, entry.began_at = origin.created_at, origin.began_at
         entry.call_number = origin.call_number
@@ -179,8 +233,37 @@ class PrivateLoop:
         """Have the loop call `function(*args)` in its next pass. Callable from any thread."""
         self._loop.mailbox.post(function, *args)
 
-    def cancel_request(self) -> None:
-        """End the request as cancelled. Callable from any thread."""
+    def end_early(self, ending: Ending | None) -> None:
+        """End the request as soon as its step has returned. Callable from any thread."""
+        self.post(self._end_early, ending)
+
+    def silence(self) -> bytes:
+        """Keep the request from sending anything more, and end it soon. Returns the last words to send in its place.
+
+        If there are none, do nothing. For another thread, while a step runs in the loop's.
+        """
+        transport, progress = self.transport, self.entry._progress
+        assert isinstance(transport, _DrivenStream)
+        assert progress is not None
+        with transport.lock:
+            is_stepping = self.steps.table.running is self.entry  # else it may be using the connection right now
+            if not is_stepping or progress.is_partial or transport.is_silent:
+                return b""
+            words: bytes = self.entry.handler._apology(progress.has_connections)
+            transport.is_silent = bool(words)
+        if words:
+            self.post(self._cancel)
+        return words
+
+    def break_off(self) -> None:
+        """Cut the client off, and end the request soon. For another thread."""
+        transport = self.transport
+        if isinstance(transport, _DrivenStream):
+            with transport.lock:
+                transport.is_silent = True
+            with contextlib.suppress(OSError):  # the connection has ended already
+                # not the method of a TLS socket, which its thread may be using
+                socket.socket.shutdown(transport.request, socket.SHUT_RDWR)
         self.post(self._cancel)
 
     def send_back(self) -> None:
@@ -204,6 +287,10 @@ class PrivateLoop:
         if not self._over and self.entry.state is not State.CLOSED:  # it was not cancelled before it began
             self.steps.table.add(self.entry)
             self.steps.begin(self.entry)
+
+    def _end_early(self, ending: Ending | None) -> None:
+        self.entry.ending = self.entry.ending or ending
+        self.steps.end_early(self.entry, Event.CANCELLED)
 
     def _cancel(self) -> None:
         self.steps.end(self.entry, Event.CANCELLED)

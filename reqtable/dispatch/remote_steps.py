@@ -33,6 +33,7 @@ class RemoteSteps:
         self._is_out = False  # a step is running elsewhere
         self._awaits_step = False  # the next item is a step's outcome, which may have come already
         self._closes = False  # the request ended while its step was running
+        self._was_partial = False  # the client had part of an answer when the last step began
         self._thrown: BaseException | None = None  # the error that the last step got instead of an item
 
     def _submit(self, method: str, argument: Any) -> Future[Any]:
@@ -68,7 +69,14 @@ class RemoteSteps:
         else:
             self._close_handler()
 
+    def _last_words(self) -> bytes:
+        if not self._is_out:
+            return self._handler._last_words()  # type: ignore[no-any-return]
+        reach = self._entry.reach  # what the running step sends is dropped
+        return b"" if self._was_partial else self._handler._apology(reach is not None and bool(reach.connections))
+
     def _begin(self, method: str, argument: Any) -> Want[Any]:
+        self._was_partial = self._handler._is_partial
         number = self._entry.expect_result()
         owner = self._entry.table.owner
         assert owner is not None
@@ -164,6 +172,10 @@ class ByState:
     def _throw(self, error: BaseException) -> Want[Any] | None:
         self._choose()
         return self._last._throw(error)
+
+    def _last_words(self) -> bytes:
+        last_words = getattr(self._last, "_last_words", None)
+        return b"" if last_words is None else last_words()
 
     def _close(self) -> None:
         self._last._close()

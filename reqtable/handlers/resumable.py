@@ -157,6 +157,9 @@ class ResumableHandler:
 
     _copied: ClassVar[tuple[str, ...]] = ()  # fields whose default each request gets a copy of
 
+    # Its client gets one answer to each request. So a request that ends early may have last words: see `_last_words`.
+    _owes_answers: ClassVar[bool] = False
+
     _pinned: ClassVar[dict[str, str]] = {}  # state -> the policy that its `dispatch` names
 
     entry: Entry
@@ -319,6 +322,20 @@ class ResumableHandler:
 
     def _leave(self) -> None:
         """In the parent: free the handler's copy of a request that a forked child has."""
+
+    @property
+    def _is_partial(self) -> bool:
+        """Whether the client has part of an answer, or will get it, so that no other answer can follow."""
+        return False
+
+    def _last_words(self) -> bytes:
+        """Return the answer to the request, which ends before it has one; b"" if it can't be answered any more."""
+        reach = self.entry.reach
+        return b"" if self._is_partial else self._apology(reach is not None and bool(reach.connections))
+
+    def _apology(self, has_connections: bool) -> bytes:
+        """Return the answer to a request that ends before it has one, or b"". It may wait for another connection."""
+        return b""
 
     def on_close(self) -> Any:
         """Clean up: the request has ended, for whatever reason. Called once, as the last method; nothing can be sent.

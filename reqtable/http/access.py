@@ -20,18 +20,15 @@ class Exchanged(Protocol):
     """The part of a handler that a line shows."""
 
     entry: Entry
-    request: Request
-    reply: Reply
 
 
-def log_request(handler: Exchanged) -> None:
-    """Log the request of `handler`, whose answer has been sent, or was broken off.
+def log_request(handler: Exchanged, request: Request, reply: Reply) -> None:
+    """Log a request of `handler`, whose answer has been sent, or was broken off.
 
     The text is a line of the combined format, as nginx and Apache write it. The attribute `request` of the record has
     the fields for a JSON formatter, with the id of the request.
     """
-    entry, request, reply = handler.entry, handler.request, handler.reply
-    head = request.head
+    entry, head = handler.entry, request.head
     fields = {
         "id": entry.id,
         "request_id": request.id,

@@ -30,6 +30,8 @@ class Exchange(StateRequestHandler):
     request: Request
     reply: Reply
 
+    _is_over = False  # it has had its last words: see `_apology`
+
     head_bytes_max: ClassVar[int] = HEAD_BYTES  # above it, a request is answered with 431, or with 414
     body_bytes_max: ClassVar[int] = 2**20  # above it, a request is answered with 413
 
@@ -206,7 +208,7 @@ class Exchange(StateRequestHandler):
     def _after_answer(self) -> Transition:
         """Return the transition after an answer that is complete: to the next request, or None, which closes."""
         request, reply = self.request, self.reply
-        if not reply.keep_alive:
+        if not reply.keep_alive or self._is_over:
             return None
         if request.is_whole:
             self.entry.began_at = None

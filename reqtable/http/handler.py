@@ -46,6 +46,7 @@ class HTTPRequestHandler(Methods):
     server_name: ClassVar[str | None] = "reqtable"  # the field Server; None: left out
 
     _logs_requests: ClassVar[bool] = True  # so the engine logs no line for the connection
+    _owes_answers: ClassVar[bool] = True
 
     @classmethod
     def _unfit(cls) -> str | None:
@@ -202,8 +203,7 @@ class HTTPRequestHandler(Methods):
         if reply.is_chunked:
             self.send(b"0\r\n\r\n")
         reply.is_done = True
-        if access.isEnabledFor(logging.INFO):
-            log_request(self)
+        self._log()
         return self._after_answer()
 
     def begin_events(self, fields: FieldsLike = ()) -> None:
@@ -311,18 +311,31 @@ class HTTPRequestHandler(Methods):
         self.answer(status, words, {"Connection": "close"})
         return None
 
-    def _last_words(self) -> bytes:
-        """Return the answer to a request that was not done in time, if its client has got nothing yet."""
-        if self.reply.is_done or self._is_begun:
+    @property
+    def _is_partial(self) -> bool:
+        return hasattr(self, "reply") and self._is_begun and not self.reply.is_done
+
+    def _apology(self, has_connections: bool) -> bytes:
+        """Return the answer to a request that ends before it has one, and log it; b"" between two requests.
+
+        A step of the request may be running, in another thread. In the parent of a child, no request may have come.
+        """
+        request = getattr(self, "request", None) or Request()
+        if self.entry.began_at is None or request.is_dropped or self._is_over:
             return b""
-        reach = self.entry.reach
-        status = 504 if reach is not None and reach.connections else 503 if self.request.is_whole else 408
-        words = f"{status} {phrase_of(status)}\n"
-        fields = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(words)), "Date": date()}
-        self.reply = Reply(status, left=0, sent=len(words))
+        self._is_over = True
+        status = 504 if has_connections else 503 if request.is_whole else 408
+        body = f"{status} {phrase_of(status)}\n".encode()
+        fields = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Date": date()}
         if access.isEnabledFor(logging.INFO):
-            log_request(self)
-        return head_of(status, (fields | {"Connection": "close"}).items()) + words.encode()
+            log_request(self, request, Reply(status, left=0, sent=len(body)))
+        head = head_of(status, (fields | {"Connection": "close"}).items())
+        return head if request.method == "HEAD" else head + body
+
+    def _log(self) -> None:
+        """Log the request, unless that was done when it ended early."""
+        if access.isEnabledFor(logging.INFO) and not self._is_over:
+            log_request(self, self.request, self.reply)
 
     def _shown(self) -> dict[str, Any]:
         """Return what a row of a snapshot has beside the keys of every row."""
@@ -339,8 +352,8 @@ class HTTPRequestHandler(Methods):
         }
 
     def _close(self) -> None:
-        if hasattr(self, "reply") and not self.reply.is_done and access.isEnabledFor(logging.INFO):
-            log_request(self)
+        if hasattr(self, "reply") and not self.reply.is_done:
+            self._log()
         super()._close()
 
     def _answer_without_method(self, methods: set[str]) -> Transition:

@@ -314,6 +314,12 @@ class WSGIHandler(HTTPRequestHandler):
             return _break_off(self)
         return self._refuse(504 if began else 503)
 
+    def _apology(self, has_connections: bool) -> bytes:
+        call = self._running
+        if call is not None:
+            call.client.is_gone = True
+        return super()._apology(has_connections)
+
     def on_close(self) -> None:
         call, self._running = self._running, None
         if call is not None:

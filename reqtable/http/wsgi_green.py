@@ -65,6 +65,7 @@ class GreenCall:
     def __init__(self, handler: Any, call: ApplicationCall) -> None:
         self._handler = handler
         self._call = call
+        self._transport: Any = None  # that of the request, also once the request has ended
         self._until: float | None = None  # when the application must have sent something
         self._first: tuple[Any, float | None] | None = None  # what the application waits for at first, and how long
         if _spare and _in_main_thread():
@@ -82,7 +83,7 @@ class GreenCall:
         entry = handler.entry
         if handler.timeout_s is not None:
             self._until = entry.table.now + handler.timeout_s
-        own.transport = entry.transport
+        own.transport = self._transport = entry.transport
         own.moved = 0
         own.resumed_by(getcurrent())
         want = own.switch(self._run)
@@ -140,7 +141,7 @@ class GreenCall:
     def _unwind(self) -> None:
         """Unwind the application's stack, so that its `finally` blocks run. If these wait, their waits fail at once."""
         for _ in range(_UNWINDINGS_MAX):
-            if self._greenlet.dead or self._greenlet.transport is not self._handler.entry.transport:
+            if self._greenlet.dead or self._greenlet.transport is not self._transport:
                 return
             try:
                 self._greenlet.resumed_by(getcurrent())

@@ -66,13 +66,6 @@ class Endings:
             finally:
                 ends_loop = None  # see Failures.outside_step
 
-    def cancel(self, entry: Entry) -> None:
-        """End the request of `entry` and drop its unsent output. In a forked child do nothing: it is the parent's."""
-        if not self.poller.is_copy:
-            self.end(entry, Event.CANCELLED)
-            if self.table.thread is None:
-                self.reap()
-
     def reap(self) -> bool:
         """Release all closed entries. Returns whether there were any."""
         freed = bool(self.closed)

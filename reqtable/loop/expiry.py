@@ -11,6 +11,7 @@ from reqtable.table.connection import ConnectionRow
 from reqtable.table.engine_wants import Sleeping
 from reqtable.table.errors import TimedOut, shown
 from reqtable.table.input import MISSING
+from reqtable.table.parts import NoTransport
 from reqtable.table.states import Ending, Event, State
 from reqtable.table.table import Entry
 
@@ -41,6 +42,8 @@ class Expiry:
         limits = steps.table.limits
         now = steps.table.now
         whole = limits.request_timeout_s
+        if isinstance(entry.transport, NoTransport):
+            entry.transport.catch_up()
         if isinstance(entry, ConnectionRow):
             steps.waiting.expire_connection(entry)
         elif entry.state is State.LINGERING:
@@ -49,12 +52,15 @@ class Expiry:
             entry.ending = Ending.TIMEOUT
             steps.end(entry, Event.DEADLINE_PASSED)
         elif whole is not None and entry.began_at is not None and entry.began_at + whole <= now:
-            self._end_undone(entry, f"was not done within {whole:g} s")
+            entry.ending = Ending.TIMEOUT
+            steps.end_early(entry, Event.LOST, f"was not done within {whole:g} s")
         elif entry.state is State.WAITING:
             if not steps.waiting.expire(entry):
                 self._end_late(entry, f"took none of its output for {limits.write_timeout_s:g} s")
         elif entry.state is State.WRITING and entry.output.first is not None:
             self._end_late(entry, f"took none of its output for {limits.write_timeout_s:g} s")
+        elif not entry.want.is_timed:
+            steps.timeouts.arm(entry)  # what runs elsewhere is between two requests, or has begun another one
         elif type(entry.want) is Sleeping and entry.want.wakes_at <= now:
             entry.active_at = now
             steps.step(entry, Event.DEADLINE_PASSED)
@@ -65,22 +71,6 @@ class Expiry:
             steps.give_up_call(entry)
             error = TimedOut(f"{shown(entry.want)} did not come within {steps.timeouts.of(entry):g} s")
             steps.step(entry, Event.DEADLINE_PASSED, error)
-
-    def _end_undone(self, entry: Entry, why: str) -> None:
-        """End `entry`, whose request is not done in time. First send what its handler has to say, as a 503 of HTTP."""
-        steps = self._steps
-        last_words = getattr(entry.resumable, "_last_words", None)
-        words = last_words() if last_words is not None and entry.output.first is None else b""
-        if not words or entry.state is State.DELEGATED:
-            self._end_late(entry, why)
-            return
-        log.info("%s %s: closed", address_text(entry.peer), why)
-        entry.ending = Ending.TIMEOUT
-        entry.result = MISSING
-        steps.give_up_call(entry)
-        steps.end_reach(entry)
-        entry.output.append(words)
-        steps.finish(entry, Event.TURN_CAME if entry.state is State.READY else Event.DEADLINE_PASSED)
 
     def _end_late(self, entry: Entry, why: str) -> None:
         log.info("%s %s: closed", address_text(entry.peer), why)

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from reqtable.loop.ending import Endings
+from reqtable.loop.early_ends import EarlyEndings
 from reqtable.loop.mailbox import Mailbox
 from reqtable.loop.platform import System
 from reqtable.loop.timeouts import Timeouts
@@ -46,8 +46,8 @@ _BLOCKABLE = {State.READING, State.READY, State.SLEEPING, State.OFFLOADED}
 _RESULT_WAITED_FOR = {Event.AWAITS_RESULT: State.OFFLOADED, Event.HANDED_OFF: State.DELEGATED}
 
 
-class Steps(Endings):
-    """Runs the steps of the requests of one table. The base class ends requests."""
+class Steps(EarlyEndings):
+    """Runs the steps of the requests of one table. The base classes end requests."""
 
     def __init__(self, limits: Limits | None, system: System) -> None:
         super().__init__(limits, system)
@@ -258,7 +258,6 @@ class Steps(Endings):
         return want
 
     def finish(self, entry: Entry, cause: Event) -> None:
-        """Finish `entry`: end its connection politely, once the kernel has taken its output."""
         if entry.state is _CLOSED:
             return
         entry.want = ENDED
@@ -374,12 +373,6 @@ class Steps(Endings):
         self.send_share = self.table.limits.send_bytes
 
     # -- from other threads -------------------------------------------------------------------------------------------
-
-    def cancel(self, entry: Entry) -> None:
-        if self.in_other_thread:
-            self.mailbox.post(self.end, entry, Event.CANCELLED)
-        else:
-            super().cancel(entry)
 
     def post(self, function: Callable[..., Any], *args: Any) -> None:
         """Have the loop call `function(*args)` in its next pass. Callable from any thread."""

@@ -43,8 +43,12 @@ class Timeouts:
         elif type(entry.want) is Sleeping and (at is None or entry.want.wakes_at < at):
             at = entry.want.wakes_at
         whole = limits.request_timeout_s
-        if whole is not None and entry.began_at is not None and (at is None or entry.began_at + whole < at):
-            at = entry.began_at + whole
+        if whole is not None:
+            began_at = entry.began_at
+            if began_at is None and not entry.want.is_timed:
+                began_at = now  # what runs elsewhere may begin a request at any time, so look again then
+            if began_at is not None and (at is None or began_at + whole < at):
+                at = began_at + whole
         if at is None:
             entry.deadline = None
         else:

@@ -111,6 +111,9 @@ class NoTransport:
     def abandon(self) -> None:
         pass
 
+    def catch_up(self) -> None:
+        """Bring the row up to date, if a thread or a child has its request."""
+
 
 class _Over:
     """Stands in for a handler that has been closed."""

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 from reqtable.dispatch.forking.child import Child, fork, log
 from reqtable.dispatch.handoff import HandedOffRequest, HandoffPolicy
 from reqtable.dispatch.private_loop import send_message, take_message
+from reqtable.dispatch.progress import SharedProgress, progress_of
 from reqtable.loop.step import Steps
 from reqtable.net.datagram import Session
 from reqtable.net.poll_only import PollOnly
+from reqtable.net.sockets import is_tls
 from reqtable.table.addresses import address_text
 from reqtable.table.input import Inbox
 from reqtable.table.parts import Resumable
@@ -51,6 +53,8 @@ class InChild(HandedOffRequest):
     def fork(self) -> int:
         """Fork the child. Returns its pid; in the child 0, with both ends of the pair still open."""
         try:
+            if not is_tls(self.request):  # only the child can go on with an encrypted connection
+                self.progress = progress_of(self.entry.handler, SharedProgress, self.entry.began_at)
             if isinstance(self.transport, Session) and self.entry.peer:
                 self._pair = socket.socketpair(socket.AF_UNIX, _PACKETS)
                 _send_later_ones(self.transport.inbox, self._pair[0])
@@ -97,6 +101,27 @@ class InChild(HandedOffRequest):
         assert self.entry.table.owner is not None
         self.entry.table.owner.post_result(self.entry, self.number, Failure(problem))
 
+    def _words_at(self, notice: int) -> bytes | None:
+        if self._pid is None:
+            self.undo()  # there is no child yet
+            return self._last_words()
+        if notice > 2:
+            return b""  # it was killed, but has not exited
+        if notice == 2:
+            self._is_killed = True
+            self._killer.kill(self._pid)
+        return None
+
+    def _answer(self) -> None:
+        """Answer the client of a child that was killed before any of its answer had left."""
+        entry, progress = self.entry, self.progress
+        if self._is_killed and progress is not None and not progress.is_partial:
+            self.catch_up()
+            words = entry.handler._apology(progress.has_connections)
+            if words:
+                entry.output.append(words)
+                self.speaks = True
+
     def exited(self, child: Child) -> None:
         """In the loop that watches children: note how the child ended, and return the request."""
         entry = self.entry
@@ -106,6 +131,7 @@ class InChild(HandedOffRequest):
         elif how is not None and not self._is_killed:
             entry.ending = entry.ending or Ending.ERROR
             log.warning("%s: request %d: its child %s", address_text(entry.peer), entry.id, how)
+        self._answer()
         owner = entry.table.owner
         assert owner is not None
         if owner.in_other_thread:

@@ -104,8 +104,8 @@ class Fork(HandoffPolicy):
         try:
             while self._due:
                 handoff = self._due.popleft()
-                if handoff.entry.state is State.CLOSED:
-                    continue
+                if handoff.entry.state is State.CLOSED or not handoff.is_given:
+                    continue  # it has ended early
                 try:
                     begun.append((handoff, self._fork(handoff)))
                 except Exception as problem:
@@ -221,7 +221,7 @@ class Fork(HandoffPolicy):
                 serve_in_child(entry, request)
                 ended = entry
             else:
-                driver = PrivateLoop(entry, self, request)
+                driver = PrivateLoop(entry, self, request, handoff.progress)
                 self.host.watch_in(driver.steps)
                 feed = handoff.keep_feed()
                 if feed is not None:

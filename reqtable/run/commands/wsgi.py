@@ -108,7 +108,7 @@ class _Quota:
     "timeout_s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="S",
-    help="How long the application may take until it sends something; then 504. Not under thread.",
+    help="How long the application may take until it sends something; then 504. Refused under thread.",
 )
 @click.option(
     "--body-max",
@@ -172,6 +172,10 @@ def wsgi_command(
         )
     if max_requests is not None and loaded.workers is None:
         raise ConfigurationError("--max-requests needs --workers: a worker ends, and another one takes its place")
+    if timeout_s is not None and dispatch == "thread":
+        raise ConfigurationError(
+            "--timeout can't interrupt an application under policy 'thread': set [limits] request_timeout_s instead"
+        )
     if reload_code and loaded.workers is not None:
         raise ConfigurationError("--reload-code is for one process: leave --workers out")
     settings: dict[str, Any] = {
