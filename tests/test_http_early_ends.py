@@ -161,10 +161,10 @@ def test_cancel_is_answered_with_503(handler, dispatch):
 @pytest.mark.parametrize("dispatch", POLICIES)
 @pytest.mark.parametrize("ends", ["cancel", "deadline"])
 def test_a_request_that_waits_for_another_service_is_answered_with_504(dispatch, ends):
-    with Upstream() as upstream:
-        timeout_s = 0.2 if ends == "deadline" else None
-        with Served(WaitsForAnother, dispatch, timeout_s) as server, Client(server.server_address) as client:
-            server.upstream = upstream.address
+    timeout_s = 0.2 if ends == "deadline" else None
+    with Upstream() as upstream, Served(WaitsForAnother, dispatch, timeout_s) as server:
+        server.upstream = upstream.address
+        with Client(server.server_address) as client:
             client.send(GET)
             with upstream.accept():
                 if ends == "cancel":

@@ -119,15 +119,23 @@ def test_every_policy(site, dispatch):
         assert command.get(b"/up").endswith(b"ok\n")
 
 
-def test_the_access_log_is_json(site):
-    with running(site, "site_of_tests:app", "--access-log", "--log-format", "json") as command:
-        command.lines.append("")
-        port = int(command.line(r'"message": "serving WSGI on tcp://127.0.0.1:(\d+)')[1])
-        with Client(("127.0.0.1", port)) as client:
-            client.send(b"GET /a?b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            client.rest()
-        line = json.loads(command.line(r'.*"reqtable.http.access".*')[0])
-    assert (line["target"], line["status"], line["request_id"]) == ("/a?b", 200, "1.1")
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_the_access_log_goes_to_the_output(site, log_format):
+    options = ["--access-log", "--log-format", log_format, "--health-path", "/up"]
+    with running(site, "site_of_tests:app", *options) as command:
+        port = int(command.line(r"serving WSGI on tcp://127.0.0.1:(\d+)")[1])
+        for path in (b"/up", b"/a?b"):
+            with Client(("127.0.0.1", port)) as client:
+                client.send(b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path)
+                client.rest()
+        line = command.line("^.*/a.b.*$")[0]
+        if log_format == "json":
+            fields = json.loads(line)
+            assert (fields["target"], fields["status"], fields["is_whole"]) == ("/a?b", 200, True)
+        else:
+            number = r'"GET /a\?b HTTP/1.1" 200 \d+ "-" "-" [0-9a-f]{8}-\d+ \d+\.\d{3}$'
+            assert re.search(r"^127.0.0.1 - - \[.*\] " + number, line), line
+        assert not [each for each in command.lines if "/up" in each]
 
 
 def test_a_worker_ends_after_its_requests(site):

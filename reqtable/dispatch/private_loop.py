@@ -240,14 +240,15 @@ class PrivateLoop:
     def silence(self) -> bytes:
         """Keep the request from sending anything more, and end it soon. Returns the last words to send in its place.
 
-        If there are none, do nothing. For another thread, while a step runs in the loop's.
+        If there are none, do nothing. For another thread.
         """
         transport, progress = self.transport, self.entry._progress
         assert isinstance(transport, _DrivenStream)
         assert progress is not None
         with transport.lock:
-            is_stepping = self.steps.table.running is self.entry  # else it may be using the connection right now
-            if not is_stepping or progress.is_partial or transport.is_silent:
+            # Two threads must not use OpenSSL for one connection. While a step runs, its thread does not.
+            may_use_it = is_tls(transport.request) and self.steps.table.running is not self.entry
+            if may_use_it or progress.is_partial or transport.is_silent:
                 return b""
             words: bytes = self.entry.handler._apology(progress.has_connections)
             transport.is_silent = bool(words)

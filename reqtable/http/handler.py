@@ -334,7 +334,7 @@ class HTTPRequestHandler(Methods):
 
     def _log(self) -> None:
         """Log the request, unless that was done when it ended early."""
-        if access.isEnabledFor(logging.INFO) and not self._is_over:
+        if access.isEnabledFor(logging.INFO) and not self._is_over and self.request.is_logged:
             log_request(self, self.request, self.reply)
 
     def _shown(self) -> dict[str, Any]:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from reqtable.http.head import Fields, Head
 
 if TYPE_CHECKING:
     from reqtable.http.forms import Form
+
+_numbers = count(1)
+_process = os.urandom(4).hex()  # tells this process from others, and from those before it
+
+
+def _in_child() -> None:
+    global _process
+    _process = os.urandom(4).hex()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 NO_HEAD = Head("-", "/", (1, 1), (), None, False, False, False, None)
 
@@ -29,6 +42,8 @@ class Request:
     is_dropped: bool = False  # the answer has been sent early: the rest of the body is read, and thrown away
     began_at: float = 0.0  # when the head had come, by the table's clock
     known_as: str = ""  # see `id`
+    client: str | None = None  # the host of the client, as a trusted proxy has named it
+    is_logged: bool = True  # in the access log
 
     @property
     def method(self) -> str:
@@ -46,9 +61,9 @@ class Request:
 
     @property
     def id(self) -> str:
-        """A name for this request in logs. It is random, unless the handler has set `known_as`."""
+        """A name for this request in logs, which no other request of any process has: `known_as` if that is set."""
         if not self.known_as:
-            self.known_as = uuid4().hex
+            self.known_as = f"{_process}-{next(_numbers)}"
         return self.known_as
 
     def get(self, name: str, default: str | None = None) -> str | None:

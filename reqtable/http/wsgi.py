@@ -24,7 +24,6 @@ from weakref import WeakKeyDictionary
 
 from reqtable.handlers.state import Transition, state
 from reqtable.http.handler import HTTPRequestHandler
-from reqtable.http.wsgi_access import log_answer
 from reqtable.http.wsgi_answer import begin
 from reqtable.http.wsgi_call import OUTCOME, PIECE_BYTES, ApplicationCall
 from reqtable.http.wsgi_deadline import advance_within
@@ -52,7 +51,6 @@ class WSGIHandler(HTTPRequestHandler):
     trusts_unix: ClassVar[bool] = False  # clients by Unix sockets are proxies, too
     proxy_headers: ClassVar[str] = "x-forwarded"  # or "forwarded": the fields that the proxies set
     multiprocess: ClassVar[bool] = False  # other processes serve the application, too
-    logs_answers: ClassVar[bool] = False
     on_answered: ClassVar[Any] = None  # a function that is called for each request that the application gets
 
     _asks_policy = True
@@ -65,7 +63,6 @@ class WSGIHandler(HTTPRequestHandler):
     _running: ApplicationCall | None = None
     _spool: Any = None
     _base: dict[str, Any] | None = None
-    _count = 0  # requests of this connection
     _bases: ClassVar[WeakKeyDictionary[Any, dict[str, Any]]] = WeakKeyDictionary()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -88,10 +85,6 @@ class WSGIHandler(HTTPRequestHandler):
 
     # -- the request --------------------------------------------------------------------------------------------------
 
-    def on_head(self) -> Transition:
-        self._count += 1
-        return None
-
     def on_body(self, piece: bytes) -> Transition:
         """Keep a piece of the body: in memory, or in a file once the body is long."""
         request = self.request
@@ -109,6 +102,7 @@ class WSGIHandler(HTTPRequestHandler):
         """Have the application answer the request, which has come whole."""
         path, query = path_and_query(self.request.head.origin_form)
         if path == self.health_path:
+            self.request.is_logged = False
             return self.answer(200, _HEALTHY, content_type="text/plain")
         if self.prefix and path != self.prefix and not path.startswith(self.prefix + "/"):
             return self.answer(404)
@@ -116,6 +110,7 @@ class WSGIHandler(HTTPRequestHandler):
             self.on_answered()
         policy: Any = self.entry.policy
         if policy.takes_whole_requests and self.entry.table.driving_policy is None:
+            self.request.known_as = self.request.id  # here and in the child
             return self.handed_off, hand_off(policy.name)
         return self._call(path, query)
 
@@ -241,11 +236,6 @@ class WSGIHandler(HTTPRequestHandler):
             return self.answer(500)
         return _break_off(self)
 
-    def end_answer(self) -> Transition:
-        if self.logs_answers:
-            log_answer(self, self.entry.table.now - self.request.began_at)
-        return super().end_answer()
-
     # -- in the pool --------------------------------------------------------------------------------------------------
 
     def _run_in_pool(self, call: ApplicationCall) -> Transition:
@@ -324,8 +314,6 @@ class WSGIHandler(HTTPRequestHandler):
         call, self._running = self._running, None
         if call is not None:
             self._give_up(call)
-            if self.logs_answers:
-                log_answer(self, self.entry.table.now - self.request.began_at)
         self._close_spool()
         super().on_close()
 
@@ -350,18 +338,14 @@ class WSGIHandler(HTTPRequestHandler):
         else:
             environ["wsgi.input"] = io.BytesIO(request.body)
             request.body = b""
-        environ["reqtable.request_id"] = self.request_id
+        environ["reqtable.request_id"] = request.id
         if self.trusted or self.trusts_unix:
             if is_trusted(entry.peer, self.trusted, self.trusts_unix):
                 believe(environ, self.proxy_headers, self.trusted)
+                request.client = environ["REMOTE_ADDR"]
             else:
                 forget(environ)
         return environ
-
-    @property
-    def request_id(self) -> str:
-        """The number of the connection, and of the request on it: unique in this process."""
-        return f"{self.entry.id}.{self._count}"
 
     def _close_spool(self) -> None:
         if self._spool is not None:
@@ -385,7 +369,8 @@ def _base_of(handler: WSGIHandler) -> dict[str, Any]:
 def _break_off(handler: WSGIHandler) -> None:
     """Have the connection close: the client sees that the answer is not complete."""
     handler.reply.is_chunked = handler.reply.keep_alive = False
-    handler.end_answer()
+    handler._log()
+    handler.reply.is_done = True
 
 
 def wsgi_handler(application: Callable[..., Any], **settings: Any) -> type[WSGIHandler]:

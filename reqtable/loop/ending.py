@@ -76,12 +76,12 @@ class Endings:
     def _release(self, entry: Entry) -> None:
         self.table.remove(entry)
         self.deadlines.forget(entry)
-        entry.output.clear()
         transport, entry.transport = entry.transport, RELEASED
         request = transport.request
         ends_loop = self._free(entry, request, self.give_up_call, entry)
         self.end_reach(entry)
         ends_loop = self._close_handler(entry, request) or ends_loop
+        entry.output.clear()  # not before: the access log says how much was sent
         ends_loop = self._free(entry, request, transport.release) or ends_loop
         for told in self.on_release if entry.kind == "client" else self.on_connection_release:
             ends_loop = self._free(entry, None, told, entry) or ends_loop

@@ -19,6 +19,8 @@ from reqtable.run.terminal import TERMINAL, is_terminal
 from reqtable.server.access_log import JSONFormatter, TextFormatter
 from reqtable.server.engine import Engine
 
+http_access = logging.getLogger("reqtable.access.http")
+
 LEVELS = ["debug", "info", "warning", "error"]
 
 CONFIG_OPTION = click.option(
@@ -117,16 +119,20 @@ def serve_as(
 
 
 def _log_to_the_streams(as_json: bool, level: str, has_workers: bool) -> None:
-    """Send the log to standard error, and the addresses to standard output, where a script can read the port."""
+    """Send the log to standard error, and the addresses and the access log of HTTP to standard output.
+
+    So a script can read the port, and other programs the access log: its lines have nothing before them.
+    """
     process = "%(process)d " if has_workers else ""
     plain = TextFormatter(f"%(asctime)s {process}%(levelname)s %(message)s")
     TERMINAL.setFormatter(JSONFormatter() if as_json else plain)
     logging.basicConfig(level=level.upper(), handlers=[TERMINAL])
     output = logging.StreamHandler(sys.stdout)
     output.setFormatter(JSONFormatter() if as_json else None)
-    serving_log.addHandler(output)
     serving_log.setLevel(logging.INFO)
-    serving_log.propagate = False
+    for each in (serving_log, http_access):
+        each.addHandler(output)
+        each.propagate = False
 
 
 class _StatusLine:

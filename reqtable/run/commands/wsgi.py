@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import signal
-import sys
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
@@ -19,7 +18,6 @@ from reqtable.http.wsgi import WSGIHandler, wsgi_handler
 from reqtable.http.wsgi_environ import PROXY_HEADERS
 from reqtable.run.code_watch import Watch
 from reqtable.run.commands.serving import Serving, serve_as, serving_options
-from reqtable.server.access_log import JSONFormatter
 from reqtable.table.errors import ConfigurationError
 
 POLICIES = ("inline", "greenlet", "pool", "thread", "fork")
@@ -187,12 +185,9 @@ def wsgi_command(
         "trusts_unix": trusts_unix,
         "proxy_headers": proxy_headers,
         "multiprocess": (loaded.workers or 1) > 1,
-        "logs_answers": serving.access_log,
         "on_answered": None if max_requests is None else _Quota(max_requests, max_requests_jitter),
     }
-    if serving.access_log:
-        _log_answers_to_the_output(serving.log_format == "json")
-    chosen = serving._replace(dispatch=dispatch, access_log=False)
+    chosen = serving._replace(dispatch=dispatch)
     if not reload_code:
         serve_as(wsgi_handler(_application(application), **settings), chosen, adapt=_suspending)
         return
@@ -220,10 +215,3 @@ def _suspending(config: Config) -> Config:
         return config
     return replace(config, greenlet=replace(config.greenlet, suspend_all_sockets=True))
 
-
-def _log_answers_to_the_output(as_json: bool) -> None:
-    log = logging.getLogger("reqtable.http.access")
-    output = logging.StreamHandler(sys.stdout)
-    output.setFormatter(JSONFormatter() if as_json else None)
-    log.addHandler(output)
-    log.propagate = False
