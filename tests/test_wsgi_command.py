@@ -163,7 +163,9 @@ def test_the_code_is_reloaded(site):
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["site_of_tests:none"], 2, "site_of_tests has no none"),
+        (["site_of_tests:none"], 2, "site_of_tests has no none; applications there: app"),
+        (["site_of_tests:make"], 2, "if it makes the application, write site_of_tests:make()"),
+        (["site_of_tests:app", "--threads", "2", "--dispatch", "fork"], 78, "--threads is for policy 'pool'"),
         (["site_of_tests:HOST"], 2, "has no HOST"),
         (["none_of_tests:app"], 2, "can't be imported"),
         (["site_of_tests:app", "--dispatch", "executor"], 78, "can't run a WSGI application"),

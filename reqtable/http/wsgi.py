@@ -29,6 +29,7 @@ from reqtable.http.wsgi_call import OUTCOME, PIECE_BYTES, ApplicationCall
 from reqtable.http.wsgi_deadline import advance_within
 from reqtable.http.wsgi_environ import Networks, base_environ, believe, fill, forget, is_trusted, path_and_query
 from reqtable.table.errors import ConfigurationError
+from reqtable.table.places import place_of, trim
 from reqtable.table.wants import flushed, hand_off
 
 log = logging.getLogger("reqtable.http")
@@ -58,6 +59,8 @@ class WSGIHandler(HTTPRequestHandler):
         "_running": "its application is running",
         "_spool": "its body is in a file",
     }
+
+    _stall_mend: ClassVar[str] = "serve the application under policy 'pool'"
 
     # Not fields: they belong to this process.
     _running: ApplicationCall | None = None
@@ -231,7 +234,10 @@ class WSGIHandler(HTTPRequestHandler):
         call.close()
         if call.error is None:
             return self.end_answer()
-        log.error("%s: the application failed", call.what, exc_info=call.error)
+        if trim(call.error):
+            log.error("%s: the application failed", call.what, exc_info=call.error)
+        else:  # no line of the application raised it
+            log.error("%s: %s: %s", call.what, _named(type(self).wsgi_app), call.error)
         if not self.reply.status:
             return self.answer(500)
         return _break_off(self)
@@ -364,6 +370,12 @@ def _base_of(handler: WSGIHandler) -> dict[str, Any]:
         base = bases[server] = base_environ(handler.entry.local, is_tls, shares, handler.multiprocess or policy.forks)
     handler._base = base
     return base
+
+
+def _named(application: Any) -> str:
+    """Return the name of an application, and where it is defined."""
+    named = application if hasattr(application, "__qualname__") else type(application)
+    return f"{named.__qualname__} ({place_of(named)})"
 
 
 def _break_off(handler: WSGIHandler) -> None:

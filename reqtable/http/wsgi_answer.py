@@ -17,8 +17,9 @@ def begin(call: ApplicationCall, head: Head, may_keep: bool, server_name: str | 
     is_head = head.method == "HEAD"
     keep_alive = may_keep and head.keep_alive and not call.connection_close
     if length is None and call.has_body:
-        if call.is_whole and call.is_done and not is_head:
-            length = call.produced
+        if call.is_whole and call.is_done:
+            length = call.unsent_bytes if is_head else call.produced
+        if length is not None:
             text += f"Content-Length: {length}\r\n"
         elif head.version == (1, 1):
             is_chunked = True

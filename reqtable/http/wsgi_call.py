@@ -132,6 +132,7 @@ class ApplicationCall:
     has_begun = False
     is_committed = False  # the head can't change any more
     is_whole = False  # all of the body is in `pieces` when the head is sent
+    unsent_bytes: int | None = None  # how long the body would be that HEAD does not send; None: not known
     is_done = False
     is_closed = False  # `close()` of the iterable was called, or there is none
     is_out = False  # it runs in another thread
@@ -272,7 +273,14 @@ class ApplicationCall:
         if type(result) is FileWrapper and self.status and not self.produced and self._send_file(result):
             return
         self.is_whole = type(result) in (list, tuple)
-        self._iterator = iter(result)
+        if self._is_head and self.is_whole and not self.is_committed and all(type(each) is bytes for each in result):
+            self.unsent_bytes = sum(map(len, result))
+        try:
+            self._iterator = iter(result)
+        except TypeError as error:
+            if self._close is None and not hasattr(type(result), "__iter__"):
+                raise HandlerError(f"an application returns an iterable of bytes, not {result!r}") from error
+            raise
 
     def _go_on(self, bytes_max: int, one_piece: bool) -> None:
         """Take items, until enough bytes wait or all of the body has come."""

@@ -281,9 +281,9 @@ class Supervisor:
                 self._back_off(worker.started_at)
             wait_s = max(0.0, self._not_before - self._loop.table.now)
             then = f"in {wait_s:.1f} s" if wait_s else "now"
-            log.warning(
-                "worker %d %s after %.2f s; another one starts %s", worker.pid, how or "ended by itself", lived_s, then
-            )
+            level = logging.INFO if how is None else logging.WARNING
+            text = "worker %d %s after %.2f s; another one starts %s"
+            log.log(level, text, worker.pid, how or "ended by itself", lived_s, then)
         self._balance()
 
     def _dismiss(self, worker: _Worker, number: int, within_s: float) -> None:

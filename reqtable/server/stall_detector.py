@@ -94,7 +94,7 @@ class StallDetector:
             self._said = True
             if entry is not None:
                 who = f"{address_text(entry.peer)}: a step of {handler_name(entry.handler)}"
-                mend = "run it by call(), or the server under policy 'thread' or 'pool'"
+                mend = getattr(entry.handler, "_stall_mend", _MEND)
             else:
                 name = "Engine" if table.accepting is None else type(table.accepting).__name__
                 who = f"{name}, in a hook or taking a request,"
@@ -105,6 +105,9 @@ class StallDetector:
     def _loop_frame(self) -> FrameType | None:
         ident = self._loop.table.thread
         return None if ident is None else sys._current_frames().get(ident)
+
+
+_MEND = "run it by call(), or the server under policy 'thread' or 'pool'"
 
 
 def _grow_descriptor_table(fd: int) -> None:

@@ -254,6 +254,9 @@ class _InPlace:
     """Runs each call at once, as the dispatch policy; a hand-off changes nothing."""
 
     name: ClassVar[str] = "exercise"
+    steps_on_loop: ClassVar[bool] = True
+    takes_whole_requests: ClassVar[bool] = False
+    forks: ClassVar[bool] = False
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps

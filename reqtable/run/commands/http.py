@@ -6,6 +6,7 @@ import os
 
 import click
 
+from reqtable.run.commands.http_options import Adapt, http_options
 from reqtable.run.commands.serving import Serving, serve_as, serving_options
 
 
@@ -22,8 +23,15 @@ from reqtable.run.commands.serving import Serving, serve_as, serving_options
     help="How long browsers may use a file without asking again; 0: they ask each time.",
 )
 @serving_options("tcp://127.0.0.1:8000")
+@http_options
 def http_command(
-    folder: str, no_listing: bool, dot_files: bool, follow_symlinks: bool, cache_s: int | None, serving: Serving
+    folder: str,
+    no_listing: bool,
+    dot_files: bool,
+    follow_symlinks: bool,
+    cache_s: int | None,
+    serving: Serving,
+    limited: Adapt,
 ) -> None:
     """Serve the files of DIR over HTTP/1.1 until SIGINT or SIGTERM. SIGTERM lets answers in progress finish."""
     from reqtable.http.files import FileRequestHandler  # only this command needs it, and it imports much
@@ -35,4 +43,4 @@ def http_command(
         follows_symlinks = follow_symlinks
         cache_seconds = cache_s
 
-    serve_as(Files, serving)
+    serve_as(Files, serving, adapt=limited)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
 import random
@@ -17,6 +19,7 @@ from reqtable.config.import_string import account_of, module_at
 from reqtable.http.wsgi import WSGIHandler, wsgi_handler
 from reqtable.http.wsgi_environ import PROXY_HEADERS
 from reqtable.run.code_watch import Watch
+from reqtable.run.commands.http_options import Adapt, http_options
 from reqtable.run.commands.serving import Serving, serve_as, serving_options
 from reqtable.table.errors import ConfigurationError
 
@@ -51,7 +54,8 @@ class Application(click.ParamType[Any]):
         for each in name.removesuffix("()").split("."):
             found = getattr(found, each, None)
         if found is None:
-            self.fail(f"{value!r}: {place} has no {name.removesuffix('()')}")
+            others = ", ".join(_applications_in(module)) or "none"
+            self.fail(f"{value!r}: {place} has no {name.removesuffix('()')}; applications there: {others}")
         if is_factory:
             try:
                 found = found()
@@ -59,7 +63,38 @@ class Application(click.ParamType[Any]):
                 self.fail(f"{value!r}: the call failed: {account_of(error)}")
         if not callable(found):
             self.fail(f"{value!r}: {name} is not a WSGI application: give a function of environ and start_response")
+        if not _takes_two(found):
+            made = "what the call returned" if is_factory else name
+            mend = "" if is_factory else f": if it makes the application, write {place}:{name}()"
+            self.fail(f"{value!r}: {made} can't be called with environ and start_response{mend}")
         return found
+
+
+def _takes_two(found: Any) -> bool:
+    """Return whether `found` can be called as an application is, as far as its signature tells."""
+    try:
+        inspect.signature(found).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
+def _applications_in(module: Any) -> list[str]:
+    """Return the names of what looks like an application, and of functions that may make one."""
+    found = []
+    for name, each in vars(module).items():
+        if name.startswith("_") or isinstance(each, type) or not callable(each):
+            continue
+        is_function = inspect.isroutine(each)
+        if is_function and getattr(each, "__module__", None) != module.__name__:
+            continue
+        if _takes_two(each):
+            found.append(name)
+        elif is_function and "app" in name:
+            found.append(f"{name}()")
+    return sorted(found)
 
 
 def _networks(trusted: tuple[str, ...]) -> tuple[tuple[IPv4Network | IPv6Network, ...], bool]:
@@ -97,6 +132,8 @@ class _Quota:
 @click.command("wsgi")
 @click.argument("application", metavar="APPLICATION")
 @serving_options("tcp://127.0.0.1:8000")
+@http_options
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="How many threads pool has ([pool] size).")
 @click.option("--prefix", callback=_path, default="", help="SCRIPT_NAME: the path under which the application is.")
 @click.option(
     "--health-path", callback=_path, help="A path that the loop answers with 200, even if all threads are busy."
@@ -147,6 +184,8 @@ class _Quota:
 def wsgi_command(
     application: str,
     serving: Serving,
+    limited: Adapt,
+    threads: int | None,
     prefix: str,
     health_path: str | None,
     timeout_s: float | None,
@@ -174,6 +213,8 @@ def wsgi_command(
         raise ConfigurationError(
             "--timeout can't interrupt an application under policy 'thread': set [limits] request_timeout_s instead"
         )
+    if threads is not None and dispatch != "pool":
+        raise ConfigurationError(f"--threads is for policy 'pool': policy {dispatch!r} has no such threads")
     if reload_code and loaded.workers is not None:
         raise ConfigurationError("--reload-code is for one process: leave --workers out")
     settings: dict[str, Any] = {
@@ -187,9 +228,10 @@ def wsgi_command(
         "multiprocess": (loaded.workers or 1) > 1,
         "on_answered": None if max_requests is None else _Quota(max_requests, max_requests_jitter),
     }
+    adapt = functools.partial(_adapted, limited, threads)
     chosen = serving._replace(dispatch=dispatch)
     if not reload_code:
-        serve_as(wsgi_handler(_application(application), **settings), chosen, adapt=_suspending)
+        serve_as(wsgi_handler(_application(application), **settings), chosen, adapt=adapt)
         return
     watch = Watch()
     try:
@@ -200,7 +242,7 @@ def wsgi_command(
         watch.wait()
     else:
         with watch.watching():
-            serve_as(handler, chosen, adapt=_suspending)
+            serve_as(handler, chosen, adapt=adapt)
     if watch.has_changed:
         watch.start_again()
 
@@ -209,9 +251,12 @@ def _application(named: str) -> Any:
     return Application().convert(named, None, None)
 
 
-def _suspending(config: Config) -> Config:
-    """Have greenlets suspend wherever the application waits, unless the configuration decides it."""
-    if "greenlet.suspend_all_sockets" in config.origins:
-        return config
-    return replace(config, greenlet=replace(config.greenlet, suspend_all_sockets=True))
+def _adapted(limited: Adapt, threads: int | None, config: Config) -> Config:
+    """Apply the options. Greenlets suspend wherever the application waits, unless the configuration decides it."""
+    config = limited(config)
+    if threads is not None:
+        config = replace(config, pool=replace(config.pool, size=threads))
+    if "greenlet.suspend_all_sockets" not in config.origins:
+        config = replace(config, greenlet=replace(config.greenlet, suspend_all_sockets=True))
+    return config
 
