@@ -27,6 +27,7 @@ from reqtable.table.snapshot import handler_name
 
 log = logging.getLogger("reqtable")
 
+_MEND = "run it by call(), or the server under policy 'thread' or 'pool'"
 _ROOMS = (16_384, 4_096, 1_024)  # descriptors; eight bytes each
 
 
@@ -105,9 +106,6 @@ class StallDetector:
     def _loop_frame(self) -> FrameType | None:
         ident = self._loop.table.thread
         return None if ident is None else sys._current_frames().get(ident)
-
-
-_MEND = "run it by call(), or the server under policy 'thread' or 'pool'"
 
 
 def _grow_descriptor_table(fd: int) -> None:
