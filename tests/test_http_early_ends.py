@@ -18,6 +18,7 @@ from reqtable.http import HTTPRequestHandler, wsgi_handler
 from reqtable.table.engine_wants import VACANCY
 from reqtable.table.limits import Limits
 from tests.support import WAIT_S, Client, serving, wait_until
+from tests.test_gone import abort
 
 HOST = b"Host: x\r\n"
 GET = b"GET / HTTP/1.1\r\n%s\r\n" % HOST
@@ -271,6 +272,38 @@ def test_a_request_can_cancel_itself():
     with Served(Ends, "inline") as server, Client(server.server_address) as client:
         client.send(GET)
         assert rest(client) == b""
+
+
+@pytest.mark.parametrize("dispatch", POLICIES)
+def test_an_application_is_told_that_its_client_has_ended_its_side(dispatch):
+    """The request goes on: the client may still read."""
+
+    def application(environ, start_response):
+        enter(made[0])
+        while not environ["reqtable.disconnected"]():
+            time.sleep(0.001)
+        start_response("200 OK", [])
+        return [b"told"]
+
+    made = []
+    with Served(wsgi_handler(application), dispatch) as server, Client(server.server_address) as client:
+        made.append(server)
+        client.send(GET)
+        server.await_entry()
+        client.end()
+        assert client.rest().endswith(b"\r\n\r\ntold")
+
+
+@pytest.mark.parametrize("dispatch", ["greenlet", "fork"])
+def test_a_reset_ends_an_application_that_can_be_ended(dispatch):
+    with Served(blocks, dispatch) as server:
+        with Client(server.server_address) as client:
+            client.send(GET)
+            server.await_entry()
+            abort(client.socket)
+        wait_until(server, lambda: not len(server.table))
+        assert not getattr(server, "active_children", None)
+    assert server.stats()["finished"]["reset"] == 1
 
 
 class Upstream:

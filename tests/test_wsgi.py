@@ -6,7 +6,6 @@ import contextlib
 import gc
 import io
 import ipaddress
-import logging
 import re
 import socket
 import threading

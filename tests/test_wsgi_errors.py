@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import threading
+import time
 
 import pytest
 
@@ -10,7 +13,7 @@ from reqtable.config import Config
 from reqtable.http import wsgi_handler
 from reqtable.run.commands.http_options import KEEP_ALIVE_S, _limited
 from reqtable.testing import exercise
-from tests.support import Client
+from tests.support import WAIT_S, Client, wait_until
 from tests.test_wsgi import HOST, PLAIN, POLICIES, get, serving
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -120,12 +123,6 @@ def test_the_commands_close_idle_connections_by_default():
 
 def test_an_application_that_waits_is_unwound_when_its_client_resets():
     """Under greenlet, its `finally` blocks run at once, and not when the garbage is collected."""
-    import gc
-    import threading
-    import time
-
-    from tests.support import WAIT_S, wait_until
-
     unwound, begun = threading.Event(), threading.Event()
 
     def application(environ, start_response):

@@ -60,6 +60,8 @@ class SharedProgress:
 AnyProgress = Progress | SharedProgress
 
 
-def progress_of(handler: Any, kind: type[Progress] | type[SharedProgress], began_at: float | None) -> AnyProgress | None:
+def progress_of(
+    handler: Any, kind: type[Progress] | type[SharedProgress], began_at: float | None
+) -> AnyProgress | None:
     """Make the progress of a handler's request; None if the handler never has last words, so that nobody asks."""
     return kind(began_at) if getattr(handler, "_owes_answers", False) else None

@@ -1,7 +1,8 @@
 """One call of a WSGI application (PEP 3333): what it is given, what it answers, and what it may not answer.
 
-A call does no I/O, so it can run in any thread, or in several in turn: it has a context of its own (contextvars). It puts the pieces of its answer into a queue, and stops when the queue
-holds as much as the connection may have unsent. Whoever sends the pieces has it go on later.
+A call does no I/O, so it can run in any thread, or in several in turn: it has a context of its own (contextvars). It
+puts the pieces of its answer into a queue, and stops when the queue holds as much as the connection may have unsent.
+Whoever sends the pieces has it go on later.
 """
 
 from __future__ import annotations

@@ -259,4 +259,3 @@ def _adapted(limited: Adapt, threads: int | None, config: Config) -> Config:
     if "greenlet.suspend_all_sockets" not in config.origins:
         config = replace(config, greenlet=replace(config.greenlet, suspend_all_sockets=True))
     return config
-
