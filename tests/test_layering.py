@@ -25,6 +25,7 @@ THIRD_PARTY = {
     },
     "click": {
         "run/cli.py",
+        "run/commands/http_options.py",
         *(f"run/commands/{name}.py" for name in ("handler_class", "http", "inspect", "serve", "serving", "wsgi")),
         "compat/__main__.py",
     },
