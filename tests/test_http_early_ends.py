@@ -13,10 +13,11 @@ import pytest
 
 import reqtable
 from reqtable import connect, line, sleep, state
-from reqtable.config import Config, ForkOptions, GreenletOptions, PoolOptions, ThreadOptions
+from reqtable.config import Config, ForkOptions, GreenletOptions, PoolOptions, ThreadOptions, TLSOptions
 from reqtable.http import HTTPRequestHandler, wsgi_handler
 from reqtable.table.engine_wants import VACANCY
 from reqtable.table.limits import Limits
+from tests.certificates import TLSClient, write_certificate
 from tests.support import WAIT_S, Client, serving, wait_until
 from tests.test_gone import abort
 
@@ -274,6 +275,20 @@ def test_a_request_can_cancel_itself():
         assert rest(client) == b""
 
 
+@pytest.mark.parametrize("handler", [Sleeps, Blocks, blocks])
+@pytest.mark.parametrize("dispatch", ["pool", "thread", "fork"])
+def test_over_tls(handler, dispatch, tmp_path):
+    """A child that blocks is killed, and only the child could encrypt an answer."""
+    tls = TLSOptions(cert=write_certificate(tmp_path))
+    with Served(handler, dispatch, tls=tls) as server, TLSClient(server.server_address) as client:
+        client.send(GET)
+        server.await_entry()
+        (entry,) = server.table
+        assert server.table.cancel(entry.id)
+        answer = client.rest()
+        assert answer == b"" if dispatch == "fork" else answer.startswith(b"HTTP/1.1 503 ")
+
+
 @pytest.mark.parametrize("dispatch", POLICIES)
 def test_an_application_is_told_that_its_client_has_ended_its_side(dispatch):
     """The request goes on: the client may still read."""
@@ -301,8 +316,7 @@ def test_a_reset_ends_an_application_that_can_be_ended(dispatch):
             client.send(GET)
             server.await_entry()
             abort(client.socket)
-        wait_until(server, lambda: not len(server.table))
-        assert not getattr(server, "active_children", None)
+        wait_until(server, lambda: not len(server.table) and not getattr(server, "active_children", None))
     assert server.stats()["finished"]["reset"] == 1
 
 
