@@ -52,7 +52,7 @@ def asked(caplog: pytest.LogCaptureFixture) -> Any:
     """A function that returns the requests that were answered, as the access log has them, and forgets them."""
 
     def requests() -> list[dict[str, Any]]:
-        found = [each.request for each in caplog.records if each.name == "reqtable.access"]  # type: ignore[attr-defined]
+        found = [each.request for each in caplog.records if each.name == "reqtable.access.http"]  # type: ignore[attr-defined]
         caplog.clear()
         return [each for each in found if each["target"] != "/favicon.ico"]
 

@@ -346,7 +346,7 @@ def test_a_download_that_the_client_breaks_off_is_logged(
             wait_until(server, lambda: not len(server.table))
         assert open_descriptors() == before
     assert len(ended) == 1
-    [line] = [each.request for each in caplog.records if each.name == "reqtable.access"]
+    [line] = [each.request for each in caplog.records if each.name == "reqtable.access.http"]
     assert (line["status"], line["is_whole"]) == (200, False)
 
 
