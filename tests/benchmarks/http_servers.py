@@ -207,3 +207,4 @@ OTHERS: dict[str, tuple[str, dict[str, Callable[[], None]]]] = {
     ),
     "http.server": ("http", {"file": http_server_files}),
 }
+BESIDE = {"uvicorn": ("uvloop", "httptools", "starlette")}  # what its servers here are made with

@@ -45,7 +45,7 @@ class Peer:
     """Describes a server.
 
     `kinds` maps each kind of work to the function that serves it. `connections_max` is how many connections the server
-    can have open at once. If `is_program`, it is no package but a program.
+    can have open at once. If `is_program`, it is no package but a program. `beside` are packages that it needs as well.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Peer:
     kinds: dict[str, Callable[[], None]]
     connections_max: int = ENTRIES_MAX
     is_program: bool = False
+    beside: tuple[str, ...] = ()
 
     def serves(self, kind: str) -> bool:
         return VARIANTS.get(kind, kind) in self.kinds
@@ -62,7 +63,10 @@ class Peer:
         """Why the peer can't be measured here; None if it can."""
         if self.is_program:
             return None if shutil.which(self.package) else f"there is no {self.package} here"
-        return None if importlib.util.find_spec(self.package) else f"{self.package} is not installed"
+        for package in (self.package, *self.beside):
+            if importlib.util.find_spec(package) is None:
+                return f"{package} is not installed"
+        return None
 
 
 def listening(kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -540,7 +544,10 @@ PEERS = {
         Peer("twisted", "twisted", {"lines": twisted_lines, "datagrams": twisted_datagrams}),
         Peer("tornado", "tornado", {"lines": tornado_lines}),
         Peer("curio", "curio", {"lines": curio_lines, "datagrams": curio_datagrams}),
-        *(Peer(name, package, kinds) for name, (package, kinds) in http_servers.OTHERS.items()),
+        *(
+            Peer(name, package, kinds, beside=http_servers.BESIDE.get(name, ()))
+            for name, (package, kinds) in http_servers.OTHERS.items()
+        ),
         Peer("haproxy", "haproxy", {"forward": relays.haproxy_forward}, is_program=True),
     )
 }
