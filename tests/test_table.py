@@ -130,6 +130,8 @@ def test_a_row_is_plain_data(table, clock):
         "local": "127.0.0.1:80",
         "server": "TCPServer",
         "handler": "Echo",
+        "handler_state": None,
+        "source": None,
         "policy": "greenlet",
         "state": "WRITING",
         "letter": "W",

@@ -114,6 +114,11 @@ class PolicySet:
                 policy = self._policies.setdefault(name, made)
         return policy
 
+    def made(self) -> list[Policy]:
+        """Return the policies that were needed so far."""
+        with self._lock:
+            return list(self._policies.values())
+
     def adopt(self, entry: Entry, pid: int, pidfd: int) -> Want[Any]:
         """Watch the child `pid`, which the handler forked and which has the rest of `entry`. Returns the want."""
         return self.forking.adopt(entry, pid, pidfd)

@@ -9,13 +9,13 @@ import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from threading import get_ident
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.resumable import ResumableHandler
 from reqtable.table.arguments import check_timeout
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition
-from reqtable.table.places import functions_in, place_of
+from reqtable.table.places import functions_in, place_in, place_of
 from reqtable.table.room import DONE, Room
 from reqtable.table.table import Entry
 from reqtable.table.wants import NOTHING, Want, call, flushed, hand_off, sleep
@@ -102,6 +102,13 @@ class AsyncRequestHandler(ResumableHandler):
         return hand_off(policy)
 
     # -- for the engine -----------------------------------------------------------------------------------------------
+
+    def _where(self) -> tuple[str | None, str | None]:
+        """Return None, because a coroutine has no states, and `file:line` of the `await` at which it waits."""
+        frame, inner = None, cast(Any, self._coroutine)
+        while (found := getattr(inner, "cr_frame", None)) is not None:  # the innermost coroutine of the user's
+            frame, inner = found, inner.cr_await
+        return None, place_in(frame)
 
     def _resume(self, item: Any) -> Want[Any] | None:
         self.entry.timeout = None  # each read sets its own

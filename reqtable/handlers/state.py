@@ -17,6 +17,7 @@ import logging
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -189,6 +190,11 @@ class StateRequestHandler(ResumableHandler):
 
     # -- for the engine -----------------------------------------------------------------------------------------------
 
+    def _where(self) -> tuple[str | None, str | None]:
+        """Return the name of the current state, and `file:line` of its method."""
+        current = self._state
+        return current.name, _place_of(self.start if current is _START else current.function)
+
     def _save(self) -> tuple[str | None, dict[str, Any], bool]:
         """Return the request as data: the name of its state, its fields, and whether `on_eof` was called."""
         return None if self._state is _START else self.state_name, self.fields(), self._ended
@@ -337,6 +343,8 @@ class StateRequestHandler(ResumableHandler):
                 "it with the item of its want"
             )
 
+
+_place_of = lru_cache(maxsize=1024)(place_of)
 
 _START = Declaration("start", NOTHING, None, None, StateRequestHandler._first)
 

@@ -33,6 +33,13 @@ def owner_of(cls: type, name: str) -> type | None:
     return next((base for base in cls.__mro__ if name in vars(base)), None)
 
 
+def place_in(frame: FrameType | None) -> str | None:
+    """Return `file:line` of the innermost of the user's lines in a stack; None if the stack has none."""
+    while frame is not None and _package_of(frame) in _RUNNERS:
+        frame = frame.f_back
+    return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
 class Place(NamedTuple):
     """Names a line of the user's code: `Notes.command (file:line)`."""
 

@@ -25,6 +25,8 @@ class Row(TypedDict):
     local: str
     server: str
     handler: str
+    handler_state: str | None  # the handler's own state; None: the handler is no state machine
+    source: str | None  # `file:line` of that state, or of the line at which the handler waits
     policy: str
     state: str
     letter: str
@@ -61,6 +63,7 @@ class Shown(Protocol):
     peer: Any
     local: Any
     handler: Any
+    resumable: Any
     state: State
     deadline: float | None
     created_at: float
@@ -92,12 +95,21 @@ class Listing:
         peer: str | None = None,
         handler: Any = None,
         older_than: float | None = None,
+        idle_for: float | None = None,
+        policy: str | None = None,
+        handler_state: str | None = None,
+        path: str | None = None,
     ) -> None:
         self._state = None if state is None else _state_named(state)
         self._peer = peer
         self._handler = handler if handler is None or isinstance(handler, str) else handler_name(handler)
         self._older_than = older_than
-        self._shows_all = all(each is None for each in (state, peer, handler, older_than))
+        self._idle_for = idle_for
+        self._policy = policy
+        self._handler_state = handler_state
+        self._path = path
+        filters = (state, peer, handler, older_than, idle_for, policy, handler_state, path)
+        self._shows_all = all(each is None for each in filters)
         self._texts: dict[int, tuple[Any, str]] = {}  # texts that many rows share, each made once
 
     def rows(self, entries: Iterable[Shown], running: Shown | None, now: float) -> list[Row]:
@@ -105,9 +117,13 @@ class Listing:
         rows = []
         for entry in entries:
             state = State.RUNNING if entry is running else entry.state
-            if state is not State.CLOSED and (self._shows_all or self._matches(entry, state, now)):
+            if self.shows(entry, state, now):
                 rows.append(self._row(entry, state, now))
         return rows
+
+    def shows(self, entry: Shown, state: State, now: float) -> bool:
+        """Return whether an entry has not ended, and matches every filter."""
+        return state is not State.CLOSED and (self._shows_all or self._matches(entry, state, now))
 
     def _matches(self, entry: Shown, state: State, now: float) -> bool:
         return (
@@ -115,12 +131,16 @@ class Listing:
             and (self._peer is None or self._peer in (address_text(entry.peer), host_text(entry.peer)))
             and (self._handler is None or handler_name(entry.handler) == self._handler)
             and (self._older_than is None or now - entry.created_at > self._older_than)
+            and (self._idle_for is None or now - entry.active_at > self._idle_for)
+            and (self._policy is None or entry.policy.name == self._policy)
+            and (self._handler_state is None or where(entry)[0] == self._handler_state)
+            and (self._path is None or _path_of(entry) == self._path)
         )
 
     def _row(self, entry: Shown, state: State, now: float) -> Row:
         name, letter = _NAMES[state]
         deadline = entry.deadline
-        shown_by_handler = None if isinstance(entry.handler, type) else getattr(entry.handler, "_shown", None)
+        handler_state, source = where(entry)
         row: Row = {
             "id": entry.id,
             "kind": entry.kind,
@@ -129,6 +149,8 @@ class Listing:
             "local": self._text(entry.local, address_text),
             "server": type(entry.server).__name__,
             "handler": handler_name(entry.handler),
+            "handler_state": handler_state,
+            "source": source,
             "policy": entry.policy.name,
             "state": name,
             "letter": letter,
@@ -142,8 +164,7 @@ class Listing:
             "buffered_out": entry.output.held,
             "steps": entry.steps,
         }
-        if shown_by_handler is not None:
-            row.update(shown_by_handler())
+        row.update(_shown_by_handler(entry))  # type: ignore[typeddict-item]
         return row
 
     def _text(self, thing: Any, write: Callable[[Any], str]) -> str:
@@ -151,6 +172,24 @@ class Listing:
         if known is None:
             known = self._texts[id(thing)] = thing, write(thing)  # keep the thing, so that its id is not reused
         return known[1]
+
+
+def where(entry: Shown) -> tuple[str | None, str | None]:
+    """Return the handler's own state, and `file:line` of where the request is; None for what is not known."""
+    is_class = isinstance(entry.handler, type)  # a blocking handler; OPENING, there is nothing else yet
+    handler = getattr(entry, "resumable", None) if is_class else entry.handler
+    find = getattr(handler, "_where", None)
+    return (None, None) if find is None else find()
+
+
+def _shown_by_handler(entry: Shown) -> dict[str, Any]:
+    """Return what the handler adds to the row of its request."""
+    show = None if isinstance(entry.handler, type) else getattr(entry.handler, "_shown", None)
+    return {} if show is None else show()
+
+
+def _path_of(entry: Shown) -> str | None:
+    return _shown_by_handler(entry).get("path")
 
 
 def format_rows(rows: list[Row]) -> str:

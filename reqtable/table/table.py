@@ -219,6 +219,10 @@ class RequestTable:
     def __contains__(self, entry: Entry) -> bool:
         return self._entries.get(entry.id) is entry
 
+    def ids(self) -> list[int]:
+        """Return the ids of the requests, then those of the connections."""
+        return [*self._entries, *self.connections]
+
     def get(self, id: int) -> Entry | None:
         """Return the entry of the request or the connection with that id, or None if there is none."""
         return self._entries.get(id) or self.connections.get(id)
@@ -320,6 +324,10 @@ class RequestTable:
         peer: str | None = None,
         handler: Any = None,
         older_than: float | None = None,
+        idle_for: float | None = None,
+        policy: str | None = None,
+        handler_state: str | None = None,
+        path: str | None = None,
     ) -> list[Row]:
         """Return the rows that match every given filter, as plain data.
 
@@ -327,10 +335,12 @@ class RequestTable:
         thousands of rows, use `call(table.snapshot, on="thread")` there.
 
         `state` is a State, its name or its letter. `peer` is an address as shown, or its host alone. `handler` is a
-        class or its name. `older_than` is an age in seconds. Raises ValueError for an unknown state.
+        class or its name. `older_than` is an age in seconds, and `idle_for` how long it has been idle. `path` is that
+        of an HTTP request. Raises ValueError for an unknown state.
         """
         rows: list[Row] = []
-        for some in self.slices(Listing(state, peer, handler, older_than)):
+        listing = Listing(state, peer, handler, older_than, idle_for, policy, handler_state, path)
+        for some in self.slices(listing):
             rows += some
             if self.owner is not None and self.owner.in_other_thread:
                 self.owner.give_way()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from types import FrameType
 from typing import Any, ClassVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -12,6 +13,7 @@ from reqtable.dispatch.run_blocking import run
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import TURN
 from reqtable.table.errors import TimedOut
+from reqtable.table.places import place_in
 from reqtable.table.wants import Want
 
 _SPARE_MAX = 64
@@ -125,6 +127,15 @@ class GreenHandler:
         if own.loop is not loop:
             own.resumed_by(loop)
         return own.switch(item)  # type: ignore[no-any-return]
+
+    def _where(self) -> tuple[str | None, str | None]:
+        """Return None, because a blocking handler has no states, and `file:line` of the line at which it waits."""
+        return None, place_in(self._frame())
+
+    def _frame(self) -> FrameType | None:
+        """Return the suspended frame of the handler, if it has begun."""
+        own = self._greenlet
+        return None if own is None or own.transport is not self._transport else own.gr_frame
 
     def _begun(self) -> RequestGreenlet:
         """Return a greenlet for the handler, a spare one if possible."""

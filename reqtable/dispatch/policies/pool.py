@@ -42,6 +42,11 @@ class Pool(InThreadPolicy):
     def busy(self) -> int:
         return len(self._serving)
 
+    def load(self) -> tuple[int, int, int]:
+        """Return how many threads are busy, how many are idle, and how much waits for a thread."""
+        busy, idle, waiting = self._threads.load() if isinstance(self._threads, Threads) else (self.busy, 0, 0)
+        return busy, idle, waiting + len(self._waiting)
+
     def stepping(self, entry: Entry, handler: Any) -> Resumable:
         return ThreadSteps(entry, handler, self._threads)
 
