@@ -1,5 +1,6 @@
 """The configuration: what can be set, and where each value comes from."""
 
+from reqtable.config.changes import changed, differences
 from reqtable.config.config import (
     CONFIG_VARIABLE,
     DISPATCH_VARIABLE,
@@ -13,6 +14,7 @@ from reqtable.config.options import (
     ARGUMENT,
     DEFAULT,
     Certificate,
+    ControlOptions,
     ExecutorOptions,
     ForkOptions,
     GreenletOptions,
@@ -29,6 +31,7 @@ __all__ = [
     "DISPATCH_VARIABLE",
     "Certificate",
     "Config",
+    "ControlOptions",
     "ExecutorOptions",
     "ForkOptions",
     "GreenletOptions",
@@ -36,7 +39,9 @@ __all__ = [
     "ProxyOptions",
     "TLSOptions",
     "ThreadOptions",
+    "changed",
     "chosen_dispatch",
+    "differences",
     "effective",
     "from_environment",
     "given_or_found",

@@ -33,6 +33,12 @@ file; the class attribute `dispatch`, which a mix-in sets; the default. The file
     [tls.names."b.example"]       # for clients that ask for this name (SNI)
     cert = "b.pem"
 
+    [control]                     # how an operator looks at the table; see docs/control.md
+    socket = "/run/notes.sock"    # the commands that serve have one by default
+    page = "127.0.0.1:9101"       # a live page; off by default
+    token = "a long random text"  # allows actions on the page
+    metrics = "127.0.0.1:9100"    # for Prometheus; off by default
+
     [proxy]                       # connections from these begin with a PROXY protocol header
     trusted = ["10.0.0.0/8", "::1", "unix"]
 
@@ -51,6 +57,7 @@ from reqtable.config.file import OWN_FILE, PROJECT_FILE, File, values_of
 from reqtable.config.options import (
     ARGUMENT,
     DEFAULT,
+    ControlOptions,
     ExecutorOptions,
     ForkOptions,
     GreenletOptions,
@@ -91,6 +98,7 @@ class Config:
     executors: Mapping[str, ExecutorOptions] = field(default_factory=dict)
     tls: TLSOptions = field(default_factory=TLSOptions)
     proxy: ProxyOptions = field(default_factory=ProxyOptions)
+    control: ControlOptions = field(default_factory=ControlOptions)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:

@@ -155,6 +155,34 @@ class ProxyOptions:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class ControlOptions:
+    """Says where an operator reaches the control API: `docs/control.md`.
+
+    `socket` is the path of a Unix socket. `page` and `metrics` are `host:port`, and read-only: actions on the page need
+    `token`.
+    """
+
+    socket: str | None = None
+    page: str | None = None
+    metrics: str | None = None
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self, "control.")
+        for name in ("page", "metrics"):
+            value = getattr(self, name)
+            if value is not None:
+                host, _, port = value.rpartition(":")
+                if "/" in host or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+                    raise ConfigurationError(f"control.{name} must be host:port, such as 127.0.0.1:9100, not {value!r}")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to open."""
+        return any((self.socket, self.page, self.metrics))
+
+
 _KINDS = {str: "a string", int: "a whole number above 0", bool: "true or false", tuple: "a list", Mapping: "a mapping"}
 EXAMPLES = {
     "dispatch": '"pool"',
@@ -178,6 +206,11 @@ EXAMPLES = {
     "ciphers": '"ECDHE+AESGCM"',
     "proxy": 'ProxyOptions(trusted=["10.0.0.0/8"])',
     "trusted": '["10.0.0.0/8", "unix"]',
+    "control": 'ControlOptions(socket="/run/notes.sock")',
+    "socket": '"/run/notes.sock"',
+    "page": '"127.0.0.1:9101"',
+    "token": '"a long random text"',
+    "metrics": '"127.0.0.1:9100"',
     "origins": '{"dispatch": "argument"}',
 }
 
