@@ -46,6 +46,7 @@ class HTTPRequestHandler(Methods):
     server_name: ClassVar[str | None] = "reqtable"  # the field Server; None: left out
 
     _logs_requests: ClassVar[bool] = True  # so the engine logs no line for the connection
+    _is_in_access_log: ClassVar[bool] = True
     _owes_answers: ClassVar[bool] = True
 
     @classmethod
@@ -327,14 +328,15 @@ class HTTPRequestHandler(Methods):
         status = 504 if has_connections else 503 if request.is_whole else 408
         body = f"{status} {phrase_of(status)}\n".encode()
         fields = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), "Date": date()}
-        if access.isEnabledFor(logging.INFO):
+        if access.isEnabledFor(logging.INFO) and self._is_in_access_log:
             log_request(self, request, Reply(status, left=0, sent=len(body)))
         head = head_of(status, (fields | {"Connection": "close"}).items())
         return head if request.method == "HEAD" else head + body
 
     def _log(self) -> None:
         """Log the request, unless that was done when it ended early."""
-        if access.isEnabledFor(logging.INFO) and not self._is_over and self.request.is_logged:
+        is_wanted = access.isEnabledFor(logging.INFO) and self._is_in_access_log
+        if is_wanted and not self._is_over and self.request.is_logged:
             log_request(self, self.request, self.reply)
 
     def _shown(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from reqtable.loop.step import Steps
 from reqtable.loop.times import LoopTimes
 from reqtable.table.errors import ReqtableError
 from reqtable.table.states import Event, State
+from reqtable.table.table import Entry
 
 UNATTENDED: AbstractContextManager[Any] = nullcontext()  # nothing is done before the first pass and after the last
 _PATIENCE_MAX_S = 86_400.0  # a much longer timeout overflows in the kernel
@@ -43,6 +44,8 @@ class Loop:
         self.mailbox = steps.mailbox
         self.times = LoopTimes()
         self.after_pass: list[Callable[[float, bool], Any]] = []  # called with the time, and whether entries were freed
+        # Called in the thread that watches for stalls: with the entry whose step holds up the loop, then with None.
+        self.on_stall: Callable[[Entry | None], Any] = bool
         self.on_forked: list[Callable[[], Any]] = []  # called in a forked child, where this loop does not run
         self.on_start_over: list[Callable[[], Any]] = []  # called in a forked child that will serve by itself
         self._expiry = Expiry(steps, self.times)
@@ -88,6 +91,15 @@ class Loop:
                 else:
                     LOOPS[get_ident()] = outer
                 self.table.thread = None
+
+    def run_inside(self) -> None:
+        """Run one pass inside a pass of another loop of this thread, without waiting."""
+        self.table.thread = get_ident()
+        try:
+            self.run_once(0)
+            self.steps.reap()
+        finally:
+            self.table.thread = None
 
     def run_once(self, most_s: float | None = None) -> None:
         """Run one pass. The poll waits at most `most_s` seconds; None: until there is something to do."""

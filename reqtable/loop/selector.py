@@ -118,6 +118,10 @@ if hasattr(select, "epoll"):
         def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
             return {fd: self._key(fd) for fd, events in enumerate(self._events) if events}
 
+        def fileno(self) -> int:
+            """Return the descriptor of the selector itself, which another selector can poll."""
+            return self._epoll.fileno()
+
         def close(self) -> None:
             self._epoll.close()
 

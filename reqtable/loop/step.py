@@ -63,9 +63,12 @@ class Steps(EarlyEndings):
         self.spent = 0  # bytes of the large sends in this pass
 
     def set_limits(self, limits: Limits) -> None:
-        """Apply `limits` from now on."""
+        """Apply `limits` from now on. A request that had no deadline, but has one by these limits, gets it."""
+        was_unbounded = self.table.idle_is_unbounded
         self.table.set_limits(limits)
         self.send_share = limits.send_bytes
+        if was_unbounded and not self.table.idle_is_unbounded:
+            self.timeouts.arm_all()
 
     # -- one request --------------------------------------------------------------------------------------------------
 

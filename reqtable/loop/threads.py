@@ -83,6 +83,13 @@ class Threads(Executor):
                     thread.join()
             _open.discard(self)
 
+    def load(self) -> tuple[int, int, int]:
+        """Return how many threads run a task, how many are idle, and how many tasks wait."""
+        with self._lock:
+            waiting = len(self._tasks)
+            idle = min(max(0, self._free + waiting), len(self._threads))
+            return len(self._threads) - idle, idle, waiting
+
     def leave(self) -> None:
         """Wait for the threads at the interpreter's exit, unless `may_leave()` is true."""
         if not self._may_leave():

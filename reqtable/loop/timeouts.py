@@ -17,6 +17,7 @@ from reqtable.table.table import Entry, RequestTable
 _READING: Final = State.READING
 _WRITING: Final = State.WRITING
 _READY: Final = State.READY
+_WAITS = {State.READING, State.WAITING, State.SLEEPING, State.OFFLOADED, State.DELEGATED}
 
 
 class Timeouts:
@@ -54,6 +55,12 @@ class Timeouts:
         else:
             entry.bytes_in_when_armed = entry.bytes_in
             self._deadlines.arm(entry, at)
+
+    def arm_all(self) -> None:
+        """Set the deadlines of the waiting entries that have none: the limits have changed."""
+        for entry in self._table:
+            if entry.deadline is None and entry.state in _WAITS:
+                self.arm(entry)
 
     def arm_partial(self, entry: Entry) -> None:
         """Bound the time for the rest of an item, part of which has arrived. A trickle of input does not extend it."""

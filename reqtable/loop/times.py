@@ -38,6 +38,8 @@ class LoopTimes:
             "busy_s": self.busy_s,
             "pass_s_mean": self.busy_s / max(1, self.passes),
             "pass_s_max": self.pass_s_max,
+            "due": self.due,
+            "lag_s": self.lag_s,
             "lag_s_mean": self.lag_s / max(1, self.due),
             "lag_s_max": self.lag_s_max,
         }

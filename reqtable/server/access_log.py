@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import time
+from threading import get_ident
 from typing import Any
 
+from reqtable.loop.process import LOOPS
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.snapshot import handler_name
 from reqtable.table.states import Ending
@@ -35,10 +37,22 @@ def log_access(entry: Entry) -> None:
     access.info(text, request, extra={"request": request})
 
 
+def running_id() -> int | None:
+    """Return the id of the request whose step runs in this thread, for a line of the log; None: there is none."""
+    loop = LOOPS.get(get_ident())
+    running = None if loop is None else loop.table.running
+    return None if running is None else running.id
+
+
 class TextFormatter(logging.Formatter):
-    """Formats a record as text for a terminal. Indents tracebacks: they may quote what a peer sent to fake a record."""
+    """Formats a record as text for a terminal. Indents tracebacks: they may quote what a peer sent to fake a record.
+
+    `%(of_request)s` in the format is `request 12: ` if the record comes from a step of that request, else nothing.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
+        id = running_id()
+        record.of_request = "" if id is None else f"request {id}: "
         return "\n".join(map(printable, super().format(record).split("\n")))
 
     def formatException(self, *error: Any) -> str:  # noqa: N802
@@ -48,17 +62,21 @@ class TextFormatter(logging.Formatter):
 class JSONFormatter(logging.Formatter):
     """Formats a record as a line of JSON.
 
-    The keys are `at`, `pid`, `level`, `logger` and `message`; `traceback` if there is one; a finished request's fields.
+    The keys are `at`, `pid`, `level`, `logger` and `message`; `id` of the request whose step has logged it; `traceback`
+    if there is one; a finished request's fields.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, Any] = {
             "at": self.formatTime(record),
             "pid": record.process,
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
+        id = running_id()
+        if id is not None:
+            line["id"] = id
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line | getattr(record, "request", {}))  # ASCII, for any terminal and encoding

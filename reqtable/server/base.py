@@ -19,6 +19,7 @@ from math import inf
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from reqtable.config import Config
 from reqtable.dispatch.checks import is_resumable
 from reqtable.dispatch.handoff import HandedOffRequest
 from reqtable.dispatch.policies.greenlet import defer_handshakes
@@ -93,6 +94,11 @@ class LoopServer(ConfiguredServer):
     def table(self) -> RequestTable:
         """Every unfinished request of this server's engine."""
         return self._host.table
+
+    @_Shown
+    def config(self) -> Config:
+        """The configuration by which this server serves new requests."""
+        return self._policies.config
 
     @property
     def _host(self) -> Engine:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from reqtable.loop.loop import UNATTENDED, Loop
@@ -25,6 +25,9 @@ from reqtable.table.limits import Limits
 from reqtable.table.snapshot import unwrapped
 from reqtable.table.states import Ending, Event
 from reqtable.table.table import Entry, RequestTable
+
+# Functions that are called with each engine that begins to serve. What one returns surrounds the passes.
+COMPANIONS: list[Callable[[Engine], AbstractContextManager[Any]]] = []
 
 
 class Engine:
@@ -155,10 +158,17 @@ class Engine:
         self.loop.must_be_idle()
         self._stopped.clear()
         try:
-            self.run(lambda: self._stopping or stop(), poll_interval, around=self.serving.around_passes())
+            self.run(lambda: self._stopping or stop(), poll_interval, around=self._around_passes())
         finally:
             self._stopping = False
             self._stopped.set()
+
+    @contextmanager
+    def _around_passes(self) -> Iterator[None]:
+        with self.serving.around_passes(), ExitStack() as companions:
+            for attend in COMPANIONS:
+                companions.enter_context(attend(self))
+            yield
 
     def run(
         self,

@@ -53,7 +53,8 @@ class Serving:
             ending.push(lambda _, error, __: self._loop.poller.end_if_copy(error))  # the rest is the parent's
             self._start_all()
             for server in self._servers:
-                self._listeners.listen(server)
+                if not server._is_draining:
+                    self._listeners.listen(server)
             with self._stall_detection():
                 yield
 

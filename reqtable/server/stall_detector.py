@@ -84,6 +84,8 @@ class StallDetector:
         seen = (table.now, entry or loop.progress)
         if seen != self._seen:
             self._seen = seen
+            if self._said:
+                loop.on_stall(None)
             self._said = False
             # Steps of other requests may have come before it in this pass.
             self._since = table.now if now - table.now <= look_s else now
@@ -93,6 +95,7 @@ class StallDetector:
         waits = frame is None or (entry is None and _polls(frame, loop))
         if frame is not None and not waits and (table.now, table.running) == (seen[0], entry):
             self._said = True
+            loop.on_stall(entry)
             if entry is not None:
                 who = f"{address_text(entry.peer)}: a step of {handler_name(entry.handler)}"
                 mend = getattr(entry.handler, "_stall_mend", _MEND)
