@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
+from logging.handlers import WatchedFileHandler
 from typing import Any, NamedTuple
 
 import click
 
-from reqtable.config import Config
+from reqtable.config import ARGUMENT, Config, ControlOptions
+from reqtable.control.listening import default_path
 from reqtable.dispatch import policy_names
 from reqtable.run.activation import is_activated
+from reqtable.run.operated import CONTROL_VARIABLE
+from reqtable.run.privileges import Account
 from reqtable.run.serve import serve, serving_log
 from reqtable.run.terminal import TERMINAL, is_terminal
 from reqtable.server.access_log import JSONFormatter, TextFormatter
 from reqtable.server.engine import Engine
 
+log = logging.getLogger("reqtable.control")
 http_access = logging.getLogger("reqtable.access.http")
 
 LEVELS = ["debug", "info", "warning", "error"]
@@ -47,6 +53,11 @@ class Serving(NamedTuple):
     access_log: bool
     log_format: str
     log_level: str
+    log_file: str | None
+    user: str | None
+    group: str | None
+    control: str | None
+    no_control: bool
 
 
 def serving_options(default_bind: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -69,6 +80,20 @@ def serving_options(default_bind: str) -> Callable[[Callable[..., None]], Callab
         click.option("--access-log", is_flag=True, help="Log a line for every finished request."),
         click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True),
         click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True),
+        click.option(
+            "--log-file",
+            metavar="PATH",
+            help="Write the log to this file. It is opened again when another program has renamed it.",
+        ),
+        click.option("--user", metavar="NAME", help="Once everything is bound, go on as this user. Only for root."),
+        click.option("--group", metavar="NAME", help="And as this group; otherwise that of the user."),
+        click.option(
+            "--control",
+            metavar="PATH",
+            help=f"The socket for reqtable ps and the like; otherwise [control] socket, ${CONTROL_VARIABLE}, or one "
+            "that these commands find by themselves.",
+        ),
+        click.option("--no-control", is_flag=True, help="Open no socket for them."),
     ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -100,8 +125,9 @@ def serve_as(
         config = Config.load(serving.config, workers=serving.workers)
         return config if adapt is None else adapt(config)
 
+    account = Account.of(serving.user, serving.group)
     loaded = load()
-    _log_to_the_streams(serving.log_format == "json", serving.log_level, loaded.workers is not None)
+    _log_to_the_streams(serving, loaded.workers is not None)
     if serving.access_log:
         logging.getLogger("reqtable.access").setLevel(logging.INFO)
     try:
@@ -110,23 +136,42 @@ def serve_as(
             *serving.binds,
             handler=handler,
             dispatch=serving.dispatch,
-            config=loaded,
-            reload=load,
-            on_pass=_StatusLine() if is_terminal() and loaded.workers is None else None,
+            config=_with_control(loaded, serving, account),
+            reload=lambda: _with_control(load(), serving, account),
+            on_listening=None if account is None else lambda _: account.become(),
+            on_engine=_show_status if is_terminal() and loaded.workers is None else None,
         )
     finally:
         TERMINAL.show(status="", progress="")
 
 
-def _log_to_the_streams(as_json: bool, level: str, has_workers: bool) -> None:
-    """Send the log to standard error, and the addresses and the access log of HTTP to standard output.
+def _with_control(config: Config, serving: Serving, account: Account | None) -> Config:
+    """Return the configuration with a control socket: by default one that the commands find, if it names none."""
+    if serving.no_control:
+        return replace(config, control=ControlOptions(socket=""))
+    socket = serving.control or config.control.socket or os.environ.get(CONTROL_VARIABLE)
+    if socket is None:
+        try:
+            socket = default_path(None if account is None else account.user)
+        except OSError as error:
+            log.warning("control: there is no place for a socket, so no operator can look: %s", error)
+    origins = {**config.origins, "control.socket": ARGUMENT} if serving.control else config.origins
+    return replace(config, control=replace(config.control, socket=socket), origins=origins)
+
+
+def _log_to_the_streams(serving: Serving, has_workers: bool) -> None:
+    """Send the log to standard error or to a file, the addresses and the access log of HTTP to standard output.
 
     So a script can read the port, and other programs the access log: its lines have nothing before them.
     """
+    as_json = serving.log_format == "json"
+    log_handler: logging.Handler = TERMINAL
+    if serving.log_file is not None:
+        log_handler = WatchedFileHandler(serving.log_file)
     process = "%(process)d " if has_workers else ""
-    plain = TextFormatter(f"%(asctime)s {process}%(levelname)s %(message)s")
-    TERMINAL.setFormatter(JSONFormatter() if as_json else plain)
-    logging.basicConfig(level=level.upper(), handlers=[TERMINAL])
+    plain = TextFormatter(f"%(asctime)s {process}%(levelname)s %(of_request)s%(message)s")
+    log_handler.setFormatter(JSONFormatter() if as_json else plain)
+    logging.basicConfig(level=serving.log_level.upper(), handlers=[log_handler])
     output = logging.StreamHandler(sys.stdout)
     output.setFormatter(JSONFormatter() if as_json else None)
     serving_log.setLevel(logging.INFO)
@@ -135,14 +180,11 @@ def _log_to_the_streams(as_json: bool, level: str, has_workers: bool) -> None:
         each.propagate = False
 
 
-class _StatusLine:
-    """Shows on a terminal, once a second, how many requests the server has: a sign of life."""
+def _show_status(engine: Engine) -> None:
+    """Show on a terminal, once a second, how many requests the server has: a sign of life."""
 
-    def __init__(self) -> None:
-        self._next_at = 0.0
+    def show() -> None:
+        TERMINAL.show(status=f"{len(engine.table)} in the table, {engine.table.last_id} so far ")
 
-    def __call__(self, engine: Engine) -> None:
-        now = time.monotonic()
-        if now >= self._next_at:
-            self._next_at = now + 1
-            TERMINAL.show(status=f"{len(engine.table)} in the table, {engine.table.last_id} so far ")
+    engine.post(show)
+    engine.every(1.0, show)

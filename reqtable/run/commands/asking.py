@@ -1,0 +1,239 @@
+"""Asks the control API of a running server: HTTP over a Unix socket, and one-line errors."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import http.client
+import json
+import os
+import pwd
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import click
+
+from reqtable.control.workers import ANSWER_S as WORKER_S
+from reqtable.run.commands.finding import CouldNotAsk, SeveralRun, found_path, listener_of, running
+from reqtable.run.commands.stuck import stuck_in
+from reqtable.run.operated import CONTROL_VARIABLE
+from reqtable.table.errors import ConfigurationError
+
+ANSWER_S = 5.0  # how long a server may take to answer
+_USAGE_STATUS = 400
+_NOT_FOUND = 404
+_READ_BYTES = 65_536
+
+
+class Connection(http.client.HTTPConnection):
+    """Connects to a Unix socket. Knows the process that listens there."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("reqtable", timeout=timeout)
+        self.path = path
+        self.pid: int | None = None
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(self.path)
+        except BaseException:
+            self.sock.close()
+            raise
+        self.pid = listener_of(self.sock)
+
+
+class Asked:
+    """The server that a command asks. Raises ClickException, or UsageError, with one line for what goes wrong."""
+
+    def __init__(self, path: str | None, timeout_s: float = ANSWER_S) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+        self._may_lack_workers = False
+
+    @functools.cached_property
+    def path(self) -> str:
+        """The path of the control socket."""
+        return self._path or found_path()
+
+    def find_again(self) -> None:
+        """Ask the only server that is running from here on, unless a path was given: the one before may have ended."""
+        if self._path is None and len(servers := running()) == 1:
+            self.path = servers[0].path
+
+    def get(self, place: str, **query: Any) -> Any:
+        """Return the answer to a GET."""
+        return json.loads(b"".join(self.lines(place, **query)))
+
+    def find(self, place: str) -> Any:
+        """Return the answer to a GET; None if the server has no such thing."""
+        found = json.loads(b"".join(self._answer("GET", place, also=_NOT_FOUND)))
+        return None if found.keys() == {"error"} else found
+
+    def send(self, method: str, place: str, body: Mapping[str, Any], also: int | None = None) -> Any:
+        """Return the answer to a request with a body. The status `also` is no error."""
+        return json.loads(b"".join(self._answer(method, place, json.dumps(body).encode(), also)))
+
+    def lines(self, place: str, *, is_endless: bool = False, also: int | None = None, **query: Any) -> Iterator[bytes]:
+        """Yield the lines of an answer as they come. An endless one may have nothing to say for any time."""
+        words = urlencode({name: value for name, value in query.items() if value is not None})
+        return self._answer("GET", f"{place}?{words}" if words else place, is_endless=is_endless)
+
+    def tell_missing(self) -> None:
+        """If an answer took as long as a worker may take, say on standard error which workers it lacks."""
+        if self._may_lack_workers:
+            with suppress(click.ClickException):  # the server has ended meanwhile
+                for each in stuck_in(self.get("/v1/workers")):
+                    text = f"worker {each['worker']} is stuck, and has no part in this answer: see reqtable workers"
+                    click.echo(text, err=True)
+
+    def _answer(
+        self, method: str, place: str, body: bytes | None = None, also: int | None = None, is_endless: bool = False
+    ) -> Iterator[bytes]:
+        connection = Connection(self.path, self._timeout_s)
+        began = time.monotonic()
+        try:
+            connection.request(method, place, body)
+            response = connection.getresponse()
+            if place == "/v1/workers":
+                self._may_lack_workers = False  # it names the stuck ones itself
+            else:
+                self._may_lack_workers |= time.monotonic() - began > WORKER_S
+            if response.status >= _USAGE_STATUS and response.status != also:
+                raise _refusal(response, place)
+            if is_endless:
+                connection.sock.settimeout(None)
+            yield from _lines(response)
+        except TimeoutError:
+            later = "" if method == "GET" else "; what was asked for may still be done"
+            raise CouldNotAsk(f"{self.path}: {_held_up(connection.pid, self._timeout_s)}{later}") from None
+        except OSError as error:
+            raise CouldNotAsk(f"{self.path}: {_why(self.path, error, self._timeout_s)}") from None
+        except http.client.HTTPException:
+            raise CouldNotAsk(f"{self.path}: the server has ended while it answered") from None
+        finally:
+            connection.close()
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield the lines of the body, without their ends, as they come. Raises HTTPException if the body is cut off."""
+    begun = b""
+    while data := response.read1(_READ_BYTES):
+        *lines, begun = (begun + data).split(b"\n")
+        yield from lines
+    if response.length:
+        raise http.client.IncompleteRead(begun)
+    if begun:
+        yield begun
+
+
+def _refusal(response: http.client.HTTPResponse, place: str) -> Exception:
+    """Return the error that the server has answered with."""
+    text = response.read().decode("utf-8", "replace")
+    try:
+        text = json.loads(text)["error"]
+    except (ValueError, KeyError, TypeError):
+        text = text or response.reason
+    if place in ("/v1/config", "/v1/reload"):
+        return ConfigurationError(text)
+    return (click.UsageError if response.status == _USAGE_STATUS else click.ClickException)(text)
+
+
+def _why(path: str, error: OSError, timeout_s: float) -> str:
+    if error.errno == errno.ENOENT:
+        return "there is no such socket: the server has ended, or has another one"
+    if error.errno == errno.ECONNREFUSED:
+        if not Path(path).is_socket():
+            return "this is no socket, but another file: name the control socket of a server"
+        return "no server listens there any more: it has ended without removing its socket"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"permission refused{_owner(path)}: ask as that user, or as root"
+    if error.errno == errno.EAGAIN:  # its queue of connections is full
+        return _held_up(None, timeout_s)
+    if isinstance(error, ConnectionError):
+        return "the server closed the connection: it is ending, or belongs to another user"
+    return error.strerror or str(error)
+
+
+def _owner(path: str) -> str:
+    for place in (path, os.path.dirname(path)):
+        try:
+            user = os.stat(place).st_uid
+        except OSError:
+            continue
+        try:
+            return f": it belongs to user {pwd.getpwuid(user).pw_name}"
+        except KeyError:
+            return f": it belongs to user {user}"
+    return ""
+
+
+def _held_up(pid: int | None, timeout_s: float) -> str:
+    text = f"the server does not answer within {timeout_s:g} s: its loop is held up"
+    if pid is None:
+        return text
+    if _handles(pid, signal.SIGUSR1):
+        return f"{text}: kill -USR1 {pid} logs its table"
+    return f"{text}, in process {pid}"
+
+
+def _handles(pid: int, number: int) -> bool:
+    """Return whether a process has a handler for a signal, which would end it otherwise (proc(5))."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = [line.split()[1] for line in text.splitlines() if line.startswith("SigCgt:")]
+    return bool(caught) and bool(int(caught[0], 16) >> (number - 1) & 1)
+
+
+def asks(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options `--control` and `--json`, and the arguments `server` and `as_json`.
+
+    At its end the command says which workers its answers lack.
+    """
+
+    @click.option(
+        "--control",
+        metavar="PATH",
+        envvar=CONTROL_VARIABLE,
+        type=click.Path(readable=False),
+        help=f"The control socket of the server; otherwise ${CONTROL_VARIABLE}, or that of the only server.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @functools.wraps(command)
+    def run(*args: Any, control: str | None, **given: Any) -> Any:
+        server = Asked(control)
+        try:
+            return command(*args, server=server, **given)
+        except SeveralRun as error:
+            for each in error.servers:
+                click.echo(f"{each.path}  {each.command}", err=True)
+            raise
+        finally:
+            server.tell_missing()
+
+    return run
+
+
+def print_json(data: Any) -> None:
+    """Print plain data as JSON in ASCII, so that nothing that a client sent reaches the terminal as it is."""
+    click.echo(json.dumps(data))
+
+
+def print_json_array(items: Iterator[Any]) -> None:
+    """Print items as a JSON array, one line each, as they come."""
+    separator = "["
+    for each in items:
+        click.echo(separator + json.dumps(each), nl=False)
+        separator = ",\n"
+    click.echo("[]" if separator == "[" else "]")
+    sys.stdout.flush()

@@ -1,0 +1,114 @@
+"""Finds the control socket of a running server, for the commands that ask one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from glob import glob
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from reqtable.control.listening import folder_of, folders
+from reqtable.table.addresses import printable
+
+_CONNECT_S = 2.0
+
+
+class CouldNotAsk(click.ClickException):
+    """No server could be asked, or it has not answered. What was asked for may still be done, but for a look."""
+
+    exit_code = 3
+
+
+class Found(NamedTuple):
+    """Describes a server whose control socket was found."""
+
+    path: str
+    pid: int
+    command: str  # what started the process
+
+
+class SeveralRun(click.UsageError):
+    """Several servers are running, and none was chosen."""
+
+    def __init__(self, servers: list[Found]) -> None:
+        super().__init__(f"{len(servers)} servers are running: choose one of these by --control PATH")
+        self.servers = servers
+
+
+def found_path() -> str:
+    """Return the control socket of the only server of this user that is running.
+
+    Raises CouldNotAsk if there is none, and SeveralRun if there are several.
+    """
+    servers = running()
+    if not servers:
+        looked = ", ".join(folders())
+        raise CouldNotAsk(
+            f"no server of this user is running: no control socket answers in {looked}: start a server, or name its "
+            "socket by --control PATH"
+        )
+    if len(servers) > 1:
+        raise SeveralRun(servers)
+    return servers[0].path
+
+
+def running() -> list[Found]:
+    """Return the servers whose control sockets are in the usual folders. The sockets of dead processes are left out."""
+    found = []
+    for folder in folders() + _folders_of_others():
+        if not _is_trusted(folder):
+            continue
+        for path in sorted(Path(folder).glob("*.sock")):
+            pid = _listener(str(path))
+            if pid is not None:
+                found.append(Found(str(path), pid, _command_of(pid)))
+    return found
+
+
+def _is_trusted(folder: str) -> bool:
+    """Return whether the folder is there, and no other user could have put a socket into it."""
+    try:
+        status = os.lstat(folder)
+    except OSError:
+        return False
+    is_own = status.st_uid == os.geteuid() or folder == folder_of(status.st_uid)
+    return stat.S_ISDIR(status.st_mode) and is_own and not status.st_mode & 0o022
+
+
+def _folders_of_others() -> list[str]:
+    """Return the folders of other users: root finds the servers that it has started, and that have become those."""
+    if os.geteuid() != 0:
+        return []
+    return [each for each in glob(folder_of("[0-9]*")) if each not in folders()]
+
+
+def _listener(path: str) -> int | None:
+    """Return the number of the process that listens at `path`; None if no process does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as own:
+        own.settimeout(_CONNECT_S)
+        try:
+            own.connect(path)
+        except OSError as error:
+            # A full queue belongs to a server that is alive, but does not accept.
+            is_alive = error.errno == errno.EAGAIN or isinstance(error, TimeoutError)
+            name = Path(path).stem
+            return int(name) if is_alive and name.isdecimal() else None
+        return listener_of(own)
+
+
+def listener_of(own: socket.socket) -> int:
+    """Return the number of the process at the other end of a Unix socket (SO_PEERCRED in unix(7))."""
+    return int.from_bytes(own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), "little")
+
+
+def _command_of(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return f"process {pid}"
+    return printable(" ".join(word.decode("utf-8", "replace") for word in words))
