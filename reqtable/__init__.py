@@ -7,6 +7,7 @@ The package has the server and handler classes of `socketserver`, and handlers w
 from reqtable.config import (
     Certificate,
     Config,
+    ControlOptions,
     ExecutorOptions,
     ForkOptions,
     GreenletOptions,
@@ -91,6 +92,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectFailed",
     "Connection",
+    "ControlOptions",
     "DatagramRequestHandler",
     "Engine",
     "Entry",

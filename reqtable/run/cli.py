@@ -1,18 +1,24 @@
-"""The command line: `reqtable serve`, `http`, `wsgi`, `states` and `config`.
+"""The command line: commands that serve, that print what would be served, and that ask a running server.
 
-Exit codes: 0 fine, 2 usage, 78 configuration (sysexits(3)), 1 anything else. An error is one line that names the thing
-and the mend.
+Exit codes: 0 fine, 2 usage, 3 a server that could not be asked, 78 configuration (sysexits(3)), 1 anything else. An
+error is one line that names the thing and the mend.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
+from reqtable.run.commands.completion import completion_command
 from reqtable.run.commands.http import http_command
 from reqtable.run.commands.inspect import config_command, states_command
+from reqtable.run.commands.looking import stats_command, watch_command, workers_command
+from reqtable.run.commands.rows import kill_command, ps_command, show_command
 from reqtable.run.commands.serve import serve_command
+from reqtable.run.commands.steering import drain_command, log_level_command, reload_command, set_command
+from reqtable.run.commands.top import top_command
 from reqtable.run.commands.wsgi import wsgi_command
 from reqtable.table.errors import ConfigurationError
 
@@ -22,10 +28,28 @@ USAGE, CONFIGURATION, FAILURE = 2, 78, 1
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="reqtable", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Serve requests from an explicit table, on one thread."""
+    """Serve requests from an explicit table, on one thread. Look at the requests of a running server, and end them."""
 
 
-for command in (serve_command, http_command, wsgi_command, states_command, config_command):
+for command in (
+    serve_command,
+    http_command,
+    wsgi_command,
+    states_command,
+    config_command,
+    ps_command,
+    show_command,
+    kill_command,
+    top_command,
+    stats_command,
+    workers_command,
+    drain_command,
+    reload_command,
+    set_command,
+    log_level_command,
+    watch_command,
+    completion_command,
+):
     cli.add_command(command)
 
 
@@ -44,7 +68,13 @@ def _run(arguments: list[str] | None) -> int:
             return USAGE
         _complain(error.format_message())
         return USAGE
+    except click.ClickException as error:
+        _complain(error.format_message())
+        return error.exit_code
     except click.Abort:
+        return FAILURE
+    except BrokenPipeError:  # the reader of the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except ConfigurationError as error:
         _complain(str(error))

@@ -17,6 +17,7 @@ from reqtable.run.endpoints import Endpoint
 from reqtable.run.placed import Placed
 from reqtable.server.classes import TCPServer, UDPServer, remove_dead
 from reqtable.table.addresses import address_text
+from reqtable.table.snapshot import handler_name
 
 log = logging.getLogger("reqtable")
 
@@ -34,7 +35,7 @@ def make_server(endpoint: Endpoint, handler: Any, dispatch: str | None, config: 
     base: type[TCPServer] = _Stream if endpoint.kind == socket.SOCK_STREAM else _Datagram
     default = "inline" if is_resumable(handler) else policy_for_blocking()
     own = {"address_family": endpoint.family, "_endpoint": endpoint, "dispatch": default}
-    made: type[TCPServer] = type(base.__name__, (base,), own)
+    made: type[TCPServer] = type(handler_name(handler), (base,), own)  # operators see the name: that of what is served
     configured = endpoint.bind.configured(config)
     return made(endpoint.address, handler, bind_and_activate=False, dispatch=dispatch, config=configured)
 

@@ -25,7 +25,7 @@ from reqtable.table.errors import ConfigurationError
 from reqtable.table.snapshot import handler_name, unwrapped
 
 # The names that the loop's side of a server defines for programs. A class that knows nothing of it keeps its own.
-_OWN_NAMES = ("dispatch", "engine", "table", "stats", "drain", "reconfigure")
+_OWN_NAMES = ("config", "dispatch", "engine", "table", "stats", "drain", "reconfigure")
 _KINDS = {
     socket.SOCK_STREAM: ("connections", "tcp:// or unix://"),
     socket.SOCK_DGRAM: ("datagrams", "udp:// or unixgram://"),

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from reqtable.run.terminal import TERMINAL
-from reqtable.server.drain import Drain
 from reqtable.server.engine import Engine
 from reqtable.table.snapshot import Listing, Row, format_rows
-from reqtable.table.states import State
 
 log = logging.getLogger("reqtable")
 table_log = logging.getLogger("reqtable.table")
@@ -82,22 +80,6 @@ def answer(text: str) -> None:
 def counted(count: int, noun: str) -> str:
     """Return `1 request`, `2 requests`, and so on."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def announce_drain(engine: Engine) -> None:
-    """In a signal handler, before `begin_drain`: a step that is running may be about to answer."""
-    for server in engine.servers:
-        server._is_draining = True
-
-
-def begin_drain(engine: Engine, hint: str = "", progress: Progress | None = None) -> None:
-    """In the loop: stop listening, and stop serving once all requests are done or `drain_timeout_s` is over."""
-    most_s = engine.limits.drain_timeout_s
-    at_first = sum(entry.state is not State.CLOSED for entry in engine.table)
-    if at_first:
-        are = "is" if at_first == 1 else "are"
-        log.info("ending when %s %s done, or in %g s%s", counted(at_first, "request"), are, most_s, hint)
-    Drain(engine, engine.servers, engine.table.now + most_s, engine.stop, progress).begin()
 
 
 class Progress:

@@ -18,38 +18,39 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from enum import Enum, IntEnum
+from enum import IntEnum
 from functools import partial
 from math import inf
 from typing import Any, NoReturn
 
-from reqtable.config import Config
+from reqtable.config import Config, changed, differences
+from reqtable.control.listening import controlled
 from reqtable.dispatch.forking.child import Child, fork
 from reqtable.loop.process import flush_streams, leave_child
-from reqtable.run.signals import Progress, answer, counted, handled, in_main_thread
+from reqtable.run.back_off import BackOff
+from reqtable.run.certificates import stamps_of
+from reqtable.run.known_worker import Phase, Worker
+from reqtable.run.operated import control_options
+from reqtable.run.signals import Progress, answer, counted, handled
+from reqtable.run.supervised import StackFile, SupervisorSource
 from reqtable.run.systemd import Notifier
-from reqtable.run.worker import HANDLED, Channel, work
+from reqtable.run.worker import HANDLED, work
 from reqtable.server.configured import reconfigure
 from reqtable.server.engine import Engine
+from reqtable.server.operator import SET_BY_HAND, Operator
 from reqtable.table.errors import ConfigurationError
 
 log = logging.getLogger("reqtable")
 
 _YOUNG_S = 1.0  # a worker that dies younger than this is not replaced at once
-_BACK_OFF_S, _BACK_OFF_MAX_S = 0.1, 30.0
 _GRACE_S = 5.0  # how long a worker may take to end after its time to drain
 _AT_ONCE_S = 1.0  # how long "at once" may take
 _LOOK_S = 0.5
-
-
-class Phase(Enum):
-    """Names the phases of a worker's life."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    LEAVING = "leaving"  # it was told to end
+_BEAT_S = 1.0  # how often a worker says that its loop runs: so a stuck one is shown with how long it is stuck
+IDS_PER_WORKER = 10**10  # the ids of the third worker that was started begin with 3: unique, and below 2**53
 
 
 class Stage(IntEnum):
@@ -60,40 +61,6 @@ class Stage(IntEnum):
     STOPPING = 2
 
 
-def check_workers(config: Config) -> None:
-    """Raise ConfigurationError if `config` asks for workers, but there can't be any."""
-    if config.workers is None:
-        return
-    if not hasattr(os, "fork"):
-        raise ConfigurationError(f"workers = {config.workers}: this platform has no fork(): leave it out")
-    if not in_main_thread():
-        raise ConfigurationError(f"workers = {config.workers}: call serve() in the main thread, where signals come")
-
-
-class _Worker:
-    """Holds what the supervisor knows of a worker."""
-
-    def __init__(self, loop: Engine, pid: int, own: socket.socket, config: Config, supervisor: Supervisor) -> None:
-        self.config = config
-        self.phase = Phase.STARTING
-        self.started_at = self.heard_at = loop.table.clock()
-        self.child = Child(loop.steps, pid, partial(supervisor._ended, self))
-        self.channel = Channel(loop.loop.poller, own, partial(supervisor._heard, self))
-
-    @property
-    def pid(self) -> int:
-        return self.child.pid
-
-    def tell(self, number: int) -> None:
-        """Send the worker a signal."""
-        self.child.tell(number)
-
-    def abandon(self) -> None:
-        """In another worker: close this process's copies of the descriptors."""
-        self.child.abandon()
-        self.channel.abandon()
-
-
 class Supervisor:
     """Keeps as many workers as `config` says running. They serve the bound servers of `served`, which never runs here.
 
@@ -102,21 +69,40 @@ class Supervisor:
     each log its table.
     """
 
-    def __init__(self, served: Engine, config: Config, workers: int | None, reload: Callable[[], Config]) -> None:
+    phases = tuple(each.value for each in Phase)
+
+    def __init__(
+        self,
+        served: Engine,
+        config: Config,
+        workers: int | None,
+        reload: Callable[[], Config],
+        on_engine: Callable[[Engine], None] | None = None,
+    ) -> None:
         assert config.workers is not None
         self._served = served
         self._servers: list[Any] = list(served.servers)
-        self._config = config
+        self.config = config
         self._wanted = config.workers
         self._pinned = workers  # the number given as an argument; a reload does not change it
         self._reload = reload
-        self._loop = Engine()
-        self._notifier = Notifier(self._loop)
-        self._workers: list[_Worker] = []
+        self._on_engine = on_engine  # called in each worker before it serves
+        self.engine = Engine()
+        self._notifier = Notifier(self.engine)
+        self.workers: list[Worker] = []
+        self.on_worker: list[Callable[[Worker], Any]] = []  # called with each worker that was started
+        self.on_worker_end: list[Callable[[Worker], Any]] = []  # called with each worker that has exited
+        self.restarts: Counter[str] = Counter(crashed=0, exited=0, reload=0, asked=0)
+        self.reloads: Counter[str] = Counter(applied=0, refused=0)
+        self._started = 0  # how many workers were started; each has ids of its own
         self._stage = Stage.SERVING
         self._reload_asked = False
-        self._not_before = -inf  # when the next worker may be started
-        self._back_off_s = 0.0
+        self._reloaded: list[dict[str, Any]] | ConfigurationError = []  # what the last reload changed, or why nothing
+        self._certificates = stamps_of(self._servers, config)
+        self.is_accepting = True  # False: workers that start later do not accept either
+        self.changed_at: float | None = None  # when the configuration was changed last, by the engine's clock
+        self.changes: list[dict[str, Any]] = []  # what that has changed
+        self._back_off = BackOff(self.engine, self._balance)
         # The last configuration that all workers served by, and the last status that was told.
         self._told: tuple[Config | None, str] = (None, "")
         self._restore_signals: Callable[[], None] = lambda: None
@@ -131,17 +117,18 @@ class Supervisor:
             self._release_policies()
             gc.collect()
             gc.freeze()  # or a worker's collections would copy every page of what exists already
-            self._loop.post(self._balance)
-            self._loop.post(self._notifier.feed_watchdog, self._all_are_well)
-            self._loop.run(lambda: self._stage is not Stage.SERVING and not self._workers)
+            self.engine.post(self._balance)
+            self.engine.post(self._notifier.feed_watchdog, self._all_are_well)
+            with controlled(self.engine, control_options(self.config.control), SupervisorSource(self)):
+                self.engine.run(lambda: self._stage is not Stage.SERVING and not self.workers)
         self._notifier.stopping("ended")
 
     def _handlers(self) -> dict[int, Callable[..., Any]]:
-        post = self._loop.post
+        post = self.engine.post
         return {
             signal.SIGINT: lambda *_: self._end(Stage.STOPPING),
-            signal.SIGTERM: lambda *_: self._end(Stage(min(self._stage + 1, Stage.STOPPING))),
-            signal.SIGHUP: lambda *_: post(self._ask_reload),
+            signal.SIGTERM: lambda *_: self.begin_drain(),
+            signal.SIGHUP: lambda *_: post(self.ask_reload),
             signal.SIGTTIN: lambda *_: post(self._want, 1),
             signal.SIGTTOU: lambda *_: post(self._want, -1),
             signal.SIGUSR1: lambda *_: post(self._show),
@@ -152,36 +139,33 @@ class Supervisor:
     def _balance(self) -> None:
         """Take the next steps until there are as many workers as wanted, all with the current configuration."""
         while self._stage is Stage.SERVING:
-            serving = [each for each in self._workers if each.phase is not Phase.LEAVING]
-            former = [each for each in serving if each.config is not self._config]
-            if self._reload_asked and (not former or self._is_backing_off):
+            serving = [each for each in self.workers if each.phase is not Phase.LEAVING]
+            former = [each for each in serving if each.config is not self.config]
+            if self._reload_asked and (not former or self._back_off.is_on):
                 self._take_new_configuration()
                 continue
             room = self._wanted + bool(former) - len(serving)  # one more while former ones are replaced
-            if room > 0 and not self._is_backing_off:
+            if room > 0 and not self._back_off.is_on:
                 self._start()
                 continue
             if room < 0 or (room == 0 and former and _are_ready(serving, but=former)):
                 leaving = (former or serving[::-1])[0]
+                self.restarts["reload"] += bool(former)
                 self._dismiss(leaving, signal.SIGTERM, leaving.config.limits.drain_timeout_s + _GRACE_S)
                 continue
             self._tell(serving, former)
             return
 
-    @property
-    def _is_backing_off(self) -> bool:
-        return self._loop.table.now < self._not_before
-
     def _want(self, more: int) -> None:
         self._wanted = max(1, self._wanted + more)
         self._balance()
 
-    def _tell(self, serving: list[_Worker], former: list[_Worker]) -> None:
+    def _tell(self, serving: list[Worker], former: list[Worker]) -> None:
         """Tell systemd and the log how many workers are ready, if that has changed."""
         ready = sum(each.phase is Phase.SERVING for each in serving)
         status = f"{ready} of {self._wanted} workers are ready"
         is_settled = not former and ready == self._wanted
-        config = self._config if is_settled else self._told[0]
+        config = self.config if is_settled else self._told[0]
         if config is self._told[0] and status == self._told[1]:
             return
         self._told = config, status
@@ -193,28 +177,33 @@ class Supervisor:
 
     def _all_are_well(self) -> bool:
         most_s = self._notifier.watchdog_s or inf
-        now = self._loop.table.now
-        return all(now - each.heard_at <= most_s for each in self._workers if each.phase is not Phase.LEAVING)
+        now = self.engine.table.now
+        return all(now - each.heard_at <= most_s for each in self.workers if each.phase is not Phase.LEAVING)
 
     def _show(self) -> None:
-        now = self._loop.table.now
-        rows = [f"{each.pid} {each.phase.value}, {now - each.started_at:.0f} s old" for each in self._workers]
+        now = self.engine.table.now
+        rows = [f"{each.pid} {each.phase.value}, {now - each.started_at:.0f} s old" for each in self.workers]
         answer("\n".join([f"{counted(len(rows), 'worker')}, {self._wanted} wanted", *rows]))
-        for each in self._workers:
+        for each in self.workers:
             each.tell(signal.SIGUSR1)
 
     # -- starting a worker --------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         try:
-            self._workers.append(self._fork())
+            self.workers.append(self._fork())
+            for told in tuple(self.on_worker):
+                told(self.workers[-1])
         except OSError as error:
-            self._back_off(self._loop.table.now)
-            log.error("a worker can't be started, next try in %g s: %s", self._back_off_s, error)
+            self._back_off.failed(self.engine.table.now)
+            log.error("a worker can't be started, next try in %g s: %s", self._back_off.left_s, error)
 
-    def _fork(self) -> _Worker:
+    def _fork(self) -> Worker:
         ours, theirs = socket.socketpair()
-        with theirs:
+        line, their_line = socket.socketpair()
+        stacks = StackFile()
+        self._started += 1
+        with theirs, their_line:
             # A signal that comes before the worker has its own handlers waits for them.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
             try:
@@ -222,23 +211,35 @@ class Supervisor:
                 pid = fork()
                 if not pid:
                     ours.close()
-                    self._be_worker(theirs, partial(signal.pthread_sigmask, signal.SIG_SETMASK, mask))
+                    line.close()
+                    unblock = partial(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+                    self._be_worker(theirs, their_line, stacks, unblock)
             except BaseException:
-                ours.close()
+                for each in (ours, line, stacks):
+                    each.close()
                 raise
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return _Worker(self._loop, pid, ours, self._config, self)
+        return Worker(pid, (ours, line), stacks, self)
 
-    def _be_worker(self, own: socket.socket, unblock: Callable[[], Any]) -> NoReturn:
+    def _be_worker(
+        self, own: socket.socket, line: socket.socket, stacks: StackFile, unblock: Callable[[], Any]
+    ) -> NoReturn:
         status = 1
         try:
-            self._loop.abandon(None)
-            for each in self._workers:
+            self.engine.abandon(None)
+            for each in self.workers:
                 each.abandon()
             self._served.loop.on_forked.append(self._restore_signals)
-            watchdog_s = self._notifier.watchdog_s
-            work(self._served, own, inf if watchdog_s is None else watchdog_s / 4, unblock)
+            watchdog_s = self._notifier.watchdog_s or inf
+            self._served.table.last_id = self._started * IDS_PER_WORKER
+            stacks.register(self._served)
+            operator = Operator(self._served, self.config)
+            if not self.is_accepting:
+                operator.announce_drain()
+            if self._on_engine is not None:
+                self._on_engine(self._served)
+            work(operator, own, line, min(_BEAT_S, watchdog_s / 4), unblock)
             status = 0
         except ConfigurationError as error:
             log.error("worker %d: %s", os.getpid(), error)
@@ -247,53 +248,50 @@ class Supervisor:
         finally:
             leave_child(status)
 
-    def _heard(self, worker: _Worker, word: bytes) -> None:
-        worker.heard_at = self._loop.table.now
+    def heard(self, worker: Worker, word: bytes) -> None:
+        worker.heard_at = self.engine.table.now
         if word and worker.phase is Phase.STARTING:
             worker.phase = Phase.SERVING
-            self._loop.call_later(_YOUNG_S, self._lasts, worker)
+            self.engine.call_later(_YOUNG_S, self._lasts, worker)
             self._balance()
 
-    def _lasts(self, worker: _Worker) -> None:
-        if worker in self._workers:
-            self._back_off_s = 0.0
-
-    def _back_off(self, started_at: float) -> None:
-        """Delay the next start: a worker started at `started_at` failed. Those started together count as one."""
-        if started_at >= self._not_before:
-            self._back_off_s = min(max(2 * self._back_off_s, _BACK_OFF_S), _BACK_OFF_MAX_S)
-            self._not_before = self._loop.table.now + self._back_off_s
-            self._loop.call_later(self._back_off_s, self._balance)
+    def _lasts(self, worker: Worker) -> None:
+        if worker in self.workers:
+            self._back_off.lasted()
 
     # -- ending a worker ----------------------------------------------------------------------------------------------
 
-    def _ended(self, worker: _Worker, child: Child) -> None:
+    def ended(self, worker: Worker, child: Child) -> None:
         """Forget a worker, which has exited and was reaped. Log how it ended, unless it ended well when told to."""
-        self._workers.remove(worker)
-        worker.channel.close()
+        self.workers.remove(worker)
+        worker.caller.line.hear_out()
+        for told in self.on_worker_end:
+            told(worker)
+        worker.close()
         how = child.how_it_failed()
-        lived_s = self._loop.table.now - worker.started_at
+        lived_s = self.engine.table.now - worker.started_at
         if worker.phase is Phase.LEAVING or self._stage is not Stage.SERVING:
             if how is not None:
                 log.warning("worker %d, which was told to end, %s", worker.pid, how)
         else:
             if worker.phase is Phase.STARTING or lived_s < _YOUNG_S:
-                self._back_off(worker.started_at)
-            wait_s = max(0.0, self._not_before - self._loop.table.now)
+                self._back_off.failed(worker.started_at)
+            self.restarts["crashed" if how else "exited"] += 1
+            wait_s = self._back_off.left_s
             then = f"in {wait_s:.1f} s" if wait_s else "now"
             level = logging.INFO if how is None else logging.WARNING
             text = "worker %d %s after %.2f s; another one starts %s"
             log.log(level, text, worker.pid, how or "ended by itself", lived_s, then)
         self._balance()
 
-    def _dismiss(self, worker: _Worker, number: int, within_s: float) -> None:
+    def _dismiss(self, worker: Worker, number: int, within_s: float) -> None:
         """Tell a worker to end, and kill it if it has not ended `within_s` seconds later."""
         worker.phase = Phase.LEAVING
         worker.tell(number)
-        self._loop.call_later(within_s, self._kill, worker)
+        self.engine.call_later(within_s, self._kill, worker)
 
-    def _kill(self, worker: _Worker) -> None:
-        if worker in self._workers:
+    def _kill(self, worker: Worker) -> None:
+        if worker in self.workers:
             log.error("worker %d has not ended in time: killed", worker.pid)
             worker.child.kill()
 
@@ -301,48 +299,96 @@ class Supervisor:
         """Enter `stage` at once, in the signal handler: a worker that ends from here on was meant to end."""
         if stage > self._stage:
             self._stage = stage
-            self._loop.post(self._dismiss_all, stage)
+            self.engine.post(self._dismiss_all, stage)
+
+    def begin_drain(self) -> None:
+        """Drain all workers, then end. End them at once if they drain already."""
+        self._end(Stage(min(self._stage + 1, Stage.STOPPING)))
 
     def _dismiss_all(self, stage: Stage) -> None:
-        drain_s = self._config.limits.drain_timeout_s
+        drain_s = self.config.limits.drain_timeout_s
         number, within_s = (
             (signal.SIGTERM, drain_s + _GRACE_S) if stage is Stage.DRAINING else (signal.SIGINT, _AT_ONCE_S)
         )
-        for worker in self._workers:
+        for worker in self.workers:
             self._dismiss(worker, number, within_s)
         if stage is Stage.DRAINING:
-            self._notifier.stopping(f"draining {counted(len(self._workers), 'worker')}")
-            self._show_progress(Progress(" workers"), self._loop.table.now + drain_s)
+            self._notifier.stopping(f"draining {counted(len(self.workers), 'worker')}")
+            self._show_progress(Progress(" workers"), self.engine.table.now + drain_s)
 
     def _show_progress(self, progress: Progress, until: float) -> None:
-        progress(len(self._workers), max(0.0, until - self._loop.table.now))
+        progress(len(self.workers), max(0.0, until - self.engine.table.now))
         if self._stage is Stage.DRAINING:
-            self._loop.call_later(_LOOK_S, self._show_progress, progress, until)
+            self.engine.call_later(_LOOK_S, self._show_progress, progress, until)
+
+    # -- for an operator ----------------------------------------------------------------------------------------------
+
+    def set_config(self, changes: Mapping[str, Any]) -> None:
+        """Change some values, for the workers that start from here on. Those that serve are told by the caller."""
+        config = changed(self.config, changes, SET_BY_HAND)
+        reconfigure(self._servers, config)
+        self._release_policies()
+        for worker in self.workers:
+            if worker.config is self.config:
+                worker.config = config  # it is not a former one: it takes the change as it serves
+        if self._told[0] is self.config:
+            self._told = config, self._told[1]
+        self.changes, self.changed_at = differences(self.config, config), self.engine.table.clock()
+        self.config = config
+
+    def replace_worker(self, worker: Worker) -> None:
+        """Drain one worker. Another one takes its place."""
+        self.restarts["asked"] += 1
+        self._dismiss(worker, signal.SIGTERM, worker.config.limits.drain_timeout_s + _GRACE_S)
+        self._balance()
 
     # -- the configuration --------------------------------------------------------------------------------------------
 
-    def _ask_reload(self) -> None:
+    def ask_reload(self) -> list[dict[str, Any]] | ConfigurationError:
+        """Read the configuration again. If something has changed, replace all workers.
+
+        Returns what has changed, or why that is not done, or not yet.
+        """
         self._reload_asked = True
         self._balance()
+        if self._reload_asked:
+            return ConfigurationError("workers are still being replaced: the reload follows when that is done")
+        return self._reloaded
 
     def _take_new_configuration(self) -> None:
-        """Read the configuration and apply it, or keep the one before. If applied, all workers are former ones now."""
+        """Read the configuration and apply it, or keep the one before. If applied, all workers are former ones now.
+
+        No worker is replaced if neither a value nor a certificate's file has changed: that would only end connections.
+        """
         self._reload_asked = False
         self._notifier.reloading()
         try:
             config = self._reload()
-            config = replace(config, workers=self._pinned or config.workers)  # a new object even if nothing has changed
-            reconfigure(self._servers, config)
+            config = replace(config, workers=self._pinned or config.workers)
+            certificates = stamps_of(self._servers, config)
+            has_changed = config != self.config or certificates != self._certificates
+            if has_changed:
+                reconfigure(self._servers, config)
         except ConfigurationError as error:
+            self.reloads["refused"] += 1
             log.error("the new configuration was refused, the old one stays in force: %s", error)
-            if self._told[0] is self._config:
+            self._reloaded = error
+            if self._told[0] is self.config:
                 self._notifier.ready(self._told[1])
             return
-        log.info("the configuration was read again")
-        self._release_policies()
-        self._config = config
+        self.reloads["applied"] += 1
+        self._reloaded = differences(self.config, config)
         self._wanted = config.workers or self._wanted
-        self._back_off_s, self._not_before = 0.0, -inf
+        self._back_off.reset()
+        if has_changed:
+            log.info("the configuration was read again: another worker takes the place of each")
+            self._release_policies()
+            self._certificates, self.config = certificates, config
+        else:
+            log.info("the configuration was read again: nothing has changed, so no worker is replaced")
+            self._told = self._told[0], ""  # tells again that the workers are ready
+        if self._reloaded:
+            self.changes, self.changed_at = self._reloaded, self.engine.table.clock()
 
     def _release_policies(self) -> None:
         """Close the policies, which only showed that the configuration works. Each worker makes its own."""
@@ -350,5 +396,5 @@ class Supervisor:
             server._policies.close(wait=True)
 
 
-def _are_ready(serving: list[_Worker], but: list[_Worker]) -> bool:
+def _are_ready(serving: list[Worker], but: list[Worker]) -> bool:
     return all(each.phase is Phase.SERVING for each in serving if each not in but)

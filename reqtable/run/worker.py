@@ -6,12 +6,13 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable
-from math import inf
 from typing import Any
 
+from reqtable.control.desk import Desk
+from reqtable.control.operations import Target
 from reqtable.loop.poller import Descriptor, Poller
-from reqtable.run.signals import announce_drain, begin_drain, log_table
-from reqtable.server.engine import Engine
+from reqtable.run.signals import log_table
+from reqtable.server.operator import Operator
 from reqtable.table.states import READ
 
 ALIVE = b"."  # what a worker sends, now and then
@@ -54,8 +55,14 @@ class Channel(Descriptor):
         self._socket.close()
 
 
-def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[], Any]) -> None:
-    """Serve until told to end, or until the supervisor is gone. Signals are blocked until this calls `unblock()`."""
+def work(
+    operator: Operator, own: socket.socket, line: socket.socket, beat_s: float, unblock: Callable[[], Any]
+) -> None:
+    """Serve until told to end, or until the supervisor is gone. Signals are blocked until this calls `unblock()`.
+
+    `own` tells each side whether the other is alive. On `line` the supervisor asks for what an operator wants.
+    """
+    engine = operator.engine
     servers: list[Any] = list(engine.servers)
     for server in servers:
         server._make_policies_again()
@@ -65,23 +72,23 @@ def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[]
         if draining:
             return  # systemd signals every process of a service, and the supervisor signals again
         draining.append(True)
-        begin_drain(engine)
+        operator.drain()
 
     def terminate(*_: object) -> None:
-        announce_drain(engine)
+        operator.announce_drain()
         engine.post(drain)
 
     def beat() -> None:
         channel.say(ALIVE)
-        if beat_s < inf:
-            engine.call_later(beat_s, beat)
+        engine.call_later(beat_s, beat)
 
     def hear(word: bytes) -> None:
         if not word:
             drain()
 
     channel = Channel(engine.loop.poller, own, hear)
-    engine.loop.on_forked.append(channel.abandon)
+    desk = Desk(Target(engine, operator), line)
+    engine.loop.on_forked += [channel.abandon, desk.line.abandon]
     handlers: dict[int, Callable[..., Any]] = dict.fromkeys(HANDLED, lambda *_: None)  # the supervisor acts on these
     handlers |= {
         signal.SIGINT: lambda *_: engine.stop(),
@@ -95,5 +102,6 @@ def work(engine: Engine, own: socket.socket, beat_s: float, unblock: Callable[[]
     unblock()
     engine.post(beat)
     engine.serve_forever()
+    desk.say_last()
     for server in servers:
         server.server_close()
