@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +36,15 @@ def pytest_collection_finish() -> None:
 def resource_tracker_runs() -> None:
     """Start multiprocessing's resource tracker before all tests: it stays, so its pipe would look like a leak."""
     resource_tracker.ensure_running()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def runtime_folder() -> Iterator[None]:
+    """Keep the control sockets of the servers that tests start apart from those of other servers of this user."""
+    with tempfile.TemporaryDirectory(prefix="reqtable-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        patch.delenv("REQTABLE_CONTROL", raising=False)
+        yield
 
 
 def join_workers() -> None:

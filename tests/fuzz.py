@@ -365,7 +365,7 @@ class Fuzz:
         self.servers = [target.server() for target in TARGETS]
         self.endings: Counter[str] = Counter()
         self._got = bytearray()  # what the client of this seed has got
-        self._log = _Bugs()
+        self._log = Bugs()
         logger = logging.getLogger("reqtable")
         logger.addHandler(self._log)
         logger.propagate = False  # nobody else keeps the errors, and so the sockets in their tracebacks
@@ -477,7 +477,7 @@ class Fuzz:
         return got
 
 
-class _Bugs(logging.Handler):
+class Bugs(logging.Handler):
     """What is logged as an error, or with a traceback."""
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -29,6 +30,14 @@ class Service:
         bind: str = "tcp://127.0.0.1:0",
         **options: Any,
     ):
+        self._reload_folder = tempfile.TemporaryDirectory(prefix="reqtable-service-")
+        if "--config" in arguments:
+            self._configuration = Path(arguments[arguments.index("--config") + 1])
+        else:
+            self._configuration = Path(self._reload_folder.name) / "reqtable.toml"
+            self._configuration.touch()
+            arguments = ("--config", str(self._configuration), *arguments)
+        self._changes = 0
         self.lines: list[str] = []
         self._came = threading.Condition()
         command = [sys.executable, "-m", "reqtable", "serve", handler, "--bind", bind, *arguments]
@@ -67,6 +76,15 @@ class Service:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def reload(self) -> None:
+        """Have the service read a configuration that has changed: else no worker would be replaced."""
+        text = self._configuration.read_text().partition("[fork]")[0]
+        self._changes += 1
+        other = Path(self._reload_folder.name) / "other.toml"
+        other.write_text(f"{text}\n[fork]\nmax_children = {1000 + self._changes}\n")
+        os.replace(other, self._configuration)  # a reload never reads half of it
+        self.signal(signal.SIGHUP)
+
     def workers(self) -> list[int]:
         """The numbers of its processes, zombies left out."""
         return [pid for pid in children_of(self.pid) if state_of(pid) not in "ZX"]
@@ -91,6 +109,7 @@ class Service:
         for stream in (self.process.stdout, self.process.stderr):
             assert stream is not None
             stream.close()
+        self._reload_folder.cleanup()
 
 
 def children_of(pid: int) -> list[int]:
@@ -217,5 +236,5 @@ def reload_times(service: Service, times: int) -> None:
     """SIGHUP, and wait until all workers are new ones; so many times."""
     done = len(service.wait_for(r"(\d+) of \1 workers are ready"))
     for count in range(1, times + 1):
-        service.signal(signal.SIGHUP)
+        service.reload()
         service.wait_for(r"(\d+) of \1 workers are ready", done + count)

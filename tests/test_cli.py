@@ -330,7 +330,7 @@ reqtable.serve(Notes, "tcp://127.0.0.1:0", on_listening=lambda names: print(*nam
 @pytest.mark.parametrize(
     ("setup", "said", "shown"),
     [
-        ("", "", "1 request"),
+        ("", "serving Notes on {}", "1 request"),
         ("logging.basicConfig()", "", "INFO:reqtable.table:1 request"),
         ("logging.basicConfig(level=20)", "INFO:reqtable.serving:serving Notes on {}", "INFO:reqtable.table:1 request"),
     ],

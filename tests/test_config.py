@@ -17,6 +17,7 @@ import reqtable.config.options
 from reqtable import Config, ConfigurationError, Limits, Transition, line, state
 from reqtable.config import (
     Certificate,
+    ControlOptions,
     ExecutorOptions,
     ForkOptions,
     GreenletOptions,
@@ -215,6 +216,7 @@ def test_every_key_but_numbers_and_truths_has_an_example_of_its_type() -> None:
         Certificate,
         TLSOptions,
         ProxyOptions,
+        ControlOptions,
     ):
         for name, hint in get_type_hints(kind).items():
             if hint not in (int, bool, int | None):

@@ -14,7 +14,20 @@ import reqtable
 ROOT = Path(reqtable.__file__).parent
 IMPURE = {"socket", "selectors", "time", "threading", "ssl", "os", "signal", "select"}
 # The layers, the lowest first: each may import itself and those below it, also in imports for type checkers.
-LAYERS = ["table", "config", "loop", "net", "handlers", "dispatch", "server", "http", "run", "testing", "compat"]
+LAYERS = [
+    "table",
+    "config",
+    "loop",
+    "net",
+    "handlers",
+    "dispatch",
+    "server",
+    "http",
+    "control",
+    "run",
+    "testing",
+    "compat",
+]
 # The files that may import a package from outside the standard library.
 THIRD_PARTY = {
     "greenlet": {
@@ -25,12 +38,14 @@ THIRD_PARTY = {
     },
     "click": {
         "run/cli.py",
-        "run/commands/http_options.py",
-        *(f"run/commands/{name}.py" for name in ("handler_class", "http", "inspect", "serve", "serving", "wsgi")),
+        *(f"run/commands/{path.name}" for path in (ROOT / "run" / "commands").glob("*.py") if path.stem != "__init__"),
         "compat/__main__.py",
     },
     "pytest": {"testing/plugin.py"},
     "python_multipart": {"http/forms.py"},
+    "prometheus_client": {"control/exposition.py"},
+    "opentelemetry": {"control/tracing.py"},
+    "rich": {"run/top/view.py", "run/top/screen.py"},
 }
 
 

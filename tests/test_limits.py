@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 import reqtable
-from reqtable import Limits, exactly, line, state
+from reqtable import Config, Limits, exactly, line, state
 from reqtable.dispatch.pickled_steps import reference_to, resolve
 from reqtable.loop.platform import System
 from reqtable.table.addresses import network_of
 from reqtable.testing import Client as Script
 from reqtable.testing import FakeClock, Faults, SimNetwork, exercise, simulate
-from tests.support import Client, serving, wait_until
+from tests.support import Client, served, serving, wait_until
 
 SERVER = ("127.0.0.1", 0)
 
@@ -583,3 +583,19 @@ def test_what_was_counted_is_there_after_the_server_has_closed(kind: Any) -> Non
         assert client.rest() == b""
         wait_until(server, lambda: not server.table)
     assert server.stats()["policies"]["greenlet"]["finished"]["done"] == 2
+
+
+def test_a_bound_on_idle_time_that_is_set_later_ends_those_that_are_idle_already() -> None:
+    """An operator who sets the limit means the connections that are there."""
+
+    class Echo(reqtable.StateRequestHandler):
+        @state(line())
+        def command(self, item: bytes) -> Any:
+            self.send(item)
+            return self.command
+
+    with served(Echo) as server, Client(server.server_address) as client:
+        assert client.ask(b"x\n") == b"x\n"
+        server.engine.post(server.reconfigure, Config(limits=Limits(idle_timeout_s=0.05)))
+        assert client.rest() == b""
+        wait_until(server, lambda: server.stats()["finished"]["timeout"] == 1)

@@ -89,14 +89,13 @@ def serving(served: Any, *binds: str, **options: Any) -> Iterator[tuple[Engine, 
     engines: list[Engine] = []
     listening, began, raised = threading.Event(), threading.Event(), []
 
-    def on_pass(engine: Engine) -> None:
-        if not engines:
-            engines.append(engine)
-            began.set()
+    def on_engine(engine: Engine) -> None:
+        engines.append(engine)
+        engine.post(began.set)
 
     def serve() -> None:
         try:
-            reqtable.serve(served, *binds, on_pass=on_pass, on_listening=lambda _: listening.set(), **options)
+            reqtable.serve(served, *binds, on_engine=on_engine, on_listening=lambda _: listening.set(), **options)
         except BaseException as error:
             raised.append(error)
             listening.set()

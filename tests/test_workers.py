@@ -209,7 +209,7 @@ def test_a_changed_number_is_taken_and_a_bad_file_is_not(tmp_path: Path) -> None
 def test_a_storm_of_reloads_ends_with_one_after_the_last(service: Service) -> None:
     with Load(service.address, clients=8, requests=5) as load:
         for _ in range(100):
-            service.signal(signal.SIGHUP)
+            service.reload()
             time.sleep(0.002)
         own = re.compile(rf" {service.pid} INFO (.*)")
         until(lambda: own.findall("\n".join(service.lines))[-1] == "2 of 2 workers are ready")
@@ -304,7 +304,7 @@ def test_ending_in_the_midst_of_a_reload() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         with Service(workers=4) as service:
             service.wait_for(READY)
-            service.signal(signal.SIGHUP)
+            service.reload()
             service.wait_for("the configuration was read again")
             service.signal(number)
             assert service.wait() == 0
