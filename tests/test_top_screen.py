@@ -361,5 +361,5 @@ def test_the_reader_of_a_pipe_may_leave(server: Controlled) -> None:
 
 def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = command("top", "--control", f"{tmp_path}/c.sock")
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (3, "")
     assert re.fullmatch(r"reqtable: \S+/c.sock: there is no such socket: .*\n", done.err)

@@ -221,6 +221,7 @@ class Stepping:
         self.progress: tuple[int, ...] = ()
         self.poller = SimpleNamespace(selector=object())
         self.table.limits = Limits(loop_stall_s=stall_s)
+        self.on_stall = bool
         self.watch = StallDetector(self, -1)  # type: ignore[arg-type]
 
     def begin(self, peer: int | None, pass_at: float | None = None) -> None:
