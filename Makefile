@@ -45,7 +45,7 @@ faults: $(VENV)/test.stamp
 # send bytes that no client should send; SEEDS=10000: how many seeds; FIRST=0: the first
 fuzz: $(VENV)/test.stamp
 	@$(RUN) tests.fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST))
-	@$(RUN) tests.fuzz_control $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST))
+	@$(RUN) tests.fuzz_control $(if $(SEEDS),--seeds $$(( ($(SEEDS) + 12) / 13 ))) $(if $(FIRST),--first $(FIRST))
 
 # run HTTP suites that others wrote; QUICK=1: in minutes; ARGS="curl load": only these; NGINX=... HAPROXY=...: other builds
 http-suites: $(VENV)/http-suites.stamp
