@@ -21,7 +21,7 @@ import pytest
 import reqtable
 from reqtable import Config, ControlOptions, Limits, StateRequestHandler, exactly, line, state
 from reqtable.config import differences
-from reqtable.control.jobs import SLICE_S
+from reqtable.control.jobs import SLICE_S, Turns
 from reqtable.server.access_log import JSONFormatter, TextFormatter
 from reqtable.table.errors import ConfigurationError
 from tests.control import Operator, UnixConnection
@@ -488,22 +488,20 @@ def test_no_slice_holds_the_loop_for_long(tmp_path: Path) -> None:
     """2,000 rows in slices: the median slice stays within its budget, and a request's echo comes in between."""
     with controlled(tmp_path) as (server, operator), clients(server, 2000) as made:
         operator.rows_once(lambda rows: len(rows) == 2000)
-        from reqtable.control.jobs import Job
-
         held: list[float] = []
-        run = Job._run
+        run = Turns._run
 
-        def timed(job: Job) -> None:
+        def timed(turns: Turns) -> None:
             begun = time.perf_counter()
-            run(job)
+            run(turns)
             held.append(time.perf_counter() - begun)
 
-        Job._run = timed  # type: ignore[method-assign]
+        Turns._run = timed  # type: ignore[method-assign]
         try:
             for query in ("", "?sort=mem", "?sort=age&limit=100", "?by=peer", "?handler_state=body"):
                 operator.get(f"/v1/requests{query}")
         finally:
-            Job._run = run  # type: ignore[method-assign]
+            Turns._run = run  # type: ignore[method-assign]
         assert made[7].ask(b"x\n") == b"x\n"
         held.sort()
         median_us, p99_us = held[len(held) // 2] * 1e6, held[-len(held) // 100] * 1e6
