@@ -17,7 +17,7 @@ run: $(VENV)/run.stamp
 	@printf '%s\n' '    $(PYTHON) -c '\''$(CONNECT); $(TALK)'\'
 	@echo "With a client connected, see the table of unfinished requests:"
 	@printf '%s\n' '    $(PYTHON) -i -c '\''$(CONNECT)'\'
-	@echo "    kill -USR1 $$$$"; echo "Ctrl-C stops."; \
+	@echo "    $(VENV)/bin/reqtable ps"; echo "Ctrl-C stops."; \
 	    exec $(BIN)/reqtable serve examples/notes.py:Notes --bind tcp://127.0.0.1:$(PORT)
 
 # run all but the slow tests, in less than two minutes on two cores; ARGS="tests/test_table.py -k cancel": only these

@@ -128,7 +128,7 @@ def test_what_make_run_says_to_type_works() -> None:
             wait_until(server, lambda: len(server.table) == 1)
             process.communicate(timeout=WAIT_S)
     assert "it answers 3, then rank 9" in hint
-    assert re.search(r"^    kill -USR1 \d+$", hint, re.MULTILINE)
+    assert re.search(r"^    \S+/bin/reqtable ps$", hint, re.MULTILINE)
 
 
 def test_serve_needs_a_bind() -> None:
