@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from math import inf
+from typing import Any
 
 from reqtable.loop.poller import Descriptor
 from reqtable.loop.selector import Ready
@@ -30,7 +31,8 @@ class Annex(Descriptor):
     def __init__(self, outer: Engine, inner: Engine) -> None:
         outer.loop.open()
         inner.loop.open()
-        super().__init__(outer.loop.poller, inner.loop.poller.selector.fileno())  # type: ignore[attr-defined]
+        selector: Any = inner.loop.poller.selector  # ours has a descriptor, as epoll(7) has
+        super().__init__(outer.loop.poller, selector.fileno())
         self.outer = outer
         self.inner = inner
         self._due_at = inf  # when a timer will run the next pass
@@ -68,10 +70,10 @@ class Annex(Descriptor):
                 forgetting.remove(self.abandon)
         for _ in range(_LAST_PASSES):
             self.inner.loop.run_inside()  # the answer to the one who has ended the outer engine is still on its way
-        servers: list[object] = list(self.inner.servers)
+        servers: list[Any] = list(self.inner.servers)
         self._around.close()
         for server in servers:
-            server.server_close()  # type: ignore[attr-defined]
+            server.server_close()
         self.inner.close()
 
     def abandon(self) -> None:

@@ -18,7 +18,7 @@ BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0)
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Describes a metric. Of one with `takes_largest`, the workers' largest value is shown, else their sum."""
+    """Describes a metric. With `takes_largest`, it shows the largest value of the workers, else their sum."""
 
     name: str
     kind: str  # "gauge", "counter", "summary" or "histogram"

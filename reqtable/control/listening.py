@@ -147,7 +147,7 @@ def default_path(user: int | None = None) -> str:
 
 @contextlib.contextmanager
 def controlled(engine: Engine, options: ControlOptions, source: Source) -> Iterator[None]:
-    """Serve the control API beside `engine` during the block. What can't be opened is logged, and left out.
+    """Serve the control API beside `engine` during the block. Log a place that can't be opened, and leave it out.
 
     Raises ConfigurationError if the package that metrics need is not installed.
     """

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from reqtable.control.figures import Figures, Value
+from reqtable.control.figures import Figures
 from reqtable.control.jobs import PAUSE, Job, Turns
 from reqtable.control.query import LOOK_EVERY
 from reqtable.control.recorder import recorder_of
@@ -107,15 +107,15 @@ def _pools(engine: Engine) -> Figures:
 
 def _listen_queues(engine: Engine) -> Figures:
     """Return how full the kernel's queues are, as far as the kernel tells: for TCP on Linux (tcp(7), TCP_INFO)."""
-    lengths: dict[tuple[str, ...], Value] = Counter()  # type: ignore[assignment]
-    limits: dict[tuple[str, ...], Value] = Counter()  # type: ignore[assignment]
+    lengths: Counter[tuple[str, ...]] = Counter()
+    limits: Counter[tuple[str, ...]] = Counter()
     for server in engine.servers:
         own: Any = getattr(server, "socket", None)
         if _is_tcp(own) and own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             length, limit = _QUEUE.unpack(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUE.size))
             lengths[type(server).__name__,] += length
             limits[type(server).__name__,] += limit
-    return {"reqtable_listen_queue": dict(lengths), "reqtable_listen_queue_limit": dict(limits)}
+    return {"reqtable_listen_queue": {**lengths}, "reqtable_listen_queue_limit": {**limits}}
 
 
 def _is_tcp(own: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What an operator can ask of one engine, and have it do. Each operation is a generator, which a `Job` runs.
+"""The operations that an operator can ask of one engine. Each is a generator, which a `Job` runs.
 
 An operation is called with its target, its arguments as plain data, and its job. It yields plain data alone, so that a
 worker can send it to its supervisor.

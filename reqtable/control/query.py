@@ -1,4 +1,4 @@
-"""What an operator asks the table for: which requests, in which order, and how many."""
+"""Queries of the table: which requests an operator wants, in which order, and how many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a monitoring system asks for: `/metrics`, `/healthz` and `/readyz`."""
+"""The resources for a monitoring system: `/metrics`, `/healthz` and `/readyz`."""
 
 from __future__ import annotations
 

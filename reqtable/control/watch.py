@@ -1,4 +1,4 @@
-"""What is recorded only while somebody looks: events of requests, and their ways through the states of their handlers.
+"""Records events of requests, and their ways through the states of their handlers, only while somebody looks.
 
 Nothing of this is in the way of a request while nobody looks: `Watch` puts its hooks in place when the first one begins
 to look, and takes them away after the last one.
@@ -243,7 +243,7 @@ def machines_of(engine: Engine) -> Machines:
 
 
 def forget(engine: Engine) -> None:
-    """Record nothing of an engine from now on: nobody can look. What was recorded stays."""
+    """Record nothing of an engine from now on: nobody can look. Keep the records so far."""
     if engine in _machines:
         _machines[engine].close()
 

@@ -1,4 +1,4 @@
-"""What the row of a request shows while a thread or a child has the request.
+"""The progress of a request that a thread or a child has, for the row of the request.
 
 The loop asks it only when a deadline has passed, or when the request is cancelled.
 """

@@ -170,7 +170,7 @@ class ApplicationCall:
         self._context.run(self._advance, bytes_max, one_piece)
 
     def close(self) -> None:
-        """Call the iterable's `close()`, once. What it raises is logged."""
+        """Call the iterable's `close()`, once. Log an exception that it raises."""
         if self._context is not None:  # else the application has not begun
             self._context.run(self._close_iterable)
 

@@ -1,4 +1,4 @@
-"""What a WAITING request waits for: messages, several things at once, or another connection than its client's.
+"""Waits of WAITING requests: for messages, several things at once, or another connection than its client's.
 
 The rules:
 

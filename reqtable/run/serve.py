@@ -82,13 +82,9 @@ def serve(
             engine.add(server)
         for each in engine.servers:
             stack.callback(open_server(each))
-        if config.tls.cert is not None and not any(each._begins_with_tls for each in engine.servers):
-            log.warning("[tls] names a certificate, but no bind uses it: write tls:// in place of tcp://")
         if chosen_dispatch(dispatch, config, "")[1] == DEFAULT:
             _log_policies(engine)
-        names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
-        for (maker, _), each, name in zip(parts, engine.servers, names, strict=True):
-            _say(f"serving {maker.name_of(each)} on {name}")
+        names = _say_what_is_served(engine, [maker for maker, _ in parts], config)
         if on_listening is not None:
             on_listening(names)
         if config.workers is None:
@@ -123,6 +119,16 @@ def _parts(served: Any, binds: tuple[str, ...], handler: Any) -> list[tuple[Any,
             "serve({bind: handler, …}) takes no other binds and no handler: put them into the mapping"
         )
     return [(maker_of(each, None), endpoint) for bind, each in served.items() for endpoint in find_endpoints((bind,))]
+
+
+def _say_what_is_served(engine: Engine, makers: list[Any], config: Config) -> list[str]:
+    """Log what is served where. Returns the addresses, as binds."""
+    if config.tls.cert is not None and not any(each._begins_with_tls for each in engine.servers):
+        log.warning("[tls] names a certificate, but no bind uses it: write tls:// in place of tcp://")
+    names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
+    for maker, server, name in zip(makers, engine.servers, names, strict=True):
+        _say(f"serving {maker.name_of(server)} on {name}")
+    return names
 
 
 def _log_policies(engine: Engine) -> None:

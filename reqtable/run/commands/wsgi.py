@@ -233,6 +233,14 @@ def wsgi_command(
     if not reload_code:
         serve_as(wsgi_handler(_application(application), **settings), chosen, adapt=adapt)
         return
+    _serve_until_changed(application, settings, chosen, adapt)
+
+
+def _serve_until_changed(application: str, settings: dict[str, Any], serving: Serving, adapt: Adapt) -> None:
+    """Serve the application, and start the program again when a file of it changes.
+
+    An application that can't be imported is waited for.
+    """
     watch = Watch()
     try:
         handler = wsgi_handler(_application(application), **settings)
@@ -242,7 +250,7 @@ def wsgi_command(
         watch.wait()
     else:
         with watch.watching():
-            serve_as(handler, chosen, adapt=adapt)
+            serve_as(handler, serving, adapt=adapt)
     if watch.has_changed:
         watch.start_again()
 
