@@ -13,12 +13,14 @@ from reqtable.config import (
     GreenletOptions,
     PoolOptions,
     ProxyOptions,
+    RestartOptions,
     ThreadOptions,
     TLSOptions,
 )
 from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from reqtable.handlers.coroutine import AsyncRequestHandler
-from reqtable.handlers.state import StateInfo, StateRequestHandler, Transition, state
+from reqtable.handlers.declaration import StateInfo, Transition, state
+from reqtable.handlers.state import StateRequestHandler
 from reqtable.loop.mailbox import Timer
 from reqtable.loop.platform import System
 from reqtable.net.connection import Connection
@@ -116,6 +118,7 @@ __all__ = [
     "ProxyOptions",
     "ReqtableError",
     "RequestTable",
+    "RestartOptions",
     "SendFileError",
     "State",
     "StateInfo",

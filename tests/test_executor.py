@@ -286,7 +286,7 @@ def local_class() -> type:
             files_of(ROOT),
             "Files can't run under policy 'executor', which ships steps as data: it holds what is no",
         ),
-        (wsgi_handler(print), "(when its application is running, or when its body is in a file): choose 'inline',"),
+        (wsgi_handler(print), "it holds what is no data (when its application is running): choose 'inline',"),
         (shipped.WithFunction, "WithFunction can't run under policy 'executor': its field 'key' can't be pickled"),
     ],
 )

@@ -56,7 +56,7 @@ def reachable(start: State) -> set[State]:
 def test_tables_cover_every_state():
     assert set(TRANSITIONS) == set(INTEREST) == set(State)
     assert (READ, WRITE) == (selectors.EVENT_READ, selectors.EVENT_WRITE)
-    assert "".join(state.value for state in State) == "ONRTYXWSFDLC"
+    assert "".join(state.value for state in State) == "ONRTYXWSFDLMC"
     assert {state for state in State if INTEREST[state] & READ} == {State.READING, State.LINGERING}
     assert {state for state in State if INTEREST[state] & WRITE} == {State.WRITING}
     elsewhere = {State.WAITING, State.SLEEPING, State.OFFLOADED, State.DELEGATED}
@@ -88,6 +88,9 @@ def test_every_state_is_reached_and_left():
         assert TRANSITIONS[state][Event.CANCELLED] is TRANSITIONS[state][Event.LOST] is State.CLOSED
 
 
+MOVES = {Event.FROZEN, Event.THAWED, Event.MOVED}
+
+
 def test_what_ends_a_wait_leads_to_a_step_and_a_step_to_a_wait():
     waits_end = list(Event)[: list(Event).index(Event.AWAITS_INPUT)]
     for state, after in TRANSITIONS.items():
@@ -98,13 +101,28 @@ def test_what_ends_a_wait_leads_to_a_step_and_a_step_to_a_wait():
                 over = state is State.LINGERING or (state is State.OPENING and event is Event.DEADLINE_PASSED)
                 begins = State.WAITING if state is State.CONNECTING else State.RUNNING
                 assert after[event] is (State.CLOSED if over else begins)
-        asked = set(after) - set(waits_end) - {Event.CANCELLED, Event.LOST}
+        asked = set(after) - set(waits_end) - MOVES - {Event.CANCELLED, Event.LOST}
         ends = {Event.FINISHED, Event.RELEASED}
         is_connection = state in (State.CONNECTING, State.WAITING) and asked == {Event.RELEASED}
         is_step = state is State.RUNNING or (state, asked) == (State.OPENING, ends)
         assert not asked or is_step or is_connection, "only a step asks"
     waits = set(TRANSITIONS[State.RUNNING].values())
-    assert waits == set(State) - {State.OPENING, State.CONNECTING, State.RUNNING}, "a step leads to every wait"
+    begins = {State.OPENING, State.CONNECTING, State.RUNNING, State.MOVING}
+    assert waits == set(State) - begins, "a step leads to every wait"
+
+
+def test_only_a_suspended_request_moves_and_nothing_steps_it_meanwhile():
+    leave = {state for state, after in TRANSITIONS.items() if Event.FROZEN in after}
+    suspended = {State.READING, State.WAITING, State.READY, State.WRITING, State.SLEEPING}
+    assert leave == suspended | {State.OPENING}, "OPENING: the row of a record is new"
+    assert all(TRANSITIONS[state][Event.FROZEN] is State.MOVING for state in leave)
+    assert TRANSITIONS[State.MOVING] == {
+        Event.THAWED: State.READY,
+        Event.MOVED: State.CLOSED,
+        Event.CANCELLED: State.CLOSED,
+        Event.LOST: State.CLOSED,
+    }
+    assert not INTEREST[State.MOVING]
 
 
 SECONDS = st.sampled_from([0.0, 0.25, 1.0, 2.0, 5.0, 30.0, 1000.0])

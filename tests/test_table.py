@@ -144,6 +144,7 @@ def test_a_row_is_plain_data(table, clock):
         "buffered_in": 6,
         "buffered_out": 8,
         "steps": 9,
+        "moves": 0,
     }
     assert json.loads(json.dumps(row)) == row
     entry.deadline = None

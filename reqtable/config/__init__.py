@@ -20,6 +20,7 @@ from reqtable.config.options import (
     GreenletOptions,
     PoolOptions,
     ProxyOptions,
+    RestartOptions,
     ThreadOptions,
     TLSOptions,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "GreenletOptions",
     "PoolOptions",
     "ProxyOptions",
+    "RestartOptions",
     "TLSOptions",
     "ThreadOptions",
     "changed",

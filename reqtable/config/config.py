@@ -7,6 +7,8 @@ file; the class attribute `dispatch`, which a mix-in sets; the default. The file
     dispatch = "pool"
     call_on = "thread"            # where a call() without `on` runs
     workers = 4                   # processes that serve; without it, the process itself
+    takeover = true               # another worker continues the requests of one that has crashed
+    takeover_attempts = 1         # how often a step that was cut off by a crash runs again
 
     [limits]                      # any field of reqtable.Limits
     entries_max = 10_000
@@ -63,6 +65,7 @@ from reqtable.config.options import (
     GreenletOptions,
     PoolOptions,
     ProxyOptions,
+    RestartOptions,
     ThreadOptions,
     TLSOptions,
     check,
@@ -81,6 +84,8 @@ class Config:
 
     `call_on` says where a `call` without `on` runs. `executors` are the executors that `on` may name, besides the
     built-in ones. `workers` is how many processes `serve()` starts; None: `serve()` serves in the calling process.
+    With `takeover`, another worker continues the requests of a worker that has crashed. The step that was cut off runs
+    again, after at most `takeover_attempts` crashes.
     `origins` says, for each key that was set, where its value came from.
 
     Raises ConfigurationError, naming the key, for a value that can't be used.
@@ -89,6 +94,8 @@ class Config:
     dispatch: str | None = None
     call_on: str = "thread"
     workers: int | None = None
+    takeover: bool = False
+    takeover_attempts: int = 1
     limits: Limits = field(default_factory=Limits)
     thread: ThreadOptions = field(default_factory=ThreadOptions)
     pool: PoolOptions = field(default_factory=PoolOptions)
@@ -99,6 +106,7 @@ class Config:
     tls: TLSOptions = field(default_factory=TLSOptions)
     proxy: ProxyOptions = field(default_factory=ProxyOptions)
     control: ControlOptions = field(default_factory=ControlOptions)
+    restart: RestartOptions = field(default_factory=RestartOptions)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:

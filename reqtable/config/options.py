@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
 TLS_VERSIONS = ("1.2", "1.3")
+UNMOVABLE = ("drain", "refuse")
 ARGUMENT = "argument"
 DEFAULT = "default"
 
@@ -183,7 +184,34 @@ class ControlOptions:
         return any((self.socket, self.page, self.metrics))
 
 
-_KINDS = {str: "a string", int: "a whole number above 0", bool: "true or false", tuple: "a list", Mapping: "a mapping"}
+@dataclass(frozen=True, slots=True)
+class RestartOptions:
+    """Sets how the next version of the program takes the place of this one.
+
+    `command` starts it; without one, it is started as this process was. It must be ready `start_timeout_s` later.
+    At most `slice_rows` requests are frozen at the same time. `unmovable` says what becomes of requests that can't
+    move: they "drain" in this process, or they "refuse" the restart.
+    """
+
+    command: tuple[str, ...] = ()
+    start_timeout_s: float = 30.0
+    slice_rows: int = 250
+    unmovable: str = "drain"
+
+    def __post_init__(self) -> None:
+        check(self, "restart.")
+        if self.unmovable not in UNMOVABLE:
+            raise ConfigurationError(f"restart.unmovable must be one of {', '.join(UNMOVABLE)}, not {self.unmovable!r}")
+
+
+_KINDS = {
+    float: "a number of seconds above 0",
+    str: "a string",
+    int: "a whole number above 0",
+    bool: "true or false",
+    tuple: "a list",
+    Mapping: "a mapping",
+}
 EXAMPLES = {
     "dispatch": '"pool"',
     "call_on": '"thread"',
@@ -211,6 +239,11 @@ EXAMPLES = {
     "page": '"127.0.0.1:9101"',
     "token": '"a long random text"',
     "metrics": '"127.0.0.1:9100"',
+    "restart": "RestartOptions(slice_rows=100)",
+    "command": '["/usr/bin/notes", "--serve"]',
+    "start_timeout_s": "60",
+    "slice_rows": "100",
+    "unmovable": '"refuse"',
     "origins": '{"dispatch": "argument"}',
 }
 
@@ -241,6 +274,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is UnionType:
         return any(_fits(value, each) for each in arguments)

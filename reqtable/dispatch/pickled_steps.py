@@ -30,13 +30,12 @@ from reqtable.table.input import Inbox
 from reqtable.table.limits import Limits
 from reqtable.table.parts import RELEASED
 from reqtable.table.places import trim
-from reqtable.table.record import from_bytes, record_of, to_bytes
+from reqtable.table.record import Record, record_of
 from reqtable.table.snapshot import handler_name
 from reqtable.table.table import Entry, RequestTable
 from reqtable.table.wants import NOTHING, Want
 
 _REFERENCES: dict[type, Reference | type] = {}  # of the classes that were looked up before
-_OWN_ATTRIBUTES = {"entry", "_state", "_ended"}
 
 
 class Reference(NamedTuple):
@@ -50,7 +49,7 @@ class Reference(NamedTuple):
 class StepRequest(NamedTuple):
     """Carries a step to another process, pickled: the request without its buffers, and the method to call."""
 
-    record: bytes  # see `reqtable.table.record`
+    record: Record
     method: str  # "_resume", "_throw" or "on_close"
     argument: Any
     limits: Limits
@@ -61,7 +60,7 @@ class StepRequest(NamedTuple):
 class StepResult(NamedTuple):
     """Carries the outcome of a step back, pickled: the request after the step, and what the step sent."""
 
-    record: bytes | None  # None: the request can't be pickled, and `error` says so
+    record: Record | None  # None: the request can't be pickled, and `error` says so
     unsent: tuple[bytes, ...]
     ends: bool  # the step returned None
     error: BaseException | None
@@ -157,7 +156,7 @@ class PickledSteps(RemoteSteps):
         handler = self._handler
         _check_declared(handler)  # a state pinned to the loop may have set an undeclared attribute
         try:
-            record = to_bytes(record_of(entry, handler, buffers=False), pickle.dumps)
+            record = record_of(entry, handler, buffers=False)
             is_draining = bool(getattr(entry.server, "_is_draining", False))
             data = pickle.dumps(
                 StepRequest(record, method, argument, entry.table.limits, entry.input.is_stream, is_draining)
@@ -175,9 +174,9 @@ class PickledSteps(RemoteSteps):
         for piece in back.unsent:
             self._entry.output.append(piece)
         if back.record is not None:
-            record = from_bytes(back.record, pickle.loads)
-            self._handler._restore((record.handler_state, record.fields, record.told_of_end))
+            record = back.record
             begun, now = record.begun_s, self._entry.table.now
+            self._handler._restore((record.handler_state, record.fields, record.told_of_end), now)
             self._entry.began_at = None if begun is None else now - begun
         if back.error is not None:
             raise back.error
@@ -231,7 +230,7 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
     """Run one step. An error that it raises is returned as data too, with the traceback as a note."""
     handler_class = reference if isinstance(reference, type) else resolve(reference)
     asked: StepRequest = pickle.loads(data)
-    record = from_bytes(asked.record, pickle.loads)
+    record = asked.record
     table = RequestTable(time.monotonic, asked.limits)
     entry = Entry(table, _NoServer(handler_class, asked.is_draining), _HERE, record.peer, record.local, RELEASED)
     if not asked.is_stream:
@@ -239,7 +238,7 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
     if record.begun_s is not None:
         entry.began_at = table.now - record.begun_s
     handler = handler_class(entry)
-    handler._restore((record.handler_state, record.fields, record.told_of_end))
+    handler._restore((record.handler_state, record.fields, record.told_of_end), table.now)
     table.running = entry
     want: Want[Any] | None = None
     error: BaseException | None = None
@@ -265,7 +264,7 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
 
 def _packed(name: str, entry: Entry, handler: Any, back: StepResult) -> bytes:
     try:
-        record = to_bytes(record_of(entry, handler, buffers=False), pickle.dumps)
+        record = record_of(entry, handler, buffers=False)
         return pickle.dumps(back._replace(record=record))
     except Exception as problem:
         unfit = f"raised {back.error!r}" if back.error is not None else "left fields or returned a want"
@@ -273,13 +272,10 @@ def _packed(name: str, entry: Entry, handler: Any, back: StepResult) -> bytes:
         return pickle.dumps(back._replace(error=error))
 
 
-def _check_declared(handler: Any) -> None:
-    lost = set(vars(handler)) - set(handler.field_names()) - _OWN_ATTRIBUTES
-    if lost:
-        name = sorted(lost)[0]
-        raise HandlerError(
-            f"{type(handler).__name__}.{name} is not a declared field, and would be lost: annotate it in the class"
-        )
+def _check_declared(handler: StateRequestHandler) -> None:
+    lost = handler._undeclared()
+    if lost is not None:
+        raise HandlerError(lost)
 
 
 @lru_cache(maxsize=256)

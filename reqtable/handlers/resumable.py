@@ -104,19 +104,31 @@ def check_called(function: Any, given: tuple[str, ...], named: tuple[str, ...] =
             ) from None
 
 
-def _check_of_class(cls: type, name: str) -> None:
-    """Raise HandlerError if the attribute `name` of `cls` is not a class method that takes the server."""
+# The hooks that are called for a server and not for a request, with the arguments of the engine's call.
+_OF_CLASS = {
+    "on_start": ("cls", "server"),
+    "on_stop": ("cls", "server"),
+    "save_state": ("cls", "server"),
+    "restore_state": ("cls", "server", "data"),
+}
+_FOR_SERVER = "for the server and not for a request"
+
+
+def check_class_method(cls: type, name: str, given: tuple[str, ...], common: type, when: str = _FOR_SERVER) -> None:
+    """Raise HandlerError if `cls` has, as its `name`, anything but a class method that is called with `given`.
+
+    `common` is the class that has the default.
+    """
     owner = owner_of(cls, name)
-    assert owner is not None
-    if owner is ResumableHandler:
+    if owner is None or owner is common:
         return
     method = vars(owner)[name]
     if not isinstance(method, classmethod):
         raise HandlerError(
-            f"{owner.__name__}.{name} must be a class method, because it is called for the server and not for a "
-            f"request: write @classmethod, then def {name}(cls, server) ({place_of(method)})"
+            f"{owner.__name__}.{name} must be a class method, because it is called {when}: write @classmethod, then "
+            f"def {name}({', '.join(given)}) ({place_of(method)})"
         )
-    check_called(method.__func__, ("cls", "server"))
+    check_called(method.__func__, given)
 
 
 def _needs_copying(cls: type, name: str) -> bool:
@@ -168,8 +180,8 @@ class ResumableHandler:
         super().__init_subclass__(**kwargs)
         for name, given in cls._hooks.items():
             check_called(getattr(cls, name), given, awaiting=cls._awaiting)
-        for name in ("on_start", "on_stop"):
-            _check_of_class(cls, name)
+        for name, given in _OF_CLASS.items():
+            check_class_method(cls, name, given, ResumableHandler)
         cls._fields = declared_fields(cls)
         cls._copied = tuple(name for name in cls._fields if _needs_copying(cls, name))
 

@@ -15,73 +15,29 @@ from __future__ import annotations
 import inspect
 import logging
 import reprlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, lru_cache
 from types import FunctionType, MethodType
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar
 
+from reqtable.handlers.declaration import (
+    Declaration,
+    StateInfo,
+    Transition,
+    check_state,
+    declaration_of,
+    is_state,
+    meant_as_states,
+)
 from reqtable.handlers.discarded import refuse_discarded
-from reqtable.handlers.resumable import ResumableHandler, check_called, log
+from reqtable.handlers.migration import check_migration, check_saved, migrated
+from reqtable.handlers.resumable import ResumableHandler, log
 from reqtable.handlers.successors import successors
 from reqtable.table.addresses import address_text
-from reqtable.table.arguments import check_timeout
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
-from reqtable.table.places import functions_in, owner_of, place_of
+from reqtable.table.places import place_of
 from reqtable.table.table import Entry
 from reqtable.table.wants import NOTHING, Want
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-Transition = Any  # a state, (a state, a want), or None: `_follow` checks it
-
-
-@dataclass(frozen=True, slots=True)
-class Declaration:
-    """Holds the arguments of `@state`. The decorated function has it as its attribute `declaration`."""
-
-    name: str
-    want: Want[Any]
-    timeout: float | None
-    dispatch: str | None
-    function: Callable[[Any, Any], Transition]  # the method, or what another decorator made of it
-
-
-class StateInfo(NamedTuple):
-    """Describes a state. `successors` are the names of the states that may follow, and None if the request may end."""
-
-    name: str
-    want: str
-    timeout: float | None
-    dispatch: str | None
-    successors: tuple[str | None, ...]
-    initial: bool
-    doc: str
-
-
-def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: str | None = None) -> Callable[[F], F]:
-    """Declare a method to be a state that waits for `want`, at most `timeout` seconds (None: as the server allows).
-
-    `dispatch` names the policy under which the state runs. Raises TypeError or ValueError for a wrong argument, and
-    HandlerError if anything but a plain method is decorated.
-    """
-    if not isinstance(want, Want):
-        raise TypeError(f"@state takes a want, as in @state(line()), not {want!r}")
-    if timeout is not None:
-        check_timeout(timeout)
-    if dispatch is not None and not isinstance(dispatch, str):
-        raise TypeError(f"dispatch must be the name of a policy, such as 'pool', not {dispatch!r}")
-
-    def declare(function: F) -> F:
-        if not isinstance(function, FunctionType):
-            raise HandlerError(
-                f"@state decorates a {type(function).__name__}: a state is a plain method ({place_of(function)})"
-            )
-        check_called(function, ("self", "item"))
-        function.declaration = Declaration(function.__name__, want, timeout, dispatch, function)  # type: ignore[attr-defined]
-        return function
-
-    return declare
 
 
 class StateRequestHandler(ResumableHandler):
@@ -96,24 +52,36 @@ class StateRequestHandler(ResumableHandler):
         "on_close": ("self",),
     }
 
+    # The version of the states and the fields. A program that changes them raises it, and writes `migrate`.
+    state_version: ClassVar[int] = 1
+
     _begins_in: ClassVar[str] = "start()"
 
     _initial: ClassVar[str] = ""
 
+    _kept: ClassVar[tuple[str, ...]] = ()  # the attributes that a record has, although they are no fields
+
     # The attributes that are no data, each with what to say of a request that has one: it can't be recorded.
     _no_data: ClassVar[Mapping[str, str]] = {}
+
+    # The names of its attributes that are no fields, and that another process has or makes by itself.
+    _not_fields: ClassVar[frozenset[str]] = frozenset({"entry", "_state", "_ended", "_entered_at"})
+
+    _savable: ClassVar[frozenset[str]] = frozenset()  # the names of all attributes that a record may leave out or has
 
     _example: ClassVar[str] = "name"  # the state that messages about transitions name
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Raise HandlerError if a state has a name that every handler uses, or is overridden by what is no state."""
-        for name in sorted(_meant_as_states(cls)):
-            _check_state(cls, name)
+        for name in sorted(meant_as_states(cls)):
+            check_state(cls, name, StateRequestHandler)
         super().__init_subclass__(**kwargs)
         refuse_discarded(cls, StateRequestHandler)
+        check_migration(cls, StateRequestHandler)
         declared = cls._declared()
         cls._initial = next(iter(declared), "")
         cls._example = cls._initial or "name"
+        cls._savable = frozenset({*cls._fields, *cls._kept, *cls._not_fields, *cls._no_data, *_cached_in(cls)})
         cls._pinned = {name: each.dispatch for name, each in declared.items() if each.dispatch}
 
     def __init__(self, entry: Entry) -> None:
@@ -150,6 +118,20 @@ class StateRequestHandler(ResumableHandler):
     def on_error(self, error: Exception) -> Transition:
         """Handle `error`, which a step or a `call` raised. The default reports it to the server's `handle_error`."""
         raise error
+
+    @classmethod
+    def migrate(
+        cls,
+        version: int,  # noqa: ARG003  # a class has its own
+        state: str | None,
+        fields: dict[str, Any],
+    ) -> tuple[str | None, dict[str, Any]]:
+        """Return the state and the fields of a request that comes from code of another `version`, for this code.
+
+        `state` is the name of its state, and `fields` has its fields by name. The want goes on; a want that is to be
+        another one is made by a state's next transition.
+        """
+        return state, fields
 
     @classmethod
     def states(cls) -> list[StateInfo]:
@@ -197,23 +179,43 @@ class StateRequestHandler(ResumableHandler):
 
     def _save(self) -> tuple[str | None, dict[str, Any], bool]:
         """Return the request as data: the name of its state, its fields, and whether `on_eof` was called."""
-        return None if self._state is _START else self.state_name, self.fields(), self._ended
+        fields, own = self.fields(), vars(self)
+        for name in self._kept:
+            if name in own:
+                fields[name] = own[name]
+        return None if self._state is _START else self._state.name, fields, self._ended
 
-    def _restore(self, saved: tuple[str | None, dict[str, Any], bool]) -> None:
-        """Restore what `_save` returned."""
+    def _undeclared(self) -> str | None:
+        """Return what is wrong with an attribute that a record would not have; None if there is none."""
+        if vars(self).keys() <= self._savable:  # the common case
+            return None
+        lost = min(vars(self).keys() - self._savable)
+        cure = "annotate it in the class" if lost[0] != "_" else "a field is annotated, and begins with no underscore"
+        return f"{type(self).__name__}.{lost} is not a declared field, and would be lost: {cure}"
+
+    def _restore(self, saved: tuple[str | None, dict[str, Any], bool], made_at: float) -> None:
+        """Restore what `_save` returned at the time `made_at`, by the clock of its table now."""
         name, fields, self._ended = saved
-        for field in self.field_names():
+        for field in (*self._fields, *self._kept):
             if field in fields:
                 setattr(self, field, fields[field])
             elif field in vars(self):
                 delattr(self, field)
-        self._state = _START if name is None else _declaration_of(getattr(type(self), name))
+        self._state = _START if name is None else declaration_of(getattr(type(self), name))
         self.entry.timeout = self._state.timeout  # the whole timeout of that state
+
+    @classmethod
+    def _migrates(cls) -> bool:
+        """Return whether the class has its own `migrate`."""
+        return getattr(cls.migrate, "__func__", None) is not StateRequestHandler.migrate.__func__  # type: ignore[attr-defined]
+
+    _migrated = classmethod(migrated)
+    _check_saved = classmethod(check_saved)
 
     @classmethod
     def _declared(cls) -> dict[str, Declaration]:
         """Return the states in the order of their first declaration, those of the bases first."""
-        names = [name for base in reversed(cls.__mro__) for name, value in vars(base).items() if _is_state(value)]
+        names = [name for base in reversed(cls.__mro__) for name, value in vars(base).items() if is_state(value)]
         return {name: getattr(cls, name).declaration for name in names}
 
     def _first(self, item: None) -> Transition:
@@ -294,7 +296,7 @@ class StateRequestHandler(ResumableHandler):
                 f"{name} returned {reprlib.repr(want)} as the want of {declaration.name}: "
                 f"return a want, such as line() or exactly(n) ({place})"
             )
-        return _declaration_of(target.__func__), want
+        return declaration_of(target.__func__), want
 
     def _log_end(self, by: Callable[..., Any]) -> None:
         """Log the method that ended the request: its author may have forgotten a `return`. Defaults aren't logged."""
@@ -344,56 +346,11 @@ class StateRequestHandler(ResumableHandler):
             )
 
 
+def _cached_in(cls: type) -> Iterator[str]:
+    """Yield the names whose values a handler works out again when it needs them."""
+    for base in cls.__mro__:
+        yield from (name for name, value in vars(base).items() if isinstance(value, cached_property))
+
+
 _place_of = lru_cache(maxsize=1024)(place_of)
-
 _START = Declaration("start", NOTHING, None, None, StateRequestHandler._first)
-
-
-def _declaration_of(function: Any) -> Declaration:
-    """Return the declaration of a state. A decorator's wrapper copies that of the method, but itself is called."""
-    declaration: Declaration = function.declaration
-    return declaration if declaration.function is function else replace(declaration, function=function)
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, FunctionType) and hasattr(value, "declaration")
-
-
-def _meant_as_states(cls: type) -> set[str]:
-    """Return the names of all methods that `@state` decorates in `cls` or its bases, even if they lost it again."""
-    return {
-        name
-        for base in cls.__mro__
-        for name, value in vars(base).items()
-        for function in functions_in(value)
-        if hasattr(function, "declaration") and (function is value or function.declaration.name == name)
-    }
-
-
-def _check_state(cls: type, name: str) -> None:
-    """Raise HandlerError if the attribute `name` of `cls` is not a state, or if every handler uses that name."""
-    if hasattr(StateRequestHandler, name):
-        raise HandlerError(
-            f"{cls.__name__}.{name}: StateRequestHandler has a {name} of its own: rename the state "
-            f"({place_of(getattr(cls, name))})"
-        )
-    owner = owner_of(cls, name)
-    assert owner is not None
-    value = vars(owner)[name]
-    if _is_state(value):
-        return
-    full_name = f"{owner.__name__}.{name}"
-    overridden = next((base for base in cls.__mro__ if _is_state(vars(base).get(name))), None)
-    if overridden is None:
-        raise HandlerError(
-            f"{full_name} has lost its @state to another decorator: put @state(…) above the other, or have the other "
-            f"return a function with functools.wraps ({place_of(value)})"
-        )
-    want = vars(overridden)[name].declaration.want
-    if isinstance(value, FunctionType):
-        mend, place = f"put @state({want!r}) before it", place_of(value)
-    else:
-        mend, place = "override the state with a method that has @state, or rename this attribute", place_of(owner)
-    raise HandlerError(
-        f"{full_name} is not a state, but overrides the state {overridden.__name__}.{name}: {mend} ({place})"
-    )

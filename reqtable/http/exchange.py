@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from reqtable.handlers.state import StateRequestHandler, Transition, state
+from reqtable.handlers.declaration import Transition, state
+from reqtable.handlers.state import StateRequestHandler
 from reqtable.http.head import Fields, Head
 from reqtable.http.messages import Reply, Request
 from reqtable.http.wants import CHUNK_END, CHUNK_SIZE, HEAD_BYTES, TRAILERS, head
@@ -31,6 +32,8 @@ class Exchange(StateRequestHandler):
     reply: Reply
 
     _is_over = False  # it has had its last words: see `_apology`
+
+    _not_fields = StateRequestHandler._not_fields | {"_is_over"}
 
     head_bytes_max: ClassVar[int] = HEAD_BYTES  # above it, a request is answered with 431, or with 414
     body_bytes_max: ClassVar[int] = 2**20  # above it, a request is answered with 413
@@ -169,10 +172,10 @@ class Exchange(StateRequestHandler):
             fields["request"] = self._moved(fields["request"], -self.entry.table.now)
         return name, fields, ended
 
-    def _restore(self, saved: tuple[str | None, dict[str, Any], bool]) -> None:
-        super()._restore(saved)
+    def _restore(self, saved: tuple[str | None, dict[str, Any], bool], made_at: float) -> None:
+        super()._restore(saved, made_at)
         if "request" in saved[1]:
-            self.request = self._moved(self.request, self.entry.table.now)
+            self.request = self._moved(self.request, made_at)
 
     @staticmethod
     def _moved(request: Request, seconds: float) -> Request:

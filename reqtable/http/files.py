@@ -14,10 +14,10 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 from urllib.parse import quote
 
-from reqtable.handlers.state import Transition, state
+from reqtable.handlers.declaration import Transition, state
 from reqtable.http.conditions import Range, Validators, http_date, precondition, ranges_of
 from reqtable.http.folder import Folder, Refused, Spot, names_of, status_of
 from reqtable.http.handler import HTTPRequestHandler
@@ -38,6 +38,13 @@ _ASKED = frozenset(
 _LISTING_FIELDS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 
 Part = bytes | Range  # of a body: what is sent as it is, or what is sent from the file
+
+
+class Version(NamedTuple):
+    """Tells one version of a file from another."""
+
+    mtime_ns: int
+    size: int
 
 
 @dataclass(slots=True)
@@ -62,11 +69,13 @@ class FileRequestHandler(HTTPRequestHandler):
     follows_symlinks: ClassVar[bool] = False  # follow symbolic links that lead out of the folder
     cache_seconds: ClassVar[int | None] = None  # how long a file may be used without asking again; None: not said
 
-    _no_data: ClassVar[Mapping[str, str]] = {"_file": "a file is half sent", "_page": "a listing is half sent"}
+    _kept = ("_file", "_version", "_last")
+    _not_fields = HTTPRequestHandler._not_fields | {"_listed"}
+    _no_data: ClassVar[Mapping[str, str]] = {"_page": "a listing is half sent"}
 
     _folder: ClassVar[Folder] = Folder("")
     _file: BinaryIO | None = None  # that is being sent
-    _status: os.stat_result  # of that file when the answer began
+    _version: Version  # of that file when the answer began
     _last: tuple[Range, bytes]  # what is sent of that file at last, and what then follows
     _page: Iterator[bytes] | None = None  # the listing that is being sent
     _listed: int = 0  # how many rows that listing has
@@ -186,7 +195,7 @@ class FileRequestHandler(HTTPRequestHandler):
                 return self._begin_file(chosen, parts)
             body = _read(chosen.fd, parts)
             chosen.status = os.fstat(chosen.fd)
-            if len(body) == length and _is_same(status, chosen.status):
+            if len(body) == length and _version(status) == _version(chosen.status):
                 return self._answer_with(code, fields, body)
         return self.answer(503, fields={"Retry-After": "1"})
 
@@ -226,7 +235,7 @@ class FileRequestHandler(HTTPRequestHandler):
         """Have the kernel send all but the last bytes from the file."""
         # An error names the file as the client has named it. `_release` closes it.
         self._file = open(self.request.path, "rb", buffering=0, opener=lambda *_: chosen.fd)  # noqa: SIM115
-        self._status = chosen.status
+        self._version = _version(chosen.status)
         end = parts.pop() if isinstance(parts[-1], bytes) else b""
         last = parts.pop()
         assert isinstance(end, bytes)
@@ -255,10 +264,9 @@ class FileRequestHandler(HTTPRequestHandler):
         assert self._file is not None
         last, end = self._last
         data = os.pread(self._file.fileno(), last.length, last.start)
-        now = os.fstat(self._file.fileno())
-        was = self._status
+        was, now = self._version, _version(os.fstat(self._file.fileno()))
         # What has grown was appended to: the bytes that were promised are the same.
-        if len(data) < last.length or not (_is_same(was, now) or now.st_size > was.st_size):
+        if len(data) < last.length or not (was == now or now.size > was.size):
             raise SendFileError(f"the file {self.request.path!r} that is being sent has changed")
         self._release()
         self.write(data + end)
@@ -336,8 +344,8 @@ def _version_of(status: os.stat_result, coding: str | None) -> Validators:
     return Validators(tag, max(0, min(status.st_mtime_ns // 1_000_000_000, now)), now)
 
 
-def _is_same(was: os.stat_result, now: os.stat_result) -> bool:
-    return was.st_mtime_ns == now.st_mtime_ns and was.st_size == now.st_size
+def _version(status: os.stat_result) -> Version:
+    return Version(status.st_mtime_ns, status.st_size)
 
 
 def _read(fd: int, parts: list[Part]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, ClassVar
 
-from reqtable.handlers.state import Transition
+from reqtable.handlers.declaration import Transition
 from reqtable.http.access import access, log_request
 from reqtable.http.answer import (
     NO_BODY,

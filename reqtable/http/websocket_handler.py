@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from reqtable.handlers.state import Transition, state
+from reqtable.handlers.declaration import Transition, state
 from reqtable.http.frames import GOING_AWAY, INTERNAL_ERROR, TOO_BIG, WebSocketClosed, WebSocketError
 from reqtable.http.handler import HTTPRequestHandler
 from reqtable.http.handshake import asks_for_websocket, parse_handshake, refusal_fields
@@ -149,8 +149,8 @@ class WebSocketHandler(WebSocketMethods, HTTPRequestHandler):
             return None
         return f"{cls.__name__} must define on_message(self, message), or a state that waits for ws_message()"
 
-    def _restore(self, saved: tuple[str | None, dict[str, Any], bool]) -> None:
-        super()._restore(saved)
+    def _restore(self, saved: tuple[str | None, dict[str, Any], bool], made_at: float) -> None:
+        super()._restore(saved, made_at)
         self._tell_input()
 
     def _resume(self, item: Any) -> Want[Any] | None:

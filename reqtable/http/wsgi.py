@@ -22,7 +22,7 @@ from types import FunctionType
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from reqtable.handlers.state import Transition, state
+from reqtable.handlers.declaration import Transition, state
 from reqtable.http.handler import HTTPRequestHandler
 from reqtable.http.wsgi_answer import begin
 from reqtable.http.wsgi_call import OUTCOME, PIECE_BYTES, ApplicationCall
@@ -55,10 +55,9 @@ class WSGIHandler(HTTPRequestHandler):
     on_answered: ClassVar[Any] = None  # a function that is called for each request that the application gets
 
     _asks_policy = True
-    _no_data: ClassVar[Mapping[str, str]] = {
-        "_running": "its application is running",
-        "_spool": "its body is in a file",
-    }
+    _kept = ("_spool",)
+    _not_fields = HTTPRequestHandler._not_fields | {"_base"}
+    _no_data: ClassVar[Mapping[str, str]] = {"_running": "its application is running"}
 
     _stall_mend: ClassVar[str] = "serve the application under policy 'pool'"
 

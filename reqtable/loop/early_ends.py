@@ -46,6 +46,9 @@ class EarlyEndings(Endings):
         """
         if entry.state is State.CLOSED:
             return
+        if entry.state is State.MOVING:  # the process that goes on with the request ends it
+            entry.ending = Ending.CANCELLED
+            return
         words = self._last_words(entry)
         if words != b"":
             entry.ending = entry.ending or Ending.CANCELLED

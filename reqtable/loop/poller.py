@@ -22,6 +22,7 @@ class Poller:
     def __init__(self, system: System) -> None:
         self.poll: Callable[[float | None], Ready]  # called with the most seconds to wait; None: no bound
         self._system = system
+        self.dup = system.dup
         self._selector: selectors.BaseSelector | None = None
         self._wakeup: Wakeup | None = None
         self.interests = 0  # those that the selector knows

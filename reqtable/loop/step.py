@@ -43,6 +43,7 @@ _INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
 _AFTER_STEP: Final = TRANSITIONS[State.RUNNING]
 # In these states a request may have no unsent output when another request sends to it.
 _BLOCKABLE = {State.READING, State.READY, State.SLEEPING, State.OFFLOADED}
+_NOT_FLUSHED = {State.WRITING, State.MOVING}  # what another request sends waits
 _RESULT_WAITED_FOR = {Event.AWAITS_RESULT: State.OFFLOADED, Event.HANDED_OFF: State.DELEGATED}
 
 
@@ -57,6 +58,7 @@ class Steps(EarlyEndings):
         self.waiting = Waiting(self)
         self.on_connection_release.append(self.waiting.connection_ended)
         self.turns: deque[Entry] = deque()  # the READY entries, in order
+        self.on_thaw: Callable[[Entry], Any] = bool  # called with a request that goes on, perhaps from another process
         self.relieve: Callable[[], Any] = bool  # called when the buffers hold more than `buffered_bytes_max`
         self.send_share = self.table.limits.send_bytes  # bytes a request may send at once; 0: the pass has sent enough
         self.large_sends = 0  # how many large sends there have been
@@ -132,13 +134,14 @@ class Steps(EarlyEndings):
         if entry.state is not _CLOSED:
             try:
                 # fast path of _settle: the request has answered, and waits for its peer as before.
-                if idle and entry.state is _READING and (output.first is None or entry.transport.flush()):
+                if idle and entry.state is _READING:
                     entry.want = want  # type: ignore[assignment]  # not None: the request waits for it
-                    if table.idle_is_unbounded and entry.timeout is None and unread.is_stream:
-                        entry.deadline = None
-                    else:
-                        self.timeouts.arm(entry)
-                    return
+                    if output.first is None or entry.transport.flush():
+                        if table.idle_is_unbounded and entry.timeout is None and unread.is_stream:
+                            entry.deadline = None
+                        else:
+                            self.timeouts.arm(entry)
+                        return
                 self._settle(entry, cause, want, share < full_share, waits)
             except BaseException as problem:
                 self.failures.outside_step(entry, problem)
@@ -342,7 +345,7 @@ class Steps(EarlyEndings):
         try:
             if entry.state is _WAITING:
                 self.waiting.touched(entry)
-            elif entry.state is _WRITING or (entry.state is _READY and entry.want.awaits is _AWAITS_ANY):
+            elif entry.state in _NOT_FLUSHED or (entry.state is _READY and entry.want.awaits is _AWAITS_ANY):
                 self.count_buffers(entry)
             elif entry.state in _BLOCKABLE and entry.output.first is not None and not entry.transport.flush():
                 self._block(entry)
@@ -355,6 +358,10 @@ class Steps(EarlyEndings):
             return
         if entry.state is _READY:
             self.turns.remove(entry)  # otherwise, if it were READY again soon, it would get two turns in one pass
+        self.block(entry)
+
+    def block(self, entry: Entry) -> None:
+        """Have a suspended entry, which has no turn, wait for the peer to take its output."""
         entry.advance(_OUTPUT_BLOCKED)
         entry.transport.watch(INTEREST[entry.state])
         self.count_buffers(entry)

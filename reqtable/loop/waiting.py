@@ -219,6 +219,9 @@ class Waiting:
         """Go on with a WAITING side to which another request's step has sent something, or told it something."""
         if entry.table is not self._steps.table:
             return  # a thread has taken the connection over
+        if isinstance(entry, ConnectionRow) and entry.parent is not None and entry.parent.state is State.MOVING:
+            self._steps.count_buffers(entry)  # its record has the output: the process that goes on sends it
+            return
         self._flush(entry)
         reach = entry.reach
         if reach is None or not reach.told:

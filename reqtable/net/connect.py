@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -22,7 +22,9 @@ from reqtable.table.connection import ConnectionRow
 from reqtable.table.errors import ConnectFailed, ReqtableError
 from reqtable.table.input import MISSING, Missing
 from reqtable.table.parts import NoTransport
+from reqtable.table.reach import Reach
 from reqtable.table.reaching import Reaching, failure_of
+from reqtable.table.saving import fill_row, target_of
 from reqtable.table.states import READ, Event, State
 from reqtable.table.table import Entry
 from reqtable.table.wants import NOTHING, Waiting, Want
@@ -203,6 +205,28 @@ class Connector:
             row.table.connections[row.id] = row
             if row.output.first is not None:
                 row.table.touch(row)
+
+    def resume(self, entry: Entry, saved: Mapping[str, Any], own: socket.socket, made_at: float) -> ConnectionRow:
+        """Go on with an outgoing connection of `entry` that another process has made, by its socket.
+
+        `saved` is what it wrote of the connection at the time `made_at`.
+        """
+        row = ConnectionRow(entry, target_of(saved))
+        row.connection = Connection(row, self)
+        row.key = (row.target.text, None) if saved["is_reusable"] else None
+        if row.target.scheme == "udp":
+            datagrams = OutgoingDatagrams(self._steps, own)
+            datagrams.attach(row)
+        else:
+            row.transport = stream = Outgoing(self._steps, own)
+            stream.entry = row
+        fill_row(row, saved, made_at)
+        row.advance(Event.CONNECTED)
+        row.table.add_connection(row, saved["id"])
+        row.table.hold(row, len(row.input) + row.output.held)
+        reach = entry.reach = entry.reach or Reach()
+        reach.connections.append(row)
+        return row
 
     # -- reuse --------------------------------------------------------------------------------------------------------
 

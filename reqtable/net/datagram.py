@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from reqtable.loop.step import Steps
 from reqtable.net.pktinfo import Datagram, later, send
@@ -73,6 +73,8 @@ class Session:
 
     __slots__ = ("entry", "forward", "inbox", "request", "sessions", "steps", "timeout_s")
 
+    immovable: ClassVar[str | None] = None
+
     def __init__(self, sessions: Sessions, request: Any) -> None:
         self.sessions = sessions
         self.steps = sessions.steps
@@ -84,12 +86,16 @@ class Session:
 
     def attach(self, entry: Entry) -> None:
         """Become the transport of `entry`, and put the first datagram into its inbox."""
-        self.entry = entry
-        entry.input = self.inbox
+        self.resume(entry)
         self.inbox.has_peer = bool(entry.peer)
         data = self.request[0]
         entry.bytes_in = len(data)
         self.inbox.deliver(data, self.steps.table.limits.inbox_max)
+
+    def resume(self, entry: Entry) -> None:
+        """Become the transport of `entry`, whose datagrams another process has received."""
+        self.entry = entry
+        entry.input = self.inbox
         if entry.peer:
             self.sessions.add(self)
 
@@ -183,7 +189,7 @@ class Session:
                 self.steps.table.limits.inbox_max,
             )
         entry.server.close_request(self.request)
-        if not self.inbox.is_session:
+        if not self.inbox.is_session and entry.ending is not Ending.MOVED:
             own = 0 if self.inbox.was_read else 1  # the first datagram, though unread, belongs to this request
             others = self.inbox.unopened()[own:]
             entry.bytes_in -= sum(map(len, others))  # they count for the requests that they begin

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from reqtable.config import TLSOptions
 from reqtable.loop.poller import Poller, Selectable, abandon_socket
@@ -161,6 +161,7 @@ class _Securing:
     """
 
     timeout_s: float | None = None
+    immovable: ClassVar[str | None] = "its TLS handshake is in flight"
 
     def __init__(self, before: Any) -> None:
         self._before = before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from typing import Any
+from typing import Any, ClassVar
 
 from reqtable.loop.poller import Poller, Selectable, abandon_socket
 from reqtable.loop.step import Steps
@@ -92,6 +92,7 @@ class OutgoingDatagrams(Selectable):
 
     fd: int
     timeout_s: float | None = None
+    immovable: ClassVar[str | None] = None
 
     def __init__(self, steps: Steps, request: Any) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from reqtable.loop.poller import Poller, Selectable, abandon_socket
 from reqtable.loop.step import Steps
@@ -38,6 +38,7 @@ class PollOnly(Selectable):
     fd: int
 
     timeout_s: float | None = None
+    immovable: ClassVar[str | None] = "its handler does its own input and output"
 
     def __init__(self, steps: Steps, request: Any) -> None:
         super().__init__()

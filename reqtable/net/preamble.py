@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, ClassVar
 
 from reqtable.config import Config
 from reqtable.loop.poller import Poller, Selectable, abandon_socket
@@ -87,6 +87,7 @@ class Preamble(Selectable):
     __slots__ = ("_on_done", "_progress", "_spec", "_timeout", "entry", "fd", "is_proxied", "request", "steps")
 
     timeout_s: float | None = None
+    immovable: ClassVar[str | None] = "its preamble has not come"
     fd: int
 
     def __init__(

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import socket
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from reqtable.loop.poller import Poller, Selectable, abandon_socket
 from reqtable.loop.step import Steps
@@ -47,6 +47,7 @@ class Stream(Selectable):
     __slots__ = ("entry", "request", "steps")
 
     timeout_s: float | None = None
+    immovable: ClassVar[str | None] = None
 
     def __init__(self, steps: Steps, request: Any) -> None:
         self.watched = 0

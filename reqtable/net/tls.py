@@ -14,7 +14,7 @@ import socket
 import ssl
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 from reqtable.config import Certificate, TLSOptions
 from reqtable.net.stream import Stream
@@ -79,6 +79,8 @@ class TLSStream(Stream):
     """
 
     __slots__ = ()
+
+    immovable: ClassVar[str | None] = "its connection is encrypted (TLS), and the keys stay in this process"
 
     def on_ready(self, mask: int) -> None:
         if self.entry.state is State.LINGERING and self.watched == WRITE:

@@ -43,6 +43,8 @@ class SendFileError(HandlerError):
 class NotMovable(ReqtableError):
     """A request can't become a record now. The message names what it holds that is no data, such as an open file."""
 
+    reason = ""  # the message without the request, where that is known
+
 
 class ConnectFailed(ReqtableError, OSError):
     """An outgoing connection could not be made. `address` is the one given to `connect`, and `reason` says why.

@@ -163,7 +163,14 @@ class Input:
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Hold what `save` returned. Only for an input from which nothing has been read."""
-        self.data, self.ended = saved["data"], saved["ended"]
+        self.data, self.ended = _typed(saved["data"], bytes), _typed(saved["ended"], bool)
+
+
+def _typed(value: Any, kind: type) -> Any:
+    """Return `value`, which has come with a record. Raises TypeError if it is no `kind`."""
+    if type(value) is not kind:
+        raise TypeError(f"a {type(value).__name__} is not the {kind.__name__} that an input has")
+    return value
 
 
 class Inbox(Input):
@@ -245,9 +252,9 @@ class Inbox(Input):
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         super().restore(saved)
-        self._datagrams = deque(saved["datagrams"])
+        self._datagrams = deque([_typed(each, bytes) for each in saved["datagrams"]])
         for name in ("_opened", "was_read", "is_session", "has_peer"):
-            setattr(self, name, saved[name])
+            setattr(self, name, _typed(saved[name], bool))
 
     def unopened(self) -> list[bytes]:
         """Take the datagrams from which nothing has been read."""

@@ -35,6 +35,10 @@ class Transport(Protocol):
     request: Any
     timeout_s: float | None  # for a wait without a timeout of its own; None: the limits decide
 
+    @property
+    def immovable(self) -> str | None:
+        """Why its connection can't move to another process; None if it can."""
+
     def watch(self, interest: int) -> None:
         """Have the selector watch the socket for exactly `interest`."""
 
@@ -83,6 +87,7 @@ class NoTransport:
 
     request: Any = None
     timeout_s: float | None = None
+    immovable: ClassVar[str | None] = "it has no connection of its own"
 
     def watch(self, interest: int) -> None:
         pass

@@ -1,182 +1,239 @@
-"""A request as data: its `Record`, and a record as bytes.
+"""A request as data: its `Record`.
 
 A record has everything of a request that is not bound to a process: its handler's fields, its want, its timeouts, its
 unread input and its unsent output. It has no socket and no clock: its times are in seconds from now.
 
-The caller chooses how values become bytes. The executor policy pickles them; another caller may allow only plain data.
+`reqtable.table.saving` writes a record as bytes of plain data. The executor policy pickles it instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from importlib import import_module
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar, Protocol
 
-from reqtable.table import engine_wants, reaching, wants
+from reqtable.table import wants
+from reqtable.table.addresses import address_text
 from reqtable.table.engine_wants import Sleeping
 from reqtable.table.errors import NotMovable
-from reqtable.table.output import FileSlice
+from reqtable.table.input import MISSING
+from reqtable.table.output import END, EndOfOutput, FileSlice
+from reqtable.table.reach import Reach
+from reqtable.table.reaching import Either
 from reqtable.table.snapshot import handler_name
 from reqtable.table.states import TRANSITIONS, Event, State
 from reqtable.table.table import Entry
 from reqtable.table.wants import Want
 
-VERSION = 1
-_HEAD = b"reqtable record %d\n"
-
-# For each state, the event that leads there from RUNNING.
-_EVENTS = {
-    after: event for event, after in TRANSITIONS[State.RUNNING].items() if event not in (Event.RELEASED, Event.LOST)
-}
-_OURS = {
-    name: each
-    for module in (wants, engine_wants, reaching)
-    for name, each in vars(module).items()
-    if isinstance(each, type) and issubclass(each, Want)
+# Why a request can't move in a state that no FROZEN leaves.
+_HELD = {
+    State.OPENING: "its PROXY header or its TLS handshake has not come",
+    State.RUNNING: "its step is running",
+    State.OFFLOADED: "a call, or a step that runs elsewhere, is in flight",
+    State.DELEGATED: "a thread or a child has it",
+    State.LINGERING: "it is done",
+    State.CLOSED: "it has ended",
+    State.MOVING: "it is being moved",
 }
 
 
 class Saved(Protocol):
     """The part of a handler that a record needs. Only a `StateRequestHandler` has it."""
 
+    state_version: ClassVar[int]
     _no_data: ClassVar[Mapping[str, str]]  # the attributes that are no data, each with what to say if it is not None
+
+    def _undeclared(self) -> str | None:
+        """Return what is wrong with an attribute that a record would not have; None if there is none."""
 
     def _save(self) -> tuple[str | None, dict[str, Any], bool]:
         """Return the name of its state, its fields, and whether it was told of the end of file."""
 
-    def _restore(self, saved: tuple[str | None, dict[str, Any], bool]) -> None:
-        """Set the handler to what `_save` returned."""
+    def _restore(self, saved: tuple[str | None, dict[str, Any], bool], made_at: float) -> None:
+        """Set the handler to what `_save` returned at the time `made_at`, by the clock of its table now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """Holds the data of one request. `_s` is seconds; a time that is not set is None."""
 
+    id: int
+    server: str  # the address of the server that the request came to
     handler: str  # the name of its class
+    version: int  # the handler's `state_version`
     handler_state: str | None  # None: its first step has not run
-    fields: Mapping[str, Any]
+    fields: dict[str, Any]
     told_of_end: bool  # the handler knows of the end of file
     state: str  # the name of the entry's state
     want: Want[Any] | None
+    result: Any  # the posted item that the want has not taken; MISSING if there is none
     timeout_s: float | None
     deadline_s: float | None  # left until its deadline
-    wakes_in_s: float | None  # left of its sleep
     peer: Any
     local: Any
-    unread: Mapping[str, Any]  # its input, as returned by `Input.save`
-    unsent: tuple[bytes, ...]
+    unread: dict[str, Any]  # its input, as returned by `Input.save`
+    unsent: tuple[Any, ...]  # the pieces of its output
+    reach: dict[str, Any] | None  # what it has beside its client, without the connections
     bytes_in: int
+    bytes_in_when_armed: int
     bytes_out: int
     steps: int
+    moves: int  # how many times it has gone to another process
     age_s: float
     begun_s: float | None  # how long `request_timeout_s` has run
     idle_s: float
 
 
+def why_not_movable(entry: Entry) -> str | None:
+    """Return why the request of `entry` can't move to another process now; None if it can."""
+    if entry.kind != "client":
+        return "it is an outgoing connection, which moves with its request"
+    if Event.FROZEN not in TRANSITIONS[entry.state] or entry.state is State.OPENING:
+        return _HELD[entry.state]
+    if entry is entry.table.running:
+        return _HELD[State.RUNNING]
+    if not hasattr(entry.handler, "_save"):
+        return "its handler has a stack: only a state machine is data"
+    if entry.transport.immovable is not None:
+        return entry.transport.immovable
+    reach = entry.reach
+    if any(hasattr(each, "give_up") for each in _each_want(entry.want)):
+        return "a call, a connect or a handshake is in flight"
+    rows: Any = reach.connections if reach is not None else ()
+    for row in rows:
+        if row.transport.immovable is not None:
+            return f"its connection to {row.address}: {row.transport.immovable}"
+        if row.state is not State.WAITING:
+            return f"its connection to {row.address} is being made, or has ended"
+    if entry in entry.table.elsewhere or any(_is_posted(each) for each in _each_want(entry.want)):
+        return _HELD[State.OFFLOADED]
+    return _unsaved(entry.handler)
+
+
+def immovable_in(entries: Iterable[Entry]) -> Counter[str]:
+    """Return why requests that have not ended can't move now, and how many there are for each reason."""
+    unfinished = [each for each in entries if each.state is not State.CLOSED]
+    return Counter(why for each in unfinished if (why := why_not_movable(each)) is not None)
+
+
+def _each_want(want: Want[Any]) -> tuple[Want[Any], ...]:
+    return want.wants if type(want) is Either else (want,)
+
+
+def _is_posted(want: Want[Any]) -> bool:
+    return isinstance(want, wants.Posted)
+
+
+def _unsaved(handler: Saved) -> str | None:
+    no_data = handler._no_data.items()
+    return next((why for name, why in no_data if getattr(handler, name, None) is not None), handler._undeclared())
+
+
 def record_of(entry: Entry, handler: Saved, buffers: bool = True) -> Record:
     """Return a record of the request of `entry`. Without `buffers`, its unread input and unsent output are left out.
 
-    Raises NotMovable if the request holds something that is no data, such as a file that is still to be sent.
+    The caller has asked `why_not_movable`, or knows that the handler is data.
     """
     now = entry.table.now
-    want = entry.want
-    pieces = entry.output.pieces if buffers else []
-    reason = next((why for name, why in handler._no_data.items() if getattr(handler, name, None) is not None), None)
-    if reason is None and any(isinstance(piece, FileSlice) for piece in pieces):
-        reason = "a file is half sent"
-    if reason is not None:
-        raise NotMovable(f"request {entry.id} of {handler_name(handler)} can't be recorded now: {reason}")
     handler_state, values, told_of_end = handler._save()
     return Record(
+        id=entry.id,
+        server=address_text(getattr(entry.server, "server_address", None)),
         handler=handler_name(handler),
+        version=handler.state_version,
         handler_state=handler_state,
         fields=values,
         told_of_end=told_of_end,
         state=entry.state.name,
-        want=wants.Sleep(want.seconds) if type(want) is Sleeping else want,
+        want=entry.want,
+        result=entry.result if buffers else MISSING,
         timeout_s=entry.timeout,
         deadline_s=_left(entry.deadline, now),
-        wakes_in_s=want.wakes_at - now if type(want) is Sleeping else None,
         peer=entry.peer,
         local=entry.local,
         unread=entry.input.save() if buffers else {},
-        unsent=tuple(bytes(piece) for piece in pieces),
+        unsent=tuple(map(_copy_of, entry.output.pieces)) if buffers else (),
+        reach=save_reach(entry.reach, now) if buffers and entry.reach is not None else None,
         bytes_in=entry.bytes_in,
+        bytes_in_when_armed=entry.bytes_in_when_armed,
         bytes_out=entry.bytes_out,
         steps=entry.steps,
+        moves=entry.moves,
         age_s=now - entry.created_at,
         begun_s=None if entry.began_at is None else now - entry.began_at,
         idle_s=now - entry.active_at,
     )
 
 
-def restore(record: Record, entry: Entry, handler: Saved) -> None:
-    """Fill a new `entry` with the request of `record`, and bring it to the record's state.
+def not_movable(entry: Entry, reason: str) -> NotMovable:
+    """Return the error that says why the request of `entry` can't move."""
+    error = NotMovable(f"request {entry.id} of {handler_name(entry.handler)} can't be recorded now: {reason}")
+    error.reason = reason
+    return error
 
-    The deadline is set but not armed. The loop has to arm it, and to have the selector watch the socket.
+
+def restore(record: Record, entry: Entry, handler: Saved, made_at: float) -> None:
+    """Fill a new `entry` with the request of `record`. The entry is MOVING until it is thawed.
+
+    The record was made at `made_at`, by the clock of the entry's table. So the time since then counts.
     """
-    now = entry.table.now
-    handler._restore((record.handler_state, dict(record.fields), record.told_of_end))
+    handler._restore((record.handler_state, dict(record.fields), record.told_of_end), made_at)
     if record.unread:
         entry.input.restore(record.unread)
     for piece in record.unsent:
-        entry.output.append(piece)
+        append_piece(entry, piece)
     entry.want = wants.NOTHING if record.want is None else record.want
-    if record.wakes_in_s is not None and isinstance(record.want, wants.Sleep):
-        entry.want = Sleeping(record.want.seconds, now + record.wakes_in_s)
+    entry.result = record.result
     entry.timeout = record.timeout_s
-    entry.deadline = _at(record.deadline_s, now)
+    entry.deadline = _at(record.deadline_s, made_at)
     entry.bytes_in, entry.bytes_out, entry.steps = record.bytes_in, record.bytes_out, record.steps
-    entry.created_at, entry.active_at = now - record.age_s, now - record.idle_s
-    entry.began_at = None if record.begun_s is None else now - record.begun_s
-    state = State[record.state]
-    if state is not State.OPENING:
-        entry.advance(Event.OPENED)
-    if state is not State.RUNNING and state is not State.OPENING:
-        entry.advance(_EVENTS[state])
+    entry.bytes_in_when_armed = record.bytes_in_when_armed
+    entry.moves = record.moves
+    entry.created_at, entry.active_at = made_at - record.age_s, made_at - record.idle_s
+    entry.began_at = _at(None if record.begun_s is None else -record.begun_s, made_at)
+    if record.reach is not None:
+        restore_reach(entry, record.reach, made_at)
+    entry.advance(Event.FROZEN)
 
 
-def to_bytes(record: Record, encode: Callable[[Any], bytes]) -> bytes:
-    """Return the record as bytes. `encode` gets lists, dicts, text, bytes, numbers, and the values of the fields."""
-    plain = {each.name: getattr(record, each.name) for each in fields(record)}
-    plain["want"] = None if record.want is None else _plain_want(record.want)
-    return _HEAD % VERSION + encode(plain)
-
-
-def from_bytes(data: bytes, decode: Callable[[bytes], Any]) -> Record:
-    """Return the record that `to_bytes` encoded. Raises ValueError for another version, and for any other bytes."""
-    head, found, body = data.partition(b"\n")
-    if not found or head + found != _HEAD % VERSION:
-        raise ValueError(f"not a record of version {VERSION}: it begins with {data[:24]!r}")
-    plain = decode(body)
-    want = plain["want"]
-    plain["want"] = None if want is None else _want_of(*want)
-    plain["unsent"] = tuple(plain["unsent"])
-    return Record(**plain)
-
-
-def _plain_want(want: Want[Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name of the want's class, and the want's fields."""
-    if not is_dataclass(want):
-        return "", {"want": want}  # a program's own want: `encode` decides whether it can be encoded
-    kind = type(want)
-    name = kind.__name__ if _OURS.get(kind.__name__) is kind else f"{kind.__module__}:{kind.__qualname__}"
-    return name, {each.name: getattr(want, each.name) for each in fields(want)}
-
-
-def _want_of(name: str, values: Mapping[str, Any]) -> Want[Any]:
-    if not name:
-        return values["want"]  # type: ignore[no-any-return]
-    if ":" in name:
-        module, _, qualname = name.partition(":")
-        kind: Any = import_module(module)
-        for part in qualname.split("."):
-            kind = getattr(kind, part)
+def append_piece(entry: Entry, piece: Any) -> None:
+    """Add a piece of a record's output to the output of `entry`."""
+    if type(piece) is FileSlice:
+        entry.output.append_file(piece)
+    elif isinstance(piece, EndOfOutput):
+        entry.output.append_end()
     else:
-        kind = _OURS[name]
-    want: Want[Any] = kind(**values)
-    return want
+        entry.output.append(piece)
+
+
+def _copy_of(piece: Any) -> Any:
+    """Return a piece of output that the kernel does not shorten while it takes the output."""
+    if type(piece) is FileSlice:
+        return FileSlice(piece.file, piece.offset, piece.remaining)
+    return piece if piece is END else bytes(piece)
+
+
+_KEPT = ("turn", "end_told", "peer_ended", "output_ended", "sent", "mistakes")
+
+
+def save_reach(reach: Reach, now: float) -> dict[str, Any]:
+    """Return what a request has beside its client, without its connections, as plain data."""
+    own: dict[str, Any] = {name: getattr(reach, name) for name in _KEPT}
+    timed = {"until_s": _left(reach.until, now), "write_until_s": _left(reach.write_until, now)}
+    return own | timed | {"told": list(reach.told)}
+
+
+def restore_reach(entry: Entry, saved: Mapping[str, Any], now: float) -> None:
+    """Give `entry`, whose want is set, what `save_reach` returned when the time was `now`."""
+    reach = entry.reach = entry.reach or Reach()
+    for name in _KEPT:
+        setattr(reach, name, saved[name])
+    reach.until, reach.write_until = _at(saved["until_s"], now), _at(saved["write_until_s"], now)
+    reach.told.extend(saved["told"])
+    sleeps = [each.wakes_at for each in _each_want(entry.want) if type(each) is Sleeping]
+    reach.wakes_at = min(sleeps, default=inf)
 
 
 def _left(at: float | None, now: float) -> float | None:

@@ -39,6 +39,7 @@ class Row(TypedDict):
     buffered_in: int
     buffered_out: int
     steps: int
+    moves: int  # how many times it has gone to another process
     method: NotRequired[str | None]  # of an HTTP request, as are the next four; None: between two requests
     path: NotRequired[str | None]
     status: NotRequired[int | None]  # once sent
@@ -73,6 +74,7 @@ class Shown(Protocol):
     bytes_in: int
     bytes_out: int
     steps: int
+    moves: int
 
     @property
     def kind(self) -> str: ...
@@ -163,6 +165,7 @@ class Listing:
             "buffered_in": len(entry.input),
             "buffered_out": entry.output.held,
             "steps": entry.steps,
+            "moves": entry.moves,
         }
         row.update(_shown_by_handler(entry))  # type: ignore[typeddict-item]
         return row

@@ -39,6 +39,7 @@ class State(Enum):
     OFFLOADED = "F"  # the result of a call, or of a step, that runs elsewhere
     DELEGATED = "D"  # the thread or the child that owns the rest of the request
     LINGERING = "L"  # the peer's end of file, after our last byte
+    MOVING = "M"  # another process to take it over, or this one to go on with it
     CLOSED = "C"  # nothing: the request has ended
 
     # Members are singletons, so identity is the right hash. It runs in C; the Enum's own hash runs in Python.
@@ -48,7 +49,8 @@ class State(Enum):
 class Event(Enum):
     """Says what happened to a request.
 
-    The first group ends a wait. The second group is what a step asks for. The third group ends the request.
+    The first group ends a wait. The second group is what a step asks for. The third group moves the request to another
+    process. The fourth group ends the request.
     """
 
     OPENED = "opened"
@@ -70,6 +72,10 @@ class Event(Enum):
     FINISHED = "finished"
     RELEASED = "released"
 
+    FROZEN = "frozen"
+    THAWED = "thawed"
+    MOVED = "moved"
+
     CANCELLED = "cancelled"
     LOST = "lost"
 
@@ -87,15 +93,18 @@ class Ending(Enum):
     ERROR = "error"  # the handler, a hook or the engine failed
     CANCELLED = "cancelled"  # the program ended the request
     DRAINED = "drained"  # the server was told to end before the request was done
+    MOVED = "moved"  # another process goes on with the request
 
     __hash__ = object.__hash__
 
 
 _ENDS = {Event.CANCELLED: State.CLOSED, Event.LOST: State.CLOSED}
+_MAY_MOVE = {Event.FROZEN: State.MOVING}
 
 TRANSITIONS: dict[State, dict[Event, State]] = {
     State.OPENING: _ENDS
     | {
+        Event.FROZEN: State.MOVING,  # it comes from another process
         Event.OPENED: State.RUNNING,
         Event.DEADLINE_PASSED: State.CLOSED,
         Event.FINISHED: State.LINGERING,  # its PROXY header or TLS handshake failed
@@ -103,6 +112,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     },
     State.CONNECTING: _ENDS | {Event.CONNECTED: State.WAITING, Event.RELEASED: State.CLOSED},
     State.READING: _ENDS
+    | _MAY_MOVE
     | {
         Event.INPUT_ARRIVED: State.RUNNING,
         Event.INPUT_ENDED: State.RUNNING,
@@ -110,6 +120,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.OUTPUT_BLOCKED: State.WRITING,  # another request sent to this one
     },
     State.WAITING: _ENDS
+    | _MAY_MOVE
     | {
         Event.INPUT_ARRIVED: State.RUNNING,
         Event.INPUT_ENDED: State.RUNNING,
@@ -118,7 +129,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.DEADLINE_PASSED: State.RUNNING,
         Event.RELEASED: State.CLOSED,  # an outgoing connection that its request has closed
     },
-    State.READY: _ENDS | {Event.TURN_CAME: State.RUNNING, Event.OUTPUT_BLOCKED: State.WRITING},
+    State.READY: _ENDS | _MAY_MOVE | {Event.TURN_CAME: State.RUNNING, Event.OUTPUT_BLOCKED: State.WRITING},
     State.RUNNING: _ENDS
     | {
         Event.AWAITS_INPUT: State.READING,
@@ -131,8 +142,8 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.FINISHED: State.LINGERING,
         Event.RELEASED: State.CLOSED,  # finished, with no need to linger
     },
-    State.WRITING: _ENDS | {Event.OUTPUT_TAKEN: State.RUNNING, Event.DEADLINE_PASSED: State.RUNNING},
-    State.SLEEPING: _ENDS | {Event.DEADLINE_PASSED: State.RUNNING, Event.OUTPUT_BLOCKED: State.WRITING},
+    State.WRITING: _ENDS | _MAY_MOVE | {Event.OUTPUT_TAKEN: State.RUNNING, Event.DEADLINE_PASSED: State.RUNNING},
+    State.SLEEPING: _ENDS | _MAY_MOVE | {Event.DEADLINE_PASSED: State.RUNNING, Event.OUTPUT_BLOCKED: State.WRITING},
     State.OFFLOADED: _ENDS
     | {
         Event.RESULT_POSTED: State.RUNNING,
@@ -141,6 +152,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     },
     State.DELEGATED: _ENDS | {Event.RESULT_POSTED: State.RUNNING, Event.DEADLINE_PASSED: State.RUNNING},
     State.LINGERING: _ENDS | {Event.INPUT_ENDED: State.CLOSED, Event.DEADLINE_PASSED: State.CLOSED},
+    State.MOVING: _ENDS | {Event.THAWED: State.READY, Event.MOVED: State.CLOSED},
     State.CLOSED: {},
 }
 
@@ -156,5 +168,6 @@ INTEREST: dict[State, int] = {
     State.OFFLOADED: RESET,
     State.DELEGATED: RESET,
     State.LINGERING: READ,
+    State.MOVING: 0,
     State.CLOSED: 0,
 }

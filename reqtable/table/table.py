@@ -5,14 +5,14 @@ The rules:
 * An entry is data. It holds what the request waits for, its unread input, its unsent output and its deadline. None of
   this is kept on a stack.
 * Only the engine changes the table. Anyone may read it: `len()`, iteration and `snapshot()` are safe from a handler and
-  from another thread. So is `cancel(id)`.
-* Ids count up from 1 and are never reused.
+  from another thread. So are `cancel(id)` and `save()`.
+* Ids count up from 1 and are never reused. A request that moves to another process keeps its id.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from typing import Any, ClassVar, Protocol
 
@@ -28,6 +28,7 @@ from reqtable.table.states import TRANSITIONS, Ending, Event, State
 from reqtable.table.wants import NOTHING, Want
 
 _REFUSALS_MAX = 16  # how many wants a handler may try on the same input
+IDS_PER_PROCESS = 10**10  # the ids of the third process that was started begin with 3: unique, and below 2**53
 SLICE_ROWS = 250  # listing these takes half a millisecond
 
 
@@ -79,6 +80,13 @@ class Owner(Protocol):
         """Give `entry` the result of its call `number` at once. Only for the loop's own thread."""
 
 
+class Mover(Protocol):
+    """Saves requests as records, and goes on with them."""
+
+    def save(self, ids: Iterable[int] | None) -> list[bytes]: ...
+    def restore(self, records: Iterable[bytes], sockets: Iterable[Any]) -> list[int]: ...
+
+
 class RemoteStep(Protocol):
     """A step that runs in another thread than the loop's."""
 
@@ -109,6 +117,7 @@ class Entry:
         "id",
         "input",
         "local",
+        "moves",
         "output",
         "peer",
         "policy",
@@ -156,11 +165,17 @@ class Entry:
         self.ending: Ending | None = None  # how the request ends; None: DONE
         self.reach: Reach | None = None  # what it has beside its client; None: nothing
         self.steps = 0
+        self.moves = 0  # how many times it has gone to another process
 
     @property
     def parent_id(self) -> int | None:
         """The id of the request that an outgoing connection belongs to; None for a request."""
         return None
+
+    @property
+    def attempt(self) -> int:
+        """How many crashes of a worker have cut off the step that runs now: 0, unless another worker has taken over."""
+        return getattr(self.transport, "attempt", 0)
 
     def advance(self, event: Event) -> None:
         """Move to the state that follows `event`. If there is none, raise ReqtableError: the engine has a bug."""
@@ -209,6 +224,7 @@ class RequestTable:
         self.thread: int | None = None  # the `threading.get_ident()` of the loop's thread; None: the loop does not run
         self.on_transition: Callable[[Entry, State, Event], Any] | None = None  # called after each transition
         self.driving_policy: str | None = None  # the policy whose thread or child runs this table, for one request
+        self.mover: Mover | None = None  # None: the requests of this table can't be saved
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -245,17 +261,23 @@ class RequestTable:
         network = network_of(peer)
         return 0 if self.per_network is None or network is None else self.per_network[network]
 
-    def add(self, entry: Entry) -> None:
-        self.last_id += 1
-        entry.id = self.last_id
+    def add(self, entry: Entry, id: int | None = None) -> None:
+        """Enter a request under the next id, or under the `id` that it had in another process, if that is free."""
+        entry.id = self._number(id)
         self._entries[entry.id] = entry
         if self.per_network is not None:
             self.per_network[network_of(entry.peer)] += 1
 
-    def add_connection(self, row: Entry) -> None:
-        self.last_id += 1
-        row.id = self.last_id
+    def add_connection(self, row: Entry, id: int | None = None) -> None:
+        """Enter an outgoing connection, as `add` does a request."""
+        row.id = self._number(id)
         self.connections[row.id] = row
+
+    def _number(self, id: int | None) -> int:
+        if id is None or self.get(id) is not None:
+            id = self.last_id + 1
+        self.last_id = max(self.last_id, id)
+        return id
 
     def remove(self, entry: Entry) -> None:
         self.hold(entry, 0)
@@ -316,6 +338,29 @@ class RequestTable:
             return False
         self.owner.cancel(entry)
         return True
+
+    def save(self, ids: Iterable[int] | None = None) -> list[bytes]:
+        """Return the requests with these ids as records, which `restore` takes. The requests go on.
+
+        Without ids, these are all requests that can move now. Raises NotMovable, with the reason, if a request that was
+        named can't. Callable from any thread: the loop does it, between two steps.
+        """
+        return self._mover().save(ids)
+
+    def restore(self, records: Iterable[bytes], sockets: Iterable[Any] = ()) -> list[int]:
+        """Go on with the requests of `records` in this table. Returns their ids: the old ones, if these are free.
+
+        `sockets` are, for each record in turn: the socket of its client (none for a datagram session), those of its
+        outgoing connections, and the descriptors of its files. The table owns them from now on. Raises ReqtableError
+        if anything can't be used; then the table is as before, and the sockets are the caller's. Callable from any
+        thread, but not by a step.
+        """
+        return self._mover().restore(records, sockets)
+
+    def _mover(self) -> Mover:
+        if self.mover is None:
+            raise ReqtableError("only the table of an engine can save and restore requests")
+        return self.mover
 
     def snapshot(
         self,

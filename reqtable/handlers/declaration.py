@@ -1,0 +1,116 @@
+"""`@state`: declares a method to be a state, and checks what a handler class declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import FunctionType
+from typing import Any, NamedTuple, TypeVar
+
+from reqtable.handlers.resumable import check_called
+from reqtable.table.arguments import check_timeout
+from reqtable.table.errors import HandlerError
+from reqtable.table.places import functions_in, owner_of, place_of
+from reqtable.table.wants import NOTHING, Want
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Transition = Any  # a state, (a state, a want), or None: `_follow` checks it
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """Holds the arguments of `@state`. The decorated function has it as its attribute `declaration`."""
+
+    name: str
+    want: Want[Any]
+    timeout: float | None
+    dispatch: str | None
+    function: Callable[[Any, Any], Transition]  # the method, or what another decorator made of it
+
+
+class StateInfo(NamedTuple):
+    """Describes a state. `successors` are the names of the states that may follow, and None if the request may end."""
+
+    name: str
+    want: str
+    timeout: float | None
+    dispatch: str | None
+    successors: tuple[str | None, ...]
+    initial: bool
+    doc: str
+
+
+def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: str | None = None) -> Callable[[F], F]:
+    """Declare a method to be a state that waits for `want`, at most `timeout` seconds (None: as the server allows).
+
+    `dispatch` names the policy under which the state runs. Raises TypeError or ValueError for a wrong argument, and
+    HandlerError if anything but a plain method is decorated.
+    """
+    if not isinstance(want, Want):
+        raise TypeError(f"@state takes a want, as in @state(line()), not {want!r}")
+    if timeout is not None:
+        check_timeout(timeout)
+    if dispatch is not None and not isinstance(dispatch, str):
+        raise TypeError(f"dispatch must be the name of a policy, such as 'pool', not {dispatch!r}")
+
+    def declare(function: F) -> F:
+        if not isinstance(function, FunctionType):
+            raise HandlerError(
+                f"@state decorates a {type(function).__name__}: a state is a plain method ({place_of(function)})"
+            )
+        check_called(function, ("self", "item"))
+        function.declaration = Declaration(function.__name__, want, timeout, dispatch, function)  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+def declaration_of(function: Any) -> Declaration:
+    """Return the declaration of a state. A decorator's wrapper copies that of the method, but itself is called."""
+    declaration: Declaration = function.declaration
+    return declaration if declaration.function is function else replace(declaration, function=function)
+
+
+def is_state(value: Any) -> bool:
+    return isinstance(value, FunctionType) and hasattr(value, "declaration")
+
+
+def meant_as_states(cls: type) -> set[str]:
+    """Return the names of all methods that `@state` decorates in `cls` or its bases, even if they lost it again."""
+    return {
+        name
+        for base in cls.__mro__
+        for name, value in vars(base).items()
+        for function in functions_in(value)
+        if hasattr(function, "declaration") and (function is value or function.declaration.name == name)
+    }
+
+
+def check_state(cls: type, name: str, common: type) -> None:
+    """Raise HandlerError if the attribute `name` of `cls` is not a state, or if `common` has that name, too."""
+    if hasattr(common, name):
+        raise HandlerError(
+            f"{cls.__name__}.{name}: {common.__name__} has a {name} of its own: rename the state "
+            f"({place_of(getattr(cls, name))})"
+        )
+    owner = owner_of(cls, name)
+    assert owner is not None
+    value = vars(owner)[name]
+    if is_state(value):
+        return
+    full_name = f"{owner.__name__}.{name}"
+    overridden = next((base for base in cls.__mro__ if is_state(vars(base).get(name))), None)
+    if overridden is None:
+        raise HandlerError(
+            f"{full_name} has lost its @state to another decorator: put @state(…) above the other, or have the other "
+            f"return a function with functools.wraps ({place_of(value)})"
+        )
+    want = vars(overridden)[name].declaration.want
+    if isinstance(value, FunctionType):
+        mend, place = f"put @state({want!r}) before it", place_of(value)
+    else:
+        mend, place = "override the state with a method that has @state, or rename this attribute", place_of(owner)
+    raise HandlerError(
+        f"{full_name} is not a state, but overrides the state {overridden.__name__}.{name}: {mend} ({place})"
+    )
