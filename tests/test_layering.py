@@ -22,6 +22,7 @@ LAYERS = [
     "handlers",
     "dispatch",
     "server",
+    "handover",
     "http",
     "control",
     "run",

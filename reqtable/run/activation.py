@@ -8,11 +8,27 @@ import os
 from reqtable.table.errors import ConfigurationError
 
 _FIRST_PASSED = 3  # SD_LISTEN_FDS_START
+_VARIABLE = "REQTABLE_ACTIVATED"  # set for a process that gets the sockets of systemd from the process before
+
+
+class _Activation:
+    """Remembers whether this process serves on sockets of systemd."""
+
+    has_been = False
 
 
 def is_activated() -> bool:
-    """Return whether systemd has passed sockets to this very process (sd_listen_fds(3))."""
+    """Return whether systemd has passed sockets to this process (sd_listen_fds(3)), or to the one before it."""
+    return _is_passed_to_this() or _VARIABLE in os.environ
+
+
+def _is_passed_to_this() -> bool:
     return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
+def environment() -> dict[str, str]:
+    """Return the variables for the process that is to take this one's place."""
+    return {_VARIABLE: "1"} if _Activation.has_been else {}
 
 
 def take_passed() -> list[tuple[int, str]]:
@@ -20,7 +36,9 @@ def take_passed() -> list[tuple[int, str]]:
 
     Raises ConfigurationError if the environment does not say how many there are.
     """
-    if not is_activated():
+    _Activation.has_been = _Activation.has_been or is_activated()
+    os.environ.pop(_VARIABLE, None)
+    if not _is_passed_to_this():
         return []
     count = os.environ.get("LISTEN_FDS", "")
     if not count.isdecimal():

@@ -15,11 +15,19 @@ from reqtable.run.commands.completion import completion_command
 from reqtable.run.commands.http import http_command
 from reqtable.run.commands.inspect import config_command, states_command
 from reqtable.run.commands.looking import stats_command, watch_command, workers_command
+from reqtable.run.commands.record import record_command
+from reqtable.run.commands.restart import restart_command
 from reqtable.run.commands.rows import kill_command, ps_command, show_command
 from reqtable.run.commands.serve import serve_command
-from reqtable.run.commands.steering import drain_command, log_level_command, reload_command, set_command
+from reqtable.run.commands.steering import (
+    drain_command,
+    log_level_command,
+    reload_command,
+    set_command,
+)
 from reqtable.run.commands.top import top_command
 from reqtable.run.commands.wsgi import wsgi_command
+from reqtable.server.operator import HANDOVER_VARIABLE
 from reqtable.table.errors import ConfigurationError
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
@@ -39,12 +47,14 @@ for command in (
     config_command,
     ps_command,
     show_command,
+    record_command,
     kill_command,
     top_command,
     stats_command,
     workers_command,
     drain_command,
     reload_command,
+    restart_command,
     set_command,
     log_level_command,
     watch_command,
@@ -85,4 +95,9 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _complain(message: str) -> None:
-    click.echo(f"reqtable: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    click.echo(f"reqtable: {line}", err=True)
+    if HANDOVER_VARIABLE in os.environ:  # this process was to take the place of another one
+        from reqtable.run.inherited import refuse_to_begin  # only here, because it needs msgspec
+
+        refuse_to_begin(line)

@@ -32,23 +32,35 @@ class Endpoint:
     mode: int | None = None
     owner: int = -1  # chown(2): -1 changes nothing
     group: int = -1
+    is_inherited: bool = False  # the descriptor comes from the process whose place this one takes
+
+    @property
+    def key(self) -> str:
+        """What names the endpoint in the next version of the program, which may have other options for it."""
+        return self.bind.text if self.bind.scheme == "fd" else f"{self.family} {self.kind} {self.address}"
 
     @property
     def has_file(self) -> bool:
-        """Whether binding makes a Unix socket's file."""
-        return self.descriptor is None and self.family == socket.AF_UNIX and self.address[0] != "\0"
+        """Whether the endpoint has a Unix socket's file, which this process is to remove."""
+        return self.bind.scheme != "fd" and self.family == socket.AF_UNIX and self.address[0] != "\0"
 
 
-def find_endpoints(texts: Iterable[str]) -> list[Endpoint]:
+def find_endpoints(texts: Iterable[str], offered: Iterable[tuple[int, str]] = ()) -> list[Endpoint]:
     """Read and check binds. Without any, take the sockets that systemd has passed.
+
+    `offered` are descriptors that the process before offers, each with the key of its endpoint: if systemd has passed
+    them, it has passed them to that process only.
 
     Raises ConfigurationError, before anything is bound, if a bind can't be used or is given twice.
     """
     passed = take_passed()
-    binds = [parse_bind(text) for text in texts] or [parse_bind(f"fd://{number}") for number, _ in passed]
+    kept = [(number, key) for number, key in offered if key.startswith("fd://")]
+    binds = [parse_bind(text) for text in texts]
+    binds = binds or [parse_bind(text) for text in dict.fromkeys(key for _, key in kept)]
+    binds = binds or [parse_bind(f"fd://{number}") for number, _ in passed]
     if not binds:
         raise ConfigurationError("serve() needs at least one bind, such as tcp://127.0.0.1:7000")
-    places = [place for bind in binds for place in _endpoints_of(bind, passed)]
+    places = [place for bind in binds for place in _endpoints_of(bind, passed, kept)]
     found: dict[Any, Endpoint] = {}
     for place in places:
         key = (place.kind, place.family, place.address) if place.descriptor is None else place.descriptor
@@ -59,10 +71,11 @@ def find_endpoints(texts: Iterable[str]) -> list[Endpoint]:
     return places
 
 
-def _endpoints_of(bind: Bind, passed: list[tuple[int, str]]) -> list[Endpoint]:
+def _endpoints_of(bind: Bind, passed: list[tuple[int, str]], kept: list[tuple[int, str]]) -> list[Endpoint]:
     """Return the endpoints of a bind: one, except that systemd may pass several sockets by the same name."""
     if bind.scheme == "fd":
-        return [_endpoint_of_descriptor(bind, number) for number in _numbers(bind, passed)]
+        numbers = [number for number, key in kept if key == bind.text] or _numbers(bind, passed)
+        return [_endpoint_of_descriptor(bind, number) for number in numbers]
     return [_endpoint_of_path(bind) if isinstance(bind.address, str) else _endpoint_of_host(bind)]
 
 

@@ -89,7 +89,7 @@ def remover(server: Any) -> Callable[[], None]:
 
     def remove() -> None:
         with contextlib.suppress(OSError):
-            if _file_at(endpoint.address) != own:
+            if server._is_given_away or _file_at(endpoint.address) != own:
                 return
             if server.fileno() >= 0:
                 os.unlink(endpoint.address)  # no server replaces it while it is bound

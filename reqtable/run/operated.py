@@ -11,13 +11,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from reqtable.config import CONFIG_VARIABLE, ControlOptions
-from reqtable.run.signals import Handlers, handled_by, in_main_thread, log_table
+from reqtable.run.signals import Handlers, begin_restart, handled_by, in_main_thread, log_table
 from reqtable.server.engine import COMPANIONS, Engine
 from reqtable.server.operator import Operator
 from reqtable.table.errors import ConfigurationError
@@ -43,8 +43,17 @@ def attend(engine: Engine) -> Iterator[None]:
     if operator is None:
         yield
         return
-    with handled_by(engine, _free_signals(operator)), _control_of(operator):
-        yield
+    serving = engine.serving
+    with handled_by(engine, _free_signals(operator)), ExitStack() as stack:
+        if serving.is_held:  # the process before still answers operators
+            serving.on_listen.append(lambda: stack.enter_context(_control_of(operator, replaces=True)))
+        else:
+            stack.enter_context(_control_of(operator))
+        operator.reopen = lambda: stack.enter_context(_control_of(operator, replaces=True, has_ports=True))
+        try:
+            yield
+        finally:
+            operator.reopen = bool
 
 
 def _free_signals(operator: Operator) -> Handlers:
@@ -58,6 +67,7 @@ def _free_signals(operator: Operator) -> Handlers:
     engine = operator.engine
     found: dict[int, Callable[..., Any]] = {
         signal.SIGUSR1: lambda *_: log_table(engine),
+        signal.SIGUSR2: lambda *_: engine.post(begin_restart, operator.restart),
         signal.SIGHUP: lambda *_: engine.post(_reload, operator),
     }
     if not os.environ.get(CONFIG_VARIABLE) and sys.stdin is not None and os.isatty(0):
@@ -74,15 +84,18 @@ def _reload(operator: Operator) -> None:
         log.info("the configuration was read again")
 
 
-def _control_of(operator: Operator) -> AbstractContextManager[Any]:
+def _control_of(operator: Operator, replaces: bool = False, has_ports: bool = False) -> AbstractContextManager[Any]:
+    """Return a context in which the control API is served, without the ports if this process has them already."""
     options = control_options(operator.config.control)
+    if has_ports:
+        options = replace(options, page=None, metrics=None)
     if not options.is_on:
         return nullcontext()
     from reqtable.control.listening import controlled  # only here: most programs need no HTTP
     from reqtable.control.operations import Target
     from reqtable.control.source import OwnSource
 
-    return controlled(operator.engine, options, OwnSource(Target(operator.engine, operator)))
+    return controlled(operator.engine, options, OwnSource(Target(operator.engine, operator)), replaces)
 
 
 COMPANIONS.append(attend)

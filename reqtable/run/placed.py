@@ -67,6 +67,7 @@ class Placed:
     _sees_host = False  # the class expects a host and a port, but is at a Unix socket
     _is_bound = False
     _is_active = False
+    _is_given_away = False  # another process has the socket, and its file if it has one
     # Requests have `drain_timeout_s` to end. A thread that never ends must not hold up the exit.
     daemon_threads = True
 
@@ -96,9 +97,10 @@ class Placed:
             super().server_bind()  # type: ignore[misc]
             own.shown = None
             self.server_address = self.socket.getsockname()
-            if endpoint.has_file:
+            if endpoint.has_file and not endpoint.is_inherited:
                 _permit(endpoint)
             self._is_bound = True
+            self._is_given_away = endpoint.is_inherited  # until this process listens, it is the other one's
             self._keep_alive()  # not only in workers: the supervisor must know what is set when it reloads
 
     def server_activate(self) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from reqtable.config import CONFIG_VARIABLE, DEFAULT, Config, chosen_dispatch, from_environment, given_or_found
@@ -18,10 +19,10 @@ from reqtable.run.endpoints import Endpoint, find_endpoints
 from reqtable.run.listening import name_of, open_server, remover
 from reqtable.run.operated import OPERATORS
 from reqtable.run.served import maker_of
-from reqtable.run.signals import Progress, handled_by, in_main_thread, log_table
+from reqtable.run.signals import Progress, begin_restart, handled_by, in_main_thread, log_table
 from reqtable.run.systemd import Notifier
 from reqtable.server.engine import Engine
-from reqtable.server.operator import Operator
+from reqtable.server.operator import HANDOVER_VARIABLE, Operator, Restarting
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.snapshot import handler_name
 
@@ -54,10 +55,11 @@ def serve(
     defaults to the configuration's number, and None means that this process serves.
 
     SIGHUP calls `reload` for a new configuration, and reads certificates again. New requests are served as these say,
-    requests in the table end as they began. SIGUSR1 logs the table. Logger `reqtable.serving` says at level INFO what
-    is served where; if the program has set up no logging, standard error does. `on_listening` is called once with the
-    same addresses (port 0 resolved). `on_engine` is called with the engine before it serves, in each worker if there
-    are any: for timers, for `table`, for `post` from other threads.
+    requests in the table end as they began. SIGUSR1 logs the table. SIGUSR2 moves all requests to the next version of
+    the program. Logger `reqtable.serving` says at level INFO what is served where; if the program has set up no
+    logging, standard error does. `on_listening` is called once with the same addresses (port 0 resolved). `on_engine`
+    is called with the engine before it serves, in each worker if there are any: for timers, for `table`, for `post`
+    from other threads.
 
     Raises ConfigurationError for what can't work, before anything is bound, and OSError for a bind that fails, before
     anything is served.
@@ -68,40 +70,62 @@ def serve(
     given = config = given_or_found(config)
     config = config if workers is None else replace(config, workers=workers)
     _check_workers(config)
-    parts = _parts(served, binds, handler)
-    for maker, endpoint in parts:
-        maker.check([endpoint], dispatch, config)
-    engine = Engine(limits=config.limits)
     with contextlib.ExitStack() as stack:
+        inherited = stack.enter_context(_inheriting())
+        parts = _parts(served, binds, handler, [] if inherited is None else inherited.offered)
         for maker, endpoint in parts:
+            maker.check([endpoint], dispatch, config)
+        engine = _engine(config)
+        for maker, found in parts:
+            endpoint = found if inherited is None else inherited.placed(found)
             server = maker.make(endpoint, dispatch, config)
-            server._owns_queue = config.workers is None and endpoint.descriptor is None
+            server._owns_queue = config.workers is None and endpoint.bind.scheme != "fd"
             stack.callback(server.server_close)
             if server._is_bound:
                 stack.callback(remover(server))
             engine.add(server)
         for each in engine.servers:
             stack.callback(open_server(each))
+        if inherited is not None:
+            inherited.close_sockets(engine.servers)
         if chosen_dispatch(dispatch, config, "")[1] == DEFAULT:
             _log_policies(engine)
-        names = _say_what_is_served(engine, [maker for maker, _ in parts], config)
+        names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
+        say = partial(_say_what_is_served, engine, [maker for maker, _ in parts], config, names)
+        if inherited is None:
+            say()
+        else:
+            inherited.on_listening = say  # until then the process before serves
         if on_listening is not None:
             on_listening(names)
         if config.workers is None:
             OPERATORS[engine] = operator = Operator(engine, config, reload or (lambda: given))
             if on_engine is not None:
                 on_engine(engine)
-            _serve_alone(engine, operator)
+            if inherited is not None:
+                inherited.attach(engine)
+            _serve_alone(engine, operator, inherited)
         else:
             from reqtable.run.supervisor import Supervisor  # only here, because it needs msgspec
 
             OPERATORS[engine] = None
-            Supervisor(engine, config, workers, reload or (lambda: given), on_engine).run()
+            Supervisor(engine, config, workers, reload or (lambda: given), on_engine, inherited).run()
+
+
+def _inheriting() -> contextlib.AbstractContextManager[Any]:
+    """Begin with what the process before has offered, if this one is to take its place."""
+    if HANDOVER_VARIABLE not in os.environ:
+        return contextlib.nullcontext()
+    from reqtable.run.inherited import inheriting  # only here, because it needs msgspec
+
+    return inheriting()
 
 
 def _check_workers(config: Config) -> None:
     """Raise ConfigurationError if `config` asks for workers, but there can't be any."""
     if config.workers is None:
+        if config.takeover:
+            raise ConfigurationError("takeover = true: it needs workers: set workers = 2, or --workers 2")
         return
     if not hasattr(os, "fork"):
         raise ConfigurationError(f"workers = {config.workers}: this platform has no fork(): leave it out")
@@ -109,26 +133,41 @@ def _check_workers(config: Config) -> None:
         raise ConfigurationError(f"workers = {config.workers}: call serve() in the main thread, where signals come")
 
 
-def _parts(served: Any, binds: tuple[str, ...], handler: Any) -> list[tuple[Any, Endpoint]]:
+def _engine(config: Config) -> Engine:
+    """Return the engine that serves. Raises ConfigurationError if takeover is asked for, but can't be done here."""
+    if not config.takeover:
+        return Engine(limits=config.limits)
+    from reqtable.handover import sleeper  # only here: most programs do without
+    from reqtable.handover.journalled_steps import JournalledSteps
+
+    sleeper.check()
+    return Engine(limits=config.limits, steps=JournalledSteps)
+
+
+def _parts(
+    served: Any, binds: tuple[str, ...], handler: Any, offered: list[tuple[int, str]]
+) -> list[tuple[Any, Endpoint]]:
     """Return each endpoint with what makes its server. Raises ConfigurationError."""
     if not isinstance(served, Mapping):
         maker = maker_of(served, handler)
-        return [(maker, endpoint) for endpoint in find_endpoints(binds)]
+        return [(maker, endpoint) for endpoint in find_endpoints(binds, offered)]
     if binds or handler is not None or not served:
         raise ConfigurationError(
             "serve({bind: handler, …}) takes no other binds and no handler: put them into the mapping"
         )
-    return [(maker_of(each, None), endpoint) for bind, each in served.items() for endpoint in find_endpoints((bind,))]
+    return [
+        (maker_of(each, None), endpoint)
+        for bind, each in served.items()
+        for endpoint in find_endpoints((bind,), offered)
+    ]
 
 
-def _say_what_is_served(engine: Engine, makers: list[Any], config: Config) -> list[str]:
-    """Log what is served where. Returns the addresses, as binds."""
+def _say_what_is_served(engine: Engine, makers: list[Any], config: Config, names: list[str]) -> None:
+    """Log what is served where."""
     if config.tls.cert is not None and not any(each._begins_with_tls for each in engine.servers):
         log.warning("[tls] names a certificate, but no bind uses it: write tls:// in place of tcp://")
-    names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
     for maker, server, name in zip(makers, engine.servers, names, strict=True):
         _say(f"serving {maker.name_of(server)} on {name}")
-    return names
 
 
 def _log_policies(engine: Engine) -> None:
@@ -150,13 +189,19 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _serve_alone(engine: Engine, operator: Operator) -> None:
+def _serve_alone(engine: Engine, operator: Operator, inherited: Any) -> None:
     """Serve in this process. In the main thread, where Python delivers signals, handle them.
 
-    SIGINT stops, SIGTERM drains (a second one stops), SIGHUP reloads, SIGUSR1 logs the table. A step can hold up the
-    loop for ever, so a second stop interrupts the step.
+    `inherited` is what comes from the process before; None if there is none.
+
+    SIGINT stops, SIGTERM drains (a second one stops), SIGHUP reloads, SIGUSR1 logs the table, SIGUSR2 restarts. A step
+    can hold up the loop for ever, so a second stop interrupts the step.
     """
     notifier = Notifier(engine)
+    restart = operator.restart = _restart_of(engine, operator, notifier)
+    if inherited is not None:
+        operator.takers = inherited.takers
+        operator.restart.counts.update(inherited.restarts)  # type: ignore[union-attr]  # there is msgspec
     draining: list[bool] = []
     stopping: list[bool] = []
 
@@ -166,6 +211,12 @@ def _serve_alone(engine: Engine, operator: Operator) -> None:
         stopping.append(True)
         engine.stop()
 
+    def drain() -> None:
+        if inherited is not None:
+            inherited.stop()
+        if restart is None or not restart.stop():
+            operator.drain(False, "; SIGTERM again ends at once", Progress())
+
     def terminate(*_: object) -> None:
         if draining:
             stop()
@@ -173,16 +224,22 @@ def _serve_alone(engine: Engine, operator: Operator) -> None:
             draining.append(True)
             operator.announce_drain()
             engine.post(notifier.stopping, "draining")
-            engine.post(operator.drain, False, "; SIGTERM again ends at once", Progress())
+            engine.post(drain)
 
     handlers: dict[int, Callable[..., Any]] = {
         signal.SIGINT: stop,
         signal.SIGTERM: terminate,
         signal.SIGUSR1: lambda *_: log_table(engine),
         signal.SIGHUP: lambda *_: engine.post(_reload, operator, notifier),
+        signal.SIGUSR2: lambda *_: engine.post(begin_restart, restart),
     }
-    engine.post(notifier.ready, "serving")
-    engine.post(notifier.feed_watchdog)
+    if inherited is not None:
+        notifier.hold()
+        engine.serving.on_listen.append(notifier.begin)
+        inherited.on_abort = notifier.hold
+    else:
+        engine.post(notifier.ready, "serving")
+        engine.post(notifier.feed_watchdog)
     with handled_by(engine, handlers if in_main_thread() else {}):
         try:
             engine.serve_forever()
@@ -190,9 +247,22 @@ def _serve_alone(engine: Engine, operator: Operator) -> None:
             if not stopping:
                 raise
             log.warning("interrupted while the loop was held up")
+    if inherited is not None:
+        inherited.stop()
+    if restart is not None:
+        restart.close()
     notifier.stopping("ending")
     for server in engine.servers:
         engine.end_requests(server)  # or closing would wait for children until their clients leave
+
+
+def _restart_of(engine: Engine, operator: Operator, notifier: Notifier) -> Restarting | None:
+    """Return what restarts the program; None without the package msgspec."""
+    try:
+        from reqtable.run.restarting import Restart
+    except ImportError:
+        return None
+    return Restart(engine, operator, notifier)
 
 
 def _reload(operator: Operator, notifier: Notifier) -> None:

@@ -13,7 +13,10 @@ from typing import Any
 
 from reqtable.run.terminal import TERMINAL
 from reqtable.server.engine import Engine
+from reqtable.server.operator import NO_RESTART, Restarting
+from reqtable.table.errors import ReqtableError
 from reqtable.table.snapshot import Listing, Row, format_rows
+from reqtable.table.words import counted
 
 log = logging.getLogger("reqtable")
 table_log = logging.getLogger("reqtable.table")
@@ -77,9 +80,14 @@ def answer(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def counted(count: int, noun: str) -> str:
-    """Return `1 request`, `2 requests`, and so on."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def begin_restart(restart: Restarting | None) -> None:
+    """In the loop, because of a signal: restart, or say why not."""
+    try:
+        if restart is None:
+            raise ReqtableError(NO_RESTART)
+        restart.begin()
+    except ReqtableError as error:
+        log.error("SIGUSR2: %s", error)
 
 
 class Progress:

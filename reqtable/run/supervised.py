@@ -11,15 +11,25 @@ from functools import partial
 from typing import Any, BinaryIO, Protocol
 
 from reqtable.config import Config, effective
-from reqtable.control.jobs import END, Failed, Then
-from reqtable.control.joining import first_found, joined, sorted_rows, summed, summed_groups, summed_machines
+from reqtable.control.jobs import END, Failed, Job, Then, Turns
+from reqtable.control.joining import (
+    first_found,
+    joined,
+    sorted_rows,
+    summed,
+    summed_groups,
+    summed_machines,
+    summed_taken,
+)
 from reqtable.control.operations import last_change, level_of
 from reqtable.control.query import Query, QueryError
+from reqtable.control.restarts import restarted
 from reqtable.control.source import Asking
 from reqtable.control.totals import Reported, Totals
 from reqtable.control.workers import STUCK, Caller, Chained, Gathered, Merged
 from reqtable.run.stall_page import StallPage
 from reqtable.server.engine import Engine
+from reqtable.server.operator import Restarting
 from reqtable.table.errors import ConfigurationError
 
 STACK_SIGNAL = getattr(signal, "SIGRTMIN", 0) + 2  # a worker writes the stacks of its threads when it gets this
@@ -85,6 +95,8 @@ class Supervising(Reported, Protocol):
     @property
     def config(self) -> Config: ...
     @property
+    def restart(self) -> Restarting: ...
+    @property
     def on_worker(self) -> list[Callable[[Any], Any]]: ...
     @property
     def on_worker_end(self) -> list[Callable[[Any], Any]]: ...
@@ -100,6 +112,7 @@ class SupervisorSource:
     def __init__(self, supervisor: Supervising) -> None:
         self._supervisor = supervisor
         self._totals = Totals(supervisor)
+        self._turns = Turns(supervisor.engine.post)
         supervisor.on_worker_end.append(self._totals.left)
 
     def ask(self, operation: str, arguments: Mapping[str, Any]) -> Asking:
@@ -130,14 +143,20 @@ class SupervisorSource:
     def _request(self, arguments: Mapping[str, Any]) -> Asking:
         return self._gather("request", arguments, first_found)
 
+    def _record(self, arguments: Mapping[str, Any]) -> Asking:
+        return self._gather("record", arguments, first_found)
+
     def _stats(self, arguments: Mapping[str, Any]) -> Asking:
         return self._gather("stats", arguments, self._summed_stats)
 
     def _summed_stats(self, batches: list[list[Any]]) -> dict[str, Any]:
         """Return the sums over all workers, with the last change that the supervisor knows: workers come and go."""
         for [own] in batches:
-            del own["changed_s"], own["changes"]
-        return {**summed(batches), **last_change(self._supervisor, self._supervisor.engine.table.clock())}
+            del own["changed_s"], own["changes"], own["restart"]
+        supervisor = self._supervisor
+        taken = summed_taken([own.pop("taken") for [own] in batches])
+        whole = {**summed(batches), "restart": supervisor.restart.shown(), "taken": taken}
+        return {**whole, **last_change(supervisor, supervisor.engine.table.clock())}
 
     def _machine(self, arguments: Mapping[str, Any]) -> Asking:
         return self._gather("machine", arguments, summed_machines)
@@ -184,6 +203,11 @@ class SupervisorSource:
         if not arguments.get("stay"):
             self._supervisor.begin_drain()
         return answers
+
+    def _restart(self, arguments: Mapping[str, Any]) -> Asking:
+        engine = self._supervisor.engine
+        job = Job(self._turns)
+        return job.begin(restarted(self._supervisor.restart, arguments, job, engine.call_later))
 
     def _worker(self, pid: Any) -> Any:
         for each in self._supervisor.workers:

@@ -15,33 +15,37 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from enum import IntEnum
 from functools import partial
 from math import inf
-from typing import Any, NoReturn
+from typing import Any
 
 from reqtable.config import Config, changed, differences
 from reqtable.control.listening import controlled
-from reqtable.dispatch.forking.child import Child, fork
-from reqtable.loop.process import flush_streams, leave_child
+from reqtable.dispatch.forking.child import Child
 from reqtable.run.back_off import BackOff
 from reqtable.run.certificates import stamps_of
-from reqtable.run.known_worker import Phase, Worker
+from reqtable.run.inherited import Inherited
+from reqtable.run.known_worker import Worker, WorkerPhase
 from reqtable.run.operated import control_options
-from reqtable.run.signals import Progress, answer, counted, handled
-from reqtable.run.supervised import StackFile, SupervisorSource
+from reqtable.run.signals import Progress, answer, begin_restart, handled
+from reqtable.run.starting import Starter
+from reqtable.run.supervised import SupervisorSource
 from reqtable.run.systemd import Notifier
-from reqtable.run.worker import HANDLED, work
+from reqtable.run.taking_place import TakingPlace
+from reqtable.run.workers_restart import WorkersRestart
 from reqtable.server.configured import reconfigure
 from reqtable.server.engine import Engine
-from reqtable.server.operator import SET_BY_HAND, Operator
+from reqtable.server.operator import SET_BY_HAND
 from reqtable.table.errors import ConfigurationError
+from reqtable.table.table import IDS_PER_PROCESS
+from reqtable.table.words import counted
 
 log = logging.getLogger("reqtable")
 
@@ -49,16 +53,15 @@ _YOUNG_S = 1.0  # a worker that dies younger than this is not replaced at once
 _GRACE_S = 5.0  # how long a worker may take to end after its time to drain
 _AT_ONCE_S = 1.0  # how long "at once" may take
 _LOOK_S = 0.5
-_BEAT_S = 1.0  # how often a worker says that its loop runs: so a stuck one is shown with how long it is stuck
-IDS_PER_WORKER = 10**10  # the ids of the third worker that was started begin with 3: unique, and below 2**53
 
 
 class Stage(IntEnum):
     """Orders the stages of the supervisor's life."""
 
     SERVING = 0
-    DRAINING = 1
-    STOPPING = 2
+    LEAVING = 1  # another process serves, and the workers end by themselves
+    DRAINING = 2
+    STOPPING = 3
 
 
 class Supervisor:
@@ -69,7 +72,7 @@ class Supervisor:
     each log its table.
     """
 
-    phases = tuple(each.value for each in Phase)
+    phases = tuple(each.value for each in WorkerPhase)
 
     def __init__(
         self,
@@ -78,23 +81,23 @@ class Supervisor:
         workers: int | None,
         reload: Callable[[], Config],
         on_engine: Callable[[Engine], None] | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         assert config.workers is not None
-        self._served = served
         self._servers: list[Any] = list(served.servers)
         self.config = config
         self._wanted = config.workers
         self._pinned = workers  # the number given as an argument; a reload does not change it
         self._reload = reload
-        self._on_engine = on_engine  # called in each worker before it serves
+        self.starter = Starter(self, served, on_engine)
         self.engine = Engine()
-        self._notifier = Notifier(self.engine)
+        self.notifier = Notifier(self.engine)
         self.workers: list[Worker] = []
+        self._control = ExitStack()
         self.on_worker: list[Callable[[Worker], Any]] = []  # called with each worker that was started
         self.on_worker_end: list[Callable[[Worker], Any]] = []  # called with each worker that has exited
         self.restarts: Counter[str] = Counter(crashed=0, exited=0, reload=0, asked=0)
         self.reloads: Counter[str] = Counter(applied=0, refused=0)
-        self._started = 0  # how many workers were started; each has ids of its own
         self._stage = Stage.SERVING
         self._reload_asked = False
         self._reloaded: list[dict[str, Any]] | ConfigurationError = []  # what the last reload changed, or why nothing
@@ -103,13 +106,19 @@ class Supervisor:
         self.changed_at: float | None = None  # when the configuration was changed last, by the engine's clock
         self.changes: list[dict[str, Any]] = []  # what that has changed
         self._back_off = BackOff(self.engine, self._balance)
+        self.restart = WorkersRestart(self, self._servers)
+        self.place: TakingPlace | None = None
+        if inherited is not None:
+            self.notifier.hold()
+            self.starter.started = inherited.first_id // IDS_PER_PROCESS - 1
+            self.restart.counts.update(inherited.restarts)
+            self.place = TakingPlace(self, self._servers, inherited, self._wanted, self.answer)
         # The last configuration that all workers served by, and the last status that was told.
         self._told: tuple[Config | None, str] = (None, "")
-        self._restore_signals: Callable[[], None] = lambda: None
 
     def run(self) -> None:
         """Supervise until told to end, and no worker is left."""
-        with handled(self._handlers()) as self._restore_signals:
+        with handled(self._handlers()) as self.starter.restore_signals:
             for server in self._servers:
                 if server.socket_type == socket.SOCK_STREAM:
                     # All processes share this setting of the socket: no worker may make it blocking for the others.
@@ -118,10 +127,20 @@ class Supervisor:
             gc.collect()
             gc.freeze()  # or a worker's collections would copy every page of what exists already
             self.engine.post(self._balance)
-            self.engine.post(self._notifier.feed_watchdog, self._all_are_well)
-            with controlled(self.engine, control_options(self.config.control), SupervisorSource(self)):
+            with self._control:
+                if self.place is None:
+                    self.answer()
                 self.engine.run(lambda: self._stage is not Stage.SERVING and not self.workers)
-        self._notifier.stopping("ended")
+        self.notifier.stopping("ended")
+
+    def answer(self, again: bool = False) -> None:
+        """Answer operators, and tell systemd how many workers are ready. `again`: another process did so meanwhile."""
+        options, replaces = control_options(self.config.control), again or self.place is not None
+        options = replace(options, page=None, metrics=None) if again else options  # it has the ports still
+        self._control.enter_context(controlled(self.engine, options, SupervisorSource(self), replaces))
+        if not again:
+            self.notifier.begin(partial(_are_well, self))
+        self.engine.post(self._balance)
 
     def _handlers(self) -> dict[int, Callable[..., Any]]:
         post = self.engine.post
@@ -132,14 +151,15 @@ class Supervisor:
             signal.SIGTTIN: lambda *_: post(self._want, 1),
             signal.SIGTTOU: lambda *_: post(self._want, -1),
             signal.SIGUSR1: lambda *_: post(self._show),
+            signal.SIGUSR2: lambda *_: post(begin_restart, self.restart),
         }
 
     # -- what is wanted, and what there is ----------------------------------------------------------------------------
 
     def _balance(self) -> None:
         """Take the next steps until there are as many workers as wanted, all with the current configuration."""
-        while self._stage is Stage.SERVING:
-            serving = [each for each in self.workers if each.phase is not Phase.LEAVING]
+        while self._stage is Stage.SERVING and not self.restart.is_under_way:
+            serving = [each for each in self.workers if each.phase is not WorkerPhase.LEAVING]
             former = [each for each in serving if each.config is not self.config]
             if self._reload_asked and (not former or self._back_off.is_on):
                 self._take_new_configuration()
@@ -151,9 +171,11 @@ class Supervisor:
             if room < 0 or (room == 0 and former and _are_ready(serving, but=former)):
                 leaving = (former or serving[::-1])[0]
                 self.restarts["reload"] += bool(former)
-                self._dismiss(leaving, signal.SIGTERM, leaving.config.limits.drain_timeout_s + _GRACE_S)
+                self.dismiss(leaving, signal.SIGTERM, leaving.config.limits.drain_timeout_s + _GRACE_S)
                 continue
             self._tell(serving, former)
+            if not self._back_off.is_on:
+                self.starter.takeovers.close()  # fewer workers are wanted now
             return
 
     def _want(self, more: int) -> None:
@@ -162,7 +184,9 @@ class Supervisor:
 
     def _tell(self, serving: list[Worker], former: list[Worker]) -> None:
         """Tell systemd and the log how many workers are ready, if that has changed."""
-        ready = sum(each.phase is Phase.SERVING for each in serving)
+        if self.place is not None and self.place.is_held:
+            return  # the process before serves
+        ready = sum(each.phase is WorkerPhase.SERVING for each in serving)
         status = f"{ready} of {self._wanted} workers are ready"
         is_settled = not former and ready == self._wanted
         config = self.config if is_settled else self._told[0]
@@ -171,14 +195,9 @@ class Supervisor:
         self._told = config, status
         if is_settled:
             log.info(status)
-            self._notifier.ready(status)
+            self.notifier.ready(status)
         else:
-            self._notifier.say(status)
-
-    def _all_are_well(self) -> bool:
-        most_s = self._notifier.watchdog_s or inf
-        now = self.engine.table.now
-        return all(now - each.heard_at <= most_s for each in self.workers if each.phase is not Phase.LEAVING)
+            self.notifier.say(status)
 
     def _show(self) -> None:
         now = self.engine.table.now
@@ -191,69 +210,30 @@ class Supervisor:
 
     def _start(self) -> None:
         try:
-            self.workers.append(self._fork())
+            self.workers.append(self.starter.start(self.place))
             for told in tuple(self.on_worker):
                 told(self.workers[-1])
         except OSError as error:
             self._back_off.failed(self.engine.table.now)
             log.error("a worker can't be started, next try in %g s: %s", self._back_off.left_s, error)
-
-    def _fork(self) -> Worker:
-        ours, theirs = socket.socketpair()
-        line, their_line = socket.socketpair()
-        stacks = StackFile()
-        self._started += 1
-        with theirs, their_line:
-            # A signal that comes before the worker has its own handlers waits for them.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-            try:
-                flush_streams()
-                pid = fork()
-                if not pid:
-                    ours.close()
-                    line.close()
-                    unblock = partial(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
-                    self._be_worker(theirs, their_line, stacks, unblock)
-            except BaseException:
-                for each in (ours, line, stacks):
-                    each.close()
-                raise
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return Worker(pid, (ours, line), stacks, self)
-
-    def _be_worker(
-        self, own: socket.socket, line: socket.socket, stacks: StackFile, unblock: Callable[[], Any]
-    ) -> NoReturn:
-        status = 1
-        try:
-            self.engine.abandon(None)
-            for each in self.workers:
-                each.abandon()
-            self._served.loop.on_forked.append(self._restore_signals)
-            watchdog_s = self._notifier.watchdog_s or inf
-            self._served.table.last_id = self._started * IDS_PER_WORKER
-            stacks.register(self._served)
-            operator = Operator(self._served, self.config)
-            if not self.is_accepting:
-                operator.announce_drain()
-            if self._on_engine is not None:
-                self._on_engine(self._served)
-            work(operator, own, line, min(_BEAT_S, watchdog_s / 4), unblock)
-            status = 0
-        except ConfigurationError as error:
-            log.error("worker %d: %s", os.getpid(), error)
-        except BaseException:
-            log.exception("worker %d", os.getpid())
-        finally:
-            leave_child(status)
+            if self.place is not None and self.place.is_held:
+                self.place.refuse(f"a worker can't be started: {error}")
 
     def heard(self, worker: Worker, word: bytes) -> None:
         worker.heard_at = self.engine.table.now
-        if word and worker.phase is Phase.STARTING:
-            worker.phase = Phase.SERVING
+        if word and worker.phase is WorkerPhase.STARTING:
+            worker.phase = WorkerPhase.SERVING
+            worker.standby.serves()
             self.engine.call_later(_YOUNG_S, self._lasts, worker)
+            if self.place is not None and all(each.phase is WorkerPhase.SERVING for each in self.workers):
+                self.place.ready()
             self._balance()
+
+    def told(self, worker: Worker, message: Any, descriptors: list[int]) -> None:
+        """Note what a worker says of a move of its requests."""
+        self.restart.told(worker, message)
+        if self.place is not None:
+            self.place.told(worker, message)
 
     def _lasts(self, worker: Worker) -> None:
         if worker in self.workers:
@@ -268,13 +248,20 @@ class Supervisor:
         for told in self.on_worker_end:
             told(worker)
         worker.close()
+        self.restart.worker_ended(worker)
+        if self.place is not None:
+            self.place.worker_ended(worker)
         how = child.how_it_failed()
         lived_s = self.engine.table.now - worker.started_at
-        if worker.phase is Phase.LEAVING or self._stage is not Stage.SERVING:
+        is_restart = self.restart.is_under_way and worker.phase is not WorkerPhase.LEAVING
+        is_meant = is_restart or worker.phase is WorkerPhase.LEAVING or self._stage is not Stage.SERVING
+        goes_on = self.starter.takeovers.ended(worker.standby, crashed=how is not None and not is_meant)
+        if is_meant:
             if how is not None:
-                log.warning("worker %d, which was told to end, %s", worker.pid, how)
+                text = "worker %d %s during the restart" if is_restart else "worker %d, which was told to end, %s"
+                log.warning(text, worker.pid, how)
         else:
-            if worker.phase is Phase.STARTING or lived_s < _YOUNG_S:
+            if not goes_on and (worker.phase is WorkerPhase.STARTING or lived_s < _YOUNG_S):
                 self._back_off.failed(worker.started_at)
             self.restarts["crashed" if how else "exited"] += 1
             wait_s = self._back_off.left_s
@@ -284,36 +271,43 @@ class Supervisor:
             log.log(level, text, worker.pid, how or "ended by itself", lived_s, then)
         self._balance()
 
-    def _dismiss(self, worker: Worker, number: int, within_s: float) -> None:
+    def dismiss(self, worker: Worker, number: int, within_s: float) -> None:
         """Tell a worker to end, and kill it if it has not ended `within_s` seconds later."""
-        worker.phase = Phase.LEAVING
+        worker.phase = WorkerPhase.LEAVING
         worker.tell(number)
-        self.engine.call_later(within_s, self._kill, worker)
-
-    def _kill(self, worker: Worker) -> None:
-        if worker in self.workers:
-            log.error("worker %d has not ended in time: killed", worker.pid)
-            worker.child.kill()
+        self.engine.call_later(within_s, worker.end_late)
 
     def _end(self, stage: Stage) -> None:
         """Enter `stage` at once, in the signal handler: a worker that ends from here on was meant to end."""
         if stage > self._stage:
             self._stage = stage
+            self.engine.post(self.restart.stop)
             self.engine.post(self._dismiss_all, stage)
 
     def begin_drain(self) -> None:
         """Drain all workers, then end. End them at once if they drain already."""
-        self._end(Stage(min(self._stage + 1, Stage.STOPPING)))
+        self._end(Stage.DRAINING if self._stage < Stage.DRAINING else Stage.STOPPING)
+
+    def leave(self) -> None:
+        """End when the last worker has: another process serves in this one's place."""
+        self._stage = max(self._stage, Stage.LEAVING)
+
+    def stay(self) -> None:
+        """Serve as before: no other process has taken this one's place."""
+        if self._stage is Stage.LEAVING:
+            self._stage = Stage.SERVING
+        self._balance()
 
     def _dismiss_all(self, stage: Stage) -> None:
         drain_s = self.config.limits.drain_timeout_s
         number, within_s = (
             (signal.SIGTERM, drain_s + _GRACE_S) if stage is Stage.DRAINING else (signal.SIGINT, _AT_ONCE_S)
         )
+        self.starter.takeovers.close()
         for worker in self.workers:
-            self._dismiss(worker, number, within_s)
+            self.dismiss(worker, number, within_s)
         if stage is Stage.DRAINING:
-            self._notifier.stopping(f"draining {counted(len(self.workers), 'worker')}")
+            self.notifier.stopping(f"draining {counted(len(self.workers), 'worker')}")
             self._show_progress(Progress(" workers"), self.engine.table.now + drain_s)
 
     def _show_progress(self, progress: Progress, until: float) -> None:
@@ -339,7 +333,7 @@ class Supervisor:
     def replace_worker(self, worker: Worker) -> None:
         """Drain one worker. Another one takes its place."""
         self.restarts["asked"] += 1
-        self._dismiss(worker, signal.SIGTERM, worker.config.limits.drain_timeout_s + _GRACE_S)
+        self.dismiss(worker, signal.SIGTERM, worker.config.limits.drain_timeout_s + _GRACE_S)
         self._balance()
 
     # -- the configuration --------------------------------------------------------------------------------------------
@@ -361,7 +355,7 @@ class Supervisor:
         No worker is replaced if neither a value nor a certificate's file has changed: that would only end connections.
         """
         self._reload_asked = False
-        self._notifier.reloading()
+        self.notifier.reloading()
         try:
             config = self._reload()
             config = replace(config, workers=self._pinned or config.workers)
@@ -374,7 +368,7 @@ class Supervisor:
             log.error("the new configuration was refused, the old one stays in force: %s", error)
             self._reloaded = error
             if self._told[0] is self.config:
-                self._notifier.ready(self._told[1])
+                self.notifier.ready(self._told[1])
             return
         self.reloads["applied"] += 1
         self._reloaded = differences(self.config, config)
@@ -397,4 +391,10 @@ class Supervisor:
 
 
 def _are_ready(serving: list[Worker], but: list[Worker]) -> bool:
-    return all(each.phase is Phase.SERVING for each in serving if each not in but)
+    return all(each.phase is WorkerPhase.SERVING for each in serving if each not in but)
+
+
+def _are_well(supervisor: Supervisor) -> bool:
+    most_s = supervisor.notifier.watchdog_s or inf
+    now = supervisor.engine.table.now
+    return all(now - each.heard_at <= most_s for each in supervisor.workers if each.phase is not WorkerPhase.LEAVING)

@@ -26,13 +26,41 @@ class Notifier:
         microseconds = os.environ.pop("WATCHDOG_USEC", "")
         pid = os.environ.pop("WATCHDOG_PID", "")
         self._address = "\0" + address[1:] if address[:1] == "@" else address
+        self._is_silent = False  # another process speaks for the service
         self.watchdog_s: float | None = None
         if address and microseconds.isdecimal() and int(microseconds) and pid in ("", str(os.getpid())):
             self.watchdog_s = int(microseconds) / _USECS_PER_S
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables for the process that is to take this one's place."""
+        if not self._address:
+            return {}
+        name = "@" + self._address[1:] if self._address[:1] == "\0" else self._address
+        watchdog = {} if self.watchdog_s is None else {"WATCHDOG_USEC": str(round(self.watchdog_s * _USECS_PER_S))}
+        return {"NOTIFY_SOCKET": name, **watchdog}
+
+    def hand_over(self, pid: int, status: str) -> None:
+        """Say that process `pid` serves in this one's place. After that, say nothing before `take_back`."""
+        self._send(f"MAINPID={pid}\nREADY=1\nSTATUS={status}")
+        self._is_silent = True
+
+    def hold(self) -> None:
+        """Say nothing for now: another process serves, and speaks for the service."""
+        self._is_silent = True
+
+    def begin(self, is_well: Callable[[], bool] = lambda: True) -> None:
+        """Speak for the service from now on. The process before says that this one is ready."""
+        self._is_silent = False
+        self.feed_watchdog(is_well)
+
     def ready(self, status: str) -> None:
         """Say that this process serves, or serves again."""
         self._send(f"READY=1\nSTATUS={status}")
+
+    def take_back(self, status: str) -> None:
+        """Say that this process serves again, also if another one has served in its place."""
+        main, self._is_silent = f"MAINPID={os.getpid()}\n" if self._is_silent else "", False
+        self._send(f"{main}READY=1\nSTATUS={status}")
 
     def reloading(self) -> None:
         """Say that this process reloads. Call `ready` afterwards."""
@@ -55,10 +83,14 @@ class Notifier:
         self._engine.call_later(self.watchdog_s / 2, self.feed_watchdog, is_well)
 
     def _send(self, text: str) -> None:
+        if not self._is_silent:
+            self._deliver(text)
+
+    def _deliver(self, text: str) -> None:
         if not self._address:
             return
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
             try:
                 own.sendto(text.encode(), socket.MSG_DONTWAIT, self._address)
             except BlockingIOError:
-                self._engine.call_later(_RETRY_S, self._send, text)
+                self._engine.call_later(_RETRY_S, self._deliver, text)

@@ -1,4 +1,4 @@
-"""A worker: a process that serves what its supervisor has bound, and the channel between the two."""
+"""A worker: a process that serves what its supervisor has bound, and the lifeline between the two."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from reqtable.control.desk import Desk
 from reqtable.control.operations import Target
 from reqtable.loop.poller import Descriptor, Poller
 from reqtable.run.signals import log_table
+from reqtable.server.engine import Engine
 from reqtable.server.operator import Operator
 from reqtable.table.states import READ
 
 ALIVE = b"."  # what a worker sends, now and then
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1, signal.SIGUSR2)
 
 
-class Channel(Descriptor):
+class Lifeline(Descriptor):
     """Reads one end of a socket pair: calls `on_word(word)` with what arrives, and `on_word(b"")` once at its end."""
 
     __slots__ = ("_on_word", "_socket")
@@ -55,17 +56,33 @@ class Channel(Descriptor):
         self._socket.close()
 
 
+class Ends(Protocol):
+    """The worker's ends of two pairs with its supervisor."""
+
+    @property
+    def life(self) -> socket.socket: ...
+    @property
+    def line(self) -> socket.socket: ...
+
+
 def work(
-    operator: Operator, own: socket.socket, line: socket.socket, beat_s: float, unblock: Callable[[], Any]
+    operator: Operator,
+    ends: Ends,
+    beat_s: float,
+    unblock: Callable[[], Any],
+    restore: Callable[[Engine], None],
+    moves_on: Callable[[], bool],
 ) -> None:
     """Serve until told to end, or until the supervisor is gone. Signals are blocked until this calls `unblock()`.
 
-    `own` tells each side whether the other is alive. On `line` the supervisor asks for what an operator wants.
+    `restore(engine)` takes over the requests of another worker, before the loop runs. If the supervisor is gone, drain,
+    unless the requests move to another process: `moves_on` says so.
     """
     engine = operator.engine
     servers: list[Any] = list(engine.servers)
     for server in servers:
         server._make_policies_again()
+    restore(engine)
     draining: list[bool] = []
 
     def drain() -> None:
@@ -79,16 +96,16 @@ def work(
         engine.post(drain)
 
     def beat() -> None:
-        channel.say(ALIVE)
+        lifeline.say(ALIVE)
         engine.call_later(beat_s, beat)
 
     def hear(word: bytes) -> None:
-        if not word:
+        if not word and not moves_on():
             drain()
 
-    channel = Channel(engine.loop.poller, own, hear)
-    desk = Desk(Target(engine, operator), line)
-    engine.loop.on_forked += [channel.abandon, desk.line.abandon]
+    lifeline = Lifeline(engine.loop.poller, ends.life, hear)
+    desk = Desk(Target(engine, operator), ends.line)
+    engine.loop.on_forked += [lifeline.abandon, desk.line.abandon]
     handlers: dict[int, Callable[..., Any]] = dict.fromkeys(HANDLED, lambda *_: None)  # the supervisor acts on these
     handlers |= {
         signal.SIGINT: lambda *_: engine.stop(),

@@ -157,11 +157,10 @@ class LoopServer(ConfiguredServer):
     def stats(self) -> dict[str, Any]:
         """Return what has been counted since this server was made, as plain data: numbers, and dicts of numbers.
 
-        `accepted` counts requests, `finished` how they ended (`done timeout limit reset upstream error
-        cancelled drained`),
-        `refused` which limit refused them. `bytes_in`, `bytes_out` and `steps` are sums over ended requests. `policies`
-        has the same for each policy. `entries` is the number of requests now. `buffered_bytes` (now) and the times of
-        the `loop` belong to the engine, which other servers may share.
+        `accepted` counts requests, `finished` how they ended (`done timeout limit reset upstream error cancelled
+        drained moved`), `refused` which limit refused them. `bytes_in`, `bytes_out` and `steps` are sums over ended
+        requests. `policies` has the same for each policy. `entries` is the number of requests now. `buffered_bytes`
+        (now) and the times of the `loop` belong to the engine, which other servers may share.
         """
         table = self._host.table
         return {

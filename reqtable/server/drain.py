@@ -35,6 +35,12 @@ class Drain:
         self._done = done
         self._progress = progress  # called with how many requests and seconds are left
 
+    def cancel(self) -> None:
+        """Drain no more. The caller listens again."""
+        for server in self._servers:
+            server._is_draining = False
+        self._servers = []
+
     def begin(self) -> None:
         """Stop listening, and check on the requests in the table until they are done."""
         for server in self._servers:

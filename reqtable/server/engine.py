@@ -20,6 +20,7 @@ from reqtable.server.hosted import Hosted, hosted
 from reqtable.server.intake import Intake
 from reqtable.server.invariants import Invariants, are_checked
 from reqtable.server.listeners import Listeners
+from reqtable.server.mover import Mover
 from reqtable.server.serving import Serving
 from reqtable.table.limits import Limits
 from reqtable.table.snapshot import unwrapped
@@ -36,16 +37,20 @@ class Engine:
     `system` gives the engine its clock and its kind of selector: `Engine(system=System(selector=SelectSelector))`.
     """
 
-    def __init__(self, *, limits: Limits | None = None, system: System | None = None) -> None:
+    def __init__(
+        self, *, limits: Limits | None = None, system: System | None = None, steps: type[Steps] = Steps
+    ) -> None:
         self.system = SYSTEM.get() if system is None else system
-        self.steps = Steps(limits, self.system)
+        self.steps = steps(limits, self.system)
         self.loop = Loop(self.steps)
         self.connector = Connector(self.steps)
         self.servers: list[Hosted] = []
         self.listeners = Listeners(self.loop)
         self.admission = Admission(self.steps)
-        self.intake = Intake(self.loop, self.admission, self.listeners.pause)
+        self.intake = Intake(self.loop, self.admission, self.connector, self.listeners.pause)
+        self.mover = self.table.mover = Mover(self.steps, self.servers, self.intake)
         self.serving = Serving(self.loop, self.servers, self.listeners, self._end_bound)
+        self.taken_over = 0  # requests of a worker that has crashed
         self._stopping = False
         self._stopped = threading.Event()
         self._ran_in: int | None = None  # the thread that last ran the loop
@@ -242,11 +247,15 @@ def _leave_policy(entry: Entry) -> None:
 def _count(entry: Entry) -> None:
     tally = hosted(entry.server)._counts.policies[entry.policy.name]
     tally.finished[entry.ending or Ending.DONE] += 1
+    if entry.ending is Ending.MOVED:
+        return  # the process that goes on with the request counts its bytes and steps
     tally.bytes_in += entry.bytes_in
     tally.bytes_out += entry.bytes_out
     tally.steps += entry.steps
 
 
 def _log(entry: Entry) -> None:
+    if entry.ending is Ending.MOVED:
+        return
     if access.isEnabledFor(logging.INFO) and not getattr(unwrapped(entry.handler), "_logs_requests", False):
         log_access(entry)

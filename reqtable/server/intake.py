@@ -16,14 +16,17 @@ back here, `end_if_copy` ends it, because the loop is its parent's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from reqtable.dispatch.checks import is_resumable
 from reqtable.dispatch.policy import Policy
+from reqtable.loop.freezing import Freezer
 from reqtable.loop.loop import Loop
 from reqtable.loop.process import Process
+from reqtable.loop.step import Steps
+from reqtable.net.connect import Connector
 from reqtable.net.datagram import Session, Sessions
 from reqtable.net.listener import EXHAUSTED
 from reqtable.net.pktinfo import Datagram
@@ -34,12 +37,19 @@ from reqtable.net.stream import Stream
 from reqtable.server.admission import Admission
 from reqtable.server.hosted import Hosted, hosted
 from reqtable.table.addresses import address_text, printable
+from reqtable.table.errors import ReqtableError
+from reqtable.table.moved_files import close_files, open_file
 from reqtable.table.parts import OVER, RELEASED, Server, Transport
+from reqtable.table.record import restore
+from reqtable.table.saving import Attachments, Head, read
+from reqtable.table.snapshot import unwrapped
 from reqtable.table.states import Ending, Event, State
 from reqtable.table.table import Entry
 from reqtable.table.wants import NOTHING
 
 log = logging.getLogger("reqtable")
+
+StreamMaker = Callable[[Hosted, Steps, Any], Stream]
 
 _WILDCARDS = ("", "0.0.0.0", "::")
 
@@ -50,12 +60,17 @@ class Intake:
     `on_exhausted(server, error)` is called if `get_request` fails because descriptors or memory have run out.
     """
 
-    def __init__(self, loop: Loop, admission: Admission, on_exhausted: Callable[[Hosted, OSError], None]) -> None:
+    def __init__(
+        self, loop: Loop, admission: Admission, connector: Connector, on_exhausted: Callable[[Hosted, OSError], None]
+    ) -> None:
         self._loop = loop
+        self._connector = connector
+        self._freezer = Freezer(loop.steps)
         self._steps = loop.steps
         self._admission = admission
         self._on_exhausted = on_exhausted
         self.sessions = Sessions(self._steps, self._take_again)
+        self.make_stream: StreamMaker = _stream  # makes the transports of resumable handlers' connections
         # Complete preambles, by the id() of their request, while the request is with the hooks.
         self._opened: dict[int, Preamble] = {}
 
@@ -126,6 +141,75 @@ class Intake:
         else:
             self._steps.begin(entry)
 
+    def resume(self, server: Hosted, head: Head, attached: Sequence[Any], made_at: float) -> Entry:
+        """Enter a request that comes from another process, with what goes with its record. It is MOVING until thawed.
+
+        The record was made at `made_at`, by the clock of this table.
+
+        Raises ReqtableError if the record can't be used. Then what was attached is the caller's, as it was. The
+        descriptors of files are the caller's in any case: they are duplicated.
+        """
+        try:
+            request, others = self._moved_request(server, head, attached)
+            transport = self._transport(server, server._policies.chosen, request)
+            entry = Entry(self._steps.table, server, server._policies.chosen, head.peer, head.local, transport)
+            transport.entry = entry
+        except Exception as error:
+            raise ReqtableError(f"request {head.id} can't go on with its socket: {error!r}") from error
+        entry.resumable = OVER
+        if isinstance(transport, Session):
+            transport.resume(entry)
+        self._enter(entry, server, head.id)
+        try:
+            self._fill(entry, head, others, made_at)
+        except BaseException as error:
+            self.give_back(entry)
+            if isinstance(error, ReqtableError) or not isinstance(error, Exception):
+                raise
+            raise ReqtableError(f"request {head.id} can't go on: {error!r}") from error
+        return entry
+
+    def give_back(self, entry: Entry) -> None:
+        """Take a resumed request, which is MOVING still, out of the table. Its sockets are the caller's again."""
+        if isinstance(entry.transport, Session):
+            self.sessions.discard(entry.transport)
+        if entry.reach is not None:
+            for row in entry.reach.connections:
+                row.transport = RELEASED  # type: ignore[attr-defined]
+        entry.transport = RELEASED
+        if entry.state is State.OPENING:
+            entry.advance(Event.FROZEN)
+        self._freezer.let_go(entry)
+
+    def _fill(self, entry: Entry, head: Head, others: Sequence[Any], made_at: float) -> None:
+        """Fill a new row with the request of a record, whose connections and files are `others`."""
+        opened: list[Any] = []
+        try:
+            count = len(head.connections)
+            rows = [
+                self._connector.resume(entry, saved, own, made_at)
+                for saved, own in zip(head.connections, others[:count], strict=True)
+            ]
+            for saved, own in zip(head.files, others[count:], strict=True):
+                opened.append(open_file(saved, self._steps.system.dup(own)))
+            handler_class = unwrapped(entry.server.RequestHandlerClass)
+            record = read(head, handler_class, made_at, Attachments(rows, opened))
+            entry.policy.attach(entry)  # type: ignore[attr-defined]
+            restore(record, entry, entry.handler, made_at)
+        except BaseException:
+            close_files(opened)
+            raise
+        entry.moves += 1
+        self._steps.table.hold(entry, len(entry.input) + entry.output.held)
+
+    def _moved_request(self, server: Hosted, head: Head, attached: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+        """Return the request of a record, as `get_request` returned it in the first process, and its other sockets."""
+        if head.control is None:
+            return attached[0], attached[1:]
+        if head.control:
+            return Datagram.made(b"", server.socket, head.local, list(map(tuple, head.control))), attached
+        return (b"", server.socket), attached
+
     # -- the row ------------------------------------------------------------------------------------------------------
 
     def _new_row(self, server: Hosted, request: Any, peer: Any) -> Entry | None:
@@ -156,7 +240,7 @@ class Intake:
             return policy.transport_for(request)
         if isinstance(request, tuple):
             return Session(self.sessions, request)
-        return stream_over(self._steps, request)
+        return self.make_stream(server, self._steps, request)
 
     def _row(self, server: Hosted, policy: Policy, request: Any, peer: Any, transport: Transport) -> Entry:
         """Make the entry of a request. To save memory, entries share equal hosts and equal local addresses."""
@@ -177,8 +261,8 @@ class Intake:
         if isinstance(transport, Session):
             transport.attach(entry)
 
-    def _enter(self, entry: Entry, server: Hosted) -> None:
-        self._steps.table.add(entry)
+    def _enter(self, entry: Entry, server: Hosted, id: int | None = None) -> None:
+        self._steps.table.add(entry, id)
         server._counts.policies[entry.policy.name].accepted += 1
         entry.policy.admitted()
 
@@ -264,6 +348,10 @@ class Intake:
             server.process_request(request, peer)
         except BaseException as error:
             self._turn_away(hosted(server), request, peer, error, last_id_before)
+
+
+def _stream(server: Hosted, steps: Steps, request: Any) -> Stream:
+    return stream_over(steps, request)
 
 
 @lru_cache(maxsize=4096)

@@ -52,7 +52,9 @@ class Invariants:
         self._closed: set[Entry] = set()
         # Of each overdue entry: (its deadline, its steps), and how many more passes it may stay overdue.
         self._overdue: dict[Entry, tuple[tuple[float, int], int]] = {}
-        self._ready: dict[Entry, tuple[int, int]] = {}  # its steps, and how many passes it has waited
+        self._frozen: dict[Entry, tuple[int, int, int]] = {}  # of each MOVING request: its steps, and its bytes
+        # Its steps and the bytes that it has sent, and how many passes it has waited.
+        self._ready: dict[Entry, tuple[tuple[int, int], int]] = {}
         self._reach = ReachInvariants(loop, self._must)
 
     def check(self, now: float = 0.0, freed: bool = False) -> None:
@@ -70,7 +72,8 @@ class Invariants:
                 continue
             self._check_state(entry)
             self._check_output(entry)
-            self._check_deadline(entry)
+            if entry.state is not State.MOVING:
+                self._check_deadline(entry)
             self._must(
                 turns[entry] == (entry.state is State.READY), entry, f"is {turns[entry]} times in the queue of turns"
             )
@@ -81,6 +84,7 @@ class Invariants:
                 "has a call that it does not wait for",
             )
         self._reach.check(closed)
+        self._check_frozen()
         self._check_counts()
         self._check_overdue()
         self._check_starved()
@@ -109,7 +113,8 @@ class Invariants:
         transport = _connection_of(entry)
         is_opened = entry.state is not State.OPENING or isinstance(transport, Preamble)
         must(is_opened, entry, "is OPENING, but has no preamble")
-        if isinstance(transport, Stream) and not is_tls(transport.request):
+        touched = entry in self._loop.table.touched  # by a step at the end of the pass: the next pass sends the output
+        if isinstance(transport, Stream) and not is_tls(transport.request) and not touched:
             # TLS is left out: OpenSSL may have to read in order to write, and the other way round. So is a blocking
             # handler's socket: it is polled only at times, and the handler may close it during a wait.
             interest = self._reach.interest_of(entry, transport.watched) & self._loop.poller.interests
@@ -126,7 +131,7 @@ class Invariants:
             (output.held, output.size) == (held, size), entry, f"holds {held} of {size} bytes, but counts others"
         )
         touched = entry in self._loop.table.touched  # a handler has sent to it while being closed
-        if isinstance(entry.transport, Stream) and not touched:
+        if isinstance(entry.transport, Stream) and not touched and entry.state is not State.MOVING:
             may_send = entry.state is State.WRITING or entry.want.awaits is Event.AWAITS_ANY or entry.reach is not None
             self._must(not size or may_send, entry, f"does not wait to send {size} bytes")
 
@@ -144,6 +149,19 @@ class Invariants:
         longest = self._longest_wait(entry)
         if longest is not None:
             self._must(at <= loop.table.now + longest + 1e-6, entry, f"may wait {at - loop.table.now} s, not {longest}")
+
+    def _check_frozen(self) -> None:
+        """Check that nothing happens to a MOVING request, nor to its connections: another process may go on with it."""
+        before, self._frozen = self._frozen, {}
+        for entry in self._loop.table:
+            if entry.state is not State.MOVING:
+                continue
+            known = self._frozen[entry] = entry.steps, entry.bytes_in, entry.bytes_out
+            self._must(before.get(entry, known) == known, entry, "is being moved, but goes on")
+            rows: Any = entry.reach.connections if entry.reach is not None else ()
+            for side in (entry, *rows):
+                self._must(side.heap_time == inf, side, "is being moved, but has a deadline in the heap")
+                self._must(not getattr(side.transport, "watched", 0), side, "is being moved, but is polled")
 
     def _check_counts(self) -> None:
         """Compare the counts that the table keeps with a fresh count."""
@@ -175,7 +193,7 @@ class Invariants:
         patience = len(self._steps.deadlines) // loop.table.limits.expiries_per_pass  # earlier ones come first
         before, self._overdue = self._overdue, {}
         for entry in loop.table:
-            if entry.deadline is not None and entry.deadline <= now:
+            if entry.deadline is not None and entry.deadline <= now and entry.state is not State.MOVING:
                 since = entry.deadline, entry.steps
                 known, passes = before.get(entry, (since, patience + 1))
                 passes = passes - 1 if known == since else patience
@@ -186,9 +204,10 @@ class Invariants:
         before, self._ready = self._ready, {}
         for entry in self._loop.table:
             if entry.state is State.READY:
-                steps, passes = before.get(entry, (-1, 0))
-                passes = passes + 1 if steps == entry.steps and self._steps.send_share else 0
-                self._ready[entry] = entry.steps, passes
+                done = entry.steps, entry.bytes_out  # output that others send to it may hold back its steps
+                known, passes = before.get(entry, ((-1, 0), 0))
+                passes = passes + 1 if known == done and self._steps.send_share else 0
+                self._ready[entry] = done, passes
                 self._must(passes < _STEPS_OF_A_STARVED, entry, f"had no turn for {passes} passes")
 
     def _check_registered(self) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 from reqtable.config import CONFIG_VARIABLE, Config, changed, differences, effective, from_environment
 from reqtable.server.configured import reconfigure
@@ -18,7 +18,41 @@ from reqtable.table.states import State
 
 log = logging.getLogger("reqtable")
 
+HANDOVER_VARIABLE = "REQTABLE_HANDOVER"  # the number of a descriptor: the pair with the process before
 SET_BY_HAND = "reqtable set"  # where a value comes from that was set while the server runs
+NO_RESTART = (
+    "this program can't be restarted from here: "
+    "that needs serve(), reqtable serve, http or wsgi, and the package msgspec"
+)
+
+
+class Restarting(Protocol):
+    """Moves the requests to the next version of the program."""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How often the program was restarted, by how that went: "done" or "failed"."""
+
+    def begin(self, only_checks: bool = False, on_outcome: Callable[[Mapping[str, Any]], Any] = bool) -> None:
+        """Begin, and call `on_outcome` once it is known whether this works. Raises ReqtableError if it can't begin."""
+
+    def stop(self) -> bool:
+        """End a restart that is under way: this process was told to end. Returns whether it drains already."""
+
+    def close(self) -> None:
+        """End a restart that is under way: this process ends at once."""
+
+    def shown(self) -> Mapping[str, Any] | None:
+        """Return how far the restart has come, as plain data; None if there is none."""
+
+
+class Taking(Protocol):
+    """Takes the requests of another process over."""
+
+    taken: int  # how many requests
+    is_over: bool  # no more will come
+    longest_freeze_s: float
+    began_at: float  # by the table's clock
 
 
 class Operator:
@@ -36,6 +70,9 @@ class Operator:
         self.changed_at: float | None = None  # when the configuration was changed last, by the table's clock
         self.changes: list[dict[str, Any]] = []  # what that has changed
         self.reloads: Counter[str] = Counter(applied=0, refused=0)
+        self.restart: Restarting | None = None  # what moves the requests to the next version of the program
+        self.takers: Sequence[Taking] = ()  # what has taken requests over, when this process began
+        self.reopen: Callable[[], Any] = bool  # has the control socket back: the process that had taken it is gone
 
     @property
     def config(self) -> Config:
@@ -91,21 +128,23 @@ class Operator:
         hint: str = "",
         progress: Callable[[int, float], None] | None = None,
         ended: Callable[[], Any] | None = None,
-    ) -> None:
+    ) -> Drain | None:
         """Stop accepting. Unless `stay`, stop serving once all requests are done or `drain_timeout_s` is over.
 
-        `ended` is called then; None: the engine's loop stops.
+        `ended` is called then; None: the engine's loop stops. Returns the drain, unless `stay`.
         """
         engine = self.engine
         if stay:
             for server in engine.servers:
                 server._is_draining = True
                 engine.listeners.unlisten_for_good(server)
-            return
+            return None
         most_s = engine.limits.drain_timeout_s
         at_first = sum(entry.state is not State.CLOSED for entry in engine.table)
         if at_first:
             are = "1 request is" if at_first == 1 else f"{at_first} requests are"
             log.info("ending when %s done, or in %g s%s", are, most_s, hint)
         until = engine.table.now + most_s if most_s < inf else inf
-        Drain(engine, engine.servers, until, ended or engine.stop, progress).begin()
+        drain = Drain(engine, engine.servers, until, ended or engine.stop, progress)
+        drain.begin()
+        return drain

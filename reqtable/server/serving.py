@@ -7,7 +7,6 @@ loop counts as running: so a hook may call `shutdown`, and no other thread can r
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -15,19 +14,18 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from math import inf
 from typing import Any
 
-from reqtable.handlers.blocking import BaseRequestHandler
-from reqtable.handlers.resumable import ResumableHandler, check_called
 from reqtable.loop.failures import ends_program
 from reqtable.loop.loop import Loop
+from reqtable.server.hooks import Hook, bound, owners_of
 from reqtable.server.hosted import Hosted
 from reqtable.server.listeners import Listeners
+from reqtable.server.shared_state import shares_of
 from reqtable.server.stall_detector import StallDetector
-from reqtable.table.snapshot import unwrapped
 from reqtable.table.states import State
 
 log = logging.getLogger("reqtable")
 
-Hook = Callable[[], Any]
+Called = Callable[[], Any]
 
 
 class Serving:
@@ -40,7 +38,9 @@ class Serving:
         self._servers = servers
         self._listeners = listeners
         self._leave_thread = leave_thread  # ends the requests that can't go on in another thread
-        self._started: list[tuple[Hosted, Hook]] = []  # the `on_stop` of what has started, in the order of the starts
+        self.is_held = False  # it must not listen yet: another process does so, whose place this one is to take
+        self.on_listen: list[Called] = []  # called when it listens at last
+        self._started: list[tuple[Hosted, Called]] = []  # the `on_stop` of what has started, in the order of the starts
 
     @contextmanager
     def around_passes(self) -> Iterator[None]:
@@ -52,11 +52,20 @@ class Serving:
             ending.callback(self._stop_listening)
             ending.push(lambda _, error, __: self._loop.poller.end_if_copy(error))  # the rest is the parent's
             self._start_all()
-            for server in self._servers:
-                if not server._is_draining:
-                    self._listeners.listen(server)
+            if not self.is_held:
+                self.listen()
             with self._stall_detection():
                 yield
+
+    def listen(self) -> None:
+        """Accept requests for all servers that do not drain."""
+        self.is_held = False
+        for server in self._servers:
+            if not server._is_draining:
+                self._listeners.listen(server)
+        for told in self.on_listen:
+            told()
+        self.on_listen.clear()
 
     def has_started(self, server: Hosted) -> bool:
         """Return whether `server` has started in this serving call, and has not stopped."""
@@ -79,18 +88,20 @@ class Serving:
             self._start(left[0])
 
     def _start(self, server: Hosted) -> None:
-        for find, given in ((server._hook, ()), (_finder(server.RequestHandlerClass), (server,))):
-            start, stop = (_bound(find(name), given) for name in ("on_start", "on_stop"))
-            start()
+        shares_of(server)  # raises an exception if one of the hooks of a restart is wrong
+        for _, find, given in owners_of(server):
+            start, stop = (bound(find, name, given) or _nothing for name in ("on_start", "on_stop"))
+            _begin(start)
             self._loop.poller.end_if_copy()
             self._started.append((server, stop))
 
     def _stop_all(self) -> None:
-        hooks = [hook for _, hook in reversed(self._started)]
+        """Call each `on_stop`, unless another process has served all the time: what these undo is that one's."""
+        hooks = [] if self.is_held else [hook for _, hook in reversed(self._started)]
         self._started.clear()
         self._call_all(hooks)
 
-    def _call_all(self, hooks: list[Hook]) -> None:
+    def _call_all(self, hooks: list[Called]) -> None:
         """Call all `hooks`. Log what they raise; raise only the first exception that is meant for the program."""
         ends: BaseException | None = None
         for hook in hooks:
@@ -130,53 +141,14 @@ class Serving:
         return nullcontext()
 
 
-def _finder(handler: Any) -> Callable[[str], Any]:
-    """Return a function that finds the hooks of a handler class: its class methods, if the class is one of ours."""
-    kind = unwrapped(handler)
-
-    def find(name: str) -> Any:
-        if isinstance(kind, type) and issubclass(kind, ResumableHandler | BaseRequestHandler):
-            hook = getattr(kind, name)
-            if getattr(hook, "__self__", None) is kind:
-                return hook
-        return None  # a blocking handler may have a method of that name for itself
-
-    return find
-
-
-def _bound(hook: Any, given: tuple[Any, ...]) -> Hook:
-    """Return a function that calls `hook` with the arguments `given`. Raises HandlerError if `hook` is async.
-
-    The function does nothing if there is no such hook, or if the program uses its name for something else.
-    """
-    if hook is None:
-        return _nothing
+def _begin(start: Called) -> None:
+    """Call an `on_start`. An exception of the program says which one it was."""
     try:
-        inspect.signature(hook).bind(*given)
-    except TypeError as error:
-        log.warning(
-            "%s is not called as a hook, because it takes other arguments (%s): see 'When serving begins and ends' in "
-            "docs/operating.md",
-            hook.__qualname__,
-            error,
-        )
-        return _nothing
-    check_called(hook, given)
-    return _Call(hook, given)
-
-
-class _Call:
-    """Calls a hook. Its text is the hook's name."""
-
-    def __init__(self, hook: Any, given: tuple[Any, ...]) -> None:
-        self._hook = hook
-        self._given = given
-
-    def __call__(self) -> None:
-        self._hook(*self._given)
-
-    def __str__(self) -> str:
-        return str(self._hook.__qualname__)
+        start()
+    except Exception as error:
+        if isinstance(start, Hook):
+            error.add_note(f"raised by {start} ({start.place})")
+        raise
 
 
 def _nothing() -> None:
