@@ -269,6 +269,15 @@ def test_without_a_file_there_is_nothing_to_reload(tmp_path: Path) -> None:
         assert b"REQTABLE_CONFIG" in body
 
 
+@pytest.mark.parametrize(("target", "known"), [("/v1/restart", b"check"), ("/v1/drain", b"stay or worker")])
+def test_a_misspelt_key_does_nothing(tmp_path: Path, target: str, known: bytes) -> None:
+    with controlled(tmp_path) as (_, operator):
+        status, body = operator.ask(target, "POST", {"chek": True})
+        assert status == 400
+        assert b"'chek' is not known in the body: write " + known in body
+        assert operator.get("/v1/stats")["is_draining"] is False
+
+
 def test_drain_that_stays_only_stops_accepting(tmp_path: Path) -> None:
     with controlled(tmp_path) as (server, operator), clients(server, 1) as [client]:
         operator.rows_once(lambda rows: len(rows) == 1)
@@ -539,7 +548,11 @@ def test_a_moved_program_can_be_looked_at_and_survives_its_signals(tmp_path: Pat
                 assert client.ask(b"one\n") == b"one\n"
                 [row] = Operator(path).get("/v1/requests")
                 assert row["source"] == f"{script}:5"
-                for number, words in [(signal.SIGUSR1, "1 request"), (signal.SIGHUP, "SIGHUP: this program reads no")]:
+                for number, words in [
+                    (signal.SIGUSR1, "1 request"),
+                    (signal.SIGHUP, "SIGHUP: this program reads no"),
+                    (signal.SIGUSR2, "SIGUSR2: this program can't be restarted from here"),
+                ]:
                     process.send_signal(number)
                     while words not in process.stderr.readline():
                         assert process.poll() is None

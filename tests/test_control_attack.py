@@ -52,8 +52,8 @@ def test_ten_thousand_requests_that_no_operator_should_send(first: int) -> None:
     ("body", "words"),
     [
         ({"older": None}, "everything would be cancelled"),
-        ({"sort": "age", "limit": 1}, "a cancel has no sort and no limit"),
-        ({"older": 0, "sort": "age"}, "a cancel has no sort and no limit"),
+        ({"sort": "age", "limit": 1}, "a cancel has no sort, limit or also"),
+        ({"older": 0, "sort": "age"}, "a cancel has no sort, limit or also"),
         ({"older": 0, "dry_run": 0}, "dry_run=0: give true or false"),
         ({"older": 0, "dry_run": None}, "dry_run=None: give true or false"),
         ({"older": True}, "older=True: give a number"),

@@ -202,6 +202,7 @@ def test_a_worker_that_does_not_answer_keeps_its_place_in_the_labels() -> None:
 
     workers = [Serving(pid) for pid in (11, 12, 13)]
     supervisor = SimpleNamespace(workers=workers, restarts=Counter(), reloads=Counter(), phases=())
+    supervisor.restart = SimpleNamespace(counts=Counter())
     totals = Totals(supervisor)
     assert places(11, 13) == {("READING", "Echo", "Server", place) for place in "13"}
     assert places(11, 12, 13) == {("READING", "Echo", "Server", place) for place in "123"}

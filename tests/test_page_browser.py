@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +20,8 @@ from selenium.webdriver.common.keys import Keys
 import reqtable
 from reqtable import Config, ControlOptions, StateRequestHandler, Transition, line, state, told
 from reqtable.http import HTTPRequestHandler
+from reqtable.run.operated import OPERATORS
+from reqtable.server.operator import Operator
 from tests.browser import Browser, browsing
 from tests.service import Service
 from tests.support import Client, served, serving, wait_until
@@ -350,6 +355,40 @@ def test_it_survives_a_restart(browser: Browser, caplog: pytest.LogCaptureFixtur
             until_texts(browser, "#keys button", ["reading1"])
             browser.driver.get("about:blank")
     assert all("ERR_" in each for each in browser.complaints())
+
+
+def test_it_shows_how_far_a_restart_is(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    shown: dict[str, Any] = {
+        "phase": "moving",
+        "check": False,
+        "pid": 12,
+        "moved": 3250,
+        "left": 1750,
+        "ago_s": 1.0,
+        "problem": None,
+    }
+    restart = SimpleNamespace(shown=lambda: shown, counts=Counter())
+    caplog.set_level(logging.INFO, "reqtable.control")
+    config = Config(control=ControlOptions(page="127.0.0.1:0"))
+    server = reqtable.TCPServer(("127.0.0.1", 0), Store, config=config)
+    OPERATORS[server.engine] = operator = Operator(server.engine)
+    with serving(server):
+        show(browser, Visitor(port_in(caplog)))
+        assert browser.run("return document.getElementById('restart').hidden")
+        operator.restart = restart
+        until_texts(browser, "#restart-text", ["3,250 of 5,000 requests moved to process 12"])
+        assert browser.run("return document.getElementById('restart-bar').value") == 3250
+        assert browser.run("return document.getElementById('restart-bar').max") == 5000
+        shown |= {"phase": "failed", "problem": ATTACK}
+        browser.until("document.getElementById('restart-bar').hidden")
+        [text] = browser.texts("#restart-text")
+        assert text == f"It failed 1.0 s ago, and the old process goes on: {ATTACK}"
+        assert "run" not in browser.driver.title
+        operator.restart = None
+        taken = SimpleNamespace(taken=2, is_over=False, longest_freeze_s=0.031, began_at=server.engine.table.clock())
+        operator.takers = [taken]
+        browser.until("document.getElementById('restart-text').textContent.startsWith('2 requests taken over ')")
+        browser.driver.get("about:blank")
 
 
 @pytest.mark.parametrize("width", [375, 1280])

@@ -305,6 +305,32 @@ def test_a_stuck_worker_is_red_and_its_stack_is_shown() -> None:
     assert "  sticking.py:14 hold_up" in lines
 
 
+def test_a_restart_is_a_line_while_it_is_news_and_a_failed_one_is_red() -> None:
+    model = Model()
+    going = {"phase": "moving", "check": False, "pid": 12, "moved": 3250, "left": 1750, "ago_s": 1.0, "problem": None}
+    answer(model, [row(1)], stats(restart=going, taken=None))
+    assert "restart   3250 of 5000 requests moved to process 12" in screen(model)
+    failed = going | {"phase": "failed", "problem": "it\x1b[31m does not start"}
+    answer(model, [row(1)], stats(restart=failed, taken=None))
+    [line] = [line for line in frame(model, 80, 24, 0.0) if line.plain.startswith("restart")]
+    assert line.plain == "restart   failed 1.0s ago: it\\x1b[31m does not start"
+    assert str(line.style) == "bold red"
+    taken = {"moved": 2, "giving": 1, "longest_freeze_s": 0.031, "ago_s": 90.0}
+    answer(model, [row(1)], stats(restart=None, taken=taken))
+    words = "2 requests taken over 90.0s ago, frozen 31ms at most"
+    assert any(each.startswith(f"restart   {words}") for each in screen(model))
+    answer(model, [row(1)], stats(restart=None, taken=taken | {"giving": 0}))
+    assert not any(each.startswith("restart") for each in screen(model))
+
+
+def test_rows_that_have_moved_say_so() -> None:
+    model = Model()
+    answer(model, [row(1, moves=0), row(2, moves=0)])
+    assert not any(" moves " in each for each in screen(model))
+    answer(model, [row(1, moves=0), row(2, moves=3)])
+    assert any(" moves " in each for each in screen(model))
+
+
 # -- actions ----------------------------------------------------------------------------------------------------------
 
 
@@ -389,7 +415,7 @@ def test_pause_and_help_and_quit() -> None:
     model = model_of(2)
     assert (press(model, "p"), model.is_paused) == (None, True)
     assert screen(model)[0].endswith("PAUSED")
-    assert (press(model, "p"), model.is_paused) == (Act("look"), False)
+    assert (press(model, "p"), model.is_paused) == (None, False)
     press(model, "?")
     page = screen(model)
     for key in ("s", "f", "/", "w", "K", "D", "p", "q", "Enter", *SORT_KEYS):

@@ -188,6 +188,44 @@ def test_pause_asks_no_more_until_it_ends(server: Controlled) -> None:
         assert top.press("q").ends() == 0
 
 
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_pause_drops_an_answer_to_a_question_of_before(server: Controlled, tmp_path: Path, is_answered: bool) -> None:
+    asked, taken = tmp_path / "asked", tmp_path / "taken"
+    os.mkfifo(asked)
+    os.mkfifo(taken)
+    program = (
+        "import reqtable.run.commands.top as top, reqtable.run.top.screen as screen\n"
+        "look, take = top._looked, screen.Screen._looked\n"
+        "def looked(*given):\n"
+        f"    if not open({str(asked)!r}).read(): raise screen.Unanswered('no answer')\n"
+        "    return look(*given)\n"
+        f"def took(*given): take(*given), open({str(taken)!r}, 'w').close()\n"
+        "top._looked, screen.Screen._looked = looked, took\n" + RUN
+    )
+
+    def answer(text: str) -> None:
+        asked.write_text(text)  # waits for the question
+        assert taken.read_text() == ""  # waits until the screen has taken the answer
+
+    with clients(server, 1) as made, Terminal(server.path, program=program) as top:
+        answer("go on")  # to the question of the first frame
+        with open(asked, "w") as gate:  # opens when the next question is asked
+            top.press("p").shows("PAUSED")
+            with Client(server.address) as late:
+                late.ask(b"a line\n")
+                assert len(server.rows(2)) == 2
+                gate.write("go on" if is_answered else "")
+                gate.close()
+                taken.read_text()
+                top.press("?").shows("any key: back").press("x").shows(LINE_KEYS)
+                assert top.ids() == list(made)
+                assert not any("no answer" in line for line in top.lines)
+                top.press("p").hides("PAUSED")
+                answer("go on")
+                top.until(lambda: len(top.ids()) == 2)
+        assert top.press("q").ends() == 0
+
+
 def test_it_follows_a_terminal_that_is_resized(server: Controlled) -> None:
     with clients(server, 20) as made, Terminal(server.path) as top:
         ids = list(made)

@@ -12,8 +12,9 @@ from reqtable.control.jobs import END
 from reqtable.control.query import Query, QueryError, whole_number
 from reqtable.control.request import JSON
 from reqtable.control.scrape import ScrapeHandler
-from reqtable.handlers.state import Transition, state
+from reqtable.handlers.declaration import Transition, state
 from reqtable.http import route
+from reqtable.http.messages import Request
 from reqtable.table.addresses import printable
 from reqtable.table.wants import flushed
 
@@ -22,6 +23,7 @@ CANCEL_MAX = 1000  # how many requests one bulk cancel may end, unless it says `
 _SHORT = reprlib.Repr()  # of a value in a message
 _ID_DIGITS = 17  # ids are below 2**53
 _NDJSON = "application/x-ndjson"
+_OCTETS = "application/octet-stream"
 
 
 class ControlHandler(ScrapeHandler):
@@ -36,7 +38,7 @@ class ControlHandler(ScrapeHandler):
     def requests(self) -> Transition:
         """Answer with the rows that a query asks for, or with groups of them if it has `by`."""
         asked = self._query()
-        self._is_ndjson = asked.pop("format", None) == "ndjson" or _NDJSON in (self.request.get("accept") or "")
+        self._is_ndjson = _wants_ndjson(self.request, asked)
         if "by" in asked:
             return self._ask("groups", asked, self._answer_batch)
         Query.of(asked)
@@ -45,6 +47,10 @@ class ControlHandler(ScrapeHandler):
     @route("GET", "/v1/requests/{id}")
     def one_request(self, id: str) -> Transition:
         return self._ask("request", {"id": _id(id)}, self._answer_found)
+
+    @route("GET", "/v1/requests/{id}/record")
+    def one_record(self, id: str) -> Transition:
+        return self._ask("record", {"id": _id(id)}, self._answer_found)
 
     @route("POST", "/v1/requests/{id}/cancel")
     def cancel_one(self, id: str) -> Transition:
@@ -60,8 +66,8 @@ class ControlHandler(ScrapeHandler):
         if not isinstance(is_dry, bool):
             raise QueryError(f"dry_run={is_dry!r}: give true or false")
         query = Query.of(body)
-        if query.sort is not None or query.limit is not None:
-            raise QueryError("a cancel has no sort and no limit: all requests that match are ended, at most max")
+        if (query.sort, query.limit, query.also) != (None, None, None):
+            raise QueryError("a cancel has no sort, limit or also: all requests that match are ended, at most max")
         if query == Query():
             raise QueryError("name the ids, or a filter such as older: everything would be cancelled")
         query = replace(query, limit=most + 1)
@@ -118,9 +124,18 @@ class ControlHandler(ScrapeHandler):
 
     @route("POST", "/v1/drain")
     def drain(self) -> Transition:
-        body = self._body()
+        body = self._body("stay", "worker")
         how = " without an end" if body.get("stay") else ""
         return self._act("drain", body, self._answer_batch, "asked for a drain%s", how)
+
+    @route("POST", "/v1/restart")
+    def restart(self) -> Transition:
+        """Restart the program, and answer how that went; as NDJSON, also how it goes."""
+        body = self._body("check")
+        how = ": a check" if body.get("check") else ""
+        self._is_ndjson = _wants_ndjson(self.request, self._query())
+        then = self._begin_rows if self._is_ndjson else self._answer_last
+        return self._act("restart", body, then, "asked for a restart%s", how)
 
     @route("PUT", "/v1/log-level")
     def set_log_level(self) -> Transition:
@@ -137,6 +152,8 @@ class ControlHandler(ScrapeHandler):
         return self._answer(200, batch)
 
     def _answer_found(self, batch: Any) -> Transition:
+        if isinstance(batch, bytes):
+            return self.answer(200, batch, content_type=_OCTETS)
         return self._answer(404, {"error": "there is no such request"}) if batch is None else self._answer(200, batch)
 
     def _begin_rows(self, batch: Any) -> Transition:
@@ -184,6 +201,11 @@ class ControlHandler(ScrapeHandler):
             return self._answer(200 if cancelled or not ids else 404, data)
 
         return self._act("cancel", {"ids": ids}, answer, "cancels %s", ", ".join(map(str, ids)) or "nothing")
+
+
+def _wants_ndjson(request: Request, asked: dict[str, Any]) -> bool:
+    """Return whether an answer is to be lines of JSON. Takes the format out of what the query asks for."""
+    return asked.pop("format", None) == "ndjson" or _NDJSON in (request.get("accept") or "")
 
 
 def _id(found: Any) -> int:

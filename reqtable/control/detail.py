@@ -10,6 +10,7 @@ from itertools import chain, islice
 from types import FrameType
 from typing import Any
 
+from reqtable.control.query import immovable
 from reqtable.server.engine import Engine
 from reqtable.table.addresses import printable
 from reqtable.table.snapshot import Listing
@@ -37,6 +38,8 @@ def detail_of(engine: Engine, entry: Entry) -> dict[str, Any]:
         "fields_bytes": deep_size(fields),
         "input_head": bytes(entry.input.peek(HEAD_BYTES)).decode("latin-1") if len(entry.input) else "",
         "timeout_s": entry.timeout,
+        "immovable": immovable(entry),
+        "attempt": entry.attempt,
         "connections": [each.id for each in table.connections.values() if each.parent_id == entry.id],
         "thread": None if thread is None else _thread_text(thread, _thread_names()),
         "stack": stack_of(engine, entry),

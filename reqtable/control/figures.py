@@ -108,6 +108,24 @@ METRICS: dict[str, Metric] = {
             "Times that the configuration was read again, by whether it was applied or refused.",
             ("result",),
         ),
+        Metric(
+            "reqtable_restarts_total",
+            "counter",
+            "Times that the program was restarted with its requests, by whether that was done or has failed.",
+            ("result",),
+        ),
+        Metric(
+            "reqtable_requests_taken_total",
+            "counter",
+            "Requests that were taken over from the process before, or from a worker that has crashed.",
+        ),
+        Metric(
+            "reqtable_restart_freeze_max_seconds",
+            "gauge",
+            "How long a request was frozen at most when it was taken over.",
+            (),
+            True,
+        ),
         Metric("reqtable_workers", "gauge", "Workers by what they do.", ("state",)),
         Metric(
             "reqtable_worker_restarts_total",

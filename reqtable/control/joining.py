@@ -56,6 +56,15 @@ def summed(batches: list[list[Any]]) -> dict[str, Any]:
     return {**{name: value for name, value in whole.items() if name != "worker"}, "workers": own}
 
 
+def summed_taken(taken: list[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return what all workers have taken over from other processes; None if none has."""
+    own = [each for each in taken if each is not None]
+    if not own:
+        return None
+    sums = {name: sum(each[name] for each in own) for name in ("moved", "giving")}
+    return {**sums, **{name: max(each[name] for each in own) for name in ("longest_freeze_s", "ago_s")}}
+
+
 def summed_machines(batches: list[list[Any]]) -> list[Any]:
     """Return the machines of all workers, with what was recorded of the same handler added up."""
     whole: dict[str, Any] = {}

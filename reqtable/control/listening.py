@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -30,6 +31,7 @@ from reqtable.table.limits import Limits
 
 log = logging.getLogger("reqtable.control")
 
+_LOOK_S = 0.2  # how often a port is tried that another process is about to leave
 _ROOT = 0
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group (unix(7))
 Makers = list[tuple[str | None, Callable[[str, Engine, Source], Any]]]  # places, and what makes their servers
@@ -48,21 +50,28 @@ LIMITS = Limits(
 
 
 class ControlServer(UnixStreamServer):
-    """Lets the server's own user, and root, ask `source`."""
+    """Lets the server's own user, and root, ask `source`.
+
+    With `replaces`, it takes the place of another process's control server at the same path.
+    """
 
     _file: tuple[int, int] | None = None  # what identifies the socket's file
 
     request_queue_size = 64
 
-    def __init__(self, path: str, engine: Engine, source: Source) -> None:
+    def __init__(self, path: str, engine: Engine, source: Source, replaces: bool = False) -> None:
         self.source = source
-        super().__init__(path, ControlHandler, bind_and_activate=False, config=Config(limits=engine.limits))
+        own = f"{path}.{os.getpid()}" if replaces else path
+        super().__init__(own, ControlHandler, bind_and_activate=False, config=Config(limits=engine.limits))
         engine.add(self)
         try:
             os.fchmod(self.socket.fileno(), 0o600)  # before it has a name, so that nobody else gets in meanwhile
             self.server_bind()
-            os.chmod(path, 0o600)
+            os.chmod(own, 0o600)
             self.server_activate()
+            if replaces:  # at once: no operator meets a path where nobody listens
+                os.rename(own, path)
+                self.server_address = path
         except BaseException:
             self.server_close()
             raise
@@ -146,8 +155,10 @@ def default_path(user: int | None = None) -> str:
 
 
 @contextlib.contextmanager
-def controlled(engine: Engine, options: ControlOptions, source: Source) -> Iterator[None]:
+def controlled(engine: Engine, options: ControlOptions, source: Source, replaces: bool = False) -> Iterator[None]:
     """Serve the control API beside `engine` during the block. Log a place that can't be opened, and leave it out.
+
+    With `replaces`, another process is about to leave these places: take over its socket, and wait for its ports.
 
     Raises ConfigurationError if the package that metrics need is not installed.
     """
@@ -160,18 +171,28 @@ def controlled(engine: Engine, options: ControlOptions, source: Source) -> Itera
             check_client()
         # Whoever can connect to a port takes no room from those who may use the socket.
         page = partial(PageServer, token=options.token)
-        own: Makers = [(options.socket, ControlServer)]
+        own: Makers = [(options.socket, partial(ControlServer, replaces=replaces))]
         ports: Makers = [(options.page, page), (options.metrics, MetricsServer)]
-        for makers in (own, ports):
-            inner = _opened(makers, source)
+
+        def open_all(makers: Makers) -> None:
+            inner, left = _opened(makers, source, waits=replaces)
             if inner.servers:
                 around.enter_context(contextlib.closing(Annex(engine, inner)))
+            if left:
+                around.callback(engine.call_later(_LOOK_S, open_all, left).cancel)
+
+        for makers in (own, ports):
+            open_all(makers)
         yield
 
 
-def _opened(makers: Makers, source: Source) -> Engine:
-    """Return an engine with a server for each place that is named, and that can be opened."""
+def _opened(makers: Makers, source: Source, waits: bool) -> tuple[Engine, Makers]:
+    """Return an engine with a server for each place that is named, and that can be opened.
+
+    With `waits`, return the places that are in use, too.
+    """
     inner = Engine(limits=LIMITS, system=System())
+    left: Makers = []
     for place, make in makers:
         if place:
             is_usual = os.path.dirname(place) in folders()  # the commands find it by themselves
@@ -179,5 +200,8 @@ def _opened(makers: Makers, source: Source) -> Engine:
                 address = address_text(make(place, inner, source).server_address)
                 log.log(logging.DEBUG if is_usual else logging.INFO, "control: listening on %s", address)
             except OSError as error:
-                log.warning("control: %s can't be opened, so no operator can look: %s", place, error)
-    return inner
+                if waits and error.errno == errno.EADDRINUSE:
+                    left.append((place, make))
+                else:
+                    log.warning("control: %s can't be opened, so no operator can look: %s", place, error)
+    return inner, left

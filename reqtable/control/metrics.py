@@ -87,9 +87,18 @@ def _measured(engine: Engine, operator: Operator) -> Figures:
         "reqtable_loop_busy_seconds_total": {(): times.busy_s},
         "reqtable_loop_passes_total": {(): times.passes},
         "reqtable_config_reloads_total": {(result,): count for result, count in operator.reloads.items()},
+        "reqtable_restarts_total": {(result,): count for result, count in _restarts(operator).items()},
+        "reqtable_requests_taken_total": {(): engine.taken_over + sum(each.taken for each in operator.takers)},
+        "reqtable_restart_freeze_max_seconds": {
+            (): max([each.longest_freeze_s for each in operator.takers], default=0.0)
+        },
         **_pools(engine),
         **_listen_queues(engine),
     }
+
+
+def _restarts(operator: Operator) -> Counter[str]:
+    return Counter(done=0, failed=0) if operator.restart is None else operator.restart.counts
 
 
 def _pools(engine: Engine) -> Figures:

@@ -18,15 +18,17 @@ from reqtable.control import watch
 from reqtable.control.detail import detail_of, pooled_thread_of, thread_stacks
 from reqtable.control.jobs import PAUSE, Job
 from reqtable.control.metrics import figures_of
-from reqtable.control.query import GROUPS, LOOK_EVERY, Query, QueryError, entries_of, selected
+from reqtable.control.query import GROUPS, LOOK_EVERY, Conflict, Query, QueryError, entries_of, selected
 from reqtable.control.recorder import recorder_of
+from reqtable.control.restarts import restarted
 from reqtable.dispatch.policies.pool import Pool
 from reqtable.server.engine import Engine
 from reqtable.server.operator import Operator
 from reqtable.table.addresses import address_text
-from reqtable.table.errors import ReqtableError
+from reqtable.table.errors import NotMovable, ReqtableError
 from reqtable.table.snapshot import handler_name
 from reqtable.table.states import State
+from reqtable.table.table import Entry
 
 BATCH_ROWS = 100
 _LOGGER_CHARACTERS = 200  # `logging` makes a logger for each dot in a name
@@ -60,7 +62,7 @@ def requests(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator
             yield PAUSE
             continue
         made = listing.rows((entry,), table.running, table.clock())  # it may have ended meanwhile
-        rows += [{**row, "worker": worker} for row in made]
+        rows += [query.row(row, entry, worker) for row in made]
         if len(rows) >= BATCH_ROWS:
             yield rows
             rows = []
@@ -90,9 +92,22 @@ def groups(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[A
 
 def request(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[Any]:
     """Yield everything about one request; None if there is none with that id."""
-    entry = target.engine.table.get(arguments["id"])
-    is_there = entry is not None and entry.state is not State.CLOSED
-    yield {**detail_of(target.engine, entry), "worker": os.getpid()} if entry is not None and is_there else None
+    entry = _entry_at(target, arguments["id"])
+    yield None if entry is None else {**detail_of(target.engine, entry), "worker": os.getpid()}
+
+
+def record(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[Any]:
+    """Yield the record of one request, as bytes; None if there is none with that id."""
+    entry = _entry_at(target, arguments["id"])
+    try:
+        yield None if entry is None else target.engine.mover.record(entry).record
+    except NotMovable as error:
+        raise Conflict(str(error)) from None
+
+
+def _entry_at(target: Target, id: int) -> Entry | None:
+    entry = target.engine.table.get(id)
+    return None if entry is None or entry.state is State.CLOSED else entry
 
 
 def cancel(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[Any]:
@@ -130,6 +145,8 @@ def stats(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[An
         "buffered_bytes": table.buffered,
         "states": dict(states),
         "is_draining": _is_draining(target),
+        "restart": None if target.operator.restart is None else target.operator.restart.shown(),
+        "taken": taken_of(target.operator, table.clock()),
         "loop": target.engine.loop.times.plain(),
         **last_change(target.operator, table.clock()),
         "servers": [
@@ -142,6 +159,19 @@ def stats(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[An
             }
             for each, own in counts.items()
         ],
+    }
+
+
+def taken_of(operator: Operator, now: float) -> dict[str, Any] | None:
+    """Return what a process has taken over from the ones before it, when it began; None if there were none."""
+    takers = operator.takers
+    if not takers:
+        return None
+    return {
+        "moved": sum(each.taken for each in takers),
+        "giving": sum(not each.is_over for each in takers),  # how many of the processes before still end requests
+        "longest_freeze_s": max(each.longest_freeze_s for each in takers),
+        "ago_s": max(now - each.began_at for each in takers),
     }
 
 
@@ -236,6 +266,11 @@ def reload(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[A
     yield target.operator.reload()
 
 
+def restart(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[Any]:
+    """Start the next version of the program, and move the requests there. Yields how that goes."""
+    yield from restarted(target.operator.restart, arguments, job, target.engine.call_later)
+
+
 def workers(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[Any]:
     """Yield this process as the only worker, in the form in which a supervisor shows its workers."""
     table = target.engine.table
@@ -288,12 +323,14 @@ OPERATIONS: dict[str, Operation] = {
         requests,
         groups,
         request,
+        record,
         cancel,
         stats,
         config,
         log_level,
         drain,
         reload,
+        restart,
         workers,
         stacks,
         machine,

@@ -12,6 +12,7 @@ from typing import Any
 from reqtable.control.jobs import PAUSE, Job
 from reqtable.table.addresses import host_text
 from reqtable.table.errors import ReqtableError
+from reqtable.table.saving import why_not_saved
 from reqtable.table.snapshot import Listing, handler_name, where
 from reqtable.table.states import State
 from reqtable.table.table import Entry, RequestTable
@@ -39,6 +40,16 @@ ROW_ORDERS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "out": lambda row: -row["bytes_out"],
     "steps": lambda row: -row["steps"],
 }
+
+
+def immovable(entry: Entry) -> str | None:
+    """Return why a request, or that of a connection, can't move to another process now; None if it can."""
+    owner = entry if entry.parent_id is None else entry.table.get(entry.parent_id)
+    return None if owner is None else why_not_saved(owner)
+
+
+# What a row has if its query asks for it: each takes longer than a row.
+ALSO: dict[str, Callable[[Entry], Any]] = {"immovable": immovable}
 GROUPS: dict[str, Callable[[Entry], str | None]] = {
     "peer": lambda entry: host_text(entry.peer),
     "handler": lambda entry: handler_name(entry.handler),
@@ -46,11 +57,16 @@ GROUPS: dict[str, Callable[[Entry], str | None]] = {
     "state": lambda entry: entry.state.name,
     "policy": lambda entry: entry.policy.name,
     "server": lambda entry: type(entry.server).__name__,
+    "immovable": immovable,
 }
 
 
 class QueryError(ReqtableError):
     """A query that can't be answered. The message names its argument, and what the argument may be."""
+
+
+class Conflict(ReqtableError):
+    """What was asked for can't be done now. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +84,7 @@ class Query:
     worker: int | None = None
     sort: str | None = None  # a key of ORDERS; None: in the order of the table
     limit: int | None = None
+    also: str | None = None  # a key of ALSO
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Query:
@@ -87,6 +104,8 @@ class Query:
         query = cls(**values)
         if query.sort is not None and query.sort not in ORDERS:
             raise QueryError(f"sort={query.sort}: there are {', '.join(ORDERS)}")
+        if query.also is not None and query.also not in ALSO:
+            raise QueryError(f"also={query.also}: there is {', '.join(ALSO)}")
         query.listing()
         return query
 
@@ -102,6 +121,11 @@ class Query:
             )
         except ValueError as error:
             raise QueryError(str(error)) from None
+
+    def row(self, row: Mapping[str, Any], entry: Entry, worker: int) -> dict[str, Any]:
+        """Return the row of an entry with what only the query knows."""
+        more = {} if self.also is None else {self.also: ALSO[self.also](entry)}
+        return {**row, "worker": worker, **more}
 
 
 def whole_number(name: str, value: Any) -> int:

@@ -10,10 +10,10 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from reqtable.control.jobs import Failed
-from reqtable.control.query import QueryError
+from reqtable.control.jobs import END, Failed
+from reqtable.control.query import Conflict, QueryError
 from reqtable.control.source import Asking, Source
-from reqtable.handlers.state import Transition, state
+from reqtable.handlers.declaration import Transition, state
 from reqtable.http import HTTPRequestHandler
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.reaching import Arrived, disconnected, either, told
@@ -22,6 +22,7 @@ log = logging.getLogger("reqtable.control")
 
 JSON = "application/json"
 _ERROR_CHARACTERS = 200
+_CONFLICTS = (Conflict, ConfigurationError)
 _TOLD_OR_GONE = either(told(), disconnected())
 
 
@@ -34,6 +35,7 @@ class ControlRequest(HTTPRequestHandler):
 
     _asking: Asking | None = None
     _then: Callable[[Any], Transition]
+    _last: Any = None
 
     # -- asking the source --------------------------------------------------------------------------------------------
 
@@ -99,8 +101,15 @@ class ControlRequest(HTTPRequestHandler):
     def _answer_batch(self, batch: Any) -> Transition:
         return self._answer(200, batch)
 
+    def _answer_last(self, batch: Any) -> Transition:
+        """Take the batches until the last one, and answer with its row."""
+        if batch is END:
+            return self._answer(200, self._last)
+        [self._last] = batch
+        return self._pull(self._answer_last)
+
     def _fail(self, error: Exception) -> Transition:
-        status = 400 if isinstance(error, QueryError) else 409 if isinstance(error, ConfigurationError) else 500
+        status = 400 if isinstance(error, QueryError) else 409 if isinstance(error, _CONFLICTS) else 500
         if status == 500:
             log.error("the control API failed", exc_info=error)
         if self.reply.status:
@@ -108,7 +117,7 @@ class ControlRequest(HTTPRequestHandler):
         return self._answer(status, {"error": str(error)})
 
     def on_error(self, error: Exception) -> Transition:
-        if isinstance(error, QueryError | ConfigurationError) and not self.reply.status:
+        if isinstance(error, (QueryError, *_CONFLICTS)) and not self.reply.status:
             return self._fail(error)
         return super().on_error(error)
 
@@ -117,7 +126,15 @@ class ControlRequest(HTTPRequestHandler):
     def _query(self) -> dict[str, Any]:
         return dict(parse_qsl(self.request.query, keep_blank_values=True))
 
-    def _body(self) -> dict[str, Any]:
+    def _body(self, *known: str) -> dict[str, Any]:
+        """Return the body, a JSON object. If its keys are `known`, raises QueryError for any other."""
+        found = self._object()
+        for key in found if known else ():
+            if key not in known:
+                raise QueryError(f"{key!r} is not known in the body: write {' or '.join(known)}")
+        return found
+
+    def _object(self) -> dict[str, Any]:
         if not self.request.body:
             return {}
         try:

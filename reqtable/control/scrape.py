@@ -9,7 +9,7 @@ from typing import Any
 from reqtable.control.exposition import CONTENT_TYPE, check_client, texts_of
 from reqtable.control.jobs import SLICE_S
 from reqtable.control.request import ControlRequest
-from reqtable.handlers.state import Transition, state
+from reqtable.handlers.declaration import Transition, state
 from reqtable.http import BadRequest, route
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.wants import flushed

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from reqtable.control.figures import Figures, growing, joined_figures
 from reqtable.control.workers import Caller
+from reqtable.server.operator import Restarting
 
 _REQUESTS = "reqtable_requests"
 SERVING = "serving"
@@ -35,6 +36,8 @@ class Reported(Protocol):
     def restarts(self) -> Counter[str]: ...
     @property
     def reloads(self) -> Counter[str]: ...
+    @property
+    def restart(self) -> Restarting: ...
     @property
     def phases(self) -> tuple[str, ...]: ...
 
@@ -90,5 +93,6 @@ class Totals:
         return {
             "reqtable_workers": {(phase,): n for phase, n in phases.items()},
             "reqtable_worker_restarts_total": {(reason,): n for reason, n in self._supervisor.restarts.items()},
+            "reqtable_restarts_total": {(result,): n for result, n in self._supervisor.restart.counts.items()},
             "reqtable_config_reloads_total": {(result,): n for result, n in self._supervisor.reloads.items()},
         }

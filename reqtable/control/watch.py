@@ -68,7 +68,9 @@ class Watch:
             self._before(entry, before, event)
         kind = "begun" if before in (State.OPENING, State.CONNECTING) else "state"
         if entry.state is not State.CLOSED:
-            self._tell(self._of(entry, kind) | {"from": before.name, "to": entry.state.name, "by": event.value})
+            move = {"from": before.name, "to": entry.state.name, "by": event.value}
+            taken = {"taken": entry.state is State.MOVING} if kind == "begun" else {}  # from another process
+            self._tell(self._of(entry, kind) | move | taken)
 
     def _ended(self, entry: Entry) -> None:
         ending = (entry.ending or Ending.DONE).value

@@ -12,14 +12,14 @@ from typing import Any
 
 from reqtable.control.jobs import END, Failed, Then
 from reqtable.control.line import Line
-from reqtable.control.query import QueryError
+from reqtable.control.query import Conflict, QueryError
 from reqtable.server.engine import Engine
 from reqtable.table.errors import ConfigurationError, ReqtableError
 
 _NOT_ASKED = -1
 ANSWER_S = 1.0  # how long a worker may take for a batch
 
-_ERRORS: dict[str, type[ReqtableError]] = {"QueryError": QueryError, "ConfigurationError": ConfigurationError}
+_ERRORS: dict[str, type[ReqtableError]] = {each.__name__: each for each in (QueryError, Conflict, ConfigurationError)}
 
 
 class Stuck:

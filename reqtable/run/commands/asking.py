@@ -64,6 +64,10 @@ class Asked:
         """The path of the control socket."""
         return self._path or found_path()
 
+    def wait_at_most(self, seconds: float) -> None:
+        """From now on, give the server so many seconds for an answer."""
+        self._timeout_s = seconds
+
     def find_again(self) -> None:
         """Ask the only server that is running from here on, unless a path was given: the one before may have ended."""
         if self._path is None and len(servers := running()) == 1:
@@ -71,7 +75,11 @@ class Asked:
 
     def get(self, place: str, **query: Any) -> Any:
         """Return the answer to a GET."""
-        return json.loads(b"".join(self.lines(place, **query)))
+        return json.loads(self.octets(place, **query))
+
+    def octets(self, place: str, **query: Any) -> bytes:
+        """Return the answer to a GET as it is."""
+        return b"".join(self._answer("GET", _with(place, query)))
 
     def find(self, place: str) -> Any:
         """Return the answer to a GET; None if the server has no such thing."""
@@ -82,10 +90,13 @@ class Asked:
         """Return the answer to a request with a body. The status `also` is no error."""
         return json.loads(b"".join(self._answer(method, place, json.dumps(body).encode(), also)))
 
-    def lines(self, place: str, *, is_endless: bool = False, also: int | None = None, **query: Any) -> Iterator[bytes]:
+    def lines(self, place: str, *, is_endless: bool = False, **query: Any) -> Iterator[bytes]:
         """Yield the lines of an answer as they come. An endless one may have nothing to say for any time."""
-        words = urlencode({name: value for name, value in query.items() if value is not None})
-        return self._answer("GET", f"{place}?{words}" if words else place, is_endless=is_endless)
+        return _split(self._answer("GET", _with(place, query), is_endless=is_endless))
+
+    def send_for_lines(self, method: str, place: str, body: Mapping[str, Any]) -> Iterator[bytes]:
+        """Yield the lines of the answer to a request with a body as they come."""
+        return _split(self._answer(method, _with(place, {"format": "ndjson"}), json.dumps(body).encode()))
 
     def tell_missing(self) -> None:
         """If an answer took as long as a worker may take, say on standard error which workers it lacks."""
@@ -111,7 +122,10 @@ class Asked:
                 raise _refusal(response, place)
             if is_endless:
                 connection.sock.settimeout(None)
-            yield from _lines(response)
+            while data := response.read1(_READ_BYTES):
+                yield data
+            if response.length:
+                raise http.client.IncompleteRead(b"")
         except TimeoutError:
             later = "" if method == "GET" else "; what was asked for may still be done"
             raise CouldNotAsk(f"{self.path}: {_held_up(connection.pid, self._timeout_s)}{later}") from None
@@ -123,14 +137,17 @@ class Asked:
             connection.close()
 
 
-def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Yield the lines of the body, without their ends, as they come. Raises HTTPException if the body is cut off."""
+def _with(place: str, query: Mapping[str, Any]) -> str:
+    words = urlencode({name: value for name, value in query.items() if value is not None})
+    return f"{place}?{words}" if words else place
+
+
+def _split(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the lines of what comes in pieces, without their ends."""
     begun = b""
-    while data := response.read1(_READ_BYTES):
+    for data in pieces:
         *lines, begun = (begun + data).split(b"\n")
         yield from lines
-    if response.length:
-        raise http.client.IncompleteRead(begun)
     if begun:
         yield begun
 

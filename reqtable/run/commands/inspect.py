@@ -11,7 +11,8 @@ import click
 from reqtable.config import DEFAULT, Config, chosen_dispatch, effective
 from reqtable.dispatch import check_policy, policy_names
 from reqtable.dispatch.policies.greenlet import policy_for_blocking
-from reqtable.handlers.state import StateInfo, StateRequestHandler
+from reqtable.handlers.declaration import StateInfo
+from reqtable.handlers.state import StateRequestHandler
 from reqtable.run.commands.handler_class import HandlerClass
 from reqtable.run.commands.serving import CONFIG_OPTION, WORKERS_OPTION
 from reqtable.table.snapshot import handler_name, unwrapped

@@ -15,6 +15,7 @@ from reqtable.run.commands import shown
 from reqtable.run.commands.asking import Asked, asks, print_json, print_json_array
 from reqtable.run.commands.completing import list_of
 from reqtable.run.commands.finding import CouldNotAsk
+from reqtable.run.commands.restart import restart_text, taken_text
 from reqtable.run.commands.shown import Column
 from reqtable.run.commands.stuck import killed_after_s, place_of, stack_lines, stuck_in
 
@@ -84,6 +85,10 @@ def _stats(found: dict[str, Any], took_s: float) -> Iterator[tuple[str, str]]:
     yield "requests", f"{found['entries']}, at most {most}: {_counts(found['states'])}{drains}"
     yield "connections", str(found["connections"])
     yield "buffers", shown.size(found["buffered_bytes"])
+    if found["restart"] is not None:
+        yield "restart", restart_text(found["restart"])
+    if found["taken"] is not None:
+        yield "taken", taken_text(found["taken"])
     yield "loop", f"{loop['passes']} passes, {_mean_and_most(loop, 'pass_s')}"
     yield "late", f"timers by {_mean_and_most(loop, 'lag_s')}; this answer took {shown.brief(took_s)}"
     if found["changed_s"] is None:
@@ -175,7 +180,7 @@ def _event_line(event: dict[str, Any]) -> str:
     words = [
         f"{shown.text(name.removesuffix('_s'))}={shown.age(value) if name.endswith('_s') else _quoted(value)}"
         for name, value in event.items()
-        if name not in left_out and value is not None
+        if name not in left_out and value is not None and value is not False
     ]
     return " ".join([clock, shown.text(event["event"]).ljust(6), shown.text(event.get("id")), *words])
 

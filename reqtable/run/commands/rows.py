@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
-from reqtable.control.query import GROUPS, ORDERS
+from reqtable.control.query import ALSO, GROUPS, ORDERS
 from reqtable.dispatch import policy_names
 from reqtable.run.commands import shown
 from reqtable.run.commands.asking import Asked, asks, print_json, print_json_array
 from reqtable.run.commands.completing import known_ids, known_workers, list_of, one_of
 from reqtable.run.commands.seconds import Seconds
 from reqtable.run.commands.shown import Column
-from reqtable.run.signals import counted
 from reqtable.table.states import State
+from reqtable.table.words import counted
 
 _NO_MATCH = 1  # the exit code
 _NOT_FOUND, _CONFLICT = 404, 409
@@ -60,6 +62,8 @@ COLUMNS: dict[str, Column] = {
     "buffered_in": _number("buffered_in", shown.size, "qin"),
     "buffered_out": _number("buffered_out", shown.size, "qout"),
     "steps": _number("steps", shown.text, "steps"),
+    "moves": _number("moves", lambda moves: shown.text(moves or None), "moves"),
+    "immovable": Column("immovable", _text("immovable")),
     "method": Column("method", _text("method")),
     "path": Column("path", _text("path")),
     "status": _number("status", shown.text, "status"),
@@ -67,8 +71,22 @@ COLUMNS: dict[str, Column] = {
     "body_out": _number("body_out", shown.size, "bout"),
     "waits_for": Column("waits for", _text("waits_for")),
 }
-_USUAL = ("id", "letter", "peer", "handler", "handler_state", "age", "idle", "mem", "in", "out", "path", "waits_for")
-_NOT_ALWAYS = ("handler_state", "path")  # left out if no row has it
+USUAL = (
+    "id",
+    "letter",
+    "peer",
+    "handler",
+    "handler_state",
+    "age",
+    "idle",
+    "mem",
+    "in",
+    "out",
+    "moves",
+    "path",
+    "waits_for",
+)
+NOT_ALWAYS = ("handler_state", "moves", "path")  # left out if no row has it
 
 LETTERS = {
     State.OPENING: "its preamble (PROXY header, TLS handshake), or its first step",
@@ -82,12 +100,14 @@ LETTERS = {
     State.OFFLOADED: "a call, or a step, that runs in a thread or a process",
     State.DELEGATED: "the thread or the child that has the whole request",
     State.LINGERING: "the client's end of file, after the last byte",
+    State.MOVING: "the process that takes it over, or this process to go on with it",
 }
 _LETTERS_HELP = "\b\nThe letters under `st` say what a request waits for:\n" + "\n".join(
     f"  {state.value}  {state.name.ljust(10)}  {meaning}" for state, meaning in LETTERS.items()
 )
 _COLUMNS_HELP = (
-    f"The columns are {', '.join(COLUMNS)}; their headings name them, too. `mem` is what the buffers of a request hold."
+    f"The columns are {', '.join(COLUMNS)}; their headings name them, too. `mem` is what the buffers of a request "
+    "hold, `moves` how often it has gone to another process, and `immovable` why it could not go to one now."
 )
 
 
@@ -148,8 +168,8 @@ def _explained(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _row_lines(rows: Iterator[Any], names: list[str] | None = None) -> Iterator[str]:
-    optional = [COLUMNS[name] for name in _NOT_ALWAYS] if names is None else []
-    return shown.table([COLUMNS[name] for name in names or _USUAL], rows, optional)
+    optional = [COLUMNS[name] for name in NOT_ALWAYS] if names is None else []
+    return shown.table([COLUMNS[name] for name in names or USUAL], rows, optional)
 
 
 @click.command("ps", short_help="Requests: what is stuck, what holds memory, who has most.")
@@ -183,8 +203,10 @@ def ps_command(
         if columns or sort not in (None, "mem"):
             raise click.UsageError("--by has its own columns, and sorts by the number of requests, or by --sort mem")
         return _print_groups(server, as_json, filters, by, "buffered" if sort else "count", limit)
+    also = next((name for name in columns or () if name in ALSO), None)
     found = _Counted(
-        json.loads(line) for line in server.lines("/v1/requests", format="ndjson", sort=sort, limit=limit, **filters)
+        json.loads(line)
+        for line in server.lines("/v1/requests", format="ndjson", sort=sort, limit=limit, also=also, **filters)
     )
     _print_rows(found, as_json, columns)
     return _code(server, found.count, filters)
@@ -243,16 +265,42 @@ def _print_groups(server: Asked, as_json: bool, filters: dict[str, Any], by: str
 
 @click.command("show", short_help="One request: its fields, its input, its stack.")
 @click.argument("id", type=int, shell_complete=known_ids)
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write its record into a new file instead, which reqtable record prints. The request goes on.",
+)
 @asks
-def show_command(server: Asked, as_json: bool, id: int) -> None:
-    """Print everything about the request ID: its row, its fields, its unread input, and where its code is."""
+def show_command(server: Asked, as_json: bool, id: int, save: Path | None) -> None:
+    """Print everything about the request ID: its row, its fields, its unread input, and where its code is.
+
+    `immovable` says why it could not go to another process now.
+    """
     found = server.find(f"/v1/requests/{id}")
     if found is None:
         raise click.ClickException(f"there is no request {id}: it has ended, or never was")
-    if as_json:
+    if save is not None:
+        data = server.octets(f"/v1/requests/{id}/record")
+        _write_new(save, data)
+        found = {"id": id, "file": str(save), "bytes": len(data)}
+        text = f"the record of request {id} is in {shown.text(save)}: {len(data)} bytes"
+        print_json(found) if as_json else click.echo(text)
+    elif as_json:
         print_json(found)
     else:
         shown.print_lines(detail_lines(found))
+
+
+def _write_new(file: Path, data: bytes) -> None:
+    """Write a file that only its owner can read: it has what a client sent. Raises ClickException if it is there."""
+    try:
+        with open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as opened:
+            opened.write(data)
+    except FileExistsError:
+        raise click.ClickException(f"{shown.text(file)} is there already: name another file, or remove it") from None
+    except OSError as error:
+        raise click.ClickException(f"{shown.text(file)}: {error.strerror}") from None
 
 
 def detail_lines(found: Mapping[str, Any]) -> Iterator[str]:

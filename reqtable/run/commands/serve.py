@@ -20,6 +20,7 @@ def serve_command(served: Any, handler: Any, serving: Serving) -> None:
     HANDLER is a handler class as module:Class or path/to/file.py:Class. It may also be a server class, or a function
     that makes a server from an address.
 
-    SIGHUP re-reads the configuration, SIGUSR1 logs the table. With workers, SIGTTIN adds one, and SIGTTOU removes one.
+    SIGHUP re-reads the configuration, SIGUSR1 logs the table, SIGUSR2 moves all requests to the next version of the
+    program. With workers, SIGTTIN adds one, and SIGTTOU removes one.
     """
     serve_as(served, serving, handler)

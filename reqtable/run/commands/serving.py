@@ -43,12 +43,20 @@ WORKERS_OPTION = click.option(
 )
 
 
+TAKEOVER_OPTION = click.option(
+    "--takeover",
+    is_flag=True,
+    help="If a worker crashes, have another one continue its requests.",
+)
+
+
 class Serving(NamedTuple):
     """Holds the options that every command that serves has."""
 
     binds: tuple[str, ...]
     dispatch: str | None
     workers: int | None
+    takeover: bool
     config: str | None
     access_log: bool
     log_format: str
@@ -76,6 +84,7 @@ def serving_options(default_bind: str) -> Callable[[Callable[..., None]], Callab
         ),
         click.option("--dispatch", type=click.Choice(policy_names()), help="Where handlers run."),
         WORKERS_OPTION,
+        TAKEOVER_OPTION,
         CONFIG_OPTION,
         click.option("--access-log", is_flag=True, help="Log a line for every finished request."),
         click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True),
@@ -123,6 +132,8 @@ def serve_as(
 
     def load() -> Config:
         config = Config.load(serving.config, workers=serving.workers)
+        if serving.takeover:
+            config = replace(config, takeover=True, origins={**config.origins, "takeover": ARGUMENT})
         return config if adapt is None else adapt(config)
 
     account = Account.of(serving.user, serving.group)

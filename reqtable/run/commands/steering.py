@@ -13,7 +13,7 @@ from reqtable.run.commands.asking import Asked, asks, print_json, print_json_arr
 from reqtable.run.commands.completing import known_keys, known_workers, one_of
 from reqtable.run.commands.serving import LEVELS
 from reqtable.run.commands.stuck import killed_after_s, stuck_in
-from reqtable.run.signals import counted
+from reqtable.table.words import counted
 
 _LEVELS = (*LEVELS, "critical")
 _LOGGERS = ("reqtable", "reqtable.access")

@@ -12,8 +12,8 @@ import click
 
 from reqtable.control.workers import ANSWER_S
 from reqtable.run.commands.asking import Asked, asks, print_json
-from reqtable.run.signals import counted
 from reqtable.run.top.model import Act, Model, Sample, Unanswered, Wanted
+from reqtable.table.words import counted
 
 _IN_PIPE = (132, 50)  # columns and lines, unless COLUMNS and LINES say otherwise
 _AROUND_ROWS = 10  # lines

@@ -122,9 +122,8 @@ def _next_worker(model: Model) -> Act | None:
     return LOOK
 
 
-def _pause(model: Model) -> Act | None:
+def _pause(model: Model) -> None:
     model.is_paused = not model.is_paused
-    return None if model.is_paused else LOOK
 
 
 # -- moving -----------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class Screen:
         self._results: SimpleQueue[tuple[Done, Any]] = SimpleQueue()
         self._woken, self._waker = socket.socketpair()
         self._asked_at: float | None = None  # when the answer that is awaited was asked for
+        self._is_timed = False  # whether no key has asked for it: the interval was over
         self._is_outdated = False  # whether that answer is to a question of before
         self._next_at = 0.0
         self._size: os.terminal_size | None = None
@@ -122,25 +123,32 @@ class Screen:
     def _look_if_due(self) -> None:
         now = time.monotonic()
         if self._asked_at is not None:
-            if now - self._asked_at > _PATIENCE_S:
+            if now - self._asked_at > _PATIENCE_S and not self._is_unwanted:
                 self._model.fail(f"no answer for {now - self._asked_at:.0f} s")
         elif not self._model.is_paused and now >= self._next_at:
-            self._look()
+            self._look(is_timed=True)
 
-    def _look(self) -> None:
+    @property
+    def _is_unwanted(self) -> bool:
+        """Whether the answer that is awaited is to be dropped: it was asked for before the pause."""
+        return self._model.is_paused and self._is_timed
+
+    def _look(self, is_timed: bool = False) -> None:
         """Ask the server; again, if an answer is awaited already: it is to a question of before."""
         if self._asked_at is not None:
             self._is_outdated = True
             return
-        self._asked_at = time.monotonic()
+        self._asked_at, self._is_timed = time.monotonic(), is_timed
         self._begin(partial(self._ask, self._model.wanted()), self._looked)
 
     def _looked(self, result: Any) -> None:
-        if isinstance(result, Unanswered):
-            self._model.fail(str(result))
-        else:
-            self._model.take(result)
-        self._asked_at, self._next_at = None, time.monotonic() + self._interval_s
+        self._asked_at = None
+        if not self._is_unwanted:
+            self._next_at = time.monotonic() + self._interval_s
+            if isinstance(result, Unanswered):
+                self._model.fail(str(result))
+            else:
+                self._model.take(result)
         if self._is_outdated:
             self._is_outdated = False
             self._look()

@@ -14,7 +14,8 @@ from rich.cells import chop_cells
 from rich.text import Text
 
 from reqtable.run.commands import shown
-from reqtable.run.commands.rows import COLUMNS, detail_lines
+from reqtable.run.commands.restart import news
+from reqtable.run.commands.rows import COLUMNS, NOT_ALWAYS, USUAL, detail_lines
 from reqtable.run.commands.shown import Column
 from reqtable.run.commands.stuck import stack_lines
 from reqtable.run.top.controls import SORT_KEYS
@@ -34,10 +35,9 @@ _STATE_STYLES = {
     State.OFFLOADED: "red",
     State.DELEGATED: "bright_red",
     State.LINGERING: "bright_black",
+    State.MOVING: "bright_blue",
 }
 _WIDEST = {"peer": 28, "handler": 16, "handler_state": 16, "path": 32, "waits_for": 200}  # columns of a terminal
-_SHOWN = ("id", "letter", "peer", "handler", "handler_state", "age", "idle", "mem", "in", "out", "path", "waits_for")
-_NOT_ALWAYS = ("handler_state", "path")
 _LONGEST = 2000  # characters of a line on the page of a request
 _CUT_FIRST = 4  # characters for each column: some take no column, but a client may not send any number of them
 
@@ -100,6 +100,9 @@ def _header(model: Model, width: int, now: float) -> list[Text]:
     lines = [_title(model, now), _requests(stats), _flow(model.rates(model.worker)), _loop(model, stats)]
     if model.sample is not None and "workers" in model.sample.stats:
         lines.append(_workers(model, width))
+    if model.sample is not None and (said := news(model.sample.stats)) is not None:
+        has_failed = (model.sample.stats["restart"] or {}).get("phase") == "failed"
+        lines.append(Text(f"restart   {said}", style="bold red" if has_failed else "bold yellow"))
     return [*lines, *_state_bar(stats.get("states", {}), width), _choice(model)]
 
 
@@ -235,8 +238,8 @@ def _bounded(column: Column, most: int) -> Column:
     return Column(column.heading, cell, column.is_number)
 
 
-_COLUMNS = {name: _bounded(COLUMNS[name], _WIDEST.get(name, 12)) for name in _SHOWN}
-_OPTIONAL = [_COLUMNS[name] for name in _NOT_ALWAYS]
+_COLUMNS = {name: _bounded(COLUMNS[name], _WIDEST.get(name, 12)) for name in USUAL}
+_OPTIONAL = [_COLUMNS[name] for name in NOT_ALWAYS]
 
 
 def _body(model: Model) -> list[Text]:
