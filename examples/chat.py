@@ -1,12 +1,14 @@
 """A chat room: the requests of one table write to each other.
 
 The room is the table itself: a client that has given a name is in the room. A client that doesn't read its output is
-closed when the output exceeds its limit. It doesn't hold up the others.
+closed when the output exceeds its limit. It doesn't hold up the others. A restart moves all clients at the same time,
+so nobody misses what is said.
 
     reqtable serve examples/chat.py:Chat      then, twice:      nc 127.0.0.1 7000
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from reqtable import StateRequestHandler, Transition, line, state
 
@@ -44,6 +46,14 @@ class Chat(StateRequestHandler):
     def on_close(self) -> None:
         if self.name:
             self.tell_others(f"* {self.name} has left")
+
+    @classmethod
+    def save_state(cls, server: Any) -> None:
+        """Return nothing: the table is all that is shared. Because of this hook, all clients move at the same time."""
+
+    @classmethod
+    def restore_state(cls, server: Any, data: None) -> None:
+        """Take nothing."""
 
     def room(self) -> "Iterator[Chat]":
         """Yield the handlers of all clients that have given a name."""

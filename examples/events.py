@@ -12,7 +12,7 @@ All requests share the listeners, so don't use `--dispatch fork`, nor `pool`: st
 
 import time
 from collections import deque
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from reqtable import Arrived, Transition, disconnected, either, state, told
 from reqtable.http import HTTPRequestHandler, encode_event, route
@@ -65,6 +65,17 @@ class Events(HTTPRequestHandler):
     listeners: ClassVar[set["Events"]] = set()
     recent: ClassVar[deque[tuple[int, bytes]]] = deque(maxlen=RECENT_MAX)  # the id of each event, and its bytes
     last: ClassVar[list[int]] = [time.time_ns() // 1_000_000]  # the last id; after a restart, the ids still grow
+
+    @classmethod
+    def save_state(cls, server: Any) -> dict[str, Any]:  # noqa: ARG003
+        return {"listeners": [each.entry.id for each in cls.listeners], "recent": list(cls.recent), "last": cls.last}
+
+    @classmethod
+    def restore_state(cls, server: Any, data: dict[str, Any]) -> None:
+        """Add the events, and the listeners that have moved: several old workers may give theirs to one new worker."""
+        cls.listeners |= {entry.handler for id in data["listeners"] if (entry := server.table.get(id))}
+        cls.recent = deque(sorted([*cls.recent, *data["recent"]]), maxlen=RECENT_MAX)
+        cls.last[0] = max(cls.last[0], data["last"][0])
 
     @route("GET", "/")
     def page(self) -> Transition:

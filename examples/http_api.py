@@ -7,7 +7,8 @@
     curl -F file=@README.md http://127.0.0.1:8000/files
     curl http://127.0.0.1:8000/numbers/1000000 | tail -c 100
 
-All requests share the notes, so don't use `--dispatch fork`: each child would have its own copy.
+All requests share the notes, so don't use `--dispatch fork`: each child would have its own copy. `save_state` and
+`restore_state` keep the notes over a restart (`reqtable restart`).
 """
 
 import json
@@ -27,6 +28,20 @@ class Notes(HTTPRequestHandler):
 
     number: int = 0  # the next that `numbers` sends
     end: int = 0
+
+    @classmethod
+    def save_state(cls, server: Any) -> dict[str, Any]:  # noqa: ARG003
+        return {"notes": cls.notes, "last": cls.last}
+
+    @classmethod
+    def restore_state(cls, server: Any, data: dict[str, Any]) -> None:  # noqa: ARG003
+        """Add the notes: with workers, several old ones may give theirs to one new worker."""
+        cls.last[0] = max(cls.last[0], data["last"][0])
+        for number, text in data["notes"].items():
+            if number in cls.notes:  # another old worker has given a note the same number
+                cls.last[0] += 1
+                number = str(cls.last[0])
+            cls.notes[number] = text
 
     @route("GET", "/notes")
     def all_notes(self) -> Transition:

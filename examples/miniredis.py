@@ -7,7 +7,8 @@ Two commands wait for other clients: BLPOP for an item of a list, SUBSCRIBE for 
 gives an item to the waiting request with `tell`, and that request takes it with `told()`.
 
 All clients share the data, so don't use `--dispatch fork`: each child would have its own copy of the data, and no
-client would see what another client sets.
+client would see what another client sets. `save_state` and `restore_state` keep the data, and what the clients wait
+for, over a restart (`reqtable restart`).
 
 Protocol: the RESP2 part of https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
@@ -18,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from reqtable import (
     Arrived,
@@ -126,6 +127,16 @@ def remove(clients: "dict[bytes, dict[MiniRedis, None]]", name: bytes, client: "
         clients.pop(name, None)
 
 
+def ids_of(clients: "dict[bytes, dict[MiniRedis, None]]") -> dict[bytes, list[int]]:
+    return {name: [each.entry.id for each in there] for name, there in clients.items()}
+
+
+def clients_of(server: Any, ids: dict[bytes, list[int]]) -> "dict[bytes, dict[MiniRedis, None]]":
+    """Return the clients with these ids. A client that could not move is not there."""
+    entries = {name: [entry for id in each if (entry := server.table.get(id))] for name, each in ids.items()}
+    return {name: {each.handler: None for each in there} for name, there in entries.items() if there}
+
+
 def as_integer(text: bytes) -> int:
     try:
         return int(text)
@@ -180,6 +191,35 @@ class MiniRedis(StateRequestHandler):
     channels: dict[bytes, None] = {}  # noqa: RUF012  # what the client has subscribed to
     keys: tuple[bytes, ...] = ()  # what the client waits for, in BLPOP
     given: tuple[bytes, bytes] | None = None  # the key and the item that it was told, until they are sent
+
+    # -- a restart ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def save_state(cls, server: Any) -> dict[str, Any]:  # noqa: ARG003
+        """Return the data, and the ids of the clients that wait."""
+        store = cls.store
+        now = store.clock()
+        return {
+            "values": {key: list(each) if isinstance(each, deque) else each for key, each in store.values.items()},
+            "expires_s": {key: at - now for key, at in store.expires_at.items()},
+            "waiting": ids_of(store.waiting),
+            "subscribers": ids_of(store.subscribers),
+        }
+
+    @classmethod
+    def restore_state(cls, server: Any, data: dict[str, Any]) -> None:
+        """Add the data to what is here: with workers, several old ones may give theirs to one new worker.
+
+        The clients have the same ids as in the old process.
+        """
+        store = cls.store
+        now = store.clock()
+        for key, value in data["values"].items():
+            store.set(key, deque(value) if isinstance(value, list) else value)
+        store.expires_at |= {key: now + seconds for key, seconds in data["expires_s"].items()}
+        for here, ids in ((store.waiting, data["waiting"]), (store.subscribers, data["subscribers"])):
+            for name, clients in clients_of(server, ids).items():
+                here.setdefault(name, {}).update(clients)
 
     # -- the protocol -------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ from reqtable.http import AsyncWebSocketHandler, WebSocketClosed, WebSocketError
 from reqtable.http.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 from reqtable.http.ws_messages import WebSocketInput
 from reqtable.table.errors import ConfigurationError, HandlerError, LimitExceeded
-from reqtable.table.record import from_bytes, record_of, restore, to_bytes
+from reqtable.table.record import restore
+from reqtable.table.saving import head_of, read, save
 from reqtable.table.states import Ending, State
 from reqtable.table.table import Entry, RequestTable
 from reqtable.testing import Exercise, exercise
@@ -433,12 +434,12 @@ def test_a_wait_that_would_begin_anew_is_not_pinged() -> None:
 def test_half_a_message_moves_with_its_request() -> None:
     begun = opened(States, b"Sec-WebSocket-Extensions: permessage-deflate")
     begun.send(text("ann")).send(frame(TEXT, "hal\u00e4".encode()[:4], False)).send(frame(CONTINUATION, b"\xa4")[:3])
-    record = from_bytes(to_bytes(record_of(begun.entry, begun.handler), pickle.dumps), pickle.loads)
+    record = read(head_of(save(begun.entry, "").record), States, 0.0)
     server: Any = begun.entry.server
     policy: Any = begun.entry.policy
     again = Entry(RequestTable(lambda: 0.0, Limits()), server, policy, begun.entry.peer, None, begun.entry.transport)
     again.handler = States(again)
-    restore(record, again, again.handler)
+    restore(record, again, again.handler, 0.0)
     assert again.handler.name == "ann"
     assert again.handler.websocket == begun.handler.websocket
     assert isinstance(again.input, WebSocketInput)
