@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -66,12 +66,14 @@ class Mutation:
             setattr(self.owner, self.where, original)
 
 
-def first_failure(mutation: Mutation, seeds: Iterable[int] = range(SEEDS)) -> tuple[int, str] | None:
+def first_failure(
+    mutation: Mutation, seeds: Iterable[int] = range(SEEDS), simulated: Callable[[int], object] = run
+) -> tuple[int, str] | None:
     """Return the first of these seeds that finds the bug, and the problem it reports; None if no seed finds it."""
     with mutation.applied():
         for seed in seeds:
             try:
-                run(seed)
+                simulated(seed)
             except SimulationFailed as failure:
                 return seed, summary(failure.report.problems[0])
     return None

@@ -1,7 +1,8 @@
 """The fuzzer: `make simulate SEEDS=10000`, or `python -m tests.simulation --seeds 10000`.
 
 Runs seeds on all processors. For each seed that fails, prints the problem, the faults that it needs, and the command
-that runs it again; then sums up. `--seed N` runs one seed and prints its trace.
+that runs it again; then sums up. `--seed N` runs one seed and prints its trace. `--of handover` simulates processes
+that hand their requests over, instead of servers, and `--of takeover` processes that die and are continued.
 """
 
 from __future__ import annotations
@@ -14,18 +15,58 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from reqtable.testing import Report, SimulationFailed, shrink
-from tests.mutations import MUTATIONS, RARE, SEEDS, first_failure
-from tests.simulation.workloads import run, workload_of
+from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure
+from tests.mutations.handover import HANDOVER_MUTATIONS, HANDOVER_RARE
+from tests.mutations.takeover import TAKEOVER_MUTATIONS
+from tests.simulation import workloads
+from tests.simulation.handover import workloads as handover
+from tests.simulation.takeover import workloads as takeover
 
 CHUNK = 25
-BEGIN, END = "<!-- figures: make simulate FIGURES=docs/simulation.md -->", "<!-- end of figures -->"
+END = "<!-- end of figures -->"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Says what is simulated, and which deliberate bugs that must find, each with the seeds that may."""
+
+    run: Callable[..., tuple[str, Report]]  # takes a seed, and the names of the only faults that may happen
+    name_of: Callable[[int], str]
+    clients_of: Callable[[int], Sequence[Any]]
+    bugs: Sequence[tuple[Mutation, Sequence[int]]]
+    begin: str  # where the figures go in the document
+
+
+KINDS = {
+    "servers": Kind(
+        workloads.run,
+        lambda seed: workloads.workload_of(seed).name,
+        lambda seed: workloads.workload_of(seed).clients,
+        [*((each, range(SEEDS)) for each in MUTATIONS), *((rare, [seed]) for seed, rare in RARE)],
+        "<!-- figures: make simulate FIGURES=docs/simulation.md -->",
+    ),
+    "handover": Kind(
+        handover.run,
+        lambda seed: handover.name_of(handover.case_of(seed)),
+        lambda seed: [client for _, client, _ in handover.case_of(seed).clients],
+        [*((each, range(SEEDS)) for each in HANDOVER_MUTATIONS), *((rare, [seed]) for seed, rare in HANDOVER_RARE)],
+        "<!-- figures: make simulate OF=handover FIGURES=docs/simulation.md -->",
+    ),
+    "takeover": Kind(
+        takeover.run,
+        lambda seed: takeover.name_of(takeover.case_of(seed)),
+        lambda seed: [client for _, client in takeover.case_of(seed).clients],
+        [(each, range(SEEDS)) for each in TAKEOVER_MUTATIONS],
+        "<!-- figures: make simulate OF=takeover FIGURES=docs/simulation.md -->",
+    ),
+}
 
 
 @dataclass
@@ -59,48 +100,48 @@ class Sum:
             setattr(self, name, getattr(self, name) + value)
 
 
-def simulate_all(seeds: Sequence[int]) -> Sum:
+def simulate_all(seeds: Sequence[int], of: str = "servers") -> Sum:
     """Run these seeds one after the other, and sum up."""
-    sum_ = Sum()
+    kind, sum_ = KINDS[of], Sum()
     for seed in seeds:
         try:
-            name, report = run(seed)
+            name, report = kind.run(seed)
         except SimulationFailed as failure:
-            name, report = workload_of(seed).name, failure.report
+            name, report = kind.name_of(seed), failure.report
             sum_.failed.append((seed, f"{name}: {'; '.join(report.problems)}"))
         sum_.add(name, report)
     return sum_
 
 
-def fails_with(seed: int, faults: Sequence[str]) -> bool:
+def fails_with(kind: Kind, seed: int, faults: Sequence[str]) -> bool:
     try:
-        run(seed, faults)
+        kind.run(seed, faults)
     except SimulationFailed:
         return True
     return False
 
 
-def explain(seed: int, problem: str) -> Iterator[str]:
+def explain(seed: int, problem: str, of: str = "servers") -> Iterator[str]:
     """Describe a failure: the problem, the fewest faults that cause it, and the command that shows it."""
+    kind = KINDS[of]
     try:
-        run(seed)
+        kind.run(seed)
         faults: Sequence[str] = []
     except SimulationFailed as failure:
-        faults = shrink(lambda some: fails_with(seed, some), failure.report.faults)
+        faults = shrink(lambda some: fails_with(kind, seed, some), failure.report.faults)
     yield f"seed {seed}: {problem[:1000]}"
     yield f"  faults needed to make it fail: {', '.join(faults) or 'none'}"
     only = f' FAULTS="{",".join(faults)}"'
-    yield f"  make simulate SEED={seed}{only}"
+    yield f"  make simulate {'' if of == 'servers' else f'OF={of} '}SEED={seed}{only}"
 
 
-def one(seed: int, faults: str | None) -> int:
+def one(seed: int, faults: str | None, kind: Kind) -> int:
     """Run one seed and print its clients, its trace and its problems."""
-    workload = workload_of(seed)
-    print(f"seed {seed}: {workload.name}, {workload.faults}")
-    for number, client in enumerate(workload.clients):
+    print(f"seed {seed}: {kind.name_of(seed)}")
+    for number, client in enumerate(kind.clients_of(seed)):
         print(f"client {number}: {client!r}")
     try:
-        _, report = run(seed, None if faults is None else [name for name in faults.split(",") if name])
+        _, report = kind.run(seed, None if faults is None else [name for name in faults.split(",") if name])
         problems: list[str] = []
     except SimulationFailed as failure:
         report, problems = failure.report, failure.report.problems
@@ -111,19 +152,24 @@ def one(seed: int, faults: str | None) -> int:
     return 1 if problems else 0
 
 
-def many(first: int, count: int, budget_s: float, processes: int) -> tuple[Sum, float]:
+def log_little() -> None:
+    """Log none of the faults that a simulation makes on purpose."""
+    logging.getLogger("reqtable").setLevel(logging.CRITICAL)
+
+
+def many(first: int, count: int, budget_s: float, processes: int, of: str) -> tuple[Sum, float]:
     """Run `count` seeds from `first` on, or as many as `budget_s` allows."""
     began = time.monotonic()
     total = Sum()
     left = iter([range(at, min(at + CHUNK, first + count)) for at in range(first, first + count, CHUNK)])
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, initializer=log_little) as pool:
         running: set[Future[Any]] = set()
         while True:
             while len(running) < 2 * processes and time.monotonic() - began < budget_s:
                 chunk = next(left, None)
                 if chunk is None:
                     break
-                running.add(pool.submit(simulate_all, chunk))
+                running.add(pool.submit(simulate_all, chunk, of))
             if not running:
                 break
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -161,27 +207,28 @@ def figures(total: Sum, elapsed_s: float, processes: int) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
-def mutations() -> list[str]:
+def mutations(kind: Kind) -> list[str]:
     """Return each deliberate bug and the seed that finds it, as the rows of a table."""
     rows = ["| deliberate bug | found by seed | reported as |", "|---|---|---|"]
-    for mutation, seeds in [*((each, range(SEEDS)) for each in MUTATIONS), *((rare, [seed]) for seed, rare in RARE)]:
-        found = first_failure(mutation, seeds)
+    for mutation, seeds in kind.bugs:
+        found = first_failure(mutation, seeds, kind.run)
         seed, problem = (f"{found[0]}", found[1]) if found is not None else ("none", "")
         rows.append(f"| {mutation.name} | {seed} | {problem} |")
     return rows
 
 
-def write_figures(path: Path, table: list[str]) -> None:
+def write_figures(path: Path, table: list[str], begin: str) -> None:
     text = path.read_text()
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    found, count = re.subn(pattern, lambda _: "\n".join([BEGIN, "", *table, "", END]), text, flags=re.DOTALL)
+    pattern = re.escape(begin) + ".*?" + re.escape(END)
+    found, count = re.subn(pattern, lambda _: "\n".join([begin, "", *table, "", END]), text, flags=re.DOTALL)
     if count != 1:
-        raise SystemExit(f"{path} lacks the markers between which the figures go: {BEGIN} … {END}")
+        raise SystemExit(f"{path} lacks the markers between which the figures go: {begin} … {END}")
     path.write_text(found)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__.splitlines()[0])
+    parser.add_argument("--of", choices=KINDS, default="servers", help="what to simulate")
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds to run")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--budget", type=float, default=float("inf"), help="stop after this many seconds")
@@ -190,16 +237,17 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--figures", type=Path, help="write the figures into this document")
     options = parser.parse_args()
-    logging.getLogger("reqtable").setLevel(logging.CRITICAL)
+    log_little()
     if options.seed is not None:
-        return one(options.seed, options.faults)
-    total, elapsed_s = many(options.first, options.seeds, options.budget, options.processes)
+        return one(options.seed, options.faults, KINDS[options.of])
+    total, elapsed_s = many(options.first, options.seeds, options.budget, options.processes, options.of)
     table = figures(total, elapsed_s, options.processes)
     print("\n".join(table))
     for seed, problem in sorted(total.failed)[:10]:
-        print("\n".join(explain(seed, problem)))
+        print("\n".join(explain(seed, problem, options.of)))
     if options.figures is not None and not total.failed:
-        write_figures(options.figures, [*table, "", *mutations()])
+        kind = KINDS[options.of]
+        write_figures(options.figures, [*table, "", *mutations(kind)], kind.begin)
     return 1 if total.failed else 0
 
 
