@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 RUN := $(BIN)/python -m
 
-.PHONY: run test test-slow simulate faults fuzz http-suites compat reloads bench bench-page check static format clean
+.PHONY: run test test-slow simulate faults fuzz http-suites compat reloads moving bench bench-page check static format clean
 
 CONNECT = import socket; s = socket.create_connection(("127.0.0.1", $(PORT)))
 TALK = s.sendall(b"put 12\none two two\ncount\nrank\n"); s.shutdown(1); print(s.makefile().read(), end="")
@@ -32,9 +32,10 @@ test-slow: $(VENV)/test.stamp
 
 # run simulations. SEEDS=10000: how many; FIRST=0: the first; BUDGET=60: at most so many seconds;
 # FIGURES=docs/simulation.md: write the figures there. SEED=7: run only this seed, and show its details;
-# FAULTS="...": allow only these faults
+# FAULTS="...": allow only these faults; OF=handover: simulate processes that hand their requests over;
+# OF=takeover: simulate processes that are killed at any call, and those that take over
 simulate: $(VENV)/test.stamp
-	@$(RUN) tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(filter undefined,$(origin FAULTS)),,--faults '$(FAULTS)') \
+	@$(RUN) tests.simulation $(if $(OF),--of $(OF)) $(if $(SEED),--seed $(SEED)) $(if $(filter undefined,$(origin FAULTS)),,--faults '$(FAULTS)') \
 	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST)) $(if $(BUDGET),--budget $(BUDGET)) \
 	    $(if $(FIGURES),--figures $(FIGURES))
 
@@ -45,6 +46,7 @@ faults: $(VENV)/test.stamp
 # send bytes that no client should send; SEEDS=10000: how many seeds; FIRST=0: the first
 fuzz: $(VENV)/test.stamp
 	@$(RUN) tests.fuzz $(if $(SEEDS),--seeds $(SEEDS)) $(if $(FIRST),--first $(FIRST))
+	@$(RUN) tests.fuzz_records $(if $(SEEDS),--seeds $$(( ($(SEEDS) + 9) / 10 ))) $(if $(FIRST),--first $(FIRST))
 	@$(RUN) tests.fuzz_control $(if $(SEEDS),--seeds $$(( ($(SEEDS) + 12) / 13 ))) $(if $(FIRST),--first $(FIRST))
 
 # run HTTP suites that others wrote; QUICK=1: in minutes; ARGS="curl load": only these; NGINX=... HAPROXY=...: other builds
@@ -58,6 +60,10 @@ compat: $(VENV)/test.stamp
 # test workers under load: kill them 20 times, reload them 100 times, drain them
 reloads: $(VENV)/test.stamp
 	@$(RUN) tests.reloads $(ARGS)
+
+# restart servers under load: reqtable's and others'; QUICK=1: in minutes; ARGS="restarts peers": only these; SEED=7
+moving: $(VENV)/test.stamp
+	@$(RUN) tests.moving $(if $(QUICK),--quick) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # measure servers that do the same work, in turn; QUICK=1: in minutes; ARGS="echo-* reqtable-state uvloop-*": only these
 bench: $(VENV)/bench.stamp
