@@ -23,6 +23,7 @@ from reqtable.config import (
     GreenletOptions,
     PoolOptions,
     ProxyOptions,
+    RestartOptions,
     ThreadOptions,
     TLSOptions,
     effective,
@@ -217,6 +218,7 @@ def test_every_key_but_numbers_and_truths_has_an_example_of_its_type() -> None:
         TLSOptions,
         ProxyOptions,
         ControlOptions,
+        RestartOptions,
     ):
         for name, hint in get_type_hints(kind).items():
             if hint not in (int, bool, int | None):

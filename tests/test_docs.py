@@ -337,3 +337,22 @@ def test_the_chat_and_the_poll() -> None:
         polls[0].tell(b"news\n")
         assert one.line() == b"news\n"
         assert two.end().rest() == b""
+
+
+# -- docs/moving.md ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_on_moving_moves_a_request() -> None:
+    part = (ROOT / "docs" / "moving.md").read_text().partition("## Changing the code")[2].partition("## Options")[0]
+    for block in re.findall(r"^```python\n(.*?)^```", part, flags=re.DOTALL | re.MULTILINE):
+        found: dict[str, Any] = {"__name__": "moving"}
+        try:
+            exec(compile(block, "docs/moving.md", "exec"), found)
+        finally:
+            for name in ("first", "second"):
+                if name in found:
+                    found[name].shutdown()
+                    found[name].server_close()
+            if "client" in found:
+                found["client"].close()
+    assert found["ids"] == [1]

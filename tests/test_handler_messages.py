@@ -26,7 +26,7 @@ from reqtable import (
     until,
 )
 from reqtable.dispatch.pickled_steps import StepRequest, run_step
-from reqtable.table.record import record_of, to_bytes
+from reqtable.table.record import record_of
 from reqtable.testing import exercise
 from tests.support import Client, served
 from tests.test_handler_classes import line_of as line_of_file
@@ -403,7 +403,7 @@ def test_the_traceback_of_an_error_begins_with_the_users_code(
 
 def test_the_traceback_of_a_shipped_step_begins_with_the_users_code() -> None:
     exercised = exercise(Raises)
-    record = to_bytes(record_of(exercised.entry, exercised.handler), pickle.dumps)
+    record = record_of(exercised.entry, exercised.handler)
     asked = StepRequest(record, "_resume", b"\n", reqtable.Limits(), True, False)
     back = pickle.loads(run_step(Raises, pickle.dumps(asked)))
     [note] = back.error.__notes__

@@ -214,5 +214,5 @@ def test_the_page_on_wsgi_runs_as_it_stands(tmp_path):
 
 def test_the_page_on_wsgi_names_every_option():
     page = (Path(__file__).parent.parent / "docs" / "wsgi.md").read_text()
-    of_every_server = ["--log-level", "--log-file", "--user", "--group", "--control", "--no-control"]
+    of_every_server = ["--takeover", "--log-level", "--log-file", "--user", "--group", "--control", "--no-control"]
     assert [each.opts[0] for each in wsgi_command.params[1:] if each.opts[0] not in page] == of_every_server
