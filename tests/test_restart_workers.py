@@ -677,7 +677,7 @@ def test_all_transports_move_and_each_engine_is_told(tmp_path: Path) -> None:
 
         talk(1)
         before = os.stat(path)
-        program.fails("can't start", 2, "raise RuntimeError")
+        program.fails("exited with status 1", 2, "raise RuntimeError")
         for version in (2, 3):
             assert program.works(2, next_version(LEDGER + EVERYWHERE, version)) in (4, 5)  # each worker has a session
             talk(version)

@@ -17,8 +17,6 @@ from reqtable.table.errors import HandlerError, NotMovable, ReqtableError
 
 _BYTES_MAX = 2**30 - 2**20  # of what one hook returns: it moves in one message
 
-_NOTHING = plain.encode(None)
-
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -93,7 +91,7 @@ def _matched(servers: Sequence[Hosted], states: Iterable[SharedState]) -> Iterat
         at = [each for each in servers if address_text(each.server_address) == state.server]
         found = at or (servers if len(servers) == 1 else [])
         hooks = [share.restore for server in found[:1] for share in shares_of(server) if share.owner == state.owner]
-        if not hooks and state.data == _NOTHING:
+        if not hooks and plain.decode(state.data, lenient=True) is None:
             continue  # so a program can give its hooks up
         if not hooks:
             raise ReqtableError(
