@@ -39,7 +39,7 @@ def figures_of(engine: Engine, operator: Operator, job: Job) -> Iterator[Any]:
         if place % LOOK_EVERY == 0 and job.is_spent:
             yield PAUSE
         received[()] += entry.bytes_in  # type: ignore[operator]  # a number
-        sent[()] += entry.bytes_out  # type: ignore[operator]
+        sent[()] += entry.bytes_out  # type: ignore[operator]  # a number
         if entry.state is not State.CLOSED:
             name = recorder.name_of(entry.handler)
             states[entry.state.name, name, type(entry.server).__name__, ONLY_PLACE] += 1
@@ -50,7 +50,7 @@ def last_figures_of(engine: Engine, operator: Operator) -> Figures:
     """Return the figures of an engine whose loop has ended."""
     job = Job(Turns(engine.post))
     [figures] = [each for each in figures_of(engine, operator, job) if each is not PAUSE]
-    return figures  # type: ignore[no-any-return]
+    return figures  # type: ignore[no-any-return]  # a job yields PAUSE, too
 
 
 def _counted(counts: list[Counts]) -> Figures:

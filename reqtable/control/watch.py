@@ -153,12 +153,12 @@ class Machine:
             count(handler, before, None if want is None else handler._state.name)
             return want
 
-        self.handler._resume = _resume  # type: ignore[method-assign, assignment]
+        self.handler._resume = _resume  # type: ignore[method-assign, assignment]  # counts around the plain one
 
     def end(self) -> None:
         """Count no more."""
         if self._is_own:
-            self.handler._resume = self._plain  # type: ignore[method-assign]
+            self.handler._resume = self._plain  # type: ignore[method-assign]  # as before `begin`
         else:
             with suppress(AttributeError):
                 del self.handler._resume

@@ -239,7 +239,7 @@ class Channel(Descriptor):
             self.watch((0 if self._is_broken else READ) | (WRITE if self._waiting else 0))
 
     def close(self) -> None:
-        """Close this end. What has not been sent is dropped."""
+        """Close this end, and drop the messages that have not been sent."""
         if self.fd >= 0:
             self.watch(0)
             self.fd = -1

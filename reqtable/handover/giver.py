@@ -1,7 +1,7 @@
 """`Giver`: gives the requests of an engine to another process. The order of the messages is in `messages`.
 
 The giver decides. It moves batches of requests: freeze a batch, send it, and, once the taker holds all of it, commit
-it. Whatever goes wrong before the commit, the batch is thawed and goes on here. Meanwhile all other requests go on.
+it. If anything goes wrong before the commit, the batch is thawed and goes on here. All other requests go on meanwhile.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Giver:
         self._run(handle, message)
 
     def _run(self, step: Callable[..., None], *args: Any) -> None:
-        """Do a step of the move. Whatever it raises ends the move, and not the loop."""
+        """Do a step of the move. An exception of the step ends the move, and not the loop."""
         try:
             step(*args)
         except Exception as error:  # a bug, or a hook of the program
@@ -99,7 +99,7 @@ class Giver:
             self.fail(f"{type(error).__name__}: {error}")
 
     def ended(self, how: str = "has ended") -> None:
-        """The taker is gone. What it has not got goes on here."""
+        """The taker is gone. Requests that it has not got go on here."""
         self._has_ended = True
         if self.outcome.is_over:
             self._batch.thaw()
@@ -305,8 +305,7 @@ class Giver:
         self._patience.begin(_ANSWER_S, f"has not answered {type(message).__name__}")
 
     def _enter(self, phase: Phase) -> None:
-        if phase is not Phase.REHEARSING or self.outcome.phase is Phase.STARTING:
-            self._patience.end()
+        self._patience.end()
         self.outcome.phase = phase
         if phase in (Phase.REHEARSED, Phase.DRAINING):
             self.outcome.immovable = self.choice.immovable()

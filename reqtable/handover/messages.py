@@ -47,7 +47,7 @@ class Hello(Message, frozen=True):
 
 
 class Offer(Message, frozen=True):
-    """What the taker begins with: the keys of the listening sockets, in the order of their descriptors."""
+    """The taker begins with these listening sockets: their keys, in the order of their descriptors."""
 
     format: int
     sockets: list[str]
@@ -78,7 +78,7 @@ class Rehearse(Message, frozen=True):
 
 
 class Rehearsed(Message, frozen=True):
-    """What is wrong with the records, one line for each problem."""
+    """The taker has tried the records. `problems` has one line for each that it can't go on with."""
 
     problems: list[str]
 
@@ -90,26 +90,26 @@ class Send(Message, frozen=True):
 
 
 class Prepared(Message, frozen=True):
-    """The taker holds the requests. Those that it refuses are named by their places among the records, with reasons."""
+    """The taker holds the requests. `refused` has the places of the others among the records, with the reasons."""
 
     refused: list[tuple[int, str]]
 
 
 class Share(Message, frozen=True):
-    """What requests share. The taker is to find out whether it can take this, or, in the batch, to take it."""
+    """The state that requests share. The taker finds out whether it can take the state; in the batch, it takes it."""
 
     states: list[SharedState]
     only_checks: bool
 
 
 class Shared(Message, frozen=True):
-    """Why the taker can't go on with what requests share; None: it can."""
+    """`problem` says why the taker can't take the shared state; None: it can."""
 
     problem: str | None
 
 
 class Late(msgspec.Struct, frozen=True):
-    """What happened to a frozen request after its record was made."""
+    """The events of a frozen request after its record was made."""
 
     place: int  # among the records of the batch
     output: list[bytes]
@@ -125,7 +125,7 @@ class Commit(Message, frozen=True):
 
 
 class Later(Message, frozen=True):
-    """What happened to requests of the last Commit between its making and its leave."""
+    """The events of requests of the last Commit, between the making of the Commit and the moment when it left."""
 
     late: list[Late]
 

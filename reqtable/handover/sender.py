@@ -1,4 +1,4 @@
-"""What a giver and a taker need of their channel."""
+"""`Sender`: the part of a channel that a giver and a taker use."""
 
 from __future__ import annotations
 

@@ -73,21 +73,7 @@ def serve(
     with contextlib.ExitStack() as stack:
         inherited = stack.enter_context(_inheriting())
         parts = _parts(served, binds, handler, [] if inherited is None else inherited.offered)
-        for maker, endpoint in parts:
-            maker.check([endpoint], dispatch, config)
-        engine = _engine(config)
-        for maker, found in parts:
-            endpoint = found if inherited is None else inherited.placed(found)
-            server = maker.make(endpoint, dispatch, config)
-            server._owns_queue = config.workers is None and endpoint.bind.scheme != "fd"
-            stack.callback(server.server_close)
-            if server._is_bound:
-                stack.callback(remover(server))
-            engine.add(server)
-        for each in engine.servers:
-            stack.callback(open_server(each))
-        if inherited is not None:
-            inherited.close_sockets(engine.servers)
+        engine = _bound(parts, dispatch, config, inherited, stack)
         if chosen_dispatch(dispatch, config, "")[1] == DEFAULT:
             _log_policies(engine)
         names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
@@ -110,6 +96,31 @@ def serve(
 
             OPERATORS[engine] = None
             Supervisor(engine, config, workers, reload or (lambda: given), on_engine, inherited).run()
+
+
+def _bound(
+    parts: list[tuple[Any, Endpoint]], dispatch: str | None, config: Config, inherited: Any, stack: contextlib.ExitStack
+) -> Engine:
+    """Return an engine with a server for each of `parts`, all of them listening. `stack` closes them.
+
+    `inherited` is what comes from the process before; None if there is none.
+    """
+    for maker, endpoint in parts:
+        maker.check([endpoint], dispatch, config)
+    engine = _engine(config)
+    for maker, found in parts:
+        endpoint = found if inherited is None else inherited.placed(found)
+        server = maker.make(endpoint, dispatch, config)
+        server._owns_queue = config.workers is None and endpoint.bind.scheme != "fd"
+        stack.callback(server.server_close)
+        if server._is_bound:
+            stack.callback(remover(server))
+        engine.add(server)
+    for each in engine.servers:
+        stack.callback(open_server(each))
+    if inherited is not None:
+        inherited.close_sockets(engine.servers)
+    return engine
 
 
 def _inheriting() -> contextlib.AbstractContextManager[Any]:
@@ -233,13 +244,7 @@ def _serve_alone(engine: Engine, operator: Operator, inherited: Any) -> None:
         signal.SIGHUP: lambda *_: engine.post(_reload, operator, notifier),
         signal.SIGUSR2: lambda *_: engine.post(begin_restart, restart),
     }
-    if inherited is not None:
-        notifier.hold()
-        engine.serving.on_listen.append(notifier.begin)
-        inherited.on_abort = notifier.hold
-    else:
-        engine.post(notifier.ready, "serving")
-        engine.post(notifier.feed_watchdog)
+    _tell_systemd(engine, notifier, inherited)
     with handled_by(engine, handlers if in_main_thread() else {}):
         try:
             engine.serve_forever()
@@ -254,6 +259,17 @@ def _serve_alone(engine: Engine, operator: Operator, inherited: Any) -> None:
     notifier.stopping("ending")
     for server in engine.servers:
         engine.end_requests(server)  # or closing would wait for children until their clients leave
+
+
+def _tell_systemd(engine: Engine, notifier: Notifier, inherited: Any) -> None:
+    """Tell systemd once this process serves. Until then, the process before speaks for the service, if there is one."""
+    if inherited is None:
+        engine.post(notifier.ready, "serving")
+        engine.post(notifier.feed_watchdog)
+    else:
+        notifier.hold()
+        engine.serving.on_listen.append(notifier.begin)
+        inherited.on_abort = notifier.hold
 
 
 def _restart_of(engine: Engine, operator: Operator, notifier: Notifier) -> Restarting | None:

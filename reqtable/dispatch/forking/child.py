@@ -6,7 +6,7 @@ leaves by `os._exit`. So it runs none of the parent's `atexit` functions and nev
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
+import _signal  # type: ignore[import-not-found]  # the C module behind `signal` has no stub
 import contextlib
 import gc
 import logging
