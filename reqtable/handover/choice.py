@@ -11,7 +11,8 @@ from reqtable.server.engine import Engine
 from reqtable.server.shared_state import shares_of
 from reqtable.table.addresses import address_text
 from reqtable.table.errors import NotMovable
-from reqtable.table.record import immovable_in, why_not_movable
+from reqtable.table.record import why_not_movable
+from reqtable.table.states import State
 from reqtable.table.table import Entry
 
 
@@ -65,13 +66,13 @@ class Choice:
         return "some requests can't move: " + "; ".join(f"{n} because {why}" for why, n in self.immovable().items())
 
     def immovable(self) -> Counter[str]:
-        """Return why requests can't move, and how many there are for each reason."""
-        found = immovable_in(self._engine.table)
-        for each in self._engine.table:
-            if why_not_movable(each) is not None:
-                continue
-            if each.server in self._left_behind:
-                found[f"the new program does not serve {address_text(each.server.server_address)}"] += 1
-            elif each.id in self.stays:
-                found[self.stays[each.id]] += 1
-        return found
+        """Return why requests that have not ended can't move, and how many there are for each reason."""
+        unfinished = [each for each in self._engine.table if each.state is not State.CLOSED]
+        return Counter(why for each in unfinished if (why := self._why_it_stays(each)) is not None)
+
+    def _why_it_stays(self, entry: Entry) -> str | None:
+        """Return why a request can't move; None if it can."""
+        reason = why_not_movable(entry)
+        if reason is None and entry.server in self._left_behind:
+            reason = f"the new program does not serve {address_text(entry.server.server_address)}"
+        return reason or self.stays.get(entry.id)

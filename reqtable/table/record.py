@@ -8,8 +8,7 @@ unread input and its unsent output. It has no socket and no clock: its times are
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar, Protocol
@@ -110,12 +109,6 @@ def why_not_movable(entry: Entry) -> str | None:
     if entry in entry.table.elsewhere or any(_is_posted(each) for each in _each_want(entry.want)):
         return _HELD[State.OFFLOADED]
     return _unsaved(entry.handler)
-
-
-def immovable_in(entries: Iterable[Entry]) -> Counter[str]:
-    """Return why requests that have not ended can't move now, and how many there are for each reason."""
-    unfinished = [each for each in entries if each.state is not State.CLOSED]
-    return Counter(why for each in unfinished if (why := why_not_movable(each)) is not None)
 
 
 def _each_want(want: Want[Any]) -> tuple[Want[Any], ...]:
