@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -79,6 +81,28 @@ def test_what_a_call_raises_reaches_on_error() -> None:
     with served(Hooked) as server, Client(server.server_address) as client:
         assert client.ask(b"call\n") == b"ValueError\n"
         assert client.ask(b"on\n") == b"got on\n"
+
+
+class Looked(StateRequestHandler):
+    """Has the table listed in its first step, which has no state yet."""
+
+    seen: ClassVar[list[weakref.ref[Any]]] = []
+    sources: ClassVar[list[str | None]] = []
+
+    def start(self) -> Any:
+        self.seen.append(weakref.ref(self))
+        self.sources.extend(row["source"] for row in self.entry.table.snapshot())
+
+
+def test_a_listing_of_a_first_step_keeps_no_handler(clock: FakeClock) -> None:
+    world = World(clock, Looked)
+    world.connect()
+    world.passes(3)
+    assert [source.rpartition(":")[0] for source in Looked.sources if source] == [__file__]
+    world.close()
+    del world
+    gc.collect()
+    assert [each() for each in Looked.seen] == [None]
 
 
 def test_notes_of_the_design() -> None:

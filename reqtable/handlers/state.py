@@ -175,7 +175,7 @@ class StateRequestHandler(ResumableHandler):
     def _where(self) -> tuple[str | None, str | None]:
         """Return the name of the current state, and `file:line` of its method."""
         current = self._state
-        return current.name, _place_of(self.start if current is _START else current.function)
+        return current.name, _place_of(type(self).start if current is _START else current.function)
 
     def _save(self) -> tuple[str | None, dict[str, Any], bool]:
         """Return the request as data: the name of its state, its fields, and whether `on_eof` was called."""
