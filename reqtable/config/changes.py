@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 from reqtable.config.config import Config, effective
-from reqtable.config.options import hints
+from reqtable.config.options import hints, mend_of_key
 from reqtable.table.errors import ConfigurationError
 
 _AT_START = ("workers", "control", "origins")  # these count only when a program starts
@@ -54,12 +54,8 @@ def _with(part: Any, parts: list[str], value: Any, key: str) -> Any:
     first, *more = parts
     names = [each.name for each in fields(part) if each.name != "origins"]
     if first not in names:
-        import difflib  # only a mistake needs it
-
-        near = difflib.get_close_matches(first, names, n=1)
         prefix = key[: -len(".".join(parts))]
-        mend = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
-        raise ConfigurationError(f"there is no key {key}: {mend}")
+        raise ConfigurationError(f"there is no key {key}: {mend_of_key(first, names, prefix)}")
     own = getattr(part, first)
     if more:
         if not is_dataclass(own):

@@ -8,7 +8,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from reqtable.config.options import hints
+from reqtable.config.options import hints, mend_of_key
 from reqtable.table.errors import ConfigurationError
 
 OWN_FILE = "reqtable.toml"
@@ -49,10 +49,7 @@ def values_of(kind: Any, table: Any, key: tuple[str, ...], file: File, origins: 
     for name, value in table.items():
         here = (*key, name)
         if name not in types:
-            import difflib
-
-            near = difflib.get_close_matches(name, types, n=1)
-            mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(types)}"
+            mend = mend_of_key(name, types)
             raise ConfigurationError(f"{file.place(here)}: there is no key {_dotted(here)} (= {value!r}): {mend}")
         values[name] = _value(types[name], value, here, file, origins)
     return values
