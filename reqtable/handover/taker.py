@@ -18,7 +18,7 @@ from reqtable.handover.channel import close_all
 from reqtable.handover.messages import Message
 from reqtable.handover.sender import Sender
 from reqtable.server.engine import Engine
-from reqtable.server.mover import boot
+from reqtable.server.mover import has_same_clock
 from reqtable.server.shared_state import restore_states
 from reqtable.table import plain
 from reqtable.table.errors import ReqtableError
@@ -152,7 +152,7 @@ class Taker:
         for place, head in enumerate(heads):
             own: Sequence[Any] = left[: head.attachments]
             left = left[head.attachments :]
-            if head.boot == boot():
+            if has_same_clock(head):
                 self._frozen_at = min(self._frozen_at, head.time)
             try:
                 own = _opened(head, own)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from reqtable.dispatch.policy_set import PolicySet
 from reqtable.net.preamble import PreambleSpec
 from reqtable.server.stats import Counts
+from reqtable.table.addresses import address_text
 from reqtable.table.parts import Server
 
 
@@ -35,3 +37,10 @@ class Hosted(Server, Protocol):
 def hosted(server: Server) -> Hosted:
     """Return the server of an entry as the `Hosted` that it is: an engine hosts no other kind."""
     return cast(Hosted, server)
+
+
+def server_at(servers: Sequence[Hosted], address: str) -> Hosted | None:
+    """Return the server that takes the place of one at `address`: the server that is there, or else the only one."""
+    at = [each for each in servers if address_text(each.server_address) == address]
+    found = at or (servers if len(servers) == 1 else [])
+    return found[0] if found else None

@@ -15,7 +15,7 @@ from reqtable.dispatch.checks import is_resumable
 from reqtable.handlers.state import StateRequestHandler
 from reqtable.loop.freezing import Freezer
 from reqtable.loop.step import Steps
-from reqtable.server.hosted import Hosted
+from reqtable.server.hosted import Hosted, server_at
 from reqtable.server.intake import Intake
 from reqtable.table.addresses import address_text
 from reqtable.table.errors import NotMovable, ReqtableError
@@ -148,18 +148,14 @@ class Mover:
         are the caller's in any case.
         """
         now = self._steps.table.now
-        made_at = (
-            min(head.time, now) if head.boot and head.boot == boot() else now
-        )  # the clocks of one boot are the same
+        made_at = min(head.time, now) if has_same_clock(head) else now
         return self._intake.resume(self.server_of(head), head, attached, made_at)
 
     def server_of(self, head: Head) -> Hosted:
         """Return the server that goes on with a request: the one at the same address, or else the only one."""
-        matching = [each for each in self._servers if address_text(each.server_address) == head.server]
-        found = matching or (self._servers if len(self._servers) == 1 else [])
-        if not found:
+        server = server_at(self._servers, head.server)
+        if server is None:
             raise ReqtableError(f"no server is at {head.server}, where request {head.id} of {head.handler} came from")
-        server = found[0]
         if (head.control is None) is (getattr(server, "socket_type", None) == socket.SOCK_DGRAM):
             came = "on a stream" if head.control is None else "as datagrams"
             raise ReqtableError(f"request {head.id} came {came}, but {address_text(server.server_address)} has others")
@@ -182,3 +178,8 @@ def boot() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
+
+
+def has_same_clock(head: Head) -> bool:
+    """Return whether the time of a record can be compared with times here: both are of one start of the machine."""
+    return bool(head.boot) and head.boot == boot()

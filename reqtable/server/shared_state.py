@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reqtable.server.hooks import Hook, bound, owners_of
-from reqtable.server.hosted import Hosted
+from reqtable.server.hosted import Hosted, server_at
 from reqtable.table import plain
 from reqtable.table.addresses import address_text
 from reqtable.table.errors import HandlerError, NotMovable, ReqtableError
@@ -88,16 +88,16 @@ def restore_states(servers: Sequence[Hosted], states: Iterable[SharedState], onl
 
 def _matched(servers: Sequence[Hosted], states: Iterable[SharedState]) -> Iterator[tuple[Hook, Any]]:
     for state in states:
-        at = [each for each in servers if address_text(each.server_address) == state.server]
-        found = at or (servers if len(servers) == 1 else [])
-        hooks = [share.restore for server in found[:1] for share in shares_of(server) if share.owner == state.owner]
-        if not hooks and plain.decode(state.data, lenient=True) is None:
-            continue  # so a program can give its hooks up
-        if not hooks:
+        server = server_at(servers, state.server)
+        shares = [] if server is None else shares_of(server)
+        restore = next((share.restore for share in shares if share.owner == state.owner), None)
+        if restore is not None:
+            try:
+                data = plain.decode(state.data, lenient=True)
+            except ReqtableError as error:
+                raise ReqtableError(f"{restore} can't be given its data: {error}") from error
+            yield restore, data
+        elif plain.decode(state.data, lenient=True) is not None:  # a program that returns None can give its hooks up
             raise ReqtableError(
                 f"nothing takes what save_state of the {state.owner} at {state.server} returned: write restore_state"
             )
-        try:
-            yield hooks[0], plain.decode(state.data, lenient=True)
-        except ReqtableError as error:
-            raise ReqtableError(f"{hooks[0]} can't be given its data: {error}") from error
