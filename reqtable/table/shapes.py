@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ _MEND = "raise state_version, and write migrate()"
 
 
 class Shape(NamedTuple):
-    """Describes the objects of one class: their `fields`, and the defaults of those that have one."""
+    """Describes the objects of one class: their `fields`, and which of these have a default."""
 
     name: str
     fields: tuple[str, ...]
-    defaults: Mapping[str, Callable[[], Any]]
+    optional: Collection[str]  # the fields that have a default
     make: Callable[[dict[str, Any]], Any]  # an object with these values; the other fields have their defaults
     refusal: str  # why objects of this class are no plain data; "" if they are
 
@@ -37,7 +37,7 @@ class Shape(NamedTuple):
             if name not in self.fields:
                 return f"{self.name} has no field {name!r}, but the record has: {_MEND}"
         for name in self.fields:
-            if name not in values and name not in self.defaults:
+            if name not in values and name not in self.optional:
                 return f"{self.name} has the field {name!r} without a default, but the record has none: {_MEND}"
         return None
 
@@ -48,12 +48,12 @@ def shape_of(kind: Any) -> Shape:
     name = f"{kind.__module__}.{kind.__qualname__}"
     if hasattr(kind, "__struct_fields__"):  # a msgspec.Struct
         refusal = f"a {name} has a __post_init__, which a copy must not run" if hasattr(kind, "__post_init__") else ""
-        return Shape(name, kind.__struct_fields__, _struct_defaults(kind), lambda values: kind(**values), refusal)
+        return Shape(name, kind.__struct_fields__, _optional_in_struct(kind), lambda values: kind(**values), refusal)
     if is_dataclass(kind):
         return _of_dataclass(kind, name)
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):
         return _of_named_tuple(kind, name)
-    return Shape(name, (), {}, dict, f"a {name} is no plain data")
+    return Shape(name, (), (), dict, f"a {name} is no plain data")
 
 
 def _of_dataclass(kind: Any, name: str) -> Shape:
@@ -81,7 +81,7 @@ def _of_named_tuple(kind: Any, name: str) -> Shape:
     def make(values: dict[str, Any]) -> Any:
         return tuple.__new__(kind, [values[each] if each in values else given[each] for each in names])
 
-    return Shape(name, names, dict.fromkeys(given, MISSING), make, "")  # type: ignore[arg-type]
+    return Shape(name, names, given, make, "")
 
 
 def _dataclass_defaults(kind: Any) -> dict[str, Callable[[], Any]]:
@@ -94,10 +94,10 @@ def _dataclass_defaults(kind: Any) -> dict[str, Callable[[], Any]]:
     return found
 
 
-def _struct_defaults(kind: Any) -> dict[str, Any]:
-    """Return the names of the fields that a Struct has defaults for. Its constructor sets them."""
+def _optional_in_struct(kind: Any) -> set[str]:
+    """Return the names of the fields that have a default in a Struct. The constructor of the Struct sets defaults."""
     import msgspec  # there is a Struct, so the package is there
 
     nothing = msgspec.NODEFAULT
     found = msgspec.structs.fields(kind)
-    return {each.name: each for each in found if each.default is not nothing or each.default_factory is not nothing}
+    return {each.name for each in found if each.default is not nothing or each.default_factory is not nothing}
