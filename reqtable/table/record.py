@@ -97,26 +97,22 @@ def why_not_movable(entry: Entry) -> str | None:
         return "its handler has a stack: only a state machine is data"
     if entry.transport.immovable is not None:
         return entry.transport.immovable
-    reach = entry.reach
-    if any(hasattr(each, "give_up") for each in _each_want(entry.want)):
+    each_want = _each_want(entry.want)
+    if any(hasattr(each, "give_up") for each in each_want):
         return "a call, a connect or a handshake is in flight"
-    rows: Any = reach.connections if reach is not None else ()
+    rows: Any = entry.reach.connections if entry.reach is not None else ()
     for row in rows:
         if row.transport.immovable is not None:
             return f"its connection to {row.address}: {row.transport.immovable}"
         if row.state is not State.WAITING:
             return f"its connection to {row.address} is being made, or has ended"
-    if entry in entry.table.elsewhere or any(_is_posted(each) for each in _each_want(entry.want)):
+    if entry in entry.table.elsewhere or any(isinstance(each, wants.Posted) for each in each_want):
         return _HELD[State.OFFLOADED]
     return _unsaved(entry.handler)
 
 
 def _each_want(want: Want[Any]) -> tuple[Want[Any], ...]:
     return want.wants if type(want) is Either else (want,)
-
-
-def _is_posted(want: Want[Any]) -> bool:
-    return isinstance(want, wants.Posted)
 
 
 def _unsaved(handler: Saved) -> str | None:

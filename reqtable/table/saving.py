@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from reqtable.table import engine_wants, plain, reaching, wants
 from reqtable.table.connecting import Target
@@ -177,12 +177,11 @@ def body_of(found: Any) -> dict[str, Any]:
     return dict(zip(_IN_BODY, found, strict=True))
 
 
-class Attachments:
-    """The sockets and the files of a record, in the process that goes on with its request."""
+class Attachments(NamedTuple):
+    """Holds the outgoing connections and the files of a record, in the process that goes on with its request."""
 
-    def __init__(self, rows: Sequence[ConnectionRow], files: Sequence[Any]) -> None:
-        self.rows = rows
-        self.files = files
+    rows: Sequence[ConnectionRow]
+    files: Sequence[Any]
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -274,10 +274,11 @@ class RequestTable:
         self.connections[row.id] = row
 
     def _number(self, id: int | None) -> int:
-        if id is None or self.get(id) is not None:
-            id = self.last_id + 1
-        self.last_id = max(self.last_id, id)
-        return id
+        if id is not None and self.get(id) is None:
+            self.last_id = max(self.last_id, id)
+            return id
+        self.last_id += 1
+        return self.last_id
 
     def remove(self, entry: Entry) -> None:
         self.hold(entry, 0)
