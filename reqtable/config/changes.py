@@ -1,4 +1,4 @@
-"""Changes of a configuration while it is in force: some values set by hand, and what two configurations differ in."""
+"""Changes of a configuration while it is in force: sets some values by hand, and compares two configurations."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class StateRequestHandler(ResumableHandler):
     # The names of its attributes that are no fields, and that another process has or makes by itself.
     _not_fields: ClassVar[frozenset[str]] = frozenset({"entry", "_state", "_ended", "_entered_at"})
 
-    _savable: ClassVar[frozenset[str]] = frozenset()  # the names of all attributes that a record may leave out or has
+    _savable: ClassVar[frozenset[str]] = frozenset()  # the names of all attributes that a record has or may leave out
 
     _example: ClassVar[str] = "name"  # the state that messages about transitions name
 
@@ -128,8 +128,8 @@ class StateRequestHandler(ResumableHandler):
     ) -> tuple[str | None, dict[str, Any]]:
         """Return the state and the fields of a request that comes from code of another `version`, for this code.
 
-        `state` is the name of its state, and `fields` has its fields by name. The want goes on; a want that is to be
-        another one is made by a state's next transition.
+        `state` is the name of its state, and `fields` has its fields by name. The request still waits for the same
+        want, until its next transition.
         """
         return state, fields
 

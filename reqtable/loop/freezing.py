@@ -1,7 +1,7 @@
 """Freezes requests for a move to another process. Then either they are thawed, or the other process has them.
 
-A frozen request is MOVING. Nothing polls for it, no deadline is due, and no step runs. What other requests send and
-tell it meanwhile waits in its output and among its items.
+A frozen request is MOVING. Nothing polls for it, no deadline is due, and no step runs. Other requests may send
+and tell it something meanwhile: this waits in its output and among its items.
 
 Freeze and thaw outside the part of a pass that handles what the poll has found.
 """
@@ -19,7 +19,8 @@ from reqtable.table.parts import OVER
 from reqtable.table.states import Ending, Event, State
 from reqtable.table.table import Entry
 
-_SUSPENDED = {State.READING, State.WRITING, State.SLEEPING}
+# The deadline of these waits is kept in the entry alone. WAITING has several times, which are kept in the reach.
+_HAS_ONE_TIME = {State.READING, State.WRITING, State.SLEEPING}
 
 
 class Freezer:
@@ -43,7 +44,7 @@ class Freezer:
     def thaw(self, entry: Entry) -> None:
         """Go on with a frozen request: its want is asked again before any step.
 
-        It keeps its deadline, unless that was for output which has now been taken.
+        The request keeps its deadline, unless the deadline was for output which has now been taken.
         """
         steps = self._steps
         deadline, entry.deadline = entry.deadline, None
@@ -65,7 +66,9 @@ class Freezer:
             steps.end_early(entry, Event.CANCELLED)
             return
         self._go_on(entry)
-        if entry.steps != steps_before or deadline is None or entry.deadline is None or entry.state not in _SUSPENDED:
+        if entry.state not in _HAS_ONE_TIME:
+            return
+        if entry.steps != steps_before or deadline is None or entry.deadline is None:
             return
         has_written = wrote and entry.state is not State.WRITING
         if deadline < entry.deadline and not has_written:  # it has waited for a while already

@@ -27,7 +27,7 @@ from reqtable.table.snapshot import unwrapped
 from reqtable.table.states import Ending, Event
 from reqtable.table.table import Entry, RequestTable
 
-# Functions that are called with each engine that begins to serve. What one returns surrounds the passes.
+# Functions that are called with each engine that begins to serve. Each returns a context that surrounds the passes.
 COMPANIONS: list[Callable[[Engine], AbstractContextManager[Any]]] = []
 
 

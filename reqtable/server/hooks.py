@@ -1,6 +1,6 @@
 """The hooks of a program: methods of its server class, and class methods of its handler class.
 
-A class may use the name of a hook for itself. So a method that takes other arguments than the hook is none.
+A class may use the name of a hook for itself. So a method that takes other arguments is not called as a hook.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`Operator`: what an operator may have an engine do, by a signal or through the control socket."""
+"""`Operator`: steers an engine for an operator, who uses a signal or the control socket."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ class Operator:
         self._read = read
         self.began_at = engine.table.clock()
         self.changed_at: float | None = None  # when the configuration was changed last, by the table's clock
-        self.changes: list[dict[str, Any]] = []  # what that has changed
+        self.changes: list[dict[str, Any]] = []  # the keys that were changed then
         self.reloads: Counter[str] = Counter(applied=0, refused=0)
-        self.restart: Restarting | None = None  # what moves the requests to the next version of the program
-        self.takers: Sequence[Taking] = ()  # what has taken requests over, when this process began
+        self.restart: Restarting | None = None  # moves the requests to the next version of the program
+        self.takers: Sequence[Taking] = ()  # have taken requests over, when this process began
         self.reopen: Callable[[], Any] = bool  # has the control socket back: the process that had taken it is gone
 
     @property

@@ -38,7 +38,7 @@ class Serving:
         self._servers = servers
         self._listeners = listeners
         self._leave_thread = leave_thread  # ends the requests that can't go on in another thread
-        self.is_held = False  # it must not listen yet: another process does so, whose place this one is to take
+        self.is_held = False  # it must not listen yet: another process listens, and this one is to take its place
         self.on_listen: list[Called] = []  # called when it listens at last
         self._started: list[tuple[Hosted, Called]] = []  # the `on_stop` of what has started, in the order of the starts
 
@@ -96,7 +96,7 @@ class Serving:
             self._started.append((server, stop))
 
     def _stop_all(self) -> None:
-        """Call each `on_stop`, unless another process has served all the time: what these undo is that one's."""
+        """Call each `on_stop`, unless another process has served all the time: then the hooks would undo its work."""
         hooks = [] if self.is_held else [hook for _, hook in reversed(self._started)]
         self._started.clear()
         self._call_all(hooks)
@@ -142,7 +142,7 @@ class Serving:
 
 
 def _begin(start: Called) -> None:
-    """Call an `on_start`. An exception of the program says which one it was."""
+    """Call an `on_start`. Add the name of the hook to an exception that the hook raises."""
     try:
         start()
     except Exception as error:

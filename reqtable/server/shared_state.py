@@ -1,6 +1,6 @@
-"""What requests share, such as a chat's rooms: `save_state` returns it as plain data, `restore_state` takes it back.
+"""State that requests share, such as a chat's rooms: `save_state` returns plain data, `restore_state` takes it back.
 
-A server class may have both as methods, and a handler class as class methods that get the server.
+A server class may have both hooks as methods, and a handler class as class methods that get the server.
 """
 
 from __future__ import annotations

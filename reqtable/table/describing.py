@@ -1,7 +1,7 @@
-"""What a record says, for a person: plain data, of which no class of the program is needed.
+"""Describes a record for a person, as plain data. This needs no class of the program.
 
-Anybody may have written the bytes. So nothing in them is believed: the values that must be of a kind are looked at, and
-all others become short text.
+Anybody may have written the bytes. So nothing in them is believed: values that must be of a kind are checked, and all
+other values become short text.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ def _text(value: Any) -> str:
 
 
 def _want(value: Any) -> Described:
-    """Return what stands for a want, under the name of the function that makes it."""
+    """Return a stand-in for a want, under the name of the function that makes such a want."""
     name, values = value
     kind = name.rpartition(":")[2].rpartition(".")[2].lower()
     return Described(kind, values)
 
 
-# What stands for the values that the codec does not know.
+# Stand-ins for the values that the codec does not know.
 _KINDS = {
     "want": _want,
     "slice": lambda value: Described("file", {"number": value[0], "offset": value[1], "remaining": value[2]}),

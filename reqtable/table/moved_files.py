@@ -28,7 +28,7 @@ def check_file(file: Any) -> None:
 
 
 def save_file(file: Any) -> dict[str, Any]:
-    """Return how to open a file again by its descriptor. What was written to it goes to the kernel."""
+    """Return how to open a file again by its descriptor. Flush the output in its buffer to the kernel."""
     file.flush()
     name = file.name if isinstance(file.name, str | bytes) else None
     mode = "rb+" if file.readable() and file.writable() else "rb" if file.readable() else "wb"

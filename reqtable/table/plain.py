@@ -26,7 +26,7 @@ _INT_BITS = 63  # of the integers of MessagePack that every reader has
 DEPTH_MAX = 64  # of values within values
 _LEVELS_MAX = 3 * (DEPTH_MAX + 2)  # of MessagePack: a dict whose keys are no words takes three for each of its own
 
-# Writes a value that is bound to this process as a number, or returns None if the value is none. See `encode`.
+# Returns plain data that stands for a value which is bound to this process; None for any other value. See `encode`.
 Attach = Callable[[Any], "tuple[str, Any] | None"]
 
 
