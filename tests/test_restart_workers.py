@@ -23,7 +23,6 @@ from tests.support import WAIT_S, Client
 from tests.test_notify import Systemd
 
 READY = r"(\d+) of \1 workers are ready"
-FAST = "[restart]\nstart_timeout_s = 5.0\n"
 
 
 class Workers(Program):

@@ -70,7 +70,6 @@ class Restart:
         self._owners = [each for each in self._servers() if each._owns_queue]
         for server in self._owners:
             server._owns_queue = False
-        self._successor = None
         try:
             self._successor = Successor(
                 engine, options.command, self._notifier, giver.receive, giver.fail, partial(self._exited, giver)
