@@ -24,7 +24,7 @@ import click
 import pytest
 
 from reqtable.control.listening import default_path, folders
-from reqtable.run import supervisor
+from reqtable.run import known_worker
 from reqtable.run.cli import cli, main
 from reqtable.run.commands import shown
 from reqtable.run.commands.asking import Asked
@@ -422,7 +422,7 @@ def test_a_stuck_worker_is_shown_with_its_age_and_its_stack(workers: Controlled)
 
 
 def test_the_commands_know_when_a_worker_is_killed() -> None:
-    assert GRACE_S == supervisor._GRACE_S
+    assert GRACE_S == known_worker.GRACE_S
 
 
 def test_watch_prints_events_as_they_come(server: Controlled) -> None:

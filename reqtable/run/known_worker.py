@@ -19,6 +19,8 @@ from reqtable.server.engine import Engine
 
 log = logging.getLogger("reqtable")
 
+GRACE_S = 5.0  # how long a worker may take to end after its time to drain
+
 
 class WorkerPhase(Enum):
     """Names the phases of a worker's life."""
@@ -69,6 +71,11 @@ class Worker:
     @property
     def phase_name(self) -> str:
         return self.phase.value
+
+    @property
+    def drain_most_s(self) -> float:
+        """How long the worker may take to drain and end."""
+        return self.config.limits.drain_timeout_s + GRACE_S
 
     def tell(self, number: int) -> None:
         """Send the worker a signal."""

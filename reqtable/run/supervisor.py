@@ -50,7 +50,6 @@ from reqtable.table.words import counted
 log = logging.getLogger("reqtable")
 
 _YOUNG_S = 1.0  # a worker that dies younger than this is not replaced at once
-_GRACE_S = 5.0  # how long a worker may take to end after its time to drain
 _AT_ONCE_S = 1.0  # how long "at once" may take
 _LOOK_S = 0.5
 
@@ -171,7 +170,7 @@ class Supervisor:
             if room < 0 or (room == 0 and former and _are_ready(serving, but=former)):
                 leaving = (former or serving[::-1])[0]
                 self.restarts["reload"] += bool(former)
-                self.dismiss(leaving, signal.SIGTERM, leaving.config.limits.drain_timeout_s + _GRACE_S)
+                self.dismiss(leaving, signal.SIGTERM, leaving.drain_most_s)
                 continue
             self._tell(serving, former)
             if not self._back_off.is_on:
@@ -299,16 +298,16 @@ class Supervisor:
         self._balance()
 
     def _dismiss_all(self, stage: Stage) -> None:
-        drain_s = self.config.limits.drain_timeout_s
-        number, within_s = (
-            (signal.SIGTERM, drain_s + _GRACE_S) if stage is Stage.DRAINING else (signal.SIGINT, _AT_ONCE_S)
-        )
         self.starter.takeovers.close()
         for worker in self.workers:
-            self.dismiss(worker, number, within_s)
+            if stage is Stage.DRAINING:
+                self.dismiss(worker, signal.SIGTERM, worker.drain_most_s)
+            else:
+                self.dismiss(worker, signal.SIGINT, _AT_ONCE_S)
         if stage is Stage.DRAINING:
             self.notifier.stopping(f"draining {counted(len(self.workers), 'worker')}")
-            self._show_progress(Progress(" workers"), self.engine.table.now + drain_s)
+            until = self.engine.table.now + self.config.limits.drain_timeout_s
+            self._show_progress(Progress(" workers"), until)
 
     def _show_progress(self, progress: Progress, until: float) -> None:
         progress(len(self.workers), max(0.0, until - self.engine.table.now))
@@ -333,7 +332,7 @@ class Supervisor:
     def replace_worker(self, worker: Worker) -> None:
         """Drain one worker. Another one takes its place."""
         self.restarts["asked"] += 1
-        self.dismiss(worker, signal.SIGTERM, worker.config.limits.drain_timeout_s + _GRACE_S)
+        self.dismiss(worker, signal.SIGTERM, worker.drain_most_s)
         self._balance()
 
     # -- the configuration --------------------------------------------------------------------------------------------

@@ -31,7 +31,6 @@ log = logging.getLogger("reqtable")
 
 _UNDER_WAY = {Phase.STARTING, Phase.REHEARSING, Phase.MOVING, Phase.DRAINING}
 _LOOK_S = 0.5  # how often the supervisor looks whether the workers that are to move are stuck
-_GRACE_S = 5.0  # how long a worker may take to end after its time to drain
 
 
 class Restarted(Protocol):
@@ -226,7 +225,7 @@ class WorkersRestart:
             self._fail(problem)
             return
         log.error("restart: worker %d could not move its requests, so it drains: %s", worker.pid, problem)
-        self._supervisor.dismiss(worker, signal.SIGTERM, worker.config.limits.drain_timeout_s + _GRACE_S)
+        self._supervisor.dismiss(worker, signal.SIGTERM, worker.drain_most_s)
         if self._givers.leave_out(worker):
             self._move_next()
 
@@ -246,9 +245,8 @@ class WorkersRestart:
         self._successor.channel.send(messages.Done())
         engine.call_later(ANSWER_S, self._leave)
         for worker in self._supervisor.workers:
-            within_s = worker.config.limits.drain_timeout_s + _GRACE_S
-            if within_s < inf:
-                engine.call_later(within_s, self._end_stuck, worker)
+            if worker.drain_most_s < inf:
+                engine.call_later(worker.drain_most_s, self._end_stuck, worker)
 
     def _leave(self) -> None:
         if self._phase is Phase.DRAINING:
