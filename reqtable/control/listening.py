@@ -169,7 +169,7 @@ def controlled(engine: Engine, options: ControlOptions, source: Source, replaces
         around.callback(forget, engine)
         if options.metrics is not None:
             check_client()
-        # Whoever can connect to a port takes no room from those who may use the socket.
+        # A client of a port takes no room from those who may use the socket.
         page = partial(PageServer, token=options.token)
         own: Makers = [(options.socket, partial(ControlServer, replaces=replaces))]
         ports: Makers = [(options.page, page), (options.metrics, MetricsServer)]

@@ -66,7 +66,7 @@ class QueryError(ReqtableError):
 
 
 class Conflict(ReqtableError):
-    """What was asked for can't be done now. The message says why."""
+    """The server can't do this now. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class BackOff:
         return max(0.0, self._until - self._engine.table.now)
 
     def failed(self, started_at: float) -> None:
-        """Delay the next start: a worker started at `started_at` failed. Those started together count as one."""
+        """Delay the next start: a worker started at `started_at` failed. Workers started together count as one."""
         if started_at >= self._until:
             self._delay_s = min(max(2 * self._delay_s, _FIRST_S), _MOST_S)
             self._until = self._engine.table.now + self._delay_s

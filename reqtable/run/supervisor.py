@@ -317,7 +317,7 @@ class Supervisor:
     # -- for an operator ----------------------------------------------------------------------------------------------
 
     def set_config(self, changes: Mapping[str, Any]) -> None:
-        """Change some values, for the workers that start from here on. Those that serve are told by the caller."""
+        """Change some values, for the workers that start from here on. The caller tells those that serve."""
         config = changed(self.config, changes, SET_BY_HAND)
         reconfigure(self._servers, config)
         self._release_policies()

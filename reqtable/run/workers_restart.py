@@ -274,7 +274,7 @@ class WorkersRestart:
     # -- failure ------------------------------------------------------------------------------------------------------
 
     def _fail(self, problem: str) -> None:
-        """Serve as before. What has moved already goes on in the new process as long as that is there."""
+        """Serve as before. Requests that have moved go on in the new process as long as that is there."""
         if not self.is_under_way:
             return
         may_be_replaced = self._phase is Phase.MOVING

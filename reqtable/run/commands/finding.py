@@ -19,7 +19,7 @@ _CONNECT_S = 2.0
 
 
 class CouldNotAsk(click.ClickException):
-    """No server could be asked, or it has not answered. What was asked for may still be done, but for a look."""
+    """No server could be asked, or it has not answered. A change may be made all the same."""
 
     exit_code = 3
 

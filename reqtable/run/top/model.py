@@ -116,7 +116,7 @@ class Model:
             self.show(sample.rows)
 
     def fail(self, problem: str) -> None:
-        """Say why the server does not answer. What it has answered before stays on the screen."""
+        """Say why the server does not answer. Its last answers stay on the screen."""
         self.problem = problem
 
     def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
