@@ -525,8 +525,9 @@ def fuzz(seeds: range) -> list[str]:
     return problems
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def main(fuzz: Callable[[range], list[str]], description: str | None) -> int:
+    """Fuzz with the seeds of the command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=0)
     given = parser.parse_args()
@@ -537,4 +538,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(fuzz, __doc__))

@@ -8,7 +8,6 @@ one thread, over socket pairs, by a fake clock: a seed does the same wherever it
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import json
@@ -31,7 +30,7 @@ from reqtable.control.operations import Target
 from reqtable.control.source import OwnSource
 from reqtable.control.watch import forget, watch_of
 from reqtable.server.operator import Operator
-from tests.fuzz import LEVEL_BYTES, Bugs, Server, States, descriptors, resident
+from tests.fuzz import LEVEL_BYTES, Bugs, Server, States, descriptors, main, resident
 
 PASSES_MAX = 60
 CONFIG = Config(limits=Limits(entries_max=100))
@@ -320,16 +319,5 @@ def fuzz(seeds: range) -> list[str]:
     return problems
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=1000, help="how many")
-    parser.add_argument("--first", type=int, default=0)
-    given = parser.parse_args()
-    os.environ.setdefault("REQTABLE_DEBUG", "1")  # the invariants are checked after every pass
-    problems = fuzz(range(given.first, given.first + given.seeds))
-    print(*problems[:50], sep="\n", end="\n" if problems else "")
-    return 1 if problems else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(fuzz, __doc__))

@@ -64,6 +64,22 @@ class Ledger(StateRequestHandler):
         return self.asked
 """
 
+# Beside a Ledger: it counts the datagrams of a client.
+SESSION = """
+import reqtable
+from reqtable import datagram
+
+
+class Session(StateRequestHandler):
+    count: int = 0
+
+    @state(datagram())
+    def got(self, data):
+        self.count += 1
+        self.send(f"{VERSION} {os.getpid()} {self.count}".encode())
+        return self.got
+"""
+
 
 class Answer(NamedTuple):
     """What a Ledger answers: the version of the code that has answered, its process, and the rest."""

@@ -108,23 +108,27 @@ def port_of(client: Client) -> int:
     return int(client.socket.getsockname()[1])
 
 
-@pytest.fixture
-def server() -> Iterator[Controlled]:
-    with Controlled() as made:
+@contextlib.contextmanager
+def controlled(workers: int | None = None) -> Iterator[Controlled]:
+    """Serve during the block. After that, the server must end well by SIGINT."""
+    with Controlled(workers=workers) as made:
         yield made
         if made.process.poll() is None:
             made.signal(signal.SIGINT)
             assert made.wait() == 0, made.lines
+
+
+@pytest.fixture
+def server() -> Iterator[Controlled]:
+    with controlled() as made:
+        yield made
 
 
 @pytest.fixture
 def workers() -> Iterator[Controlled]:
-    with Controlled(workers=2) as made:
+    with controlled(workers=2) as made:
         made.wait_for("2 of 2 workers are ready")
         yield made
-        if made.process.poll() is None:
-            made.signal(signal.SIGINT)
-            assert made.wait() == 0, made.lines
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,15 @@ def begun(host: Host, client: socket.socket, service: Service, word: bytes = b""
     return entry
 
 
+@contextlib.contextmanager
+def relayed(host: Host, folder: Path) -> Iterator[tuple[Any, socket.socket, socket.socket]]:
+    """Yield a request that has a connection over TCP, its client, and the other end of the connection."""
+    with contextlib.closing(Service("tcp", folder)) as service, client_of(host) as client:
+        entry = begun(host, client, service)
+        with service.accept() as other:
+            yield entry, client, other
+
+
 @pytest.mark.parametrize("kind", ["tcp", "unix", "udp"])
 def test_a_connection_moves_with_its_request(both: tuple[Host, Host], kind: str, tmp_path: Path) -> None:
     first, second = both
@@ -158,46 +168,38 @@ def test_a_connection_moves_with_its_request(both: tuple[Host, Host], kind: str,
 
 def test_unsent_output_of_a_connection_moves(both: tuple[Host, Host], tmp_path: Path) -> None:
     first, second = both
-    service = Service("tcp", tmp_path)
-    with client_of(first) as client:
-        entry = begun(first, client, service)
-        with service.accept() as other:
-            client.sendall(b"much\n")
-            first.passes()
-            [row] = first.table.connections.values()
-            assert row.output.held > 0
-            deadline = row.deadline
-            assert deadline is not None
-            moved = move(first, second, entry, 2)
-            [later] = second.table.connections.values()
-            assert later.output_ended
-            assert later.deadline == deadline or later.bytes_out > row.bytes_out
-            assert receive(other, second, len(MUCH)) == MUCH
-            assert all_of(other, second) == b""
-            assert moved.state is State.WAITING
-    service.close()
+    with relayed(first, tmp_path) as (entry, client, other):
+        client.sendall(b"much\n")
+        first.passes()
+        [row] = first.table.connections.values()
+        assert row.output.held > 0
+        deadline = row.deadline
+        assert deadline is not None
+        moved = move(first, second, entry, 2)
+        [later] = second.table.connections.values()
+        assert later.output_ended
+        assert later.deadline == deadline or later.bytes_out > row.bytes_out
+        assert receive(other, second, len(MUCH)) == MUCH
+        assert all_of(other, second) == b""
+        assert moved.state is State.WAITING
 
 
 def test_unread_input_of_a_connection_moves(both: tuple[Host, Host], tmp_path: Path) -> None:
     """The client does not read, so the request stops reading its connection."""
     first, second = both
-    service = Service("tcp", tmp_path)
-    with client_of(first) as client:
-        entry = begun(first, client, service)
-        with service.accept() as other:
-            other.settimeout(0)
-            sent = 0
-            for _ in range(100):
-                with contextlib.suppress(BlockingIOError):
-                    sent += other.send(MUCH[sent % len(MUCH) :])
-                first.passes(2)
-            other.settimeout(5)
-            move(first, second, entry)
-            other.shutdown(socket.SHUT_WR)
-            found = all_of(client, second)
-            assert len(found) == sent
-            assert found == (MUCH * (sent // len(MUCH) + 1))[:sent]
-    service.close()
+    with relayed(first, tmp_path) as (entry, client, other):
+        other.settimeout(0)
+        sent = 0
+        for _ in range(100):
+            with contextlib.suppress(BlockingIOError):
+                sent += other.send(MUCH[sent % len(MUCH) :])
+            first.passes(2)
+        other.settimeout(5)
+        move(first, second, entry)
+        other.shutdown(socket.SHUT_WR)
+        found = all_of(client, second)
+        assert len(found) == sent
+        assert found == (MUCH * (sent // len(MUCH) + 1))[:sent]
 
 
 def test_a_connection_that_moved_is_kept_for_reuse(both: tuple[Host, Host], tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from tests.moving import clients, restarts
 from tests.moving.clients import KINDS, Shared
 from tests.moving.load import Group, Load
 from tests.moving.restarts import faults
-from tests.moving.servers import StoppedReqtable, state_of
+from tests.moving.servers import StoppedReqtable
 from tests.moving.tally import Tally
+from tests.service import state_of
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.restarted import LEDGER, Program, ask, next_version
+from tests.restarted import LEDGER, SESSION, Program, ask, next_version
 from tests.support import WAIT_S, Client
 
 OTHER_SHAPE = """
@@ -56,20 +56,9 @@ class Ledger(StateRequestHandler):
         self.send(f"1 {os.getpid()} {self.entries}\\n".encode())
         return self.asked
 """
-EVERYWHERE = """
-import reqtable
-from reqtable import datagram
-
-
-class Session(StateRequestHandler):
-    count: int = 0
-
-    @state(datagram())
-    def got(self, data):
-        self.count += 1
-        self.send(f"{VERSION} {os.getpid()} {self.count}".encode())
-        return self.got
-
+EVERYWHERE = (
+    SESSION
+    + """
 
 def make(address):
     return reqtable.TCPServer(address, Ledger, bind_and_activate=False)
@@ -84,6 +73,7 @@ BINDS = {
     "unixgram://d.sock": Session,
 }
 """
+)
 
 
 def main(arguments: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.restarted import LEDGER, ROOT, Program, answer_of, ask, next_version
+from tests.restarted import LEDGER, ROOT, SESSION, Program, answer_of, ask, next_version
 from tests.service import children_of, state_of
 from tests.support import WAIT_S, Client
 from tests.test_notify import Systemd
@@ -627,20 +627,9 @@ def test_failed_restarts_leave_nothing_behind(tmp_path: Path) -> None:
 
 # -- beside the requests ----------------------------------------------------------------------------------------------
 
-EVERYWHERE = """
-import reqtable
-from reqtable import datagram
-
-
-class Session(StateRequestHandler):
-    count: int = 0
-
-    @state(datagram())
-    def got(self, data):
-        self.count += 1
-        self.send(f"{VERSION} {os.getpid()} {self.count}".encode())
-        return self.got
-
+EVERYWHERE = (
+    SESSION
+    + """
 
 def on_engine(engine):
     os.write(1, f"engine of {os.getpid()}, version {VERSION}\\n".encode())  # in one piece: the workers share the pipe
@@ -656,6 +645,7 @@ if __name__ == "__main__":
         on_engine=on_engine,
     )
 """
+)
 
 
 def test_all_transports_move_and_each_engine_is_told(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from tests.service import WAIT_S, Service
 from tests.support import Client
-from tests.test_control_commands import Controlled, command, is_ended, port_of
+from tests.test_control_commands import Controlled, command, controlled, is_ended, port_of
 
 ROOT = Path(__file__).parent.parent
 RUN = "from reqtable.run.cli import main; main()"
@@ -122,11 +122,8 @@ class Terminal:
 
 @pytest.fixture
 def server() -> Iterator[Controlled]:
-    with Controlled() as made:
+    with controlled() as made:
         yield made
-        if made.process.poll() is None:
-            made.signal(signal.SIGINT)
-            assert made.wait() == 0, made.lines
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import Self
 from tests.moving import versions
 from tests.moving.load import ROOT
 from tests.moving.tally import WAIT_S
+from tests.service import children_of, state_of
 
 HOST = "127.0.0.1"
 GRACE_S = 5  # how long an old process has for its connections, if its successor serves already
@@ -48,10 +49,7 @@ def free_port() -> int:
 
 def family_of(pid: int) -> list[int]:
     """Return the living descendants of a process."""
-    with contextlib.suppress(OSError):
-        children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-        return [other for child in children for other in (child, *family_of(child))]
-    return []
+    return [other for child in children_of(pid) for other in (child, *family_of(child))]
 
 
 class Server:
@@ -121,13 +119,6 @@ class Server:
     def seen(self, pattern: str) -> int:
         """Return how many times something is in the log."""
         return len(re.findall(pattern, self.log.read_text(errors="replace")))
-
-
-def state_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
 
 
 def command_of(pid: int) -> str:
