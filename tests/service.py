@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -64,14 +65,19 @@ class Service:
 
     def wait_for(self, pattern: str, times: int = 1, within_s: float = WAIT_S) -> list[re.Match[str]]:
         """Until the log has so many lines with that in them."""
+        if not self.comes(pattern, times, within_s):
+            found = len(self.found(pattern))
+            raise AssertionError(f"{pattern!r} came {found} times of {times}:\n" + "\n".join(self.lines))
+        return self.found(pattern)
 
-        def found() -> list[re.Match[str]]:
-            return [match for line in self.lines if (match := re.search(pattern, line))]
-
+    def comes(self, pattern: str, times: int = 1, within_s: float = WAIT_S) -> bool:
+        """Wait until the log has so many lines with that in them. Returns whether it has them in time."""
         with self._came:
-            if not self._came.wait_for(lambda: len(found()) >= times, within_s):
-                raise AssertionError(f"{pattern!r} came {len(found())} times of {times}:\n" + "\n".join(self.lines))
-            return found()
+            return self._came.wait_for(lambda: len(self.found(pattern)) >= times, within_s)
+
+    def found(self, pattern: str) -> list[re.Match[str]]:
+        """Return the matches in the log so far, at most one a line."""
+        return [match for line in list(self.lines) if (match := re.search(pattern, line))]
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -130,9 +136,14 @@ def state_of(pid: int) -> str:
 def wait_gone(pids: list[int], within_s: float = WAIT_S) -> None:
     """Until none of these processes is there, but as a zombie of someone else's."""
     until = time.monotonic() + within_s
-    while left := [pid for pid in pids if state_of(pid) not in "ZX"]:
-        assert time.monotonic() < until, f"still there: {left}"
-        time.sleep(0.005)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                has_exited = select.select([pidfd], [], [], max(0.0, until - time.monotonic()))[0]
+            finally:
+                os.close(pidfd)
+            assert has_exited, f"still there: {pid}"
 
 
 class Client(threading.Thread):

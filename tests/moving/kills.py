@@ -128,22 +128,16 @@ def kill_times(service: Service, times: int, chance: random.Random) -> int:
     for _ in range(times):
         while not (victims := [pid for pid in service.workers() if not _is_sleeper(pid)]):
             time.sleep(0.001)
-        done = _takeovers(service)
+        done = len(service.found("took over"))
         with contextlib.suppress(ProcessLookupError):
             os.kill(chance.choice(victims), signal.SIGKILL)
         if chance.random() < AGAIN:
             again += 1
             time.sleep(chance.random() * AGAIN_S)
         else:
-            until = time.monotonic() + WAIT_S
-            while _takeovers(service) == done and time.monotonic() < until:
-                time.sleep(0.002)
+            service.comes("took over", done + 1, WAIT_S)
             time.sleep(chance.random() * REST_S)
     return again
-
-
-def _takeovers(service: Service) -> int:
-    return sum("took over" in each for each in list(service.lines))
 
 
 def _is_sleeper(pid: int) -> bool:
