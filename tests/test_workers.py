@@ -21,6 +21,7 @@ import pytest
 import reqtable
 from reqtable import Config, ConfigurationError
 from reqtable.dispatch import policy_names
+from tests.restarted import LEDGER, Program, answer_of
 from tests.service import WAIT_S, Load, Service, kill_workers, reload_times, state_of, wait_gone
 from tests.support import Client, slow_but
 from tests.test_cli import ROOT, run
@@ -298,6 +299,33 @@ def test_who_does_not_end_in_time_is_killed(service: Service) -> None:
         service.signal(signal.SIGINT)
         service.wait_for(f"worker {pid} has not ended in time: killed")
         assert service.wait() == 0
+
+
+# A program that gives its workers little time to end after their time to drain.
+IMPATIENT = """
+if __name__ == "__main__":
+    import logging, reqtable
+    from reqtable.run import known_worker
+
+    known_worker.GRACE_S = 0.1
+    logging.basicConfig(level=logging.DEBUG)
+    reqtable.serve({"tcp://127.0.0.1:0": Ledger})
+"""
+
+
+def test_a_worker_drains_as_long_as_its_own_configuration_says(tmp_path: Path) -> None:
+    served = {"command": [sys.executable, "app.py"], "environment": {"REQTABLE_CONFIG": "reqtable.toml"}}
+    patient = "workers = 1\n[limits]\ndrain_timeout_s = 1000\n"
+    with Program(tmp_path, LEDGER + IMPATIENT, config=patient, **served) as program, program.client() as client:
+        client.send(b"nap 1\n")
+        program.operator().rows_once(lambda rows: rows and rows[0]["state"] == "SLEEPING")
+        program.configure("workers = 1\n[limits]\ndrain_timeout_s = 0.1\n")
+        program.kill(program.pid, signal.SIGHUP)
+        program.wait_for(READY, 2)
+        program.kill(program.pid, signal.SIGTERM)
+        assert answer_of(client.line()).rest == "awake"
+        program.wait_exit(program.pid)
+        assert "killed" not in program.log
 
 
 def test_ending_in_the_midst_of_a_reload() -> None:
