@@ -207,6 +207,13 @@ def test_a_segment_that_was_being_added_is_ignored() -> None:
         assert len(payloads(Journal(fd))) == 21
 
 
+def test_a_journal_whose_process_died_while_it_was_made_is_made_again() -> None:
+    with memory() as fd:
+        os.ftruncate(fd, 100_000)
+        assert len(Journal(fd, 1000).input) == 1000
+        assert len(Journal(fd).input) == 1000
+
+
 def test_a_successor_goes_on_with_the_journal() -> None:
     with memory() as fd:
         journal = Journal(fd)

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 from zlib import crc32
 
-_FORMAT: Final = 0x7265_7174_0001
-_FORMAT_AT, _COMMITTED, _HOLDER, _RUNNING, PHASE, ROW, OPENED_AT, RECEIVED, SENT, OUTPUT_SIZE, INPUT_MAX = range(11)
-INPUT_COUNT, IN_DOUBT = 11, 12  # only for connections whose bytes the kernel does not count
+# The places of the numbers in the head.
+_COMMITTED, _HOLDER, _RUNNING, PHASE, ROW, OPENED_AT, RECEIVED, SENT, OUTPUT_SIZE, INPUT_MAX = range(10)
+INPUT_COUNT, IN_DOUBT = 10, 11  # only for connections whose bytes the kernel does not count
 _HEAD: Final = 4096
 INPUT_AT: Final = _HEAD  # where the input of the page is
 OUTPUT_MAX: Final = 16_384  # of the page: longer output is part of a record
@@ -93,29 +93,24 @@ class Journal:
 
     def __init__(self, fd: int, input_max: int = 65_536) -> None:
         self.fd = fd
-        size = os.fstat(fd).st_size
-        if not size:
-            os.ftruncate(fd, _HEAD + _rounded(input_max) + OUTPUT_MAX)
-        else:
-            head = os.pread(fd, 8 * (INPUT_MAX + 1), 0)
-            input_max = int.from_bytes(head[8 * INPUT_MAX :], "little")
-        self.input_max = input_max
-        self._first_segment = _HEAD + _rounded(input_max) + OUTPUT_MAX
-        self.memory = mmap.mmap(fd, self._first_segment)
+        former_max = int.from_bytes(os.pread(fd, 8, 8 * INPUT_MAX), "little")  # 0: no process has come to store it
+        input_max = former_max or input_max
+        self.output_at = INPUT_AT + _rounded(input_max)
+        self._end = self.output_at + OUTPUT_MAX  # of the mapped memory
+        if not former_max:
+            os.ftruncate(fd, self._end)
+        self.memory = mmap.mmap(fd, self._end)
         whole = memoryview(self.memory)
         self.numbers = whole[:_HEAD].cast("Q")
-        self.input = whole[_HEAD : _HEAD + input_max]
-        self.output_at = _HEAD + _rounded(input_max)
+        self.input = whole[INPUT_AT : INPUT_AT + input_max]
         self.commits: int = self.numbers[_COMMITTED]
         self.open_row: int | None = None  # the row whose page is open, in this process
         self._free: dict[int, list[Block]] = {}
         self._segments: list[mmap.mmap] = []
-        self._end = self._first_segment
-        if size:
-            self._map_segments(size)
+        if former_max:
+            self._map_segments(os.fstat(fd).st_size)
         else:
             self.numbers[INPUT_MAX] = input_max
-            self.numbers[_FORMAT_AT] = _FORMAT
 
     # -- one row ------------------------------------------------------------------------------------------------------
 
