@@ -35,7 +35,7 @@ def test_the_same_seed_gives_the_same_trace(caplog: pytest.LogCaptureFixture) ->
     assert "the process is killed" in trace
 
 
-# What the simulation has found in the engine, each with a seed that finds it.
+# Bugs of the engine that the simulation has found, each with a seed that finds it.
 FOUND = {
     "a blocked row lost its output, if its worker died between the opening and the closing of its page": 66,
     "a connection that was reset before its request began had totals below 0": 29,

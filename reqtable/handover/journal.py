@@ -26,7 +26,7 @@ _HEAD: Final = 4096
 INPUT_AT: Final = _HEAD  # where the input of the page is
 OUTPUT_MAX: Final = 16_384  # of the page: longer output is part of a record
 
-# What the page says of its row.
+# The phases of the page.
 IDLE, OPEN, DONE = 0, 1, 2  # OPEN: its steps run; DONE: they are done, and their output is in the page
 
 _BLOCK: Final = struct.Struct("<QQQIIQQQ")  # commit, row, cookie, checksum, size, received, sent, reached
@@ -139,7 +139,7 @@ class Journal:
         self.open_row = None
 
     def run(self, row: int) -> None:
-        """Note that a step of a row runs that has received nothing; 0: none does. What the page says is over."""
+        """Note that a step of a row runs that has received nothing; 0: none does. The page says nothing from here on."""
         numbers = self.numbers
         numbers[PHASE] = IDLE
         numbers[_RUNNING] = row

@@ -1,8 +1,8 @@
 """A sleeper: a process that has the same descriptors as a worker, and does nothing until the worker has died.
 
-`clone(CLONE_FILES)` makes it, so both use one table of descriptors. What the worker opens, the sleeper has open too, at
-no cost for each connection. What the worker closes is closed. When the worker dies, the table lives on: the sleeper
-sends the sockets to the worker's successor, and exits.
+`clone(CLONE_FILES)` makes the sleeper, so both processes use one table of descriptors. A socket that the worker opens
+is open in the sleeper too, at no cost. A socket that the worker closes is closed in both. When the worker dies, the
+table lives on: the sleeper sends the sockets to the worker's successor, and exits.
 
 The sleeper must end as soon as its worker has ended as it should, for the connections stay open until then.
 
@@ -131,7 +131,7 @@ def receive_sockets(sleeper: socket.socket) -> list[socket.socket]:
         while part < parts:
             sleeper.send(_ASK.pack(inquiry, part))
             number = -1
-            while number != inquiry:  # else the answer to one who died before this
+            while number != inquiry:  # else it answers a successor that died before this one
                 if time.monotonic() > until:
                     raise TimeoutError("the sleeper does not answer")
                 message, fds, flags, _ = socket.recv_fds(sleeper, _ANSWER.size, _FDS_MAX)

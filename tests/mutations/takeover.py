@@ -69,7 +69,7 @@ TAKEOVER_MUTATIONS = [
         *(TakingOver, "_begin_rest", "and _is_untouched(connection)", "and False"),
     ),
     Mutation(
-        "what the page says is over before it is in a record",
+        "the page is over before its contents are in a record",
         *(TakingOver, "_note_interrupted", "    for entry", "    self._journal.run(0)\n    for entry"),
     ),
     Mutation(

@@ -5,8 +5,8 @@ The rules (unix(7)):
 * Each process has its own table of descriptors. A file lives as long as a descriptor of any process, or a packet on its
   way, refers to it.
 * A pair holds a few packets in each direction. A packet arrives whole, with its descriptors.
-* An end that is closed with unread packets makes the next call of the other end fail with ECONNRESET, once. What it has
-  sent can be read after that.
+* An end that is closed with unread packets makes the next call of the other end fail with ECONNRESET, once. The
+  packets that it has sent can be read after that.
 * Descriptors for which the receiver has no room are closed, and the packet is marked (MSG_CTRUNC).
 * Whether calls block belongs to the file, which processes share (O_NONBLOCK in open(2)).
 """
