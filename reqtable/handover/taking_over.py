@@ -87,7 +87,6 @@ class Result:
 
     continued: int = 0
     begun: int = 0  # connections that were accepted, and whose request had not begun
-    gone: int = 0  # the peer has reset them
     lost: Counter[str] = field(default_factory=Counter)  # not continued, by the reason
 
     def __str__(self) -> str:
@@ -249,9 +248,7 @@ class TakingOver:
         """Close a connection whose request can't be continued."""
         if isinstance(problem, _Lost):
             self.result.lost[str(problem)] += 1
-        elif is_over(connection):
-            self.result.gone += 1
-        else:
+        elif not _is_over(connection):
             self.result.lost["whose record can't be used"] += 1
             log.error("request %d can't be continued: %r", slot.id, problem)
         connection.close()
@@ -265,11 +262,7 @@ class TakingOver:
             server = self._server_of(connection)
             if server is None:
                 connection.close()  # of the dead worker itself: a pair, or a connection to another service
-            elif (
-                self._kinds[self._engine.servers.index(server)] is not None
-                and has_totals(connection)
-                and _is_untouched(connection)
-            ):
+            elif self._kinds[self._engine.servers.index(server)] is not None and _is_untouched(connection):
                 self.result.begun += 1
                 self._engine.intake.arrived(server, connection, connection.getpeername())
             else:
@@ -312,7 +305,7 @@ def kind_of(server: Hosted) -> Kind | None:
     return Kind(handler)
 
 
-def is_over(connection: socket.socket) -> bool:
+def _is_over(connection: socket.socket) -> bool:
     """Return whether the peer has reset the connection."""
     try:
         connection.getpeername()
@@ -322,10 +315,9 @@ def is_over(connection: socket.socket) -> bool:
 
 
 def _is_untouched(connection: socket.socket) -> bool:
-    if not has_totals(connection):
-        return True  # its record is written before anything is received
+    """Return whether the kernel says that nothing was received from a connection, and nothing sent."""
     try:
-        return totals(connection) == (0, 0)
+        return has_totals(connection) and totals(connection) == (0, 0)
     except OSError:
         return False
 

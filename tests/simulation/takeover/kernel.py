@@ -1,7 +1,7 @@
 """What a simulated crash needs of the kernel: it dies with the process at any call, and counts bytes as TCP does.
 
 A process dies before or after a call to the kernel, or before or after it stores a number in the head of its journal.
-What it has open stays open, as its sleeper keeps it. From its death on it can do nothing more: each further call raises
+Its sleeper keeps its descriptors open. From its death on it can do nothing more: each further call raises
 `Killed` and has no effect, and the successor reads a copy of the journal that was made at the death.
 """
 
@@ -40,8 +40,6 @@ class MortalNetwork(SimNetwork):
         self.system = replace(self.system, socket=self.socket, selector=partial(MortalSelector, self))
         self.is_dead = False
         self.points_left: int | None = None  # to the next death; None: there is none
-        self.points = 0  # that all processes have come to
-        self.last_point = ""
         self.journal: MortalJournal | None = None
         self.memory = -1  # of the dead process's journal
         self._cookies: dict[File, int] = {}
@@ -50,7 +48,6 @@ class MortalNetwork(SimNetwork):
         """Tell that the process comes to a point at which it may die."""
         if self.is_dead:
             raise Killed
-        self.points += 1
         if self.points_left is not None:
             self.points_left -= 1
             if self.points_left <= 0:
@@ -61,7 +58,6 @@ class MortalNetwork(SimNetwork):
         self.note(f"the process is killed {point}")
         self.points_left = None
         self.is_dead = True
-        self.last_point = point
         assert self.journal is not None
         self.memory = copy_of(self.journal.fd)
         raise Killed

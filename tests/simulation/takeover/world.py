@@ -109,7 +109,6 @@ class World:
         engine.add(server)
         server.handle_error = partial(self._report, server.handle_error)
         standby._journal(engine, own)
-        self._states: dict[Entry, State] = {}
         engine.table.on_transition = self._on_transition
         invariants = engine.invariants(_SimInvariants)
         assert isinstance(invariants, _SimInvariants)
