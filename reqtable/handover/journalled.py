@@ -1,8 +1,7 @@
 """Connections whose requests are in the journal, and the steps that write it.
 
-The order decides: what a step has done is in the journal before its output is sent. What a connection receives goes
-into the memory of the journal. So after a crash the kernel's totals say whether the step was done, and how much of its
-output was sent.
+The order decides: a step is noted in the journal before its output is sent. A connection receives into the memory of
+the journal. So after a crash the kernel's totals say whether the step was done, and how much of its output was sent.
 
 A step that changes nothing else than its connection's totals writes the page of the journal only: that costs least.
 """
@@ -86,7 +85,7 @@ class JournalledStream(Stream):
         self.origin = b""
         self.received_before = self.sent_before = 0
         self._recorded_to = -1  # the totals that the connection has when all output of the last record is sent
-        # What the last record says. `_is_simple`: the next record is the same if these are.
+        # The contents of the last record. `_is_simple`: the next record is the same if these are.
         self._is_simple = False
         self._state: Any = _NEW
         self._want: Want[Any] | None = None
@@ -121,6 +120,7 @@ class JournalledStream(Stream):
             super().on_ready(mask)
             return
         steps, journal = self.steps, self.journal
+        # As in `_receive`, without a call: this is the hot path.
         journal.open(entry.id, entry.bytes_in + self.received_before, entry.bytes_out + self.sent_before)
         try:
             count = self._receive_into(journal.input)
@@ -147,7 +147,7 @@ class JournalledStream(Stream):
         self.note_at_last()
 
     def _receive(self) -> None:
-        entry, steps, journal = self.entry, self.steps, self.journal
+        entry, journal = self.entry, self.journal
         journal.open(entry.id, entry.bytes_in + self.received_before, entry.bytes_out + self.sent_before)
         try:
             count = self._receive_into(journal.input)
@@ -158,17 +158,7 @@ class JournalledStream(Stream):
             self._unreadable(error)
             return
         self.noted = False
-        if count:
-            data = journal.memory[INPUT_AT : INPUT_AT + count]
-            entry.bytes_in += count
-            if entry.input.data or not steps.waiting.give(entry, None, data, _INPUT_ARRIVED):
-                entry.input.feed(data)
-                steps.waiting.wake(entry, _INPUT_ARRIVED)
-        else:
-            entry.input.ended = True
-            if entry.reach is not None:
-                entry.reach.watched_for = None
-            steps.waiting.wake(entry, _INPUT_ENDED)
+        self._take_in(journal.memory[INPUT_AT : INPUT_AT + count])
         self.note_at_last()
 
     def flush(self) -> bool:
@@ -326,9 +316,9 @@ class JournalledStream(Stream):
 
 
 class JournalledUnixStream(JournalledStream):
-    """Does the same for a Unix connection, whose bytes the kernel does not count: the journal has their number.
+    """Does the same for a Unix connection, whose bytes the kernel does not count: the journal counts them.
 
-    While a call sends, its number is not known. A request whose process dies just then is lost.
+    While a call sends, the journal does not know how much was sent. A request whose process dies just then is lost.
     """
 
     __slots__ = ()
