@@ -1,4 +1,4 @@
-"""The journal of a worker: whatever part of it was written when the worker died, a reader finds the last whole record.
+"""The journal of a worker: wherever the worker died while it wrote, a reader finds the last whole record.
 
 And the kernel's totals say how far the worker had come.
 """
@@ -37,6 +37,15 @@ def memory() -> Iterator[int]:
         os.close(fd)
 
 
+def committed(journal: Journal, *texts: bytes) -> Slot:
+    """Write records of one row, each with a commit of its own."""
+    slot = Slot(7, 70)
+    for text in texts:
+        journal.write(slot, text, 1, 2)
+        journal.commit()
+    return slot
+
+
 def payloads(journal: Journal) -> dict[int, bytes]:
     return {slot.id: found.payload for slot, found in journal.read()}
 
@@ -72,10 +81,7 @@ def test_a_torn_write_leaves_the_record_before() -> None:
     """Written up to each of its bytes, in either order, and even if the commit's number were already there."""
     with memory() as fd:
         journal = Journal(fd)
-        slot = Slot(7, 70)
-        for text in (b"first", b"second"):
-            journal.write(slot, text, 1, 2)
-            journal.commit()
+        slot = committed(journal, b"first", b"second")
         before = copied(fd)
         journal.write(slot, b"third, which is longer", 3, 4)
         written = copied(fd)
@@ -88,7 +94,7 @@ def test_a_torn_write_leaves_the_record_before() -> None:
                 image[at] = written[at]
             with reader_of(bytes(image)) as reader:
                 assert payloads(reader) == {7: b"second"}
-                # What the dead process had half written must not become valid by a later commit.
+                # A record that the dead process had half written must not become valid by a later commit.
                 reader.write(Slot(8, 80), b"other", 0, 0)
                 reader.commit()
                 assert payloads(reader) == {7: b"second", 8: b"other"}
@@ -96,11 +102,7 @@ def test_a_torn_write_leaves_the_record_before() -> None:
 
 def test_a_record_whose_bytes_have_changed_is_not_taken() -> None:
     with memory() as fd:
-        journal = Journal(fd)
-        slot = Slot(7, 70)
-        for text in (b"first", b"second"):
-            journal.write(slot, text, 1, 2)
-            journal.commit()
+        committed(Journal(fd), b"first", b"second")
         image = copied(fd)
     at = image.index(b"second")
     with reader_of(image[:at] + b"sEcond" + image[at + 6 :]) as reader:
@@ -126,10 +128,7 @@ def test_records_of_several_rows_become_valid_together() -> None:
 def test_a_row_that_is_freed_has_no_record() -> None:
     with memory() as fd:
         journal = Journal(fd)
-        slot = Slot(7, 70)
-        for text in (b"first", b"second"):
-            journal.write(slot, text, 1, 2)
-            journal.commit()
+        slot = committed(journal, b"first", b"second")
         journal.free(slot)
         with reader_of(copied(fd)) as reader:
             assert payloads(reader) == {}
@@ -192,10 +191,7 @@ def test_large_records_give_their_memory_back() -> None:
 
 def test_a_segment_that_was_being_added_is_ignored() -> None:
     with memory() as fd:
-        journal = Journal(fd)
-        slot = Slot(7, 70)
-        journal.write(slot, b"one", 1, 2)
-        journal.commit()
+        committed(Journal(fd), b"one")
         size = os.fstat(fd).st_size
         os.ftruncate(fd, size + 2**20)
         reader = Journal(fd)

@@ -57,6 +57,17 @@ def choose_config(rng: Random, **more: Any) -> Config:
     return Config(limits=reqtable.Limits(**limits | more))
 
 
+def choose_limits(rng: Random, **more: Any) -> reqtable.Limits:
+    """Choose limits for processes that follow one another: their requests must all have room."""
+    return reqtable.Limits(
+        steps_per_pass=rng.choice([1, 2, 64]),
+        recv_bytes=rng.choice([16, 100, 65_536]),
+        high_water_bytes=rng.choice([1, 200, 65_536]),
+        accepts_per_pass=rng.choice([1, 3, 16]),
+        **more,
+    )
+
+
 unclosed: list[Any] = []  # the handlers of this simulation whose on_close has not been called
 
 

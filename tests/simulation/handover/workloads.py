@@ -15,7 +15,7 @@ from reqtable.testing import Client, Faults, Peer, Report, SimulationFailed, Ups
 from tests.simulation.handlers import blob
 from tests.simulation.handover.handlers import UPSTREAM, Ledger, Lines, Pings, SharedLines
 from tests.simulation.handover.process import Blow, Plan, SimProcess, World
-from tests.simulation.shared import Dialogue, choose_faults, play_dialogue, silent
+from tests.simulation.shared import Dialogue, choose_faults, choose_limits, play_dialogue, silent
 from tests.simulation.upstreams import answering
 
 TCP, UDP = ("127.0.0.1", 7000), ("127.0.0.1", 7001)
@@ -84,13 +84,7 @@ def name_of(case: Case) -> str:
 
 def case_of(seed: int) -> Case:
     rng = Random(seed)
-    limits = reqtable.Limits(
-        steps_per_pass=rng.choice([1, 2, 64]),
-        recv_bytes=rng.choice([16, 100, 65_536]),
-        high_water_bytes=rng.choice([1, 200, 65_536]),
-        accepts_per_pass=rng.choice([1, 3, 16]),
-        drain_timeout_s=20.0,
-    )
+    limits = choose_limits(rng, drain_timeout_s=20.0)
     plan = Plan(
         restarts_at=sorted(rng.uniform(0.2, 6) for _ in range(rng.choice([1, 1, 1, 2]))),
         slice_rows=rng.choice([1, 2, 3, 250]),

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-import reqtable
 from reqtable.config import Config
 from reqtable.testing import Client, Faults, Peer, Report, SimulationFailed
 from tests.simulation.handlers import blob
-from tests.simulation.shared import Dialogue, choose_faults, play_dialogue
+from tests.simulation.shared import Dialogue, choose_faults, choose_limits, play_dialogue
 from tests.simulation.takeover.handlers import PATIENCE_S, Counting
 from tests.simulation.takeover.world import World
 
@@ -54,15 +53,7 @@ def name_of(case: Case) -> str:
 
 def case_of(seed: int) -> Case:
     rng = Random(seed)
-    limits = reqtable.Limits(
-        steps_per_pass=rng.choice([1, 2, 64]),
-        recv_bytes=rng.choice([16, 100, 65_536]),
-        high_water_bytes=rng.choice([1, 200, 65_536]),
-        accepts_per_pass=rng.choice([1, 3, 16]),
-        read_bytes_per_s_min=1,
-        read_timeout_s=PATIENCE_S,
-        write_timeout_s=PATIENCE_S,
-    )
+    limits = choose_limits(rng, read_bytes_per_s_min=1, read_timeout_s=PATIENCE_S, write_timeout_s=PATIENCE_S)
     deaths = [_points_to_death(rng) for _ in range(rng.choice([1, 1, 2, 3, 6]))]
     crashes = rng.randrange(1, 4) if rng.random() < 0.2 else None
     # A drawn death may cut off any step, also that of the takeover.
