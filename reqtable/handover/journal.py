@@ -139,7 +139,7 @@ class Journal:
         self.open_row = None
 
     def run(self, row: int) -> None:
-        """Note that a step of a row runs that has received nothing; 0: none does. The page says nothing from here on."""
+        """Note that a step of a row runs that has received nothing; 0: none does. The page is over."""
         numbers = self.numbers
         numbers[PHASE] = IDLE
         numbers[_RUNNING] = row

@@ -16,6 +16,10 @@ ADDRESS = ("127.0.0.1", 7000)
 Dialogue = list[tuple[bytes, bytes]]  # pairs of what a client sends and the answer that it must get
 
 
+class Killed(KeyboardInterrupt):
+    """Ends a simulated process at once. The engine lets it through, as it does a KeyboardInterrupt."""
+
+
 @dataclass
 class Workload:
     """Describes one simulation that can be run."""

@@ -36,14 +36,11 @@ from reqtable.testing.datagrams import DatagramEnd
 from reqtable.testing.kernel import Listening
 from reqtable.testing.simulation import Report, _SimInvariants
 from tests.simulation.handover.kernel import Machine, PairEnd, only_in
+from tests.simulation.shared import Killed
 
 _LATENCY_S = 0.0001
 _ROUNDS_MAX = 200_000
 _PASSES_MAX = 400_000
-
-
-class Killed(KeyboardInterrupt):
-    """Ends a simulated process at once. The engine lets it through, as it does a KeyboardInterrupt."""
 
 
 @dataclass

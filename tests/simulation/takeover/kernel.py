@@ -20,15 +20,12 @@ from typing import Any
 from reqtable.handover.journal import Journal, Slot, new_memory
 from reqtable.testing import Faults, SimNetwork, SimSelector, SimSocket
 from reqtable.testing.kernel import File, Listening, StreamEnd, os_error
+from tests.simulation.shared import Killed
 
 _COOKIE = 57  # SO_COOKIE
 _INFO = struct.Struct("B119xQQ")  # struct tcp_info: the state, the bytes acknowledged, the bytes received
 # linux/net/tcp_states.h
 _ESTABLISHED, _FIN_WAIT1, _FIN_WAIT2, _CLOSE, _CLOSE_WAIT = 1, 4, 5, 7, 8
-
-
-class Killed(KeyboardInterrupt):
-    """Ends a simulated process at once. The engine lets it through, as it does a KeyboardInterrupt."""
 
 
 class MortalNetwork(SimNetwork):

@@ -28,8 +28,8 @@ from reqtable.table.table import Entry
 from reqtable.testing import Faults, Peer, SimulationFailed
 from reqtable.testing.kernel import StreamEnd
 from reqtable.testing.simulation import Report, _SimInvariants
-from tests.simulation.shared import ADDRESS
-from tests.simulation.takeover.kernel import Killed, MortalJournal, MortalNetwork
+from tests.simulation.shared import ADDRESS, Killed
+from tests.simulation.takeover.kernel import MortalJournal, MortalNetwork
 
 _LATENCY_S = 0.0001
 _ROUNDS_MAX = 60_000
