@@ -133,6 +133,14 @@ def state_of(pid: int) -> str:
         return "X"
 
 
+def is_sleeper(pid: int) -> bool:
+    """Return whether a process of a program with `takeover` is a sleeper, or has gone; else it is a worker."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().startswith("reqtable-sleep")
+    except OSError:
+        return True
+
+
 def wait_gone(pids: list[int], within_s: float = WAIT_S) -> None:
     """Until none of these processes is there, but as a zombie of someone else's."""
     until = time.monotonic() + within_s

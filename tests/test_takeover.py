@@ -17,7 +17,7 @@ import pytest
 from reqtable.handover import sleeper
 from tests.control import Operator
 from tests.moving.points import KILLS, converse
-from tests.service import WAIT_S, Service, children_of, state_of, wait_gone
+from tests.service import WAIT_S, Service, children_of, is_sleeper, state_of, wait_gone
 from tests.support import Client
 
 pytestmark = pytest.mark.skipif(sleeper.why_not_here() is not None, reason="this system has no sleepers")
@@ -37,13 +37,6 @@ POINTS = [
     "half sent",
     "sent",
 ]
-
-
-def is_sleeper(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().startswith("reqtable-sleep")
-    except OSError:
-        return True  # it has gone
 
 
 @contextmanager

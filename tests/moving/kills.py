@@ -17,7 +17,7 @@ from tests.moving.load import Group, Load
 from tests.moving.restarts import faults, folder, shown
 from tests.moving.tally import WAIT_S, quantile
 from tests.moving.versions import write_http, write_ledger
-from tests.service import Service
+from tests.service import Service, is_sleeper
 
 CONFIGURATION = "takeover = true\ntakeover_attempts = 1000\n"  # a step may be cut off by one kill after another
 WORKERS = 2
@@ -126,7 +126,7 @@ def kill_times(service: Service, times: int, chance: random.Random) -> int:
     """
     again = 0
     for _ in range(times):
-        while not (victims := [pid for pid in service.workers() if not _is_sleeper(pid)]):
+        while not (victims := [pid for pid in service.workers() if not is_sleeper(pid)]):
             time.sleep(0.001)
         done = len(service.found("took over"))
         with contextlib.suppress(ProcessLookupError):
@@ -138,10 +138,3 @@ def kill_times(service: Service, times: int, chance: random.Random) -> int:
             service.comes("took over", done + 1, WAIT_S)
             time.sleep(chance.random() * REST_S)
     return again
-
-
-def _is_sleeper(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().startswith("reqtable-sleep")
-    except OSError:
-        return True

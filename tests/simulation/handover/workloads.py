@@ -248,7 +248,7 @@ def _servers(case: Case, ledger: Ledger, process: SimProcess, sockets: dict[str,
         own = type(
             handler.__name__, (handler,), {"process": process, "ledger": ledger, "state_version": process.generation}
         )
-        key = f"{kind.__name__}"
+        key = kind.__name__
         server = kind(address, own, bind_and_activate=not sockets, config=case.config)
         if sockets:
             server.socket.close()
