@@ -59,7 +59,11 @@ class World:
             stack.enter_context(network.installed())
             stack.enter_context(mock.patch.object(totals, "fcntl", SimpleNamespace(ioctl=network.ioctl)))
             stack.enter_context(mock.patch.object(journal, "_SEGMENT_BYTES", self._segment_bytes))
-            self._serve(handler, peers)
+            try:
+                self._serve(handler, peers)
+            finally:
+                if network.journal is not None:
+                    network.drop_journal()  # the simulation has failed
         return self.report
 
     def _serve(self, handler: type, peers: list[tuple[float, Peer]]) -> None:
