@@ -6,6 +6,7 @@ simulated.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -64,6 +65,8 @@ class World:
             finally:
                 if network.journal is not None:
                     network.drop_journal()  # the simulation has failed
+                if network.memory >= 0:
+                    os.close(network.memory)  # nothing has taken over
         return self.report
 
     def _serve(self, handler: type, peers: list[tuple[float, Peer]]) -> None:
@@ -76,7 +79,8 @@ class World:
             network.after(at, peer.connect, server.server_address, server.socket_type, server.address_family)
         memory, ends = new_memory(), []
         while not self._lives_on(server, memory, ends):
-            memory, ends = network.memory, network.bury()
+            memory, network.memory = network.memory, -1
+            ends = network.bury()
             self._pass_time(self._rng.choice([0.0, 0.01, 0.3]))
             server = self._new_server(handler)
         self._finish(server)
