@@ -20,7 +20,7 @@ run: $(VENV)/run.stamp
 	@echo "    $(VENV)/bin/reqtable ps"; echo "Ctrl-C stops."; \
 	    exec $(BIN)/reqtable serve examples/notes.py:Notes --bind tcp://127.0.0.1:$(PORT)
 
-# run all but the slow tests, in less than two minutes on two cores; ARGS="tests/test_table.py -k cancel": only these
+# run all but the slow tests, in eight minutes on two cores; ARGS="tests/test_table.py -k cancel": only these
 test: $(VENV)/test.stamp
 	@$(RUN) compileall -q reqtable examples  # once here, instead of in each process that the tests start
 	$(RUN) pytest -n auto --dist worksteal -m "not slow" $(ARGS)
