@@ -90,7 +90,7 @@ def test_each_worker_gives_access_to_its_engine() -> None:
         "import os, reqtable\n"
         "from tests.test_serving import Echo\n"
         "def begin(engine):\n"
-        "    engine.post(lambda: print(os.getpid(), flush=True))\n"
+        "    engine.post(lambda: os.write(1, b'%d\\n' % os.getpid()))\n"  # one write: the workers share the pipe
         "reqtable.serve(Echo, 'tcp://127.0.0.1:0', workers=2, on_engine=begin)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
