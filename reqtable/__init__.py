@@ -63,8 +63,8 @@ from reqtable.table.reaching import Arrived, disconnected, either, end_output, t
 from reqtable.table.snapshot import format_rows
 from reqtable.table.states import INTEREST, TRANSITIONS, Event, State
 from reqtable.table.table import Entry, RequestTable
+from reqtable.table.want import Want
 from reqtable.table.wants import (
-    Want,
     call,
     chunk,
     datagram,

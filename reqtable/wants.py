@@ -17,7 +17,7 @@ from reqtable.table.errors import IncompleteRead, LimitExceeded, PeerError
 from reqtable.table.input import MISSING, Input, Missing
 from reqtable.table.output import Output
 from reqtable.table.states import Event
-from reqtable.table.wants import Waiting, Want, want_type
+from reqtable.table.want import Waiting, Want, want_type
 
 __all__ = [
     "MISSING",

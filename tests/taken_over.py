@@ -15,6 +15,7 @@ import reqtable
 from reqtable import exactly, line, sleep, state
 from reqtable.handover import journal, journalled, taking_over
 from reqtable.handover.journal import Journal, Slot
+from reqtable.handover.journalled_steps import JournalledSteps
 from reqtable.table.states import State
 
 _next: list[str] = []  # the point, until the step that was told of it is over
@@ -62,7 +63,7 @@ def die_at(point: str) -> None:
     _Plan.count()
 
 
-_step, _flush = journalled._step, journalled._flush
+_step, _flush, _take_in = journalled._step, journalled._flush, JournalledSteps.take_in
 _open, _close, _write, _commit, _free = Journal.open, Journal.close, Journal.write, Journal.commit, Journal.free
 
 
@@ -70,6 +71,12 @@ def step(*args: Any) -> None:
     _arm()
     die_at("received")
     _step(*args)
+
+
+def take_in(*args: Any) -> None:
+    _arm()
+    die_at("received")
+    _take_in(*args)
 
 
 def flush(stream: Any) -> bool:
@@ -132,6 +139,7 @@ def enter(self: Any, server: int) -> None:
 _enter = journalled.JournalledStream.enter
 changed: dict[Any, dict[str, Any]] = {
     journalled: {"_step": step, "_flush": flush},
+    JournalledSteps: {"take_in": take_in},
     Journal: {"open": open_page, "close": close_page, "write": write, "commit": commit, "free": free},
     journalled.JournalledStream: {"enter": enter},
 }
@@ -155,11 +163,11 @@ def flush_late(stream: Any) -> bool:
     return is_taken
 
 
-def step_forgetful(*args: Any) -> None:
+def take_in_forgetful(*args: Any) -> None:
     """Receive, but not into the journal's memory."""
     memory = args[1].transport.journal.memory
     memory[journal.INPUT_AT : journal.INPUT_AT + 1000] = bytes(1000)
-    step(*args)
+    take_in(*args)
 
 
 def rest_repeated(found: Any, progress: Any, page: Any, now: Any) -> Any:
@@ -170,7 +178,7 @@ def rest_repeated(found: Any, progress: Any, page: Any, now: Any) -> Any:
 _rest_of = taking_over.rest_of
 BUGS: dict[str, tuple[Any, str, Any]] = {
     "journal after send": (journalled.JournalledStream, "flush", flush_late),
-    "input not kept": (journalled, "_step", step_forgetful),
+    "input not kept": (JournalledSteps, "take_in", take_in_forgetful),
     "totals not asked": (taking_over, "rest_of", rest_repeated),
 }
 if bug := os.environ.get("REQTABLE_TEST_BUG"):

@@ -23,7 +23,7 @@ from reqtable import Event, Limits, call, line, sleep, state
 from reqtable.config import Config, ExecutorOptions
 from reqtable.dispatch.policies.thread import RequestThread
 from reqtable.table.input import MISSING
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 from reqtable.testing import exercise
 from tests.support import Client, serving, wait_until
 

@@ -16,7 +16,8 @@ from reqtable.table.limits import Limits
 from reqtable.table.snapshot import Listing, format_rows, handler_name
 from reqtable.table.states import Event, State
 from reqtable.table.table import SLICE_ROWS, Entry, RequestTable
-from reqtable.table.wants import NOTHING, Want, line, sleep, until
+from reqtable.table.want import Want
+from reqtable.table.wants import NOTHING, line, sleep, until
 from reqtable.testing import FakeClock
 
 

@@ -29,10 +29,10 @@ from reqtable.table.input import MISSING, Inbox, Input
 from reqtable.table.limits import Limits
 from reqtable.table.output import Output
 from reqtable.table.states import TRANSITIONS, Event, State
+from reqtable.table.want import Want
 from reqtable.table.wants import (
     NOTHING,
     Failure,
-    Want,
     call,
     chunk,
     datagram,

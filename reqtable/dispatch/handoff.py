@@ -23,7 +23,8 @@ from reqtable.table.engine_wants import ELSEWHERE, VACANCY
 from reqtable.table.parts import NoTransport, Resumable
 from reqtable.table.states import RESET, Event
 from reqtable.table.table import Entry
-from reqtable.table.wants import Failure, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import Failure
 
 _NOTICE_S = 0.1  # how long a thread or a child has to end a request whose connection was reset
 

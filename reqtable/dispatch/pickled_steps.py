@@ -33,7 +33,8 @@ from reqtable.table.places import trim
 from reqtable.table.record import Record, record_of
 from reqtable.table.snapshot import handler_name
 from reqtable.table.table import Entry, RequestTable
-from reqtable.table.wants import NOTHING, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import NOTHING
 
 _REFERENCES: dict[type, Reference | type] = {}  # of the classes that were looked up before
 

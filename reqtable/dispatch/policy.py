@@ -24,7 +24,8 @@ from reqtable.table.errors import ConfigurationError, HandlerError
 from reqtable.table.parts import Resumable
 from reqtable.table.places import place_of
 from reqtable.table.table import Entry
-from reqtable.table.wants import Call, HandOff, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import Call, HandOff
 
 
 class Host(Protocol):

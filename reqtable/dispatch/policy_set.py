@@ -26,7 +26,8 @@ from reqtable.table.errors import ConfigurationError
 from reqtable.table.parts import Resumable
 from reqtable.table.snapshot import unwrapped
 from reqtable.table.table import Entry
-from reqtable.table.wants import Call, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import Call
 
 
 class Engine(Protocol):

@@ -171,8 +171,15 @@ def take_message(end: socket.socket) -> bytes | None:
 class _PrivateSteps(Steps):
     """Steps the one request of a private loop."""
 
-    def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
-        super().step(entry, cause, error)
+    def take_in(self, entry: Entry, data: bytes) -> None:
+        super().take_in(entry, data)
+        self._note(entry)
+
+    def step(self, entry: Entry, cause: Event, error: BaseException | None = None, taken: int = 0) -> None:
+        super().step(entry, cause, error, taken)
+        self._note(entry)
+
+    def _note(self, entry: Entry) -> None:
         entry.active_at = self.table.clock()  # a step may block here, and that does not count as idle
         progress = getattr(entry.transport, "progress", None)
         if progress is not None:

@@ -19,7 +19,7 @@ from reqtable.table.errors import HandlerError, ending_of
 from reqtable.table.output import Output
 from reqtable.table.parts import Resumable
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 
 class RemoteSteps:

@@ -30,7 +30,7 @@ from reqtable.table.addresses import address_text, printable
 from reqtable.table.errors import ending_of
 from reqtable.table.parts import Server
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 log = logging.getLogger("reqtable")
 

@@ -18,7 +18,8 @@ from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransitio
 from reqtable.table.places import functions_in, place_in, place_of
 from reqtable.table.room import DONE, Room
 from reqtable.table.table import Entry
-from reqtable.table.wants import NOTHING, Want, call, flushed, hand_off, sleep
+from reqtable.table.want import Want
+from reqtable.table.wants import NOTHING, call, flushed, hand_off, sleep
 
 T = TypeVar("T")
 

@@ -11,7 +11,8 @@ from reqtable.handlers.resumable import check_called
 from reqtable.table.arguments import check_timeout
 from reqtable.table.errors import HandlerError
 from reqtable.table.places import functions_in, owner_of, place_of
-from reqtable.table.wants import NOTHING, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import NOTHING
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -14,7 +14,7 @@ from typing import Any
 from reqtable.table.connecting import Connect
 from reqtable.table.errors import HandlerError
 from reqtable.table.reaching import Either
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 _WANTS = {Want.__module__, Either.__module__, Connect.__module__}
 

@@ -25,7 +25,7 @@ from reqtable.table.reach import Reach
 from reqtable.table.reaching import Arrived
 from reqtable.table.states import State
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 log = logging.getLogger("reqtable")
 
@@ -216,6 +216,21 @@ class ResumableHandler:
 
         Raises LimitExceeded if more than `output_bytes_max` bytes would wait for the peer.
         """
+        entry = self.entry
+        table, output = entry.table, entry.output
+        if (  # fast path of _queue: the first output of the step that the loop runs
+            entry is table.running
+            and output.first is None
+            and type(data) is bytes
+            and 0 < len(data) <= table.limits.output_bytes_max
+            and table.thread in (None, get_ident())
+        ):
+            output.first = data
+            output.size = output.held = len(data)
+        else:
+            self._queue(data)
+
+    def _queue(self, data: bytes | bytearray | memoryview) -> None:
         if type(data) is not bytes:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise TypeError(_not_bytes(data))
@@ -225,7 +240,7 @@ class ResumableHandler:
         output = entry.output
         held = output.held
         is_others = False  # sent by another request's step, or by the program
-        if entry is not table.running or get_ident() != (table.thread or get_ident()):
+        if entry is not table.running or table.thread not in (None, get_ident()):
             elsewhere = self._output_from_outside(self._send, data)
             if elsewhere is None:
                 return
@@ -246,10 +261,7 @@ class ResumableHandler:
             return
         if is_others:
             table.touched.append(entry)
-        if output.first is None and data:  # fast path of Output.append
-            output.first = data
-            output.size = output.held = len(data)
-        elif data or not entry.input.is_stream:  # an empty datagram is sent, too
+        if data or not entry.input.is_stream:  # an empty datagram is sent, too
             output.append(data)
 
     def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
@@ -265,7 +277,7 @@ class ResumableHandler:
         entry = self.entry
         table = entry.table
         output = entry.output
-        if entry is not table.running or get_ident() != (table.thread or get_ident()):
+        if entry is not table.running or table.thread not in (None, get_ident()):
             elsewhere = self._output_from_outside(self.send_file, file, offset, count)
             if elsewhere is None:
                 return

@@ -37,7 +37,8 @@ from reqtable.table.addresses import address_text
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
 from reqtable.table.places import place_of
 from reqtable.table.table import Entry
-from reqtable.table.wants import NOTHING, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import NOTHING
 
 
 class StateRequestHandler(ResumableHandler):

@@ -26,7 +26,7 @@ from reqtable.table.output import END, FileSlice, Output
 from reqtable.table.record import save_reach
 from reqtable.table.snapshot import handler_name
 from reqtable.table.states import Event, State
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 _NOT_NOW: Final = (BlockingIOError, InterruptedError)
 _step: Final = Steps.step
@@ -130,20 +130,13 @@ class JournalledStream(Stream):
         except OSError as error:
             self._unreadable(error)
             return
-        entry.active_at = steps.table.now
         self.noted = False
         if count:
-            data = journal.memory[INPUT_AT : INPUT_AT + count]
-            entry.bytes_in += count
-            unread = entry.input
-            if unread.data:
-                unread.feed(data)
-            else:
-                unread.data = data  # fast path of Input.feed
-            _step(steps, entry, _INPUT_ARRIVED)  # not by JournalledSteps: the page says which row's step runs
+            steps.take_in(entry, journal.memory[INPUT_AT : INPUT_AT + count])
         else:
+            entry.active_at = steps.table.now
             entry.input.ended = True
-            _step(steps, entry, _INPUT_ENDED)
+            _step(steps, entry, _INPUT_ENDED)  # not by JournalledSteps: the page says which row's step runs
         self.note_at_last()
 
     def _receive(self) -> None:

@@ -32,14 +32,14 @@ class JournalledSteps(Steps):
         if isinstance(transport, JournalledStream) and transport.slot is None:  # it comes by a hot restart
             transport.enter(_index_of(entry))
 
-    def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
+    def step(self, entry: Entry, cause: Event, error: BaseException | None = None, taken: int = 0) -> None:
         transport = entry.transport
         if not isinstance(transport, JournalledStream):
-            _step(self, entry, cause, error)
+            _step(self, entry, cause, error, taken)
             return
         before = entry.steps
         transport.begin_steps()
-        _step(self, entry, cause, error)
+        _step(self, entry, cause, error, taken)
         transport.end_steps(entry.steps != before)
 
     def give(self, entry: Entry, cause: Event, item: Any) -> None:

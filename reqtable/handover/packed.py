@@ -16,7 +16,8 @@ from reqtable.table import plain
 from reqtable.table.engine_wants import ENDED, TURN
 from reqtable.table.errors import ReqtableError
 from reqtable.table.reaching import Either
-from reqtable.table.wants import NOTHING, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import NOTHING
 
 SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 _write: Final[Callable[[Any], bytes]] = msgpack.Encoder().encode

@@ -14,7 +14,7 @@ from reqtable.http.wants import head
 from reqtable.http.websocket import WebSocketMethods
 from reqtable.table.errors import IncompleteRead, LimitExceeded, TimedOut
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 
 class AsyncWebSocketHandler(WebSocketMethods, AsyncRequestHandler):

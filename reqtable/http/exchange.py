@@ -17,7 +17,8 @@ from reqtable.http.messages import Reply, Request
 from reqtable.http.wants import CHUNK_END, CHUNK_SIZE, HEAD_BYTES, TRAILERS, head
 from reqtable.table.errors import HandlerError
 from reqtable.table.places import place_of
-from reqtable.table.wants import Want, chunk
+from reqtable.table.want import Want
+from reqtable.table.wants import chunk
 
 PIECE_BYTES = 65_536
 DROPPED_BYTES_MAX = 262_144  # of a body whose request has its answer already; above it the connection closes

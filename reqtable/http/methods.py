@@ -11,7 +11,7 @@ from reqtable.http.exchange import OWN_STATES, Exchange
 from reqtable.http.routes import Routes
 from reqtable.table.addresses import printable
 from reqtable.table.errors import InvalidTransition
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 
 class Methods(Exchange):

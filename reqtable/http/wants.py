@@ -10,7 +10,7 @@ from reqtable.http.head import TOKEN, BadRequest, Fields, Head, parse_head, pars
 from reqtable.table.arguments import whole_bytes
 from reqtable.table.errors import LimitExceeded
 from reqtable.table.input import MISSING, Missing
-from reqtable.table.wants import Waiting, Want, want_type
+from reqtable.table.want import Waiting, Want, want_type
 
 HEAD_BYTES = 65_536
 TRAILER_BYTES = 8192

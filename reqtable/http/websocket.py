@@ -25,7 +25,7 @@ from reqtable.http.messages import Request
 from reqtable.http.ws_messages import MESSAGE_BYTES_MAX, WebSocketInput, may_wait_again, waits_for_message
 from reqtable.table.errors import HandlerError
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 _LEAST_S = 1e-6  # a timeout with less than this left is over
 

@@ -15,7 +15,7 @@ from reqtable.http.websocket import WebSocketMethods
 from reqtable.http.ws_messages import waits_for_message, ws_message
 from reqtable.table.errors import HandlerError, IncompleteRead, LimitExceeded, TimedOut
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 _CLOSING_S = 10.0
 _NO_FIELDS: tuple[tuple[str, str], ...] = ()

@@ -39,7 +39,7 @@ from reqtable.table.input import MISSING, Input, Missing
 from reqtable.table.output import Output
 from reqtable.table.reaching import Either
 from reqtable.table.states import Event, State
-from reqtable.table.wants import Waiting, Want, want_type
+from reqtable.table.want import Waiting, Want, want_type
 
 MESSAGE_BYTES_MAX = 2**20
 _FRAMES_AT_ONCE = 256  # that one `take` looks at without finding a message; then others have their turn

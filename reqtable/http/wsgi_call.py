@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 from reqtable.http.answer import NO_BODY
 from reqtable.table.errors import HandlerError
 from reqtable.table.states import Event
-from reqtable.table.wants import Posted, want_type
+from reqtable.table.want import want_type
+from reqtable.table.wants import Posted
 
 log = logging.getLogger("reqtable.http")
 

@@ -15,7 +15,8 @@ from greenlet import GreenletExit, getcurrent
 from reqtable.dispatch.green.handler import RequestGreenlet
 from reqtable.http.wsgi_call import ApplicationCall
 from reqtable.table.errors import TimedOut
-from reqtable.table.wants import NOTHING, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import NOTHING
 
 _SPARE_MAX = 64
 _STOPPED = object()  # what a greenlet gives the loop when the application has stopped

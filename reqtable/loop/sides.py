@@ -12,7 +12,8 @@ from reqtable.table.reach import Connected, Reach
 from reqtable.table.reaching import Disconnected, Reaching
 from reqtable.table.states import INTEREST, PEER_END, READ, WRITE, Event, State
 from reqtable.table.table import Entry, RequestTable
-from reqtable.table.wants import NOTHING, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import NOTHING
 
 _WAITING: Final = State.WAITING
 _READY: Final = State.READY

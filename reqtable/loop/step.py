@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from reqtable.loop.early_ends import EarlyEndings
 from reqtable.loop.mailbox import Mailbox
+from reqtable.loop.outputs import Outputs
 from reqtable.loop.platform import System
 from reqtable.loop.timeouts import Timeouts
 from reqtable.loop.waiting import Waiting
@@ -26,7 +26,8 @@ from reqtable.table.input import MISSING
 from reqtable.table.limits import Limits
 from reqtable.table.states import INTEREST, TRANSITIONS, Event, State
 from reqtable.table.table import Entry
-from reqtable.table.wants import Call, Failure, HandOff, Sleep, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import Call, Failure, HandOff, Sleep
 
 # Every request uses these members. On Python 3.11 `State.READING` takes 100 ns to look up, a global name 10 ns.
 _READING: Final = State.READING
@@ -41,13 +42,10 @@ _AWAITS_TURN: Final = Event.AWAITS_TURN
 _OUTPUT_BLOCKED: Final = Event.OUTPUT_BLOCKED
 _INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
 _AFTER_STEP: Final = TRANSITIONS[State.RUNNING]
-# In these states a request may have no unsent output when another request sends to it.
-_BLOCKABLE = {State.READING, State.READY, State.SLEEPING, State.OFFLOADED}
-_NOT_FLUSHED = {State.WRITING, State.MOVING}  # what another request sends waits
 _RESULT_WAITED_FOR = {Event.AWAITS_RESULT: State.OFFLOADED, Event.HANDED_OFF: State.DELEGATED}
 
 
-class Steps(EarlyEndings):
+class Steps(Outputs):
     """Runs the steps of the requests of one table. The base classes end requests."""
 
     def __init__(self, limits: Limits | None, system: System) -> None:
@@ -59,7 +57,6 @@ class Steps(EarlyEndings):
         self.on_connection_release.append(self.waiting.connection_ended)
         self.turns: deque[Entry] = deque()  # the READY entries, in order
         self.on_thaw: Callable[[Entry], Any] = bool  # called with a request that goes on, perhaps from another process
-        self.relieve: Callable[[], Any] = bool  # called when the buffers hold more than `buffered_bytes_max`
         self.send_share = self.table.limits.send_bytes  # bytes a request may send at once; 0: the pass has sent enough
         self.large_sends = 0  # how many large sends there have been
         self.spent = 0  # bytes of the large sends in this pass
@@ -81,27 +78,80 @@ class Steps(EarlyEndings):
         if self.table.thread is None:
             self.reap()  # the loop does not run (a hook was called by hand), so no pass will reap
 
-    def step(self, entry: Entry, cause: Event, error: BaseException | None = None) -> None:
+    def take_in(self, entry: Entry, data: bytes) -> None:
+        """Give `entry`, which is READING a stream, `data`, which has arrived.
+
+        This is the lean path: a whole item goes to the handler, and not through the input. If the request then waits
+        for input again, and the kernel takes its answer at once, nothing is settled. All else is for `step`.
+        """
+        table = self.table
+        entry.active_at = table.now
+        entry.bytes_in += len(data)
+        want: Want[Any] | None
+        found = None if entry.input.data else entry.want.first(data)
+        if found is None:
+            entry.input.feed(data)
+            self.step(entry, _INPUT_ARRIVED)
+            return
+        if found is MISSING:
+            entry.input.feed(data)
+            self._leave(entry, _INPUT_ARRIVED, entry.want, False, True)
+            return
+        item, end = found
+        ends_loop: BaseException | None = None
+        table.running = entry
+        try:
+            want = entry.resumable._resume(item)
+        except BaseException as problem:
+            self.poller.end_if_copy(problem)
+            want = None
+            ends_loop = self._fail(entry, problem)
+        finally:
+            table.running = None
+        entry.steps += 1
+        waits = want is entry.want or (want is not None and want.needs_bytes and want.awaits is _AWAITS_INPUT)
+        if end < len(data):
+            entry.input.feed(data[end:])
+            waits = False
+        elif waits and not entry.held and entry.state is _READING:
+            try:
+                if entry.output.first is None or entry.transport.flush():
+                    entry.want = want  # type: ignore[assignment]  # not None: the request waits for it
+                    if table.idle_is_unbounded and entry.timeout is None:
+                        entry.deadline = None  # fast path of arm
+                    else:
+                        self.timeouts.arm(entry)
+                    return
+            except BaseException as problem:
+                self.failures.outside_step(entry, problem)
+                return
+        if waits or want is None or entry.state is _CLOSED:
+            self._leave(entry, _INPUT_ARRIVED, want, True, waits, ends_loop)
+        else:
+            entry.want = want
+            self.step(entry, _INPUT_ARRIVED, taken=1)
+
+    def step(self, entry: Entry, cause: Event, error: BaseException | None = None, taken: int = 0) -> None:
         """Run the steps of `entry` within its share of the pass, flush its output once, and settle it.
 
         `cause` is the event that ended its wait. If `error` is given, the first step gets it instead of an item.
+        `taken` is how many steps the request has had in this pass already.
         """
         table = self.table
         table.running = entry
-        resumable = entry.resumable
         want: Want[Any] | None = entry.want
-        unread, output, high_water = entry.input, entry.output, table.limits.high_water_bytes
-        share = full_share = table.limits.steps_per_pass
-        waits = idle = False  # waits: its item has not arrived; idle: and nothing of it is buffered
+        unread, output, limits = entry.input, entry.output, table.limits
+        share = limits.steps_per_pass - taken
+        first_share = share
+        waits = False  # its item has not arrived
         ends_loop: BaseException | None = None
         try:
             if error is not None:
                 share -= 1
                 want = self._throw(entry, error)
-            while share and want is not None and entry.state is not _CLOSED:
+            while share > 0 and want is not None and entry.state is not _CLOSED:
                 if not unread.data and want.needs_bytes and unread.is_stream and not unread.ended:
                     waits = True
-                    idle = not entry.held
                     break
                 try:
                     item = want.take(entry)
@@ -114,15 +164,13 @@ class Steps(EarlyEndings):
                         break  # flush first, then wait for a turn: the peer may read as fast as the handler sends
                     if not (unread.ended and want.awaits is _AWAITS_INPUT):
                         waits = True
-                        nothing = not (unread.data or unread or entry.held)
-                        idle = nothing and want.awaits is _AWAITS_INPUT and share < full_share
                         break
                     share -= 1
                     want = self._throw(entry, IncompleteRead(want, unread.leftover()))
                     continue
                 share -= 1
-                want = resumable._resume(item)
-                if output.held > high_water:
+                want = entry.resumable._resume(item)
+                if output.held > limits.high_water_bytes:
                     break
         except BaseException as problem:
             self.poller.end_if_copy(problem)
@@ -130,28 +178,8 @@ class Steps(EarlyEndings):
             ends_loop = self._fail(entry, problem)
         finally:
             table.running = None
-        entry.steps += full_share - share
-        if entry.state is not _CLOSED:
-            try:
-                # fast path of _settle: the request has answered, and waits for its peer as before.
-                if idle and entry.state is _READING:
-                    entry.want = want  # type: ignore[assignment]  # not None: the request waits for it
-                    if output.first is None or entry.transport.flush():
-                        if table.idle_is_unbounded and entry.timeout is None and unread.is_stream:
-                            entry.deadline = None
-                        else:
-                            self.timeouts.arm(entry)
-                        return
-                self._settle(entry, cause, want, share < full_share, waits)
-            except BaseException as problem:
-                self.failures.outside_step(entry, problem)
-        else:
-            self.poller.end_if_copy()
-        if ends_loop is not None:
-            try:
-                raise ends_loop
-            finally:
-                ends_loop = None  # see Failures.outside_step
+        entry.steps += first_share - share
+        self._leave(entry, cause, want, taken > 0 or share < first_share, waits, ends_loop)
 
     def give(self, entry: Entry, cause: Event, item: Any) -> None:
         """Run one step of a WAITING entry with `item`, which has come whole, and settle the entry.
@@ -169,9 +197,22 @@ class Steps(EarlyEndings):
         finally:
             self.table.running = None
         entry.steps += 1
+        waits = want is not None and self.waiting.sides.is_watched(entry, want)
+        self._leave(entry, cause, want, True, waits, ends_loop)
+
+    def _leave(
+        self,
+        entry: Entry,
+        cause: Event,
+        want: Want[Any] | None,
+        stepped: bool,
+        waits: bool,
+        ends_loop: BaseException | None = None,
+    ) -> None:
+        """Settle `entry` after its steps, unless they have closed it. Raises `ends_loop`, if a step raised that."""
         if entry.state is not _CLOSED:
             try:
-                self._settle(entry, cause, want, True, want is not None and self.waiting.sides.is_watched(entry, want))
+                self._settle(entry, cause, want, stepped, waits)
             except BaseException as problem:
                 self.failures.outside_step(entry, problem)
         else:
@@ -230,13 +271,6 @@ class Steps(EarlyEndings):
             self.timeouts.arm(entry)
         elif waits and entry.timeout is None and entry.state is _READING and want.is_timed:
             self.timeouts.arm_partial(entry)
-
-    def count_buffers(self, entry: Entry) -> None:
-        """Count the bytes that `entry` holds for longer than a pass. If all entries hold too many, call `relieve`."""
-        self.table.hold(entry, len(entry.input) + entry.output.held)
-        most = self.table.limits.buffered_bytes_max
-        if most is not None and self.table.buffered > most:
-            self.relieve()
 
     def move(self, entry: Entry, cause: Event, event: Event) -> None:
         """Move `entry` from the state that `cause` ends, through RUNNING, to the state that `event` begins."""
@@ -332,41 +366,6 @@ class Steps(EarlyEndings):
                 if entry.want is TURN:
                     entry.result = None
                 self.step(entry, Event.TURN_CAME)
-
-    def flush_touched(self) -> None:
-        """Flush the output that steps have sent to other requests than their own."""
-        touched, self.table.touched = self.table.touched, []
-        for entry in touched:
-            if entry.output.first is not None or entry.reach is not None:  # else its request has flushed it
-                self._flush_touched(entry)
-
-    def _flush_touched(self, entry: Entry) -> None:
-        """Flush `entry`, to which another request's step has sent. If output is left, have it wait for its peer."""
-        try:
-            if entry.state is _WAITING:
-                self.waiting.touched(entry)
-            elif entry.state in _NOT_FLUSHED or (entry.state is _READY and entry.want.awaits is _AWAITS_ANY):
-                self.count_buffers(entry)
-            elif entry.state in _BLOCKABLE and entry.output.first is not None and not entry.transport.flush():
-                self._block(entry)
-        except BaseException as problem:
-            self.failures.outside_step(entry, problem)
-
-    def _block(self, entry: Entry) -> None:
-        """Have `entry`, whose step does not run, wait for the peer to take its output."""
-        if self.is_closed(entry):
-            return
-        if entry.state is _READY:
-            self.turns.remove(entry)  # otherwise, if it were READY again soon, it would get two turns in one pass
-        self.block(entry)
-
-    def block(self, entry: Entry) -> None:
-        """Have a suspended entry, which has no turn, wait for the peer to take its output."""
-        entry.advance(_OUTPUT_BLOCKED)
-        entry.transport.watch(INTEREST[entry.state])
-        self.count_buffers(entry)
-        if not self.is_closed(entry):
-            self.timeouts.arm(entry)
 
     # -- the budget of a pass -----------------------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ from reqtable.table.reach import Reach
 from reqtable.table.reaching import Either, Reaching, Told
 from reqtable.table.states import INTEREST, Event, State
 from reqtable.table.table import Entry
-from reqtable.table.wants import Call, Failure, Posted, Sleep, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import Call, Failure, Posted, Sleep
 
 _WAITING: Final = State.WAITING
 _READY: Final = State.READY

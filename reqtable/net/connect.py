@@ -27,7 +27,8 @@ from reqtable.table.reaching import Reaching, failure_of
 from reqtable.table.saving import fill_row, target_of
 from reqtable.table.states import READ, Event, State
 from reqtable.table.table import Entry
-from reqtable.table.wants import NOTHING, Waiting, Want
+from reqtable.table.want import Waiting, Want
+from reqtable.table.wants import NOTHING
 
 try:
     from reqtable.net import handshake

@@ -16,7 +16,7 @@ from reqtable.table.output import END, FileSlice
 from reqtable.table.reaching import OfConnection, failure_of, not_own
 from reqtable.table.room import DONE, Room
 from reqtable.table.states import Event, State
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from reqtable.table.input import MISSING, Missing
 from reqtable.table.reaching import Reaching, failure_of, not_own
 from reqtable.table.states import READ, WRITE, Event
 from reqtable.table.table import Entry
-from reqtable.table.wants import Waiting
+from reqtable.table.want import Waiting
 
 
 class OutgoingTLS(Outgoing, TLSStream):

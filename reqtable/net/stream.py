@@ -68,16 +68,8 @@ class Stream(Selectable):
 
     def on_ready(self, mask: int) -> None:
         entry = self.entry
-        state = entry.state
-        if state is not _READING:
-            if state is _WRITING:
-                self._flush_on()
-            elif state is _WAITING:
-                self._while_waiting(mask)
-            elif state is _LINGERING:
-                self._discard()
-            elif state is not _CLOSED:
-                on_hang_up(self, self.request, mask)
+        if entry.state is not _READING:
+            self._while_not_reading(mask)
             return
         steps = self.steps
         try:
@@ -87,18 +79,24 @@ class Stream(Selectable):
         except OSError as error:
             self._unreadable(error)
             return
-        entry.active_at = steps.table.now
         if data:
-            entry.bytes_in += len(data)
-            unread = entry.input
-            if unread.data:
-                unread.feed(data)
-            else:
-                unread.data = data  # fast path of Input.feed
-            steps.step(entry, _INPUT_ARRIVED)
+            steps.take_in(entry, data)
         else:
+            entry.active_at = steps.table.now
             entry.input.ended = True
             steps.step(entry, _INPUT_ENDED)
+
+    def _while_not_reading(self, mask: int) -> None:
+        """Go on with the connection of a request that waits for something else than its peer's next item."""
+        state = self.entry.state
+        if state is _WRITING:
+            self._flush_on()
+        elif state is _WAITING:
+            self._while_waiting(mask)
+        elif state is _LINGERING:
+            self._discard()
+        elif state is not _CLOSED:
+            on_hang_up(self, self.request, mask)
 
     def _while_waiting(self, mask: int) -> None:
         """Go on with the connection of a WAITING request, which may be polled for several things at once."""
@@ -161,12 +159,13 @@ class Stream(Selectable):
     def flush(self) -> bool:
         entry = self.entry
         output = entry.output
+        piece = output.first
         try:
-            if 0 < output.size < SMALL_BYTES and output.size == output.held:  # small output ignores the share
-                sent = self.request.send(output.front() if output.more else output.first)
+            if type(piece) is bytes and output.more is None and len(piece) < SMALL_BYTES:  # fast path of _flush_much
+                sent = self.request.send(piece)
                 entry.bytes_out += sent
-                if sent == output.size:
-                    output.first = output.more = None
+                if sent == output.size:  # the size may have grown meanwhile
+                    output.first = None
                     output.size = output.held = 0
                     return True
                 output.consume(sent)

@@ -20,7 +20,7 @@ from reqtable.table.reach import Reach
 from reqtable.table.reaching import Disconnected, Told
 from reqtable.table.states import INTEREST, PEER_END, READ, WRITE, Event, State
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 # Their `take` changes only the input, so a copy of the input tells whether they are satisfied.
 _HARMLESS = (wants.Line, wants.Until, wants.Exactly, wants.Chunk, wants.Rest)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from reqtable.table.arguments import check_timeout
 from reqtable.table.input import MISSING, Missing
 from reqtable.table.reaching import Reaching
-from reqtable.table.wants import Waiting, Want
+from reqtable.table.want import Waiting, Want
 
 _SCHEMES = ("tcp", "tls", "unix", "udp")
 _ALPN_BYTES_MAX = 255  # of the name of a protocol (RFC 7301, 3.1)

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from reqtable.table.input import MISSING, Missing
 from reqtable.table.states import Event
-from reqtable.table.wants import Posted, Waiting, Want, want_type
+from reqtable.table.want import Waiting, Want, want_type
+from reqtable.table.wants import Posted
 
 
 @want_type

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Final
 
 from reqtable.table.errors import LimitExceeded
 
+_WINDOW_BYTES = 4096
+
 
 class _Missing(Enum):
     MISSING = "missing"
@@ -20,6 +22,27 @@ class _Missing(Enum):
 
 MISSING: Final = _Missing.MISSING
 Missing = _Missing
+
+
+def parse_at(
+    parse: Callable[[bytes], tuple[Any, int] | None], data: bytes | bytearray, start: int, limit: int
+) -> tuple[Any, int] | None:
+    """Return the message that `parse` finds at the index `start` of `data`, and its length; None if it is not complete.
+
+    If much is there, `parse` gets only the first part at first: else each of many short messages would cost a copy of
+    all of them. Raises ValueError for an impossible length.
+    """
+    size = min(len(data) - start, limit)
+    seen = size if size <= 2 * _WINDOW_BYTES else _WINDOW_BYTES
+    while True:
+        found = parse(data if seen == len(data) and type(data) is bytes else bytes(data[start : start + seen]))
+        if found is not None:
+            if not 0 < found[1] <= seen:
+                raise ValueError(f"parse took {found[1]} bytes of {seen}: return the message and its length")
+            return found
+        if seen == size:
+            return None
+        seen = size
 
 
 class Input:
@@ -119,15 +142,12 @@ class Input:
 
     def parsed(self, parse: Callable[[bytes], tuple[Any, int] | None], limit: int) -> Any:
         """Take the message that `parse` finds at the beginning of the unread input."""
-        unread = len(self)
-        found = parse(self.peek(min(unread, limit)))
+        found = parse_at(parse, self.data, self._start, limit)
         if found is None:
-            if unread >= limit:
+            if len(self) >= limit:
                 raise LimitExceeded("a message", limit)
             return MISSING
         message, count = found
-        if not 0 < count <= min(unread, limit):
-            raise ValueError(f"parse took {count} bytes of {min(unread, limit)}: return the message and its length")
         self._take_to(self._start + count)
         return message
 

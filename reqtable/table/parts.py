@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol
 
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 
 class Resumable(Protocol):

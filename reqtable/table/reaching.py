@@ -14,7 +14,8 @@ from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransitio
 from reqtable.table.input import MISSING, Missing
 from reqtable.table.reach import Connected, Reach
 from reqtable.table.states import Event, State
-from reqtable.table.wants import Call, HandOff, Posted, Sleep, T_co, Waiting, Want, want_type
+from reqtable.table.want import Waiting, Want, want_type
+from reqtable.table.wants import Call, HandOff, Posted, Sleep, T_co
 
 Pairs = tuple[tuple[Want[Any], Connected | None], ...]
 
@@ -115,7 +116,7 @@ class OfConnection(Reaching[T_co]):
             ) from None
 
     def arrive(self, reach: Reach, side: object, data: Any) -> Any:
-        return data if side is self.row and self.want.is_whole(data) else MISSING
+        return self.want.whole(data) if side is self.row else MISSING
 
     def __eq__(self, other: object) -> bool:
         return type(other) is OfConnection and (self.want, self.row) == (other.want, other.row)
@@ -179,10 +180,11 @@ class Either(Reaching[Arrived]):
 
     def arrive(self, reach: Reach, side: object, data: Any) -> Any:
         index = (self._places or self._found_places()).get(side, -1)
-        if index < 0 or (side is not Told and not self.pairs[index][0].is_whole(data)):
+        item = MISSING if index < 0 else data if side is Told else self.pairs[index][0].whole(data)
+        if item is MISSING:
             return MISSING
         reach.turn = index + 1 if index + 1 < len(self.pairs) else 0
-        return _arrived(Arrived, (index, data))
+        return _arrived(Arrived, (index, item))
 
     def _found_places(self) -> dict[object, int]:
         """Return the place of the want that waits for each side, if there is only one."""

@@ -24,7 +24,7 @@ from reqtable.table.reaching import Either
 from reqtable.table.snapshot import handler_name
 from reqtable.table.states import TRANSITIONS, Event, State
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 # Why a request can't move in a state that no FROZEN leaves.
 _HELD = {

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Generator
 from typing import Any
 
 from reqtable.table.places import warn_at_caller
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 
 class _Done:

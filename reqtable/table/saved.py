@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 from reqtable.table.errors import ReqtableError
 from reqtable.table.output import EndOfOutput, FileSlice
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 
 class SavedFile(TypedDict):

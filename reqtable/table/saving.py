@@ -29,7 +29,7 @@ from reqtable.table.record import Record, append_piece, not_movable, record_of, 
 from reqtable.table.saved import SavedFile, SavedReach, SavedRow, check_mapping, check_pieces, checked
 from reqtable.table.shapes import shape_of
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 FORMAT = 1
 _OURS: dict[str, type[Want[Any]]] = {

@@ -25,7 +25,8 @@ from reqtable.table.parts import Resumable, Server, Transport
 from reqtable.table.reach import Reach
 from reqtable.table.snapshot import Listing, Row, handler_name, want_text
 from reqtable.table.states import TRANSITIONS, Ending, Event, State
-from reqtable.table.wants import NOTHING, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import NOTHING
 
 _REFUSALS_MAX = 16  # how many wants a handler may try on the same input
 IDS_PER_PROCESS = 10**10  # the ids of the third process that was started begin with 3: unique, and below 2**53

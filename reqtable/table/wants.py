@@ -12,86 +12,23 @@ To add a want for a protocol, subclass `Want` and write its `take`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar
 
 from reqtable.table.arguments import whole_bytes
 from reqtable.table.errors import LimitExceeded
-from reqtable.table.input import MISSING, Input, Missing
-from reqtable.table.limits import Limits
-from reqtable.table.output import Output
+from reqtable.table.input import MISSING, Missing, parse_at
 from reqtable.table.places import Place, caller
-from reqtable.table.reach import Reach
 from reqtable.table.states import Event
+from reqtable.table.want import Waiting, Want, want_type
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
 LIMIT_BYTES = 65_536
 Parse = Callable[[bytes], "tuple[Any, int] | None"]  # see `parsed`
-
-
-class Surroundings(Protocol):
-    """The part of a table that a want of its requests may read."""
-
-    limits: Limits
-    now: float  # the time of this pass, in seconds
-    driving_policy: (
-        str | None
-    )  # the policy whose thread or child runs this table, for one request; None: an engine's table
-
-
-class Waiting(Protocol):
-    """The part of a waiting request that its want may read and take from."""
-
-    input: Input
-    output: Output
-    id: int
-    reach: Reach | None  # what the request has beside its client; None: nothing
-    result: Any  # the posted item, such as the result of a call; MISSING if nothing was posted
-
-    @property
-    def table(self) -> Surroundings: ...
-
-
-class Want(Generic[T_co]):
-    """Says what a request waits for. In an `AsyncRequestHandler`, awaiting a want returns its item."""
-
-    __slots__ = ()
-
-    awaits: ClassVar[Event] = Event.AWAITS_INPUT
-    takes_partial: ClassVar[bool] = False  # at end of file, `AsyncRequestHandler.read` returns what is left
-    needs_bytes: ClassVar[bool] = False  # a stream with nothing unread can't have the item: `take` is not called
-    is_timed: ClassVar[bool] = True  # the handler's timeout runs while the request waits for this want
-
-    def take(self, entry: Waiting) -> T_co | Missing:
-        """Remove the item from `entry` and return it; return `MISSING` if it has not arrived. Raises LimitExceeded."""
-        raise NotImplementedError
-
-    def is_whole(self, data: bytes) -> bool:
-        """Return whether `data`, which has arrived by itself, is one whole item, neither less nor more.
-
-        False is always right: then `data` goes through the input, and `take` finds the item.
-        """
-        return False
-
-    def __await__(self) -> Generator[Want[T_co], Any, T_co]:
-        item: T_co = yield self
-        return item
-
-    def __repr__(self) -> str:
-        # A factory has the name of its class, in lower case. A protocol's own want need not be a dataclass.
-        names: list[str] = [field.name for field in fields(self)] if is_dataclass(self) else []
-        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-        return f"{type(self).__name__.lower()}({values})"
-
-
-@dataclass_transform(frozen_default=True)
-def want_type(cls: type[T]) -> type[T]:
-    """Make `cls` an immutable dataclass that keeps `Want`'s repr."""
-    return dataclass(frozen=True, slots=True, repr=False)(cls)
 
 
 @want_type
@@ -103,8 +40,11 @@ class Line(Want[bytes]):
     def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.through(b"\n", self.limit)
 
-    def is_whole(self, data: bytes) -> bool:
-        return data.find(b"\n") + 1 == len(data) <= self.limit
+    def first(self, data: bytes) -> tuple[bytes, int] | Missing | None:
+        end = data.find(b"\n") + 1
+        if not 0 < end <= self.limit:
+            return MISSING if not end and len(data) < self.limit else None
+        return (data, end) if end == len(data) else (data[:end], end)
 
 
 @want_type
@@ -116,16 +56,30 @@ class Until(Want[bytes]):
     def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.through(self.separator, self.limit)
 
+    def first(self, data: bytes) -> tuple[bytes, int] | Missing | None:
+        found = data.find(self.separator)
+        if found < 0:
+            return None  # `take` notes how far it has searched
+        end = found + len(self.separator)
+        return (data[:end], end) if end <= self.limit else None
+
 
 @want_type
 class Exactly(Want[bytes]):
     n: int
+
+    @property
+    def needs_bytes(self) -> bool:  # type: ignore[override]  # exactly(0) doesn't
+        return self.n > 0
 
     def take(self, entry: Waiting) -> bytes | Missing:
         # n often comes from the peer: the length that it announced
         if self.n > entry.table.limits.input_bytes_max:
             raise LimitExceeded(repr(self), entry.table.limits.input_bytes_max)
         return entry.input.exactly(self.n)
+
+    def first(self, data: bytes) -> tuple[bytes, int] | Missing | None:
+        return (data[: self.n], self.n) if 0 < self.n <= len(data) else None
 
 
 @want_type
@@ -137,8 +91,8 @@ class Chunk(Want[bytes]):
     def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.chunk(self.limit)
 
-    def is_whole(self, data: bytes) -> bool:
-        return len(data) <= self.limit
+    def first(self, data: bytes) -> tuple[bytes, int] | Missing | None:
+        return (data, len(data)) if len(data) <= self.limit else None
 
 
 @want_type
@@ -158,6 +112,15 @@ class Parsed(Want[Any]):
 
     def take(self, entry: Waiting) -> Any:
         return entry.input.parsed(self.parse, self.limit)
+
+    def first(self, data: bytes) -> Any:
+        try:
+            found = parse_at(self.parse, data, 0, self.limit)
+        except Exception:
+            return None  # `take` raises it again, for the handler
+        if found is None and len(data) < self.limit:
+            return MISSING
+        return found
 
 
 @want_type

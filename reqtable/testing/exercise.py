@@ -20,7 +20,8 @@ from reqtable.table.connection import ConnectionRow
 from reqtable.table.limits import Limits
 from reqtable.table.states import READ, RESET, WRITE, Event, State
 from reqtable.table.table import Entry
-from reqtable.table.wants import Failure, Want
+from reqtable.table.want import Want
+from reqtable.table.wants import Failure
 from reqtable.testing.client import Client
 from reqtable.testing.clock import FakeClock
 from reqtable.testing.sides import Other, Others, Side

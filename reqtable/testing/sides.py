@@ -12,7 +12,7 @@ from reqtable.table.connection import ConnectionRow
 from reqtable.table.parts import NoTransport
 from reqtable.table.states import State
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 from reqtable.testing.client import as_bytes
 from reqtable.testing.wire import Wire
 

@@ -19,6 +19,7 @@ from reqtable.dispatch.remote_steps import RemoteSteps
 from reqtable.handlers.resumable import ResumableHandler
 from reqtable.loop.ending import Endings
 from reqtable.loop.failures import Failures
+from reqtable.loop.outputs import Outputs
 from reqtable.loop.sides import Sides
 from reqtable.loop.step import Steps
 from reqtable.loop.waiting import Waiting
@@ -141,7 +142,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a send from another's step is not flushed",
-        *(Steps, "flush_touched", "self._flush_touched(entry)", "pass"),
+        *(Outputs, "flush_touched", "self._flush_touched(entry)", "pass"),
     ),
     Mutation(
         "a full table is never looked at again",
@@ -177,7 +178,7 @@ MUTATIONS = [
     ),
     Mutation(
         "output that another one adds to what is blocked is not counted",
-        *(Steps, "_flush_touched", "self.count_buffers(entry)", "pass"),
+        *(Outputs, "_flush_touched", "self.count_buffers(entry)", "pass"),
     ),
     Mutation(
         "input that nobody will read is counted for as long as its connection lingers",
@@ -279,7 +280,7 @@ RARE = [
         1444,
         Mutation(
             "a request whose output blocks keeps its turn",
-            *(Steps, "_block", "self.turns.remove(entry)", "pass"),
+            *(Outputs, "_block", "self.turns.remove(entry)", "pass"),
         ),
     ),
     (

@@ -14,7 +14,7 @@ from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import TURN
 from reqtable.table.errors import TimedOut
 from reqtable.table.places import place_in
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 _SPARE_MAX = 64
 _UNWINDINGS_MAX = 16  # how often a handler may catch the GreenletExit that ends it, and wait again

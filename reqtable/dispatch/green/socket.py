@@ -27,7 +27,7 @@ from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import READABLE, TURN, WRITABLE
 from reqtable.table.output import SMALL_BYTES
 from reqtable.table.states import READ, WRITE
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 T = TypeVar("T")
 # Plain numbers: with the socket module's enum members, `&` would be a Python call in every read.

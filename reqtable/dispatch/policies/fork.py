@@ -30,7 +30,7 @@ from reqtable.table.errors import ConfigurationError
 from reqtable.table.parts import Resumable
 from reqtable.table.states import Ending, State
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 _LOOK_S = 0.05
 _MAX_CHILDREN = 40  # as in `socketserver`

@@ -13,7 +13,7 @@ from reqtable.dispatch.run_blocking import run
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.parts import Resumable
 from reqtable.table.table import Entry
-from reqtable.table.wants import Want
+from reqtable.table.want import Want
 
 
 class Inline(Policy):
