@@ -6,6 +6,8 @@ PORT ?= 7000
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 RUN := $(BIN)/python -m
+# what an installation is made from
+BUILT_FROM := pyproject.toml setup.py reqtable/lean.c
 
 .PHONY: run test test-slow simulate faults fuzz http-suites compat reloads moving bench bench-page check static format clean
 
@@ -86,28 +88,28 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info reqtable/*.so
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("reqtable needs Python 3.11 or later: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/run.stamp: $(BIN)/python pyproject.toml
+$(VENV)/run.stamp: $(BIN)/python $(BUILT_FROM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/test.stamp: $(BIN)/python pyproject.toml
+$(VENV)/test.stamp: $(BIN)/python $(BUILT_FROM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,cluster]'
 	@touch $@
 
-$(VENV)/http-suites.stamp: $(BIN)/python pyproject.toml
+$(VENV)/http-suites.stamp: $(BIN)/python $(BUILT_FROM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,http-suites]'
 	@touch $@
 
-$(VENV)/bench.stamp: $(BIN)/python pyproject.toml
+$(VENV)/bench.stamp: $(BIN)/python $(BUILT_FROM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
 
-$(VENV)/dev.stamp: $(BIN)/python pyproject.toml
+$(VENV)/dev.stamp: $(BIN)/python $(BUILT_FROM)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,cluster,dev]'
 	@touch $@

@@ -517,6 +517,5 @@ def test_states_as_a_diagram_and_as_data() -> None:
     ]
 
 
-def test_help_and_version() -> None:
+def test_help() -> None:
     assert "Usage: reqtable serve [OPTIONS] HANDLER" in run("serve", "--help").stdout
-    assert run("--version").stdout == "reqtable 0.1.0\n"

@@ -38,7 +38,11 @@ from tests.test_examples import program as client_program
 PROGRAMS = Path(__file__).parent / "programs"
 SILENT = 20
 CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32)  # the beginning of one
-PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("REQTABLE_", "PYTHON"))}
+PLAIN = {
+    name: value
+    for name, value in os.environ.items()
+    if name == "REQTABLE_PURE" or not name.startswith(("REQTABLE_", "PYTHON"))
+}
 
 
 class Program:

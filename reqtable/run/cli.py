@@ -29,12 +29,14 @@ from reqtable.run.commands.top import top_command
 from reqtable.run.commands.wsgi import wsgi_command
 from reqtable.server.operator import HANDOVER_VARIABLE
 from reqtable.table.errors import ConfigurationError
+from reqtable.table.lean import lean
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
+FORM = "C module" if lean else "pure Python"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="reqtable", message="%(prog)s %(version)s")
+@click.version_option(package_name="reqtable", message=f"%(prog)s %(version)s ({FORM})")
 def cli() -> None:
     """Serve requests from an explicit table, on one thread. Look at the requests of a running server, and end them."""
 
