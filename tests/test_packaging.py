@@ -17,11 +17,12 @@ import pytest
 import reqtable
 
 ROOT = Path(__file__).parent.parent
-BUILD_S = 50
+BUILD_S = 120
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 HEADERS = Path(sysconfig.get_path("include"))
 CAN_COMPILE = COMPILER is not None and (HEADERS / "Python.h").exists()
 needs_a_compiler = pytest.mark.skipif(not CAN_COMPILE, reason="there is no C compiler, or no Python.h")
+pytestmark = pytest.mark.timeout(2 * BUILD_S)  # on a busy machine; a build takes seconds
 # What tools make in the folder of the repository, and hidden files.
 MADE = (".*", "__pycache__", "build", "dist", "*.egg-info", "*.so")
 
