@@ -17,6 +17,7 @@ from reqtable.config import (
     ThreadOptions,
     TLSOptions,
 )
+from reqtable.handlers import lean as _lean_path
 from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.declaration import StateInfo, Transition, state
@@ -79,6 +80,8 @@ from reqtable.table.wants import (
     sleep,
     until,
 )
+
+_lean_path.install()
 
 __version__ = "0.1.0"
 

@@ -1,18 +1,406 @@
-/* The optional module reqtable._lean. It is empty as yet. */
+/* The lean path in C: what reqtable does for a line that arrives whole.
+
+   Each function does the same as the Python method of its name, for the most frequent case:
+
+       on_ready   Stream.on_ready               receives
+       take_in    Steps.take_in                 finds the item, runs the step, sends the answer
+       _resume    StateRequestHandler._resume   calls the state, follows its transition
+       _send      ResumableHandler._send        queues the first output of a step
+
+   In any other case it calls the Python method: the replaced one, or the one that the Python form calls then. So this
+   file decides nothing, and knows no server and no policy. reqtable/handlers/lean.py installs the functions.
+
+   SLOT reads a slot of an object at its offset, which `install` takes from the class, once the type was checked. `peek`
+   returns an attribute whose owner keeps it alive. The system calls do not wait, so the GIL is kept. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <structmember.h>
+#include <sys/socket.h>
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+#ifdef Py_GIL_DISABLED
+#error "the lean path relies on the GIL"
+#endif
 
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "reqtable._lean",
-    .m_slots = slots,
+/* -- types, constants and the replaced methods (`install` is given them), slots, names ---------------------------- */
+
+#define KNOWN(X) \
+    X(Stream) X(Steps) X(Entry) X(Output) X(Input) X(Line) X(Declaration) X(StateRequestHandler) X(ResumableHandler) \
+    X(Socket) X(MISSING) X(READING) X(AWAITS_INPUT) X(SMALL_BYTES) X(NOT_NOW) X(on_ready) X(take_in) X(_resume)
+#define SLOTS(X) \
+    X(Stream, entry) X(Stream, request) X(Stream, steps) X(Entry, active_at) X(Entry, bytes_in) X(Entry, bytes_out) \
+    X(Entry, deadline) X(Entry, held) X(Entry, input) X(Entry, output) X(Entry, resumable) X(Entry, state) \
+    X(Entry, steps) X(Entry, table) X(Entry, timeout) X(Entry, transport) X(Entry, want) X(Output, first) \
+    X(Output, more) X(Output, size) X(Output, held) X(Input, data) X(Line, limit) X(Declaration, function) \
+    X(Declaration, want) X(Declaration, timeout)
+#define NAMES(X) \
+    X(_fail) X(_queue) X(_raised) X(_resume) X(_state) X(_stay_failed) X(_unreadable) X(_unwritable) X(_went) X(arm) \
+    X(awaits) X(declaration) X(entry) X(first) X(flush) X(idle_is_unbounded) X(limits) X(needs_bytes) \
+    X(now) X(output_bytes_max) X(recv_bytes) X(running) X(table) X(thread) X(timeouts)
+
+#define A_KNOWN(name) static PyObject *k_##name;
+#define A_SLOT(type, name) static Py_ssize_t type##_##name;
+#define A_NAME(name) static PyObject *n_##name;
+KNOWN(A_KNOWN)
+SLOTS(A_SLOT)
+NAMES(A_NAME)
+
+static char received[65536]; /* the GIL is held from recv to the copy */
+
+/* -- attributes, slots, errors ------------------------------------------------------------------------------------ */
+
+#define SLOT(object, slot) (*(PyObject **)((char *)(object) + (slot)))
+#define IS(object, type) (Py_TYPE(object) == (PyTypeObject *)k_##type)
+#define IS_ENTRY(object) PyObject_TypeCheck(object, (PyTypeObject *)k_Entry)
+
+static PyObject *peek(PyObject *object, PyObject *name)
+{
+    PyObject *value = object == NULL ? NULL : PyObject_GetAttr(object, name);
+    Py_XDECREF(value);
+    return value;
+}
+
+/* Return the truth of an attribute or a result; -1 for an error. */
+static int truth(PyObject *value)
+{
+    return value == NULL ? -1 : PyObject_IsTrue(value);
+}
+
+static int is_done(PyObject *result)
+{
+    Py_XDECREF(result);
+    return result != NULL;
+}
+
+static void set(PyObject *object, Py_ssize_t slot, PyObject *value)
+{
+    PyObject *old = SLOT(object, slot);
+    SLOT(object, slot) = Py_NewRef(value);
+    Py_XDECREF(old);
+}
+
+/* Add to the number in a slot. Returns 0 for an error. */
+static int add(PyObject *object, Py_ssize_t slot, Py_ssize_t more)
+{
+    long long before = PyLong_AsLongLong(SLOT(object, slot));
+    PyObject *sum = before == -1 && PyErr_Occurred() ? NULL : PyLong_FromLongLong(before + more);
+    if (sum != NULL)
+        set(object, slot, sum);
+    return is_done(sum);
+}
+
+/* Have an output hold `piece` alone; None: nothing. */
+static void fill(PyObject *output, PyObject *piece, Py_ssize_t size)
+{
+    PyObject *number = PyLong_FromSsize_t(size);
+    set(output, Output_first, piece);
+    set(output, Output_size, number);
+    set(output, Output_held, number);
+    Py_DECREF(number);
+}
+
+/* Call object.method([entry,] error) for the error that is set, as in an `except` block. */
+static PyObject *call_with_error(PyObject *object, PyObject *method, PyObject *entry)
+{
+    PyObject *type, *error, *traceback, *outer = PyErr_GetHandledException();
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(error, traceback);
+    PyErr_SetHandledException(error);
+    PyObject *result = PyObject_CallMethodObjArgs(object, method, entry ? entry : error, entry ? error : NULL, NULL);
+    PyErr_SetHandledException(outer);
+    Py_XDECREF(outer);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    return result;
+}
+
+/* After a system call that failed: return None if the socket is not ready, else what stream.method(error) returns. */
+static PyObject *not_now(PyObject *stream, PyObject *method)
+{
+    PyErr_SetFromErrno(PyExc_OSError);
+    if (!PyErr_ExceptionMatches(k_NOT_NOW))
+        return call_with_error(stream, method, NULL);
+    PyErr_Clear();
+    Py_RETURN_NONE;
+}
+
+/* -- sending ------------------------------------------------------------------------------------------------------ */
+
+static int flush_in_python(PyObject *transport)
+{
+    PyObject *is_taken = PyObject_CallMethodNoArgs(transport, n_flush);
+    Py_XDECREF(is_taken); /* True or False */
+    return truth(is_taken);
+}
+
+/* Return whether the kernel has taken all output of `entry`; -1 for an error. */
+static int flush(PyObject *entry, PyObject *output, PyObject *transport)
+{
+    PyObject *piece = SLOT(output, Output_first);
+    if (piece == Py_None)
+        return 1;
+    if (!IS(transport, Stream) || !IS(SLOT(transport, Stream_request), Socket) || !PyBytes_CheckExact(piece) ||
+        SLOT(output, Output_more) != Py_None || PyBytes_GET_SIZE(piece) >= PyLong_AsSsize_t(k_SMALL_BYTES))
+        return flush_in_python(transport);
+    Py_ssize_t sent = send(PyObject_AsFileDescriptor(SLOT(transport, Stream_request)), PyBytes_AS_STRING(piece),
+                           (size_t)PyBytes_GET_SIZE(piece), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent < 0)
+        return is_done(not_now(transport, n__unwritable)) ? 0 : -1;
+    if (!add(entry, Entry_bytes_out, sent))
+        return -1;
+    if (PyLong_AsSsize_t(SLOT(output, Output_size)) != sent) /* it may have grown meanwhile */
+        return is_done(PyObject_CallMethod(output, "consume", "n", sent)) ? flush_in_python(transport) : -1;
+    fill(output, Py_None, 0);
+    return 1;
+}
+
+/* -- Steps.take_in ------------------------------------------------------------------------------------------------ */
+
+/* Return what want.first(data) returns; but `data` if the item is all of the data. A Line is not asked. */
+static PyObject *first(PyObject *want, PyObject *data)
+{
+    if (!IS(want, Line))
+        return PyObject_CallMethodOneArg(want, n_first, data);
+    Py_ssize_t size = PyBytes_GET_SIZE(data), limit = PyLong_AsSsize_t(SLOT(want, Line_limit));
+    const char *begin = PyBytes_AS_STRING(data), *newline = memchr(begin, '\n', (size_t)size);
+    Py_ssize_t end = newline == NULL ? 0 : newline - begin + 1;
+    if (newline == NULL && size < limit)
+        return Py_NewRef(k_MISSING);
+    if (newline == NULL || end > limit)
+        return Py_NewRef(Py_None);
+    return end == size ? Py_NewRef(data) : Py_BuildValue("y#n", begin, end, end);
+}
+
+/* Return whether the request, whose step has returned `want`, waits for input; -1 for an error. */
+static int waits_for_input(PyObject *want, PyObject *before)
+{
+    if (want == before || want == Py_None)
+        return want == before;
+    int needs_bytes = truth(peek(want, n_needs_bytes));
+    PyObject *awaits = needs_bytes == 1 ? peek(want, n_awaits) : NULL;
+    return PyErr_Occurred() ? -1 : awaits == k_AWAITS_INPUT;
+}
+
+/* Send the answer, and have `entry` wait as before. Returns 0 if output is left, and -1 for an error. */
+static int stay(PyObject *steps, PyObject *entry, PyObject *table, PyObject *want)
+{
+    PyObject *output = Py_NewRef(SLOT(entry, Entry_output)), *transport = Py_NewRef(SLOT(entry, Entry_transport));
+    int stays = flush(entry, output, transport);
+    Py_DECREF(output);
+    Py_DECREF(transport);
+    if (stays != 1)
+        return stays;
+    set(entry, Entry_want, want);
+    int is_unbounded = truth(peek(table, n_idle_is_unbounded));
+    if (is_unbounded == 1 && SLOT(entry, Entry_timeout) == Py_None)
+        set(entry, Entry_deadline, Py_None);
+    else {
+        PyObject *timeouts = is_unbounded < 0 ? NULL : peek(steps, n_timeouts);
+        stays = timeouts && is_done(PyObject_CallMethodOneArg(timeouts, n_arm, entry)) ? 1 : -1;
+    }
+    return stays;
+}
+
+/* Give `item`, which ends at the index `end` of `data`, to the handler, and go on. */
+static PyObject *run(PyObject *steps, PyObject *entry, PyObject *table, PyObject *item, PyObject *data, Py_ssize_t end)
+{
+    PyObject *resumable = Py_NewRef(SLOT(entry, Entry_resumable)), *before = Py_NewRef(SLOT(entry, Entry_want));
+    PyObject *want = NULL, *ends_loop = NULL, *result = NULL;
+    int waits = -1, stays = 0;
+    if (PyObject_SetAttr(table, n_running, entry) == 0) {
+        want = PyObject_CallMethodOneArg(resumable, n__resume, item);
+        if (want == NULL && (ends_loop = call_with_error(steps, n__fail, entry)) != NULL)
+            want = Py_NewRef(Py_None);
+    }
+    if (want != NULL && PyObject_SetAttr(table, n_running, Py_None) == 0 && add(entry, Entry_steps, 1))
+        waits = ends_loop == NULL ? waits_for_input(want, before) : 0;
+    if (waits == 1 && end == PyBytes_GET_SIZE(data) && SLOT(entry, Entry_state) == k_READING &&
+        PyObject_Not(SLOT(entry, Entry_held)) == 1)
+        stays = stay(steps, entry, table, want);
+    if (stays < 0)
+        result = call_with_error(steps, n__stay_failed, entry);
+    else if (stays == 1)
+        result = Py_NewRef(Py_None);
+    else if (waits >= 0)
+        result = PyObject_CallMethod(steps, "_go_on", "OOy#OO", entry, want, PyBytes_AS_STRING(data) + end,
+                                     PyBytes_GET_SIZE(data) - end, waits ? Py_True : Py_False,
+                                     ends_loop ? ends_loop : Py_None);
+    Py_DECREF(resumable);
+    Py_DECREF(before);
+    Py_XDECREF(want);
+    Py_XDECREF(ends_loop);
+    return result;
+}
+
+static PyObject *take_in(PyObject *steps, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 2 || !IS_ENTRY(arguments[0]) || !PyBytes_CheckExact(arguments[1]) ||
+        !IS(SLOT(arguments[0], Entry_input), Input)) {
+        PyObject *all[3] = {steps, count > 0 ? arguments[0] : NULL, count > 1 ? arguments[1] : NULL};
+        return PyObject_Vectorcall(k_take_in, all, (size_t)Py_MIN(count, 2) + 1, NULL);
+    }
+    PyObject *entry = arguments[0], *data = arguments[1], *table = peek(steps, n_table), *now = peek(table, n_now);
+    Py_ssize_t size = PyBytes_GET_SIZE(data);
+    if (now == NULL || !add(entry, Entry_bytes_in, size))
+        return NULL;
+    set(entry, Entry_active_at, now);
+    PyObject *want = Py_NewRef(SLOT(entry, Entry_want)), *result = NULL;
+    int has_unread = truth(SLOT(SLOT(entry, Entry_input), Input_data));
+    PyObject *found = has_unread ? Py_NewRef(Py_None) : first(want, data);
+    Py_DECREF(want);
+    if (found == data)
+        result = run(steps, entry, table, data, data, size);
+    else if (found != NULL && PyTuple_CheckExact(found) && PyTuple_GET_SIZE(found) == 2) {
+        Py_ssize_t end = PyLong_AsSsize_t(PyTuple_GET_ITEM(found, 1));
+        if (end >= 0 && end <= size)
+            result = run(steps, entry, table, PyTuple_GET_ITEM(found, 0), data, end);
+        else if (!PyErr_Occurred())
+            PyErr_Format(PyExc_ValueError, "first() found an item of %zd bytes in %zd", end, size);
+    }
+    else if (found != NULL)
+        result = PyObject_CallMethod(steps, "_keep", "OOO", entry, data, found);
+    Py_XDECREF(found);
+    return result;
+}
+
+/* -- Stream.on_ready ---------------------------------------------------------------------------------------------- */
+
+static PyObject *on_ready(PyObject *stream, PyObject *mask)
+{
+    PyObject *entry = SLOT(stream, Stream_entry), *steps = SLOT(stream, Stream_steps);
+    PyObject *request = SLOT(stream, Stream_request);
+    PyObject *most = IS(steps, Steps) ? peek(peek(peek(steps, n_table), n_limits), n_recv_bytes) : Py_None;
+    Py_ssize_t size = most != NULL && PyLong_Check(most) ? PyLong_AsSsize_t(most) : 0;
+    if (!IS(stream, Stream) || !IS(request, Socket) || entry == NULL || !IS_ENTRY(entry) ||
+        SLOT(entry, Entry_state) != k_READING || size <= 0 || size > (Py_ssize_t)sizeof received)
+        return PyErr_Occurred() ? NULL : PyObject_Vectorcall(k_on_ready, (PyObject *[]){stream, mask}, 2, NULL);
+    ssize_t count = recv(PyObject_AsFileDescriptor(request), received, (size_t)size, MSG_DONTWAIT);
+    if (count < 0)
+        return not_now(stream, n__unreadable);
+    if (count == 0)
+        return PyObject_CallMethod(stream, "_take_end", NULL);
+    PyObject *data = PyBytes_FromStringAndSize(received, count), *result = NULL;
+    Py_INCREF(entry);
+    Py_INCREF(steps);
+    if (data != NULL)
+        result = take_in(steps, (PyObject *[]){entry, data}, 2);
+    Py_DECREF(entry);
+    Py_DECREF(steps);
+    Py_XDECREF(data);
+    return result;
+}
+
+/* -- StateRequestHandler._resume and ResumableHandler._send ------------------------------------------------------- */
+
+static PyObject *_resume(PyObject *handler, PyObject *item)
+{
+    PyObject *current = PyObject_GetAttr(handler, n__state), *result = NULL;
+    if (current == NULL || !IS(current, Declaration)) {
+        Py_XDECREF(current);
+        return PyErr_Occurred() ? NULL : PyObject_Vectorcall(k__resume, (PyObject *[]){handler, item}, 2, NULL);
+    }
+    PyObject *state = SLOT(current, Declaration_function);
+    PyObject *transition = PyObject_Vectorcall(state, (PyObject *[]){handler, item}, 2, NULL);
+    int is_own = transition && PyMethod_Check(transition) && PyMethod_GET_SELF(transition) == handler;
+    PyObject *function = is_own ? PyMethod_GET_FUNCTION(transition) : NULL, *next = current;
+    if (is_own && function != state) {
+        next = peek(function, n_declaration); /* the function keeps it */
+        PyErr_Clear();
+        is_own = next != NULL && IS(next, Declaration) && SLOT(next, Declaration_function) == function;
+    }
+    if (transition == NULL)
+        result = PyErr_ExceptionMatches(PyExc_Exception) ? call_with_error(handler, n__raised, NULL) : NULL;
+    else if (!is_own)
+        result = PyObject_CallMethodObjArgs(handler, n__went, transition, current, NULL);
+    else {
+        PyObject *entry = next == current ? Py_None : peek(handler, n_entry);
+        if (next != current && entry != NULL && IS_ENTRY(entry) && PyObject_SetAttr(handler, n__state, next) == 0)
+            set(entry, Entry_timeout, SLOT(next, Declaration_timeout));
+        result = PyErr_Occurred() ? NULL : Py_NewRef(SLOT(next, Declaration_want));
+    }
+    Py_XDECREF(transition);
+    Py_DECREF(current);
+    return result;
+}
+
+static PyObject *_send(PyObject *handler, PyObject *data)
+{
+    PyObject *entry = peek(handler, n_entry), *output = NULL;
+    if (entry != NULL && IS_ENTRY(entry) && PyBytes_CheckExact(data)) {
+        PyObject *table = SLOT(entry, Entry_table), *thread = peek(table, n_thread);
+        PyObject *most = peek(peek(table, n_limits), n_output_bytes_max);
+        Py_ssize_t size = PyBytes_GET_SIZE(data);
+        output = SLOT(entry, Entry_output);
+        if (thread && most && peek(table, n_running) == entry && IS(output, Output) && size > 0 &&
+            SLOT(output, Output_first) == Py_None && size <= PyLong_AsSsize_t(most) &&
+            (thread == Py_None || PyLong_AsUnsignedLong(thread) == PyThread_get_thread_ident())) {
+            fill(output, data, size);
+            Py_RETURN_NONE;
+        }
+    }
+    return PyErr_Occurred() ? NULL : PyObject_CallMethodOneArg(handler, n__queue, data);
+}
+
+/* -- the module --------------------------------------------------------------------------------------------------- */
+
+static PyMethodDef methods[] = {
+    {"on_ready", on_ready, METH_O, "on_ready($self, mask, /)\n--\n\n"},
+    {"take_in", (PyCFunction)(void (*)(void))take_in, METH_FASTCALL, "take_in($self, entry, data, /)\n--\n\n"},
+    {"_resume", _resume, METH_O, "_resume($self, item, /)\n--\n\n"},
+    {"_send", _send, METH_O, "send($self, data, /)\n--\n\n"},
 };
 
-PyMODINIT_FUNC
-PyInit__lean(void)
+/* Return the offset of a slot; -1 for an error. */
+static Py_ssize_t offset(PyObject *type, const char *name)
+{
+    PyObject *slot = PyObject_GetAttrString(type, name);
+    Py_ssize_t found = -1;
+    if (slot != NULL && Py_IS_TYPE(slot, &PyMemberDescr_Type))
+        found = ((PyMemberDescrObject *)slot)->d_member->offset;
+    else if (slot != NULL)
+        PyErr_Format(PyExc_TypeError, "%R has no slot %s", type, name);
+    Py_XDECREF(slot);
+    return found;
+}
+
+/* Take the types and constants that `given`, a dict, names. Return the methods for their classes. */
+static PyObject *install(PyObject *Py_UNUSED(module), PyObject *given)
+{
+#define TAKE(name) \
+    if ((k_##name = Py_XNewRef(PyDict_GetItemString(given, #name))) == NULL) \
+        return PyErr_Format(PyExc_KeyError, "%s", #name);
+#define FIND(type, name) \
+    if ((type##_##name = offset(k_##type, #name)) < 0) \
+        return NULL;
+#define INTERN(name) \
+    if ((n_##name = PyUnicode_InternFromString(#name)) == NULL) \
+        return NULL;
+    KNOWN(TAKE)
+    SLOTS(FIND)
+    NAMES(INTERN)
+    PyObject *types[] = {k_Stream, k_Steps, k_StateRequestHandler, k_ResumableHandler}, *made = PyDict_New();
+    for (size_t index = 0; made != NULL && index < sizeof types / sizeof *types; index++) {
+        PyObject *method = PyDescr_NewMethod((PyTypeObject *)types[index], &methods[index]);
+        if (method == NULL || PyDict_SetItemString(made, methods[index].ml_name, method) < 0)
+            Py_CLEAR(made);
+        Py_XDECREF(method);
+    }
+    return made;
+}
+
+static PyMethodDef functions[] = {{"install", install, METH_O, NULL}, {NULL, NULL, 0, NULL}};
+static PyModuleDef_Slot slots[] = {
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL}};
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "reqtable._lean", .m_methods = functions, .m_slots = slots};
+
+PyMODINIT_FUNC PyInit__lean(void)
 {
     return PyModuleDef_Init(&definition);
 }

@@ -227,9 +227,7 @@ class StateRequestHandler(ResumableHandler):
         try:
             transition = current.function(self, item)
         except Exception as error:
-            if type(error) is TypeError:
-                self._explain(error)
-            return self._throw(error)
+            return self._raised(error)
         if type(transition) is MethodType and transition.__self__ is self:  # fast path of _follow
             function = transition.__func__
             if function is current.function:
@@ -239,6 +237,16 @@ class StateRequestHandler(ResumableHandler):
                 self._state = declaration
                 self.entry.timeout = declaration.timeout
                 return declaration.want
+        return self._went(transition, current)
+
+    def _raised(self, error: Exception) -> Want[Any] | None:
+        """Handle `error`, which a state has raised, inside the caller's `except` block for it."""
+        if type(error) is TypeError:
+            self._explain(error)
+        return self._throw(error)
+
+    def _went(self, transition: Transition, current: Declaration) -> Want[Any] | None:
+        """Take the transition that the state `current` returned, and return the next want."""
         if type(transition) is tuple and len(transition) == 2:  # fast path of _follow
             target, want = transition
             if type(target) is MethodType and target.__self__ is self and isinstance(want, Want):

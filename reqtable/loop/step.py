@@ -83,37 +83,28 @@ class Steps(Outputs):
 
         This is the lean path: a whole item goes to the handler, and not through the input. If the request then waits
         for input again, and the kernel takes its answer at once, nothing is settled. All else is for `step`.
+        reqtable/lean.c has the same path in C.
         """
         table = self.table
         entry.active_at = table.now
         entry.bytes_in += len(data)
-        want: Want[Any] | None
         found = None if entry.input.data else entry.want.first(data)
-        if found is None:
-            entry.input.feed(data)
-            self.step(entry, _INPUT_ARRIVED)
-            return
-        if found is MISSING:
-            entry.input.feed(data)
-            self._leave(entry, _INPUT_ARRIVED, entry.want, False, True)
+        if type(found) is not tuple:
+            self._keep(entry, data, found)
             return
         item, end = found
+        want: Want[Any] | None = None
         ends_loop: BaseException | None = None
         table.running = entry
         try:
             want = entry.resumable._resume(item)
         except BaseException as problem:
-            self.poller.end_if_copy(problem)
-            want = None
             ends_loop = self._fail(entry, problem)
         finally:
             table.running = None
         entry.steps += 1
         waits = want is entry.want or (want is not None and want.needs_bytes and want.awaits is _AWAITS_INPUT)
-        if end < len(data):
-            entry.input.feed(data[end:])
-            waits = False
-        elif waits and not entry.held and entry.state is _READING:
+        if waits and end == len(data) and not entry.held and entry.state is _READING:
             try:
                 if entry.output.first is None or entry.transport.flush():
                     entry.want = want  # type: ignore[assignment]  # not None: the request waits for it
@@ -123,8 +114,28 @@ class Steps(Outputs):
                         self.timeouts.arm(entry)
                     return
             except BaseException as problem:
-                self.failures.outside_step(entry, problem)
+                self._stay_failed(entry, problem)
                 return
+        self._go_on(entry, want, data[end:], waits, ends_loop)
+
+    def _stay_failed(self, entry: Entry, problem: BaseException) -> None:
+        self.failures.outside_step(entry, problem)
+
+    def _keep(self, entry: Entry, data: bytes, found: object) -> None:
+        """Put `data` into the input of `entry`, whose want has `found` no item in it by itself."""
+        entry.input.feed(data)
+        if found is MISSING:
+            self._leave(entry, _INPUT_ARRIVED, entry.want, False, True)
+        else:
+            self.step(entry, _INPUT_ARRIVED)
+
+    def _go_on(
+        self, entry: Entry, want: Want[Any] | None, rest: bytes, waits: bool, ends_loop: BaseException | None = None
+    ) -> None:
+        """Go on after the step of the lean path, which left `rest` unread."""
+        if rest:
+            entry.input.feed(rest)
+            waits = False
         if waits or want is None or entry.state is _CLOSED:
             self._leave(entry, _INPUT_ARRIVED, want, True, waits, ends_loop)
         else:
@@ -173,7 +184,6 @@ class Steps(Outputs):
                 if output.held > limits.high_water_bytes:
                     break
         except BaseException as problem:
-            self.poller.end_if_copy(problem)
             want = None
             ends_loop = self._fail(entry, problem)
         finally:
@@ -192,7 +202,6 @@ class Steps(Outputs):
         try:
             want = entry.resumable._resume(item)
         except BaseException as problem:
-            self.poller.end_if_copy(problem)
             ends_loop = self._fail(entry, problem)
         finally:
             self.table.running = None
@@ -321,8 +330,9 @@ class Steps(Outputs):
 
         Returns the exception that ends the loop, or None.
         """
-        entry.ending = ending_of(problem)
         self.table.running = None
+        self.poller.end_if_copy(problem)
+        entry.ending = ending_of(problem)
         return self.failures.report(entry.server, entry.transport.request, entry.peer, problem)
 
     # -- what ends a wait ---------------------------------------------------------------------------------------------

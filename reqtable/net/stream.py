@@ -82,9 +82,14 @@ class Stream(Selectable):
         if data:
             steps.take_in(entry, data)
         else:
-            entry.active_at = steps.table.now
-            entry.input.ended = True
-            steps.step(entry, _INPUT_ENDED)
+            self._take_end()
+
+    def _take_end(self) -> None:
+        """Give a READING request the end of its input."""
+        entry, steps = self.entry, self.steps
+        entry.active_at = steps.table.now
+        entry.input.ended = True
+        steps.step(entry, _INPUT_ENDED)
 
     def _while_not_reading(self, mask: int) -> None:
         """Go on with the connection of a request that waits for something else than its peer's next item."""

@@ -122,7 +122,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an end of file is taken for a reset",
-        *(Stream, "on_ready", "steps.step(entry, _INPUT_ENDED)", "steps.end(entry, Event.LOST)"),
+        *(Stream, "_take_end", "steps.step(entry, _INPUT_ENDED)", "steps.end(entry, Event.LOST)"),
     ),
     Mutation(
         "a connection is closed without lingering",

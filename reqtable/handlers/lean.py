@@ -1,0 +1,34 @@
+"""Puts the C form of the lean path in the place of the Python form, where the C module is there."""
+
+from __future__ import annotations
+
+import socket
+
+from reqtable.handlers.declaration import Declaration
+from reqtable.handlers.resumable import ResumableHandler
+from reqtable.handlers.state import StateRequestHandler
+from reqtable.loop.step import Steps
+from reqtable.net.stream import Stream
+from reqtable.table.input import MISSING, Input
+from reqtable.table.lean import lean
+from reqtable.table.output import SMALL_BYTES, Output
+from reqtable.table.states import Event, State
+from reqtable.table.table import Entry
+from reqtable.table.wants import Line
+
+
+def install() -> None:
+    """Replace four methods, if the C module is there."""
+    if lean is None:
+        return
+    made = lean.install(
+        {each.__name__: each for each in (Declaration, Entry, Input, Line, Output, Steps, Stream)}
+        | {each.__name__: each for each in (ResumableHandler, StateRequestHandler)}
+        | {"Socket": socket.socket, "NOT_NOW": (BlockingIOError, InterruptedError), "SMALL_BYTES": SMALL_BYTES}
+        | {"MISSING": MISSING, "READING": State.READING, "AWAITS_INPUT": Event.AWAITS_INPUT}
+        | {"on_ready": Stream.on_ready, "take_in": Steps.take_in, "_resume": StateRequestHandler._resume}
+    )
+    owners = {"on_ready": Stream, "take_in": Steps, "_resume": StateRequestHandler, "_send": ResumableHandler}
+    for name, method in made.items():
+        setattr(owners[name], name, method)
+    StateRequestHandler.send = ResumableHandler._send
