@@ -34,7 +34,7 @@
     X(Output, more) X(Output, size) X(Output, held) X(Input, data) X(Line, limit) X(Declaration, function) \
     X(Declaration, want) X(Declaration, timeout)
 #define NAMES(X) \
-    X(_fail) X(_queue) X(_raised) X(_resume) X(_state) X(_stay_failed) X(_unreadable) X(_unwritable) X(_went) X(arm) \
+    X(fail) X(_queue) X(_raised) X(_resume) X(_state) X(_stay_failed) X(_unreadable) X(_unwritable) X(_went) X(arm) \
     X(awaits) X(declaration) X(entry) X(first) X(flush) X(idle_is_unbounded) X(limits) X(needs_bytes) \
     X(now) X(output_bytes_max) X(recv_bytes) X(running) X(table) X(thread) X(timeouts)
 
@@ -212,7 +212,7 @@ static PyObject *run(PyObject *steps, PyObject *entry, PyObject *table, PyObject
     int waits = -1, stays = 0;
     if (PyObject_SetAttr(table, n_running, entry) == 0) {
         want = PyObject_CallMethodOneArg(resumable, n__resume, item);
-        if (want == NULL && (ends_loop = call_with_error(steps, n__fail, entry)) != NULL)
+        if (want == NULL && (ends_loop = call_with_error(steps, n_fail, entry)) != NULL)
             want = Py_NewRef(Py_None);
     }
     if (want != NULL && PyObject_SetAttr(table, n_running, Py_None) == 0 && add(entry, Entry_steps, 1))
@@ -227,7 +227,7 @@ static PyObject *run(PyObject *steps, PyObject *entry, PyObject *table, PyObject
     else if (waits >= 0)
         result = PyObject_CallMethod(steps, "_go_on", "OOy#OO", entry, want, PyBytes_AS_STRING(data) + end,
                                      PyBytes_GET_SIZE(data) - end, waits ? Py_True : Py_False,
-                                     ends_loop ? ends_loop : Py_None);
+                                     ends_loop ? ends_loop : Py_False);
     Py_DECREF(resumable);
     Py_DECREF(before);
     Py_XDECREF(want);

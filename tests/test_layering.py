@@ -35,6 +35,7 @@ THIRD_PARTY = {
     "greenlet": {
         "dispatch/green/handler.py",
         "dispatch/green/socket.py",
+        "dispatch/green/transport.py",
         "dispatch/policies/greenlet.py",
         "http/wsgi_green.py",
     },

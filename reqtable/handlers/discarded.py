@@ -14,9 +14,9 @@ from typing import Any
 from reqtable.table.connecting import Connect
 from reqtable.table.errors import HandlerError
 from reqtable.table.reaching import Either
-from reqtable.table.want import Want
+from reqtable.table.wants import Nothing
 
-_WANTS = {Want.__module__, Either.__module__, Connect.__module__}
+_WANTS = {Nothing.__module__, Either.__module__, Connect.__module__}
 
 
 def refuse_discarded(cls: type, style: type, methods: tuple[str, ...] = ()) -> None:

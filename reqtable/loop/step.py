@@ -94,12 +94,12 @@ class Steps(Outputs):
             return
         item, end = found
         want: Want[Any] | None = None
-        ends_loop: BaseException | None = None
+        ends_loop = False
         table.running = entry
         try:
             want = entry.resumable._resume(item)
         except BaseException as problem:
-            ends_loop = self._fail(entry, problem)
+            ends_loop = self.fail(entry, problem)
         finally:
             table.running = None
         entry.steps += 1
@@ -125,19 +125,17 @@ class Steps(Outputs):
         """Put `data` into the input of `entry`, whose want has `found` no item in it by itself."""
         entry.input.feed(data)
         if found is MISSING:
-            self._leave(entry, _INPUT_ARRIVED, entry.want, False, True)
+            self.leave(entry, _INPUT_ARRIVED, entry.want, False, True)
         else:
             self.step(entry, _INPUT_ARRIVED)
 
-    def _go_on(
-        self, entry: Entry, want: Want[Any] | None, rest: bytes, waits: bool, ends_loop: BaseException | None = None
-    ) -> None:
+    def _go_on(self, entry: Entry, want: Want[Any] | None, rest: bytes, waits: bool, ends_loop: bool = False) -> None:
         """Go on after the step of the lean path, which left `rest` unread."""
         if rest:
             entry.input.feed(rest)
             waits = False
         if waits or want is None or entry.state is _CLOSED:
-            self._leave(entry, _INPUT_ARRIVED, want, True, waits, ends_loop)
+            self.leave(entry, _INPUT_ARRIVED, want, True, waits, ends_loop)
         else:
             entry.want = want
             self.step(entry, _INPUT_ARRIVED, taken=1)
@@ -154,8 +152,7 @@ class Steps(Outputs):
         unread, output, limits = entry.input, entry.output, table.limits
         share = limits.steps_per_pass - taken
         first_share = share
-        waits = False  # its item has not arrived
-        ends_loop: BaseException | None = None
+        waits = ends_loop = False  # waits: its item has not arrived
         try:
             if error is not None:
                 share -= 1
@@ -185,11 +182,11 @@ class Steps(Outputs):
                     break
         except BaseException as problem:
             want = None
-            ends_loop = self._fail(entry, problem)
+            ends_loop = self.fail(entry, problem)
         finally:
             table.running = None
         entry.steps += first_share - share
-        self._leave(entry, cause, want, taken > 0 or share < first_share, waits, ends_loop)
+        self.leave(entry, cause, want, taken > 0 or share < first_share, waits, ends_loop)
 
     def give(self, entry: Entry, cause: Event, item: Any) -> None:
         """Run one step of a WAITING entry with `item`, which has come whole, and settle the entry.
@@ -197,28 +194,28 @@ class Steps(Outputs):
         fast path of step: the item does not go through the input, and a want that is waited for again is not asked.
         """
         want: Want[Any] | None = None
-        ends_loop: BaseException | None = None
+        ends_loop = False
         self.table.running = entry
         try:
             want = entry.resumable._resume(item)
         except BaseException as problem:
-            ends_loop = self._fail(entry, problem)
+            ends_loop = self.fail(entry, problem)
         finally:
             self.table.running = None
         entry.steps += 1
         waits = want is not None and self.waiting.sides.is_watched(entry, want)
-        self._leave(entry, cause, want, True, waits, ends_loop)
+        self.leave(entry, cause, want, True, waits, ends_loop)
 
-    def _leave(
+    def leave(
         self,
         entry: Entry,
         cause: Event,
         want: Want[Any] | None,
         stepped: bool,
         waits: bool,
-        ends_loop: BaseException | None = None,
+        ends_loop: bool = False,
     ) -> None:
-        """Settle `entry` after its steps, unless they have closed it. Raises `ends_loop`, if a step raised that."""
+        """Settle `entry` after its steps, unless they have closed it. If `ends_loop`, raise what a step has raised."""
         if entry.state is not _CLOSED:
             try:
                 self._settle(entry, cause, want, stepped, waits)
@@ -226,11 +223,8 @@ class Steps(Outputs):
                 self.failures.outside_step(entry, problem)
         else:
             self.poller.end_if_copy()
-        if ends_loop is not None:
-            try:
-                raise ends_loop
-            finally:
-                ends_loop = None  # see Failures.outside_step
+        if ends_loop and self.failures.unwinding is not None:
+            raise self.failures.unwinding
 
     @staticmethod
     def _throw(entry: Entry, problem: BaseException) -> Want[Any] | None:
@@ -325,15 +319,16 @@ class Steps(Outputs):
             entry.advance(cause)
         entry.transport.finish()
 
-    def _fail(self, entry: Entry, problem: BaseException) -> BaseException | None:
+    def fail(self, entry: Entry, problem: BaseException) -> bool:
         """Report `problem`, which a step raised and the handler did not catch. Earlier output is still delivered.
 
-        Returns the exception that ends the loop, or None.
+        Returns whether an exception, `failures.unwinding`, ends the loop. No caller keeps it in a local name: its
+        traceback holds the caller's frame, and the cycle would keep the request's socket open.
         """
         self.table.running = None
         self.poller.end_if_copy(problem)
         entry.ending = ending_of(problem)
-        return self.failures.report(entry.server, entry.transport.request, entry.peer, problem)
+        return self.failures.report(entry.server, entry.transport.request, entry.peer, problem) is not None
 
     # -- what ends a wait ---------------------------------------------------------------------------------------------
 

@@ -14,17 +14,12 @@ from reqtable.loop.step import Steps
 from reqtable.net.hang_up import on_hang_up
 from reqtable.net.sockets import discarded_all, end_request, has_unread
 from reqtable.table.engine_wants import VACANCY
-from reqtable.table.states import READ, RESET, WRITE, Event, State
+from reqtable.table.states import RESET, Event, State
 from reqtable.table.table import Entry
 
 # Names, as in the loop: looking up an Enum member takes 100 ns.
-_READING: Final = State.READING
-_WRITING: Final = State.WRITING
 _LINGERING: Final = State.LINGERING
 _CLOSED: Final = State.CLOSED
-_INPUT_ARRIVED: Final = Event.INPUT_ARRIVED
-_OUTPUT_TAKEN: Final = Event.OUTPUT_TAKEN
-_SOMETHING = b"?"  # stands in for input that the handler will read itself
 
 
 class PollOnly(Selectable):
@@ -54,20 +49,8 @@ class PollOnly(Selectable):
         return self.steps.poller
 
     def on_ready(self, mask: int) -> None:
-        entry = self.entry
-        state = entry.state
-        steps = self.steps
-        if state is _READING:
-            if mask & READ:
-                entry.active_at = steps.table.now
-                entry.input.data = _SOMETHING
-                steps.step(entry, _INPUT_ARRIVED)
-        elif state is _WRITING:
-            if mask & WRITE and steps.send_share:  # without a share, the socket is reported again in the next pass
-                entry.active_at = steps.table.now
-                entry.result = None
-                steps.step(entry, _OUTPUT_TAKEN)
-        elif state is _LINGERING:
+        state = self.entry.state
+        if state is _LINGERING:
             self._discard()
         elif state is not _CLOSED:
             on_hang_up(self, self.request if self._own_hold is None else self._own_hold, mask)

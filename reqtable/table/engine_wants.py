@@ -89,16 +89,13 @@ class Turn(Posted[None]):
 class Readable(Want[None]):
     """Waits until the request's own socket is readable. For handlers that do their own I/O (policy `greenlet`).
 
-    The unread bytes stay in the kernel. The transport sets `input.data` to a placeholder, which means "readable".
+    The unread bytes stay in the kernel, so `take` finds nothing: the transport itself resumes the handler.
     """
 
     needs_bytes: ClassVar[bool] = True
 
     def take(self, entry: Waiting) -> Missing | None:
-        if not entry.input.data:
-            return MISSING
-        entry.input.data = b""
-        return None
+        return MISSING
 
 
 @want_type

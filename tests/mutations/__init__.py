@@ -190,7 +190,7 @@ MUTATIONS = [
     ),
     Mutation(
         "what a step raises is reported again when its output is flushed",
-        *(Steps, "_fail", "self.table.running = None", "entry.server.handle_error(None, entry.peer)"),
+        *(Steps, "fail", "self.table.running = None", "entry.server.handle_error(None, entry.peer)"),
     ),
     Mutation(
         "a hook that fails at the end of a request is not reported",

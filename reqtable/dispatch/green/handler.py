@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from reqtable.dispatch.green.transport import GreenTransport
 from reqtable.dispatch.run_blocking import run
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import TURN
@@ -31,7 +32,7 @@ class RequestGreenlet(greenlet):
 
     __slots__ = ("loop", "moved", "transport")
 
-    transport: PollOnly | None
+    transport: GreenTransport | None
     loop: greenlet | None
     moved: int
 
@@ -45,7 +46,7 @@ def can_suspend() -> bool:
     return isinstance(getcurrent(), RequestGreenlet)
 
 
-def suspending() -> PollOnly | None:
+def suspending() -> GreenTransport | None:
     """Return the transport of the request whose handler calls this, if whatever it waits for suspends the request."""
     current = getcurrent()
     if type(current) is not RequestGreenlet or current.loop is None or current.transport is None:
@@ -83,6 +84,8 @@ def _in_child() -> None:
     current = getcurrent()
     if type(current) is RequestGreenlet:
         current.loop = None
+        if current.transport is not None:
+            current.transport.runs_in = None
 
 
 if hasattr(os, "register_at_fork"):
@@ -92,10 +95,10 @@ if hasattr(os, "register_at_fork"):
 def _serve(_: object) -> Want[Any] | None:
     """Serve one request after another, in a greenlet. Ends when a handler raises, or if no spare greenlet is needed."""
     while True:
-        transport: PollOnly = getcurrent().transport  # type: ignore[attr-defined]
+        transport: GreenTransport = getcurrent().transport  # type: ignore[attr-defined]
         outcome = run(transport.entry, transport)
         own: Any = getcurrent()  # not before: a stack that refers to its own greenlet is never freed
-        own.transport = None
+        own.transport = transport.runs_in = None
         if len(_spare) >= _SPARE_MAX or not _in_main_thread():
             return outcome
         _spare.append(own)
@@ -115,7 +118,7 @@ class GreenHandler:
 
     bound_to_thread: ClassVar[bool] = True
 
-    def __init__(self, transport: PollOnly) -> None:
+    def __init__(self, transport: GreenTransport) -> None:
         self._transport = transport
         self._greenlet: RequestGreenlet | None = None  # None: the handler has not begun
 
@@ -147,7 +150,7 @@ class GreenHandler:
             own.loop = getcurrent()
         own.transport = self._transport
         own.moved = 0
-        self._greenlet = own
+        self._greenlet = self._transport.runs_in = own
         return own
 
     def _throw(self, error: BaseException) -> Want[Any] | None:

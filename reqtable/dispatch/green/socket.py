@@ -22,8 +22,8 @@ from greenlet import getcurrent
 
 from reqtable.dispatch.green.handler import RequestGreenlet
 from reqtable.dispatch.green.reader import Reader
+from reqtable.dispatch.green.transport import GreenTransport
 from reqtable.dispatch.green.waiting import SocketReady, Watch
-from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import READABLE, TURN, WRITABLE
 from reqtable.table.output import SMALL_BYTES
 from reqtable.table.states import READ, WRITE
@@ -54,7 +54,7 @@ class CooperativeSocket(socket.socket):
 
     tells_of_close: ClassVar[bool] = True  # closing it stops the polling of its descriptor
 
-    __slots__ = ("_is_drained", "_since_suspended", "_wait_s", "transport")
+    __slots__ = ("_is_drained", "_wait_s", "transport")
 
     # The most frequent calls of `plain`, which save a look-up here. They never wait. Those of the standard library are
     # taken now: later, `suspend_all_sockets` may have replaced them.
@@ -64,9 +64,8 @@ class CooperativeSocket(socket.socket):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.transport: PollOnly
+        self.transport: GreenTransport
         self._wait_s: float | None = None
-        self._since_suspended = 0  # bytes in and out
         self._is_drained = False  # the last read did not fill its buffer, so the next one would find nothing
 
     @classmethod
@@ -135,28 +134,36 @@ class CooperativeSocket(socket.socket):
                 raise TimeoutError("timed out")
         elif timeout_s is not None:
             until = transport.steps.table.clock() + timeout_s
-        current = getcurrent()
-        if type(current) is not RequestGreenlet or current.loop is None:
-            self._poll(want, timeout_s)
+        if transport.runs_in is not getcurrent():
+            self._wait_elsewhere(want, timeout_s)
             return until
-        own, loop = current.transport, current.loop
-        assert own is not None
-        del current  # a stack that refers to its own greenlet is never freed
-        if own is not transport:
-            self._wait_for_another(own, READ if want is READABLE else WRITE, timeout_s)
-            return until
-        fd = self.fileno()
+        interest = READ if want is READABLE else WRITE
+        if transport.watched != interest or transport.fd != self.fileno():
+            self._watch(interest)
+        transport.entry.timeout = timeout_s
+        transport.share = transport.steps.table.limits.recv_bytes
+        transport.runs_in.loop.switch(want)  # type: ignore[attr-defined]
+        return until
+
+    def _watch(self, interest: int) -> None:
+        """Have the loop watch this socket. Closing a duplicate of it may have ended that."""
+        transport, fd = self.transport, self.fileno()
         if transport.fd != fd:  # this socket is a duplicate, perhaps of a closed one
             self._check_open()
             transport.watch(0)
             transport.fd = fd
-        interest = READ if want is READABLE else WRITE
-        if transport.watched != interest:  # closing another duplicate may have changed it
-            transport.watch(interest)
-        transport.entry.timeout = timeout_s
-        self._since_suspended = 0
-        loop.switch(want)
-        return until
+        transport.watch(interest)
+
+    def _wait_elsewhere(self, want: Want[None], timeout_s: float | None) -> None:
+        """Wait outside of the greenlet of this socket's request."""
+        current = getcurrent()
+        if type(current) is not RequestGreenlet or current.loop is None:
+            self._poll(want, timeout_s)
+            return
+        own = current.transport
+        assert own is not None
+        del current  # a stack that refers to its own greenlet is never freed
+        self._wait_for_another(own, READ if want is READABLE else WRITE, timeout_s)
 
     def _poll(self, want: Want[None], timeout_s: float | None) -> None:
         """Wait by polling the descriptor, without the loop."""
@@ -171,7 +178,7 @@ class CooperativeSocket(socket.socket):
         if self.fileno() < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    def _wait_for_another(self, own: PollOnly, interest: int, timeout_s: float | None) -> None:
+    def _wait_for_another(self, own: GreenTransport, interest: int, timeout_s: float | None) -> None:
         """Suspend the request of `own`, whose handler uses this socket of another request, as in a chat."""
         system = own.steps.system
         duplicate = system.socket(self.family, self.type, self.proto, fileno=system.dup(self.fileno()))
@@ -182,27 +189,26 @@ class CooperativeSocket(socket.socket):
         if not flags & _PEEK:
             transport = self.transport
             transport.entry.bytes_in += count
-            self._since_suspended += count or _END_OF_FILE
-            if self._since_suspended >= transport.steps.table.limits.recv_bytes:
+            transport.share -= count or _END_OF_FILE
+            if transport.share <= 0:
                 self._wait_its_turn()
 
     def _went_out(self, count: int) -> int:
         transport = self.transport
         transport.entry.bytes_out += count
-        self._since_suspended += count
-        if self._since_suspended >= transport.steps.table.limits.recv_bytes:
+        transport.share -= count
+        if transport.share <= 0:
             self._wait_its_turn()
         return count
 
     def _wait_its_turn(self) -> None:
         """Suspend a request that has used its share of the pass. If its socket is always ready, nothing else would."""
-        count, self._since_suspended = self._since_suspended, 0
-        current = getcurrent()
-        if type(current) is RequestGreenlet and current.transport is self.transport and current.loop is not None:
-            loop = current.loop
-            del current
-            self.transport.steps.spend(count)
-            loop.switch(TURN)
+        transport = self.transport
+        full = transport.steps.table.limits.recv_bytes
+        count, transport.share = full - transport.share, full
+        if transport.runs_in is getcurrent():
+            transport.steps.spend(count)
+            transport.runs_in.loop.switch(TURN)  # type: ignore[attr-defined]
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         if flags & _WAITALL:
@@ -240,6 +246,12 @@ class CooperativeSocket(socket.socket):
                 if not self._may_wait(flags):
                     raise
             until = self._wait(READABLE, until)
+        transport = self.transport
+        if not flags and count and count < nbytes and count < transport.share:  # fast path of what follows
+            self._is_drained = True
+            transport.share -= count
+            transport.entry.bytes_in += count
+            return count
         room = nbytes or (buffer if type(buffer) is memoryview else memoryview(buffer)).nbytes
         self._is_drained = 0 < count < room
         self._came_in(count, flags)
@@ -306,7 +318,12 @@ class CooperativeSocket(socket.socket):
                 if not self._may_wait(flags):
                     raise
             else:
-                self._went_out(sent)
+                transport = self.transport
+                if sent < transport.share:  # fast path of _went_out
+                    transport.share -= sent
+                    transport.entry.bytes_out += sent
+                else:
+                    self._went_out(sent)
                 if sent == len(left):
                     return
                 left = memoryview(left)[sent:]

@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 from reqtable.dispatch.checks import is_resumable
 from reqtable.dispatch.green.handler import can_suspend
 from reqtable.dispatch.green.socket import CooperativeSocket
+from reqtable.dispatch.green.transport import GreenTransport
 from reqtable.loop.process import LOOPS
 from reqtable.loop.step import Steps
-from reqtable.net.poll_only import PollOnly
 from reqtable.net.tls import TLSSocket
 from reqtable.table.engine_wants import READABLE, WRITABLE
 
@@ -57,10 +57,11 @@ class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # type: ignore[mi
     def accepted(cls, sock: Any, steps: Steps, *, do_handshake_on_connect: bool, **options: Any) -> Any:
         """Wrap the socket of a connection that is being accepted."""
         made = cls._over(sock, do_handshake_on_connect, **options)
-        made.transport = PollOnly(steps, made)
+        made.transport = GreenTransport(steps, made)
         made.transport.request = (
             None  # until `transport_for`: a cycle would keep a connection open that `get_request` drops
         )
+        made.transport.share = 0  # until then nothing is counted
         return made
 
     @classmethod

@@ -10,12 +10,12 @@ or a lock held across a read. With the option `suspend_all_sockets`, the sockets
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from reqtable.dispatch.checks import is_resumable
 from reqtable.dispatch.policy import Host, Policy
 from reqtable.loop.platform import SYSTEM
-from reqtable.net.poll_only import PollOnly
 from reqtable.net.stream import send_at_once
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.parts import Resumable
@@ -26,6 +26,7 @@ from reqtable.table.table import Entry
 try:
     from reqtable.dispatch.green.handler import GreenHandler
     from reqtable.dispatch.green.socket import CooperativeSocket, cooperative
+    from reqtable.dispatch.green.transport import GreenTransport
 
     has_greenlet = True
 except ImportError:
@@ -72,15 +73,17 @@ class Greenlet(Policy):
             )
         defer_handshakes()
 
-    def transport_for(self, request: Any) -> PollOnly:
+    def transport_for(self, request: Any) -> GreenTransport:
         if isinstance(request, CooperativeSocket):  # a TLS socket that `get_request` made
             request.transport.request = request
+            request.transport.share = self.host.steps.table.limits.recv_bytes
             return request.transport
+        if isinstance(request, socket.socket):
+            send_at_once(request)
         if type(request) is not self.host.steps.system.socket:
-            return super().transport_for(request)
-        send_at_once(request)
+            return GreenTransport(self.host.steps, request)
         own = cooperative(type(request)).over(request)  # type: ignore[arg-type]
-        transport = own.transport = PollOnly(self.host.steps, own)
+        transport = own.transport = GreenTransport(self.host.steps, own)
         return transport
 
     def secured(self, entry: Entry, request: Any, context: Any) -> Any:
@@ -88,7 +91,7 @@ class Greenlet(Policy):
             return super().secured(entry, request, context)
         return green_tls.secured(self.host.steps, request, context)
 
-    def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
+    def blocking(self, entry: Entry, transport: GreenTransport) -> Resumable:  # type: ignore[override]
         return GreenHandler(transport)
 
     def close(self, wait: bool) -> None:
