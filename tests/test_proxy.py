@@ -251,8 +251,8 @@ def test_a_limit_for_each_peer_counts_clients_not_the_proxy() -> None:
         with Client(server.server_address).send(header("192.0.2.1")) as third:
             assert third.rest() == b""
         assert server.stats()["refused"] == {"entries_per_peer_max": 1}
-        assert server.table.count_from(("127.0.0.1", 1)) == 0
-        wait_until(server, lambda: server.table.count_from(("192.0.2.1", 1)) == 2)
+        assert not server.table.census.neighbours(("127.0.0.1", 1))
+        wait_until(server, lambda: len(server.table.census.neighbours(("192.0.2.1", 1))) == 2)
 
 
 def test_a_hook_may_refuse_whom_the_header_names() -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from reqtable.table.addresses import address_text, host_text
 from reqtable.table.errors import ReqtableError
+from reqtable.table.gradually import SLICE_ROWS
 from reqtable.table.limits import Limits
 from reqtable.table.snapshot import Listing, format_rows, handler_name
 from reqtable.table.states import Event, State
-from reqtable.table.table import SLICE_ROWS, Entry, RequestTable
+from reqtable.table.table import Entry, RequestTable
 from reqtable.table.want import Want
 from reqtable.table.wants import NOTHING, line, sleep, until
 from reqtable.testing import FakeClock

@@ -18,7 +18,7 @@ from reqtable.control import watch
 from reqtable.control.detail import detail_of, pooled_thread_of, thread_stacks
 from reqtable.control.jobs import PAUSE, Job
 from reqtable.control.metrics import figures_of
-from reqtable.control.query import GROUPS, LOOK_EVERY, Conflict, Query, QueryError, entries_of, selected
+from reqtable.control.query import GROUPS, LOOK_EVERY, Conflict, Query, QueryError, selected
 from reqtable.control.recorder import recorder_of
 from reqtable.control.restarts import restarted
 from reqtable.dispatch.policies.pool import Pool
@@ -128,7 +128,7 @@ def stats(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[An
     # Before the rows: so the bytes of a request that ends meanwhile are counted once.
     counts: dict[Any, dict[str, Any]] = {each: each._counts.plain() for each in target.engine.servers}
     states: Counter[str] = Counter()
-    for place, entry in enumerate(entries_of(target.engine.table)):
+    for place, entry in enumerate(target.engine.table.rows()):
         states[entry.state.name] += 1
         own = counts.get(entry.server) if entry.kind == "client" else None
         if own is not None:
@@ -297,7 +297,7 @@ def stacks(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[A
 
 def machine(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[Any]:
     """Yield the states of each handler that is a state machine, and how requests move through them."""
-    yield from watch.machine(target.engine)
+    yield from watch.machine(target.engine, job)
 
 
 def events(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[Any]:

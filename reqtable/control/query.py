@@ -6,6 +6,8 @@ import heapq
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from math import inf
 from operator import itemgetter
 from typing import Any
 
@@ -30,6 +32,7 @@ ORDERS: dict[str, Callable[[Entry], float]] = {
     "out": lambda entry: -entry.bytes_out,
     "steps": lambda entry: -entry.steps,
 }
+_ORDERS_OF_TABLE = ("id", "age")  # in which the rows stand, while `is_by_age`
 # The same order of rows, which the supervisor has.
 ROW_ORDERS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "id": itemgetter("id"),
@@ -143,11 +146,6 @@ def _number(name: str, value: Any, kind: type) -> Any:
     return found
 
 
-def entries_of(table: RequestTable) -> list[Entry]:
-    """Return the rows of the table at this moment: requests, then connections."""
-    return [*table, *table.connections.values()]
-
-
 def selected(table: RequestTable, query: Query, job: Job) -> Iterator[Any]:
     """Yield the entries that match, in the order asked for, and PAUSE in between. No row is made yet.
 
@@ -156,12 +154,16 @@ def selected(table: RequestTable, query: Query, job: Job) -> Iterator[Any]:
     if query.worker is not None and query.worker != os.getpid():
         return
     if query.sort is None:
-        yield from _limited(_matching(table, query, job), query.limit)
+        yield from _limited(_matching(table, query, job, chain(*table.ids())), query.limit)
         return
     key = ORDERS[query.sort]
+    if query.sort in _ORDERS_OF_TABLE and table.is_by_age:
+        ids = heapq.merge(*table.ids(), key=lambda id: _place_of(table, id, key))
+        yield from _limited(_matching(table, query, job, ids), query.limit)
+        return
     runs: list[list[tuple[float, int]]] = []
     run: list[tuple[float, int]] = []
-    for entry in _matching(table, query, job):
+    for entry in _matching(table, query, job, chain(*table.ids())):
         if entry is PAUSE:
             yield PAUSE
             continue
@@ -174,9 +176,14 @@ def selected(table: RequestTable, query: Query, job: Job) -> Iterator[Any]:
     yield from _limited(found, query.limit)
 
 
-def _matching(table: RequestTable, query: Query, job: Job) -> Iterator[Any]:
+def _place_of(table: RequestTable, id: int, key: Callable[[Entry], float]) -> tuple[float, int]:
+    entry = table.get(id)
+    return (-inf if entry is None else key(entry), id)  # it has ended meanwhile: the next one may come
+
+
+def _matching(table: RequestTable, query: Query, job: Job, ids: Iterator[int]) -> Iterator[Any]:
     listing, now = query.listing(), table.clock()
-    for place, id in enumerate(table.ids()):
+    for place, id in enumerate(ids):
         if place % LOOK_EVERY == 0 and job.is_spent:
             yield PAUSE
             now = table.clock()

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary, proxy
 
 from reqtable.control.figures import BUCKETS_S
-from reqtable.control.jobs import WAIT, Job
+from reqtable.control.jobs import PAUSE, WAIT, Job
+from reqtable.control.query import LOOK_EVERY
 from reqtable.handlers.state import StateRequestHandler
 from reqtable.server.engine import Engine
 from reqtable.table.addresses import address_text
@@ -250,11 +251,13 @@ def forget(engine: Engine) -> None:
         _machines[engine].close()
 
 
-def machine(engine: Engine) -> Iterator[Any]:
-    """Yield, for each handler that is a state machine, its states, and what was recorded of them."""
+def machine(engine: Engine, job: Job) -> Iterator[Any]:
+    """Yield PAUSE in between, then each handler that is a state machine: its states, and what was recorded of them."""
     machines = machines_of(engine).look()
     now: Counter[tuple[str, str | None]] = Counter()
-    for entry in engine.table:
+    for place, entry in enumerate(engine.table):
+        if place % LOOK_EVERY == 0 and job.is_spent:
+            yield PAUSE
         now[handler_name(entry.handler), where(entry)[0]] += 1
     yield [_shown(each, now) for each in machines]
 

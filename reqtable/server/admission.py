@@ -18,7 +18,7 @@ from typing import Any
 
 from reqtable.loop.step import Steps
 from reqtable.server.hosted import Hosted, hosted
-from reqtable.table.addresses import address_text, network_of
+from reqtable.table.addresses import address_text
 from reqtable.table.snapshot import unwrapped
 from reqtable.table.states import Ending, Event, State
 from reqtable.table.table import Entry
@@ -27,7 +27,10 @@ log = logging.getLogger("reqtable")
 
 _SAY_EVERY_S = 10.0
 _EVICTABLE = {State.OPENING, State.READING, State.LINGERING}  # states of requests that wait for their peer
-_FOUND_MAX = 64  # how many of the idlest requests one search of the table collects
+# How many of the idlest requests a search of the whole table collects: so many, or one of so many. So the search for
+# one request takes the same time on average, however many rows there are.
+_FOUND_MIN = 64
+_FOUND_SHARE = 64
 
 
 class Admission:
@@ -62,20 +65,17 @@ class Admission:
 
     def _peer_is_full(self, peer: Any, own: Entry | None) -> bool:
         table = self._steps.table
-        if table.per_network is None:
-            return False
         most = table.limits.entries_per_peer_max
-        return most is not None and table.count_from(peer) - (own is not None) >= most
+        return most is not None and len(table.census.neighbours(peer)) - (own is not None) >= most
 
     def _make_room_of(self, server: Hosted, request: Any, peer: Any, own: Entry | None) -> bool:
         """End the idlest request of that peer, if the limits say so; else refuse the new one."""
         table = self._steps.table
-        network = network_of(peer)
-        others = (entry for entry in table if entry is not own and network_of(entry.peer) == network)
-        if table.limits.when_full == "evict" and self._evict(others):
-            return True
         most = table.limits.entries_per_peer_max
         assert most is not None
+        others = (entry for entry in table.census.neighbours(peer) if entry is not own)
+        if table.limits.when_full == "evict" and self._evict(others):
+            return True
         self._refuse(server, request, peer, "entries_per_peer_max", most)
         return False
 
@@ -123,7 +123,7 @@ class Admission:
             if searched:
                 break
             idle = ((entry.active_at, entry.id) for entry in self._steps.table if entry.state in _EVICTABLE)
-            self._idlest = nsmallest(_FOUND_MAX, idle)[::-1]
+            self._idlest = nsmallest(max(_FOUND_MIN, len(self._steps.table) // _FOUND_SHARE), idle)[::-1]
         return False
 
     def _evict(self, entries: Any) -> bool:

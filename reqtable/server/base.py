@@ -164,7 +164,7 @@ class LoopServer(ConfiguredServer):
         """
         table = self._host.table
         return {
-            "entries": sum(entry.server is self for entry in table),
+            "entries": table.census.count_of(self),
             "buffered_bytes": table.buffered,
             **self._counts.plain(),
             "loop": self._host.loop.times.plain(),

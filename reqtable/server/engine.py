@@ -107,7 +107,7 @@ class Engine:
 
     def has_requests(self, server: Hosted) -> bool:
         """Return whether any request of `server` is unfinished."""
-        return any(entry.server is server for entry in self.table)
+        return self.table.census.count_of(server) > 0
 
     def close(self) -> None:
         """End every request, cancel every timer, close the loop's descriptors. The servers close their own sockets."""

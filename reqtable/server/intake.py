@@ -96,7 +96,7 @@ class Intake:
         try:
             self.arrived(server, request, peer)
         except BaseException as error:
-            self._turn_away(server, request, peer, error, last_id_before)
+            self._turn_away(server, request, peer, error, self._newer(last_id_before))
         if poller.forks != Process.forks:
             poller.end_if_copy()
         return True
@@ -294,7 +294,7 @@ class Intake:
         except BaseException as error:
             if entry.state is State.OPENING:
                 entry.ending = Ending.ERROR
-                self._turn_away(server, request, entry.peer, error, self._steps.table.last_id)
+                self._turn_away(server, request, entry.peer, error, entry)
             else:  # its handler has begun
                 self._steps.failures.outside_step(entry, error)
         finally:
@@ -317,20 +317,19 @@ class Intake:
         log.info("%s: get_request raised %s: %s", here, type(error).__name__, printable(error))
         return True
 
-    def _turn_away(self, server: Hosted, request: Any, peer: Any, error: BaseException, last_id_before: int) -> None:
+    def _turn_away(self, server: Hosted, request: Any, peer: Any, error: BaseException, entry: Entry | None) -> None:
         """Report `error`, which a hook raised, and end the request. Raises an error that must end the loop.
 
-        `last_id_before` is the id of the last entry before the hook was called: a newer entry is this request's.
+        `entry` is the row of the request; None: it has none.
         """
         failures = self._steps.failures
         ends_loop: BaseException | None = None
         try:
             if error is failures.unwinding:
                 raise error
-            for entry in self._steps.table:
-                if entry.id > last_id_before or entry.transport.request is request:
-                    failures.outside_step(entry, error)
-                    return
+            if entry is not None:
+                failures.outside_step(entry, error)
+                return
             ends_loop = failures.report(server, request, peer, error)
             try:
                 end_request(server.shutdown_request, request)
@@ -347,7 +346,13 @@ class Intake:
         try:
             server.process_request(request, peer)
         except BaseException as error:
-            self._turn_away(hosted(server), request, peer, error, last_id_before)
+            self._turn_away(hosted(server), request, peer, error, self._newer(last_id_before))
+
+    def _newer(self, last_id: int) -> Entry | None:
+        """Return the first row that was entered after the row `last_id`; None if there is none."""
+        table = self._steps.table
+        newer = map(table.get, range(last_id + 1, table.last_id + 1))
+        return next((entry for entry in newer if entry is not None), None)
 
 
 def _stream(server: Hosted, steps: Steps, request: Any) -> Stream:

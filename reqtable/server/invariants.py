@@ -167,7 +167,7 @@ class Invariants:
         """Compare the counts that the table keeps with a fresh count."""
         table = self._loop.table
         held = 0
-        networks: Counter[str | None] = Counter()
+        networks: Counter[str] = Counter()
         queued = 0
         for entry in (*table, *table.connections.values()):
             buffers = len(entry.input) + entry.output.held
@@ -177,12 +177,14 @@ class Invariants:
             )
             held += entry.held
             queued += entry.heap_time < inf
-            if entry.kind == "client":
-                networks[network_of(entry.peer)] += 1
+            if entry.kind == "client" and (network := network_of(entry.peer)) is not None:
+                networks[network] += 1
+        counted_networks = table.census.networks
+        known = networks if counted_networks is None else {name: len(each) for name, each in counted_networks.items()}
         for what, counted, found in (
             ("bytes of buffers", table.buffered, held),
             ("deadlines", self._steps.deadlines.live, queued),
-            ("entries of each network", table.per_network or networks, networks),
+            ("entries of each network", known, networks),
         ):
             if counted != found:
                 raise InvariantBroken(f"the table counts {counted} {what}, but has {found}")

@@ -1,10 +1,11 @@
-"""The parts of an entry that are defined in higher layers, as the table sees them: handler, transport, server.
+"""The parts of an entry and of a table that are defined in higher layers, as the table sees them.
 
 `RELEASED` and `OVER` stand in for the transport and the handler of an entry that has ended.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol
 
 from reqtable.table.want import Want
@@ -118,6 +119,13 @@ class NoTransport:
 
     def catch_up(self) -> None:
         """Bring the row up to date, if a thread or a child has its request."""
+
+
+class Mover(Protocol):
+    """Saves requests as records, and goes on with them."""
+
+    def save(self, ids: Iterable[int] | None) -> list[bytes]: ...
+    def restore(self, records: Iterable[bytes], sockets: Iterable[Any]) -> list[int]: ...
 
 
 class _Over:

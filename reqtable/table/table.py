@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from math import inf
 from typing import Any, ClassVar, Protocol
 
-from reqtable.table.addresses import address_text, network_of
+from reqtable.table.addresses import address_text
+from reqtable.table.census import Census
 from reqtable.table.errors import HandlerError, ReqtableError, shown
+from reqtable.table.gradually import SLICE_ROWS, gradually
 from reqtable.table.input import MISSING, Input
 from reqtable.table.limits import Limits
 from reqtable.table.output import Output
-from reqtable.table.parts import Resumable, Server, Transport
+from reqtable.table.parts import Mover, Resumable, Server, Transport
 from reqtable.table.reach import Reach
 from reqtable.table.snapshot import Listing, Row, handler_name, want_text
 from reqtable.table.states import TRANSITIONS, Ending, Event, State
@@ -30,7 +33,6 @@ from reqtable.table.wants import NOTHING
 
 _REFUSALS_MAX = 16  # how many wants a handler may try on the same input
 IDS_PER_PROCESS = 10**10  # the ids of the third process that was started begin with 3: unique, and below 2**53
-SLICE_ROWS = 250  # listing these takes half a millisecond
 
 
 class Policy(Protocol):
@@ -79,13 +81,6 @@ class Owner(Protocol):
 
     def deliver(self, entry: Entry, number: int, item: Any) -> None:
         """Give `entry` the result of its call `number` at once. Only for the loop's own thread."""
-
-
-class Mover(Protocol):
-    """Saves requests as records, and goes on with them."""
-
-    def save(self, ids: Iterable[int] | None) -> list[bytes]: ...
-    def restore(self, records: Iterable[bytes], sockets: Iterable[Any]) -> list[int]: ...
 
 
 class RemoteStep(Protocol):
@@ -205,8 +200,10 @@ class RequestTable:
     """
 
     def __init__(self, clock: Callable[[], float], limits: Limits | None = None) -> None:
-        self.per_network: Counter[str | None] | None = None  # entries of each network; None: not limited
+        self.last_id = 0
+        self.is_by_age = True  # an older row comes before a younger one; not if a row has come from another process
         self._entries: dict[int, Entry] = {}
+        self.census: Census[Entry] = Census()
         self.limits: Limits
         self.set_limits(limits if limits is not None else Limits())
         self.buffered = 0  # bytes of input and output in the entries' buffers: the sum of their `held`
@@ -220,7 +217,6 @@ class RequestTable:
         self.elsewhere: dict[Entry, RemoteStep] = {}  # entries whose step runs in another thread
         # For each entry whose input exceeded a limit: how much input it had taken by then, and the wants that it tried.
         self._refused: dict[Entry, tuple[int, list[Want[Any]]]] = {}
-        self.last_id = 0
         self.owner: Owner | None = None
         self.thread: int | None = None  # the `threading.get_ident()` of the loop's thread; None: the loop does not run
         self.on_transition: Callable[[Entry, State, Event], Any] | None = None  # called after each transition
@@ -231,14 +227,18 @@ class RequestTable:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter(list(self._entries.values()))  # a copy: the loop may add and remove entries during the iteration
+        return filter(None, map(self._entries.get, gradually(self._entries, self.last_id)))
 
     def __contains__(self, entry: Entry) -> bool:
         return self._entries.get(entry.id) is entry
 
-    def ids(self) -> list[int]:
-        """Return the ids of the requests, then those of the connections."""
-        return [*self._entries, *self.connections]
+    def ids(self) -> tuple[Iterator[int], Iterator[int]]:
+        """Return the ids of the requests, and those of the connections. Those that come meanwhile are left out."""
+        return gradually(self._entries, self.last_id), gradually(self.connections, self.last_id)
+
+    def rows(self) -> Iterator[Entry]:
+        """Yield the requests, then the connections. Those that come or go meanwhile are left out."""
+        return filter(None, map(self.get, chain(*self.ids())))
 
     def get(self, id: int) -> Entry | None:
         """Return the entry of the request or the connection with that id, or None if there is none."""
@@ -254,55 +254,39 @@ class RequestTable:
         self.limits = limits
         # True: a peer that has sent no part of an item may be silent for ever.
         self.idle_is_unbounded = limits.idle_timeout_s is None and limits.request_timeout_s is None
-        counted = limits.entries_per_peer_max is not None
-        self.per_network = Counter(network_of(entry.peer) for entry in self) if counted else None
-
-    def count_from(self, peer: Any) -> int:
-        """Return the number of entries from the peer's network; 0 if that number is not limited."""
-        network = network_of(peer)
-        return 0 if self.per_network is None or network is None else self.per_network[network]
+        self.census.know_networks(None if limits.entries_per_peer_max is None else self)
 
     def add(self, entry: Entry, id: int | None = None) -> None:
         """Enter a request under the next id, or under the `id` that it had in another process, if that is free."""
-        entry.id = self._number(id)
-        self._entries[entry.id] = entry
-        if self.per_network is not None:
-            self.per_network[network_of(entry.peer)] += 1
+        self._entries[self._number(entry, id)] = entry
+        self.census.add(entry)
 
     def add_connection(self, row: Entry, id: int | None = None) -> None:
         """Enter an outgoing connection, as `add` does a request."""
-        row.id = self._number(id)
-        self.connections[row.id] = row
+        self.connections[self._number(row, id)] = row
 
-    def _number(self, id: int | None) -> int:
-        if id is not None and self.get(id) is None:
-            self.last_id = max(self.last_id, id)
-            return id
-        self.last_id += 1
-        return self.last_id
+    def _number(self, row: Entry, id: int | None) -> int:
+        self.is_by_age = self.is_by_age and id is None
+        if id is None or self.get(id) is not None:
+            id = self.last_id + 1
+        self.last_id = max(self.last_id, id)
+        row.id = id
+        return id
 
     def remove(self, entry: Entry) -> None:
         self.hold(entry, 0)
         self._refused.pop(entry, None)
         if entry in self:
-            self._discount(entry)
+            self.census.remove(entry)
             del self._entries[entry.id]
         else:
             self.connections.pop(entry.id, None)
 
     def set_peer(self, entry: Entry, peer: Any) -> None:
         """Set the peer of `entry` to the client that a proxy has named."""
-        self._discount(entry)
+        self.census.remove(entry)
         entry.peer = peer
-        if self.per_network is not None:
-            self.per_network[network_of(peer)] += 1
-
-    def _discount(self, entry: Entry) -> None:
-        if self.per_network is not None:
-            network = network_of(entry.peer)
-            self.per_network[network] -= 1
-            if not self.per_network[network]:
-                del self.per_network[network]
+        self.census.add(entry)
 
     def note_refusal(self, entry: Entry, want: Want[Any]) -> None:
         """Note that the unread input of `entry` exceeds the limit of `want`. The caller then tells the handler.
@@ -375,8 +359,9 @@ class RequestTable:
         policy: str | None = None,
         handler_state: str | None = None,
         path: str | None = None,
+        limit: int | None = None,
     ) -> list[Row]:
-        """Return the rows that match every given filter, as plain data.
+        """Return the rows that match every given filter, as plain data: the oldest `limit` of them, or all.
 
         If another thread calls this, the loop runs in between. If a step calls this, the loop stands still. With
         thousands of rows, use `call(table.snapshot, on="thread")` there.
@@ -387,14 +372,19 @@ class RequestTable:
         """
         rows: list[Row] = []
         listing = Listing(state, peer, handler, older_than, idle_for, policy, handler_state, path)
-        for some in self.slices(listing):
+        for some in self.slices(listing, SLICE_ROWS if limit is None else min(SLICE_ROWS, limit)):
             rows += some
+            if limit is not None and len(rows) >= limit:
+                return rows[:limit]
             if self.owner is not None and self.owner.in_other_thread:
                 self.owner.give_way()
         return rows
 
-    def slices(self, listing: Listing) -> Iterator[list[Row]]:
+    def slices(self, listing: Listing, size: int = SLICE_ROWS) -> Iterator[list[Row]]:
         """Yield the matching rows in one or more parts. Between two parts the loop may run and change the entries."""
-        entries = [*self, *list(self.connections.values())]
-        for first in range(0, max(1, len(entries)), SLICE_ROWS):
-            yield listing.rows(entries[first : first + SLICE_ROWS], self.running, self.clock())
+        rows = self.rows()
+        some = list(islice(rows, size))
+        while True:
+            yield listing.rows(some, self.running, self.clock())
+            if not (some := list(islice(rows, size))):
+                return
