@@ -36,13 +36,17 @@ class Census(Generic[T]):
 
     def know_networks(self, entries: Iterable[T] | None) -> None:
         """Know the networks of `entries`, which are all there are, and of those that come. None: know no networks."""
-        self.networks = None if entries is None else {}
-        for entry in entries or ():
-            self._add_to_network(entry)
+        if entries is None:
+            self.networks = None
+            return
+        self.networks = {}
+        for entry in entries:
+            self._add_to_network(self.networks, entry)
 
     def add(self, entry: T) -> None:
         self._of_server[id(entry.server)] += 1
-        self._add_to_network(entry)
+        if self.networks is not None:
+            self._add_to_network(self.networks, entry)
 
     def remove(self, entry: T) -> None:
         self._of_server[id(entry.server)] -= 1
@@ -51,6 +55,7 @@ class Census(Generic[T]):
             if not self.networks[network]:
                 del self.networks[network]
 
-    def _add_to_network(self, entry: T) -> None:
-        if self.networks is not None and (network := network_of(entry.peer)) is not None:
-            self.networks.setdefault(network, []).append(entry)
+    @staticmethod
+    def _add_to_network(networks: dict[str, list[T]], entry: T) -> None:
+        if (network := network_of(entry.peer)) is not None:
+            networks.setdefault(network, []).append(entry)

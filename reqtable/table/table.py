@@ -266,12 +266,14 @@ class RequestTable:
         self.connections[self._number(row, id)] = row
 
     def _number(self, row: Entry, id: int | None) -> int:
-        self.is_by_age = self.is_by_age and id is None
-        if id is None or self.get(id) is not None:
-            id = self.last_id + 1
-        self.last_id = max(self.last_id, id)
-        row.id = id
-        return id
+        if id is not None:
+            self.is_by_age = False
+            if self.get(id) is None:
+                self.last_id = max(self.last_id, id)
+                row.id = id
+                return id
+        self.last_id = row.id = self.last_id + 1
+        return row.id
 
     def remove(self, entry: Entry) -> None:
         self.hold(entry, 0)
