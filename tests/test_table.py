@@ -320,6 +320,42 @@ FORGED = [
 ]
 
 
+@pytest.mark.parametrize("address", [("0.0.0.0", 0), ("10.0.0.1", 4000), ("255.255.255.255", 65_535)])
+def test_an_address_of_ipv4_is_kept_as_a_number(table, address):
+    entry = an_entry(table, peer=address)
+    assert (entry.peer, type(entry.packed_peer)) == (address, int)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        ("127.1", 80),
+        ("010.0.0.1", 80),
+        ("1.2.3.256", 80),
+        ("1.2.3.4.5", 80),
+        ("١.2.3.4", 80),
+        ("::1", 80),
+        ("::1", 80, 0, 0),
+        ("1.2.3.4", 65_536),
+        ("1.2.3.4", -1),
+        ("1.2.3.4", True),
+        ("1.2.3.4", "80"),
+        ("", 0),
+        (),
+        "/run/x.sock",
+        b"\0abstract",
+        0,
+        80,
+        True,
+        None,
+    ],
+)
+def test_any_other_address_is_kept_as_it_is(table, address):
+    kept = an_entry(table, peer=address).peer
+    assert (kept, type(kept)) == (address, type(address))
+    assert not isinstance(address, tuple) or list(map(type, kept)) == list(map(type, address))
+
+
 @pytest.mark.parametrize(("address", "text"), FORGED)
 def test_a_peer_can_not_write_a_line_of_its_own(table, address, text):
     """A Unix peer chooses its own name, and `get_request` may return any address. Each must fill only one line."""

@@ -243,14 +243,14 @@ class Intake:
         return self.make_stream(server, self._steps, request)
 
     def _row(self, server: Hosted, policy: Policy, request: Any, peer: Any, transport: Transport) -> Entry:
-        """Make the entry of a request. To save memory, entries share equal hosts and equal local addresses."""
+        """Make the entry of a request. To save memory, entries share equal hosts of IPv6 and equal local addresses."""
         local = server.server_address
         if isinstance(local, tuple) and local[0] in _WILDCARDS:  # on which of this machine's addresses?
             if type(request) is Datagram:
                 local = request.local
             elif not isinstance(request, tuple):
                 local = _same(transport.request.getsockname())
-        if isinstance(peer, tuple) and peer and isinstance(peer[0], str):
+        if isinstance(peer, tuple) and peer and isinstance(peer[0], str) and ":" in peer[0]:
             peer = (_same(peer[0]), *peer[1:])
         return Entry(self._steps.table, server, policy, peer, local, transport)
 

@@ -17,7 +17,7 @@ from itertools import chain, islice
 from math import inf
 from typing import Any, ClassVar, Protocol
 
-from reqtable.table.addresses import address_text
+from reqtable.table.addresses import address_text, packed, unpacked
 from reqtable.table.census import Census
 from reqtable.table.errors import HandlerError, ReqtableError, shown
 from reqtable.table.gradually import SLICE_ROWS, gradually
@@ -115,7 +115,7 @@ class Entry:
         "local",
         "moves",
         "output",
-        "peer",
+        "packed_peer",
         "policy",
         "reach",
         "result",
@@ -162,6 +162,15 @@ class Entry:
         self.reach: Reach | None = None  # what it has beside its client; None: nothing
         self.steps = 0
         self.moves = 0  # how many times it has gone to another process
+
+    @property
+    def peer(self) -> Any:
+        """The address of the peer, which is packed: a million hosts would take much memory."""
+        return unpacked(self.packed_peer)
+
+    @peer.setter
+    def peer(self, peer: Any) -> None:
+        self.packed_peer = packed(peer)
 
     @property
     def parent_id(self) -> int | None:
@@ -385,8 +394,6 @@ class RequestTable:
     def slices(self, listing: Listing, size: int = SLICE_ROWS) -> Iterator[list[Row]]:
         """Yield the matching rows in one or more parts. Between two parts the loop may run and change the entries."""
         rows = self.rows()
-        some = list(islice(rows, size))
-        while True:
+        yield listing.rows(islice(rows, size), self.running, self.clock())
+        while some := list(islice(rows, size)):
             yield listing.rows(some, self.running, self.clock())
-            if not (some := list(islice(rows, size))):
-                return
