@@ -1,20 +1,20 @@
 /* The lean path in C: what reqtable does for a line that arrives whole.
 
-   Each function does the same as the Python method of its name, for the most frequent case:
-
        on_ready   Stream.on_ready               receives
        take_in    Steps.take_in                 finds the item, runs the step, sends the answer
        _resume    StateRequestHandler._resume   calls the state, follows its transition
        _send      ResumableHandler._send        queues the first output of a step
 
-   In any other case it calls the Python method: the replaced one, or the one that the Python form calls then. So this
-   file decides nothing, and knows no server and no policy. reqtable/handlers/lean.py installs the functions.
+   Each function does the most frequent case of a Python method. In any other case it calls that method, or the method
+   that the Python form calls then. So this file decides nothing, and knows no server and no policy.
+   reqtable/handlers/lean.py installs the functions.
 
-   SLOT reads a slot of an object at its offset, which `install` takes from the class, once the type was checked. `peek`
-   returns an attribute whose owner keeps it alive. The system calls do not wait, so the GIL is kept. */
+   SLOT is a slot of an object whose type was checked. `peek` returns an attribute that its owner keeps alive. The
+   system calls do not wait, so the GIL is kept. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <errno.h>
 #include <structmember.h>
 #include <sys/socket.h>
 
@@ -25,18 +25,20 @@
 /* -- types, constants and the replaced methods (`install` is given them), slots, names ---------------------------- */
 
 #define KNOWN(X) \
-    X(Stream) X(Steps) X(Entry) X(Output) X(Input) X(Line) X(Declaration) X(StateRequestHandler) X(ResumableHandler) \
-    X(Socket) X(MISSING) X(READING) X(AWAITS_INPUT) X(SMALL_BYTES) X(NOT_NOW) X(on_ready) X(take_in) X(_resume)
+    X(Stream) X(Steps) X(Entry) X(RequestTable) X(Limits) X(Output) X(Input) X(Line) X(Declaration) \
+    X(StateRequestHandler) X(ResumableHandler) X(Socket) X(MISSING) X(READING) X(AWAITS_INPUT) X(SMALL_BYTES) \
+    X(on_ready) X(take_in) X(_resume)
 #define SLOTS(X) \
     X(Stream, entry) X(Stream, request) X(Stream, steps) X(Entry, active_at) X(Entry, bytes_in) X(Entry, bytes_out) \
     X(Entry, deadline) X(Entry, held) X(Entry, input) X(Entry, output) X(Entry, resumable) X(Entry, state) \
     X(Entry, steps) X(Entry, table) X(Entry, timeout) X(Entry, transport) X(Entry, want) X(Output, first) \
     X(Output, more) X(Output, size) X(Output, held) X(Input, data) X(Line, limit) X(Declaration, function) \
-    X(Declaration, want) X(Declaration, timeout)
+    X(Declaration, want) X(Declaration, timeout) X(RequestTable, idle_is_unbounded) X(RequestTable, limits) \
+    X(RequestTable, now) X(RequestTable, running) X(RequestTable, thread) X(Limits, recv_bytes) \
+    X(Limits, output_bytes_max)
 #define NAMES(X) \
     X(fail) X(_queue) X(_raised) X(_resume) X(_state) X(_stay_failed) X(_unreadable) X(_unwritable) X(_went) X(arm) \
-    X(awaits) X(declaration) X(entry) X(first) X(flush) X(idle_is_unbounded) X(limits) X(needs_bytes) \
-    X(now) X(output_bytes_max) X(recv_bytes) X(running) X(table) X(thread) X(timeouts)
+    X(awaits) X(declaration) X(entry) X(first) X(fileno) X(flush) X(needs_bytes) X(timeouts)
 
 #define A_KNOWN(name) static PyObject *k_##name;
 #define A_SLOT(type, name) static Py_ssize_t type##_##name;
@@ -51,7 +53,11 @@ static char received[65536]; /* the GIL is held from recv to the copy */
 
 #define SLOT(object, slot) (*(PyObject **)((char *)(object) + (slot)))
 #define IS(object, type) (Py_TYPE(object) == (PyTypeObject *)k_##type)
-#define IS_ENTRY(object) PyObject_TypeCheck(object, (PyTypeObject *)k_Entry)
+/* Whether it is an Entry of a RequestTable; a subclass has the same slots. */
+#define IS_ENTRY(object) \
+    (PyObject_TypeCheck(object, (PyTypeObject *)k_Entry) && \
+     PyObject_TypeCheck(SLOT(object, Entry_table), (PyTypeObject *)k_RequestTable))
+#define LIMITS(entry) SLOT(SLOT(entry, Entry_table), RequestTable_limits)
 
 static PyObject *peek(PyObject *object, PyObject *name)
 {
@@ -60,11 +66,7 @@ static PyObject *peek(PyObject *object, PyObject *name)
     return value;
 }
 
-/* Return the truth of an attribute or a result; -1 for an error. */
-static int truth(PyObject *value)
-{
-    return value == NULL ? -1 : PyObject_IsTrue(value);
-}
+static int truth(PyObject *value) { return value == NULL ? -1 : PyObject_IsTrue(value); }
 
 static int is_done(PyObject *result)
 {
@@ -117,24 +119,25 @@ static PyObject *call_with_error(PyObject *object, PyObject *method, PyObject *e
     return result;
 }
 
+/* Return the descriptor of a socket.socket. */
+static int descriptor(PyObject *request)
+{
+    PyObject *number = PyObject_CallMethodNoArgs(request, n_fileno);
+    int fd = number == NULL ? -1 : (int)PyLong_AsLong(number);
+    Py_XDECREF(number);
+    return fd;
+}
+
 /* After a system call that failed: return None if the socket is not ready, else what stream.method(error) returns. */
 static PyObject *not_now(PyObject *stream, PyObject *method)
 {
+    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)
+        Py_RETURN_NONE;
     PyErr_SetFromErrno(PyExc_OSError);
-    if (!PyErr_ExceptionMatches(k_NOT_NOW))
-        return call_with_error(stream, method, NULL);
-    PyErr_Clear();
-    Py_RETURN_NONE;
+    return call_with_error(stream, method, NULL);
 }
 
 /* -- sending ------------------------------------------------------------------------------------------------------ */
-
-static int flush_in_python(PyObject *transport)
-{
-    PyObject *is_taken = PyObject_CallMethodNoArgs(transport, n_flush);
-    Py_XDECREF(is_taken); /* True or False */
-    return truth(is_taken);
-}
 
 /* Return whether the kernel has taken all output of `entry`; -1 for an error. */
 static int flush(PyObject *entry, PyObject *output, PyObject *transport)
@@ -142,19 +145,24 @@ static int flush(PyObject *entry, PyObject *output, PyObject *transport)
     PyObject *piece = SLOT(output, Output_first);
     if (piece == Py_None)
         return 1;
-    if (!IS(transport, Stream) || !IS(SLOT(transport, Stream_request), Socket) || !PyBytes_CheckExact(piece) ||
-        SLOT(output, Output_more) != Py_None || PyBytes_GET_SIZE(piece) >= PyLong_AsSsize_t(k_SMALL_BYTES))
-        return flush_in_python(transport);
-    Py_ssize_t sent = send(PyObject_AsFileDescriptor(SLOT(transport, Stream_request)), PyBytes_AS_STRING(piece),
-                           (size_t)PyBytes_GET_SIZE(piece), MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent < 0)
-        return is_done(not_now(transport, n__unwritable)) ? 0 : -1;
-    if (!add(entry, Entry_bytes_out, sent))
-        return -1;
-    if (PyLong_AsSsize_t(SLOT(output, Output_size)) != sent) /* it may have grown meanwhile */
-        return is_done(PyObject_CallMethod(output, "consume", "n", sent)) ? flush_in_python(transport) : -1;
-    fill(output, Py_None, 0);
-    return 1;
+    if (IS(transport, Stream) && IS(SLOT(transport, Stream_request), Socket) && PyBytes_CheckExact(piece) &&
+        SLOT(output, Output_more) == Py_None && PyBytes_GET_SIZE(piece) < PyLong_AsSsize_t(k_SMALL_BYTES)) {
+        Py_ssize_t sent = send(descriptor(SLOT(transport, Stream_request)), PyBytes_AS_STRING(piece),
+                               (size_t)PyBytes_GET_SIZE(piece), MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent < 0)
+            return is_done(not_now(transport, n__unwritable)) ? 0 : -1;
+        if (!add(entry, Entry_bytes_out, sent))
+            return -1;
+        if (PyLong_AsSsize_t(SLOT(output, Output_size)) == sent) { /* it may have grown meanwhile */
+            fill(output, Py_None, 0);
+            return 1;
+        }
+        if (!is_done(PyObject_CallMethod(output, "consume", "n", sent)))
+            return -1;
+    }
+    PyObject *is_taken = PyObject_CallMethodNoArgs(transport, n_flush);
+    Py_XDECREF(is_taken); /* True or False */
+    return truth(is_taken);
 }
 
 /* -- Steps.take_in ------------------------------------------------------------------------------------------------ */
@@ -187,14 +195,11 @@ static int waits_for_input(PyObject *want, PyObject *before)
 /* Send the answer, and have `entry` wait as before. Returns 0 if output is left, and -1 for an error. */
 static int stay(PyObject *steps, PyObject *entry, PyObject *table, PyObject *want)
 {
-    PyObject *output = Py_NewRef(SLOT(entry, Entry_output)), *transport = Py_NewRef(SLOT(entry, Entry_transport));
-    int stays = flush(entry, output, transport);
-    Py_DECREF(output);
-    Py_DECREF(transport);
+    int stays = flush(entry, SLOT(entry, Entry_output), SLOT(entry, Entry_transport));
     if (stays != 1)
         return stays;
     set(entry, Entry_want, want);
-    int is_unbounded = truth(peek(table, n_idle_is_unbounded));
+    int is_unbounded = truth(SLOT(table, RequestTable_idle_is_unbounded));
     if (is_unbounded == 1 && SLOT(entry, Entry_timeout) == Py_None)
         set(entry, Entry_deadline, Py_None);
     else {
@@ -210,12 +215,12 @@ static PyObject *run(PyObject *steps, PyObject *entry, PyObject *table, PyObject
     PyObject *resumable = Py_NewRef(SLOT(entry, Entry_resumable)), *before = Py_NewRef(SLOT(entry, Entry_want));
     PyObject *want = NULL, *ends_loop = NULL, *result = NULL;
     int waits = -1, stays = 0;
-    if (PyObject_SetAttr(table, n_running, entry) == 0) {
-        want = PyObject_CallMethodOneArg(resumable, n__resume, item);
-        if (want == NULL && (ends_loop = call_with_error(steps, n_fail, entry)) != NULL)
-            want = Py_NewRef(Py_None);
-    }
-    if (want != NULL && PyObject_SetAttr(table, n_running, Py_None) == 0 && add(entry, Entry_steps, 1))
+    set(table, RequestTable_running, entry);
+    want = PyObject_CallMethodOneArg(resumable, n__resume, item);
+    set(table, RequestTable_running, Py_None);
+    if (want == NULL && (ends_loop = call_with_error(steps, n_fail, entry)) != NULL)
+        want = Py_NewRef(Py_None);
+    if (want != NULL && add(entry, Entry_steps, 1))
         waits = ends_loop == NULL ? waits_for_input(want, before) : 0;
     if (waits == 1 && end == PyBytes_GET_SIZE(data) && SLOT(entry, Entry_state) == k_READING &&
         PyObject_Not(SLOT(entry, Entry_held)) == 1)
@@ -237,20 +242,18 @@ static PyObject *run(PyObject *steps, PyObject *entry, PyObject *table, PyObject
 
 static PyObject *take_in(PyObject *steps, PyObject *const *arguments, Py_ssize_t count)
 {
-    if (count != 2 || !IS_ENTRY(arguments[0]) || !PyBytes_CheckExact(arguments[1]) ||
-        !IS(SLOT(arguments[0], Entry_input), Input)) {
-        PyObject *all[3] = {steps, count > 0 ? arguments[0] : NULL, count > 1 ? arguments[1] : NULL};
-        return PyObject_Vectorcall(k_take_in, all, (size_t)Py_MIN(count, 2) + 1, NULL);
-    }
-    PyObject *entry = arguments[0], *data = arguments[1], *table = peek(steps, n_table), *now = peek(table, n_now);
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "take_in() takes an entry and its data");
+    PyObject *entry = arguments[0], *data = arguments[1];
+    if (!IS_ENTRY(entry) || !PyBytes_CheckExact(data) || !IS(SLOT(entry, Entry_input), Input))
+        return PyObject_Vectorcall(k_take_in, (PyObject *[]){steps, entry, data}, 3, NULL);
+    PyObject *table = SLOT(entry, Entry_table);
     Py_ssize_t size = PyBytes_GET_SIZE(data);
-    if (now == NULL || !add(entry, Entry_bytes_in, size))
+    if (!add(entry, Entry_bytes_in, size))
         return NULL;
-    set(entry, Entry_active_at, now);
-    PyObject *want = Py_NewRef(SLOT(entry, Entry_want)), *result = NULL;
+    set(entry, Entry_active_at, SLOT(table, RequestTable_now));
     int has_unread = truth(SLOT(SLOT(entry, Entry_input), Input_data));
-    PyObject *found = has_unread ? Py_NewRef(Py_None) : first(want, data);
-    Py_DECREF(want);
+    PyObject *found = has_unread ? Py_NewRef(Py_None) : first(SLOT(entry, Entry_want), data), *result = NULL;
     if (found == data)
         result = run(steps, entry, table, data, data, size);
     else if (found != NULL && PyTuple_CheckExact(found) && PyTuple_GET_SIZE(found) == 2) {
@@ -272,23 +275,21 @@ static PyObject *on_ready(PyObject *stream, PyObject *mask)
 {
     PyObject *entry = SLOT(stream, Stream_entry), *steps = SLOT(stream, Stream_steps);
     PyObject *request = SLOT(stream, Stream_request);
-    PyObject *most = IS(steps, Steps) ? peek(peek(peek(steps, n_table), n_limits), n_recv_bytes) : Py_None;
-    Py_ssize_t size = most != NULL && PyLong_Check(most) ? PyLong_AsSsize_t(most) : 0;
-    if (!IS(stream, Stream) || !IS(request, Socket) || entry == NULL || !IS_ENTRY(entry) ||
-        SLOT(entry, Entry_state) != k_READING || size <= 0 || size > (Py_ssize_t)sizeof received)
-        return PyErr_Occurred() ? NULL : PyObject_Vectorcall(k_on_ready, (PyObject *[]){stream, mask}, 2, NULL);
-    ssize_t count = recv(PyObject_AsFileDescriptor(request), received, (size_t)size, MSG_DONTWAIT);
+    int is_lean = IS(stream, Stream) && IS(steps, Steps) && IS(request, Socket) && entry != NULL && IS_ENTRY(entry) &&
+                  SLOT(entry, Entry_state) == k_READING;
+    Py_ssize_t size = is_lean ? PyLong_AsSsize_t(SLOT(LIMITS(entry), Limits_recv_bytes)) : 0;
+    if (size <= 0 || size > (Py_ssize_t)sizeof received)
+        return PyObject_Vectorcall(k_on_ready, (PyObject *[]){stream, mask}, 2, NULL);
+    ssize_t count = recv(descriptor(request), received, (size_t)size, MSG_DONTWAIT);
     if (count < 0)
         return not_now(stream, n__unreadable);
     if (count == 0)
         return PyObject_CallMethod(stream, "_take_end", NULL);
     PyObject *data = PyBytes_FromStringAndSize(received, count), *result = NULL;
     Py_INCREF(entry);
-    Py_INCREF(steps);
     if (data != NULL)
         result = take_in(steps, (PyObject *[]){entry, data}, 2);
     Py_DECREF(entry);
-    Py_DECREF(steps);
     Py_XDECREF(data);
     return result;
 }
@@ -328,14 +329,13 @@ static PyObject *_resume(PyObject *handler, PyObject *item)
 
 static PyObject *_send(PyObject *handler, PyObject *data)
 {
-    PyObject *entry = peek(handler, n_entry), *output = NULL;
+    PyObject *entry = peek(handler, n_entry);
     if (entry != NULL && IS_ENTRY(entry) && PyBytes_CheckExact(data)) {
-        PyObject *table = SLOT(entry, Entry_table), *thread = peek(table, n_thread);
-        PyObject *most = peek(peek(table, n_limits), n_output_bytes_max);
+        PyObject *table = SLOT(entry, Entry_table), *thread = SLOT(table, RequestTable_thread);
+        PyObject *output = SLOT(entry, Entry_output);
         Py_ssize_t size = PyBytes_GET_SIZE(data);
-        output = SLOT(entry, Entry_output);
-        if (thread && most && peek(table, n_running) == entry && IS(output, Output) && size > 0 &&
-            SLOT(output, Output_first) == Py_None && size <= PyLong_AsSsize_t(most) &&
+        if (SLOT(table, RequestTable_running) == entry && IS(output, Output) && SLOT(output, Output_first) == Py_None &&
+            size > 0 && size <= PyLong_AsSsize_t(SLOT(LIMITS(entry), Limits_output_bytes_max)) &&
             (thread == Py_None || PyLong_AsUnsignedLong(thread) == PyThread_get_thread_ident())) {
             fill(output, data, size);
             Py_RETURN_NONE;
@@ -353,15 +353,12 @@ static PyMethodDef methods[] = {
     {"_send", _send, METH_O, "send($self, data, /)\n--\n\n"},
 };
 
-/* Return the offset of a slot; -1 for an error. */
+/* Return the offset of a slot; -1 if there is none. */
 static Py_ssize_t offset(PyObject *type, const char *name)
 {
     PyObject *slot = PyObject_GetAttrString(type, name);
-    Py_ssize_t found = -1;
-    if (slot != NULL && Py_IS_TYPE(slot, &PyMemberDescr_Type))
-        found = ((PyMemberDescrObject *)slot)->d_member->offset;
-    else if (slot != NULL)
-        PyErr_Format(PyExc_TypeError, "%R has no slot %s", type, name);
+    int is_slot = slot != NULL && Py_IS_TYPE(slot, &PyMemberDescr_Type);
+    Py_ssize_t found = is_slot ? ((PyMemberDescrObject *)slot)->d_member->offset : -1;
     Py_XDECREF(slot);
     return found;
 }
@@ -374,7 +371,7 @@ static PyObject *install(PyObject *Py_UNUSED(module), PyObject *given)
         return PyErr_Format(PyExc_KeyError, "%s", #name);
 #define FIND(type, name) \
     if ((type##_##name = offset(k_##type, #name)) < 0) \
-        return NULL;
+        return PyErr_Format(PyExc_TypeError, "%s.%s is no slot", #type, #name);
 #define INTERN(name) \
     if ((n_##name = PyUnicode_InternFromString(#name)) == NULL) \
         return NULL;
@@ -397,10 +394,6 @@ static PyModuleDef_Slot slots[] = {
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif
     {0, NULL}};
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "reqtable._lean", .m_methods = functions, .m_slots = slots};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_lean", .m_methods = functions, .m_slots = slots};
 
-PyMODINIT_FUNC PyInit__lean(void)
-{
-    return PyModuleDef_Init(&definition);
-}
+PyMODINIT_FUNC PyInit__lean(void) { return PyModuleDef_Init(&module); }

@@ -189,15 +189,6 @@ def test_posted_items_are_given_once(want):
     assert want.take(entry) is MISSING
 
 
-def test_what_the_kernel_keeps_is_told_of_once():
-    entry = an_entry()
-    assert READABLE.take(entry) is MISSING
-    entry.input.data = b"?"
-    assert READABLE.take(entry) is None
-    assert READABLE.take(entry) is MISSING
-    assert len(entry.input) == 0
-
-
 def slow(number: int) -> int:
     return number
 

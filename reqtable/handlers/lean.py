@@ -11,9 +11,10 @@ from reqtable.loop.step import Steps
 from reqtable.net.stream import Stream
 from reqtable.table.input import MISSING, Input
 from reqtable.table.lean import lean
+from reqtable.table.limits import Limits
 from reqtable.table.output import SMALL_BYTES, Output
 from reqtable.table.states import Event, State
-from reqtable.table.table import Entry
+from reqtable.table.table import Entry, RequestTable
 from reqtable.table.wants import Line
 
 
@@ -22,9 +23,9 @@ def install() -> None:
     if lean is None:
         return
     made = lean.install(
-        {each.__name__: each for each in (Declaration, Entry, Input, Line, Output, Steps, Stream)}
+        {each.__name__: each for each in (Declaration, Entry, Input, Limits, Line, Output, RequestTable, Steps, Stream)}
         | {each.__name__: each for each in (ResumableHandler, StateRequestHandler)}
-        | {"Socket": socket.socket, "NOT_NOW": (BlockingIOError, InterruptedError), "SMALL_BYTES": SMALL_BYTES}
+        | {"Socket": socket.socket, "SMALL_BYTES": SMALL_BYTES}
         | {"MISSING": MISSING, "READING": State.READING, "AWAITS_INPUT": Event.AWAITS_INPUT}
         | {"on_ready": Stream.on_ready, "take_in": Steps.take_in, "_resume": StateRequestHandler._resume}
     )

@@ -208,12 +208,13 @@ class RequestTable:
     Iterating it gives the requests; `connections` has the rows of the connections.
     """
 
+    __slots__ = ("__dict__", "idle_is_unbounded", "limits", "now", "running", "thread")  # those that lean.c uses
+
     def __init__(self, clock: Callable[[], float], limits: Limits | None = None) -> None:
         self.last_id = 0
         self.is_by_age = True  # an older row comes before a younger one; not if a row has come from another process
         self._entries: dict[int, Entry] = {}
         self.census: Census[Entry] = Census()
-        self.limits: Limits
         self.set_limits(limits if limits is not None else Limits())
         self.buffered = 0  # bytes of input and output in the entries' buffers: the sum of their `held`
         self.clock = clock
@@ -224,8 +225,7 @@ class RequestTable:
         self.connections: dict[int, Entry] = {}  # the outgoing connections, by id
         self.connection_counts: Counter[str] = Counter()  # how many were opened, reused, failed
         self.elsewhere: dict[Entry, RemoteStep] = {}  # entries whose step runs in another thread
-        # For each entry whose input exceeded a limit: how much input it had taken by then, and the wants that it tried.
-        self._refused: dict[Entry, tuple[int, list[Want[Any]]]] = {}
+        self._refused: dict[Entry, tuple[int, list[Want[Any]]]] = {}  # see note_refusal
         self.owner: Owner | None = None
         self.thread: int | None = None  # the `threading.get_ident()` of the loop's thread; None: the loop does not run
         self.on_transition: Callable[[Entry, State, Event], Any] | None = None  # called after each transition
