@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks run [--quick] [--json FILE] [NAME…]    measure; a NAME is a work or a peer, or a pattern
 python -m tests.benchmarks show [FILE]                            show the tables again
-python -m tests.benchmarks page [FILE]                            write docs/performance.md and its plots
+python -m tests.benchmarks page [FILE]                            write docs/performance.md and its chart
 python -m tests.benchmarks add [FILE]                             add the works of a run to the page
 """
 
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from tests.benchmarks.processes import (
     CORES,
     ENVIRONMENT,
     LOAD_CORE,
-    PATIENCE_S,
     ROOT,
     SERVER_CORE,
     Failed,
@@ -38,7 +38,7 @@ from tests.benchmarks.processes import (
     Tools,
     tools,
 )
-from tests.benchmarks.report import Measured, limited, page, plot_all, show, written
+from tests.benchmarks.report import Measured, limited, page, plot, show, written
 from tests.benchmarks.servers import PEERS
 from tests.benchmarks.work import FULL, QUICK, WARM_UP, WORKS, Effort, Figures, Work
 
@@ -46,6 +46,7 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 FIGURES = ROOT / "docs" / "performance" / "figures.json"
 NEW = ROOT / "build" / "bench.json"
 FLOOR = "floor"
+COUNTING_S = 1800.0  # the most that counting bytecodes and instructions may take
 
 Job = tuple[Work, str]
 Advance = Callable[[str], None]
@@ -125,7 +126,10 @@ def provenance() -> dict[str, Any]:
         "processor": f"{processor}, {len(CORES)} cores; servers on core {SERVER_CORE}, the load on core {LOAD_CORE}",
         "load average before": f"{os.getloadavg()[0]:.1f}",
     }
-    versions = {"Python": platform.python_version()}
+    versions = {
+        "Python": platform.python_version(),
+        "C module": "built" if find_spec("reqtable._lean") else "not built",
+    }
     for package in sorted({peer.package for peer in PEERS.values()} - {"socketserver", "asyncio"}):
         try:
             versions[package] = version(package)
@@ -138,10 +142,10 @@ def provenance() -> dict[str, Any]:
     return {"machine": machine, "versions": versions, "commit": commit(), "measured_at": when}
 
 
-def bytecodes() -> Any:
-    """Return the output of `tests.benchmarks.profile`."""
-    command = [sys.executable, "-m", "tests.benchmarks.profile"]
-    how: dict[str, Any] = {"cwd": ROOT, "env": ENVIRONMENT, "timeout": PATIENCE_S}
+def counts() -> Any:
+    """Return the output of `tests.benchmarks.profile`: bytecodes and instructions."""
+    command = [sys.executable, "-m", "tests.benchmarks.profile", "--json"]
+    how: dict[str, Any] = {"cwd": ROOT, "env": ENVIRONMENT, "timeout": COUNTING_S}
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, **how).stdout)
 
 
@@ -195,7 +199,7 @@ def run(names: list[str], effort: Effort, path: Path) -> int:
         about
         | {"quick": effort.seconds < FULL.seconds, "rounds": effort.rounds, "seconds": effort.seconds}
         | found
-        | {"bytecodes": bytecodes()}
+        | ({} if names else counts())
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(written(measured))
@@ -210,8 +214,7 @@ def write_page(path: Path) -> int:
         FIGURES.parent.mkdir(parents=True, exist_ok=True)
         FIGURES.write_text(written(measured))
     DOCUMENT.write_text(page(measured))
-    for each in (DOCUMENT, *plot_all(measured, FIGURES.parent)):
-        print(each)
+    print(DOCUMENT, plot(measured, FIGURES.parent), sep="\n")
     return 0
 
 
@@ -240,7 +243,7 @@ def main() -> int:
     running.add_argument("names", nargs="*", metavar="NAME", help="a work or a peer, or a pattern such as echo-*")
     for name, text, default in (
         ("show", "show the tables of a run", NEW),
-        ("page", "write the page and its plots", FIGURES),
+        ("page", "write the page and its chart", FIGURES),
         ("add", "add the works of a run to the page", NEW),
     ):
         command = commands.add_parser(name, help=text)

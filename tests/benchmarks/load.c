@@ -1,10 +1,11 @@
 /* The load: clients that each send some lines, wait for all of their answers, and send again.
  *
- *     load tcp|udp|churn PORT CONNECTIONS LINES ANSWER_BYTES SLOW SECONDS
+ *     load tcp|hosts|udp|churn PORT CONNECTIONS LINES ANSWER_BYTES SLOW SECONDS
  *
- * LINES are sent at once, ANSWER_BYTES come for each; `churn` connects anew for each request. SLOW more clients send a
- * byte a second. Prints "ready" when all are connected and warm, waits for a line, works for SECONDS, prints what it
- * came to, and waits for another line with its connections open, so that the server can be looked at meanwhile.
+ * LINES are sent at once, ANSWER_BYTES come for each; `churn` connects anew for each request, and with `hosts` each
+ * client has an address of its own. SLOW more clients send a byte a second. Prints "ready" when all are connected and
+ * warm, waits for a line, works for SECONDS, prints what it came to, and waits for another line with its connections
+ * open, so that the server can be looked at meanwhile.
  */
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
@@ -24,7 +25,7 @@ struct client {
     double sent_at;
 };
 
-static int poller, port, is_udp, is_churn, lines, client_count, slow_count;
+static int poller, port, is_udp, is_churn, is_hosts, lines, client_count, slow_count;
 static long answer_bytes, requests;
 static struct client *clients;
 static char text[LINE_BYTES * LINES_MAX], scratch[1 << 20];
@@ -34,6 +35,11 @@ static void connect_client(struct client *client) {
     int one = 1;
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     client->fd = socket(AF_INET, is_udp ? SOCK_DGRAM : SOCK_STREAM, 0);
+    if (is_hosts) {
+        struct sockaddr_in own = {.sin_family = AF_INET};
+        own.sin_addr.s_addr = htonl((127 << 24) + 65536 + (client - clients)); /* 127.1.0.0 and following */
+        if (bind(client->fd, (struct sockaddr *)&own, sizeof own) < 0) fail("bind");
+    }
     if (client->fd < 0 || connect(client->fd, (struct sockaddr *)&address, sizeof address) < 0) fail("connect");
     if (!is_udp) setsockopt(client->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = client};
@@ -132,6 +138,7 @@ static void connect_all(int count) {
 int main(int argc, char **argv) {
     if (argc != 8) return fprintf(stderr, "load: seven arguments, not %d\n", argc - 1), 2;
     is_udp = !strcmp(argv[1], "udp"), is_churn = !strcmp(argv[1], "churn");
+    is_hosts = !strcmp(argv[1], "hosts");
     port = atoi(argv[2]), client_count = atoi(argv[3]), lines = atoi(argv[4]), answer_bytes = atol(argv[5]);
     slow_count = atoi(argv[6]);
     double seconds = atof(argv[7]);

@@ -126,10 +126,10 @@ class Server(Process):
 
     upstream: socket.socket | None = None
 
-    def __init__(self, command: list[str], upstream: socket.socket | None = None) -> None:
+    def __init__(self, command: list[str], upstream: socket.socket | None = None, core: int = SERVER_CORE) -> None:
         port = [] if upstream is None else [str(upstream.getsockname()[1])]
         self.upstream = upstream
-        super().__init__([*command, *port], SERVER_CORE)
+        super().__init__([*command, *port], core)
         try:
             self.port = int(self.line())
         except BaseException:

@@ -1,17 +1,19 @@
-"""Counts the bytecodes that a request takes, by function.
+"""Counts the bytecodes and the instructions that a request takes. No other load on the machine changes these figures.
 
-They are counted, not sampled, so the same Python on the same commit always gives the same numbers. A call into C counts
-as one bytecode.
+    python -m tests.benchmarks.profile                 # a table of both
+    python -m tests.benchmarks.profile --functions     # the bytecodes of each function
+    python -m tests.benchmarks.profile --json          # all of it, for the page
 
-    python -m tests.benchmarks.profile
-
-prints the counts as JSON, for each kind of work and each peer.
+The bytecodes are counted, not sampled, so the same Python on the same commit always gives the same numbers. A call into
+C counts as one bytecode. `instructions` counts the instructions.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import socket
+import subprocess
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -22,27 +24,25 @@ from typing import Any
 from unittest import mock
 
 import reqtable
+from tests.benchmarks import instructions
 from tests.benchmarks.http_servers import files, hello, wsgi
-from tests.benchmarks.servers import reqtable_lines, reqtable_redis
-from tests.benchmarks.work import LINE_BYTES
+from tests.benchmarks.instructions import ASKED, CLIENTS, Asked
+from tests.benchmarks.processes import ENVIRONMENT, PATIENCE_S, ROOT
+from tests.benchmarks.servers import PEERS, reqtable_lines, reqtable_redis
 
-CLIENTS = 50
-AT_ONCE = 16
-LINE = b"x" * (LINE_BYTES - 1) + b"\n"
-GET = b"*2\r\n$3\r\nGET\r\n$16\r\nkey:000000000000\r\n"
-BROWSED = b"GET /page.html HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: load\r\nAccept: */*\r\n\r\n"
+ByFunction = dict[str, float]
+Counts = dict[str, dict[str, ByFunction]]  # by kind of work and peer
 
-# By kind of work and peer: the function that makes the handler, its style, the policy, the bytes that a client sends at
-# once, and how many requests they hold.
-PROFILED: dict[str, dict[str, tuple[Any, str, str, bytes, int]]] = {
+# By kind of work and peer: the function that makes the handler, its style, and the policy.
+PROFILED: dict[str, dict[str, tuple[Any, str, str]]] = {
     "lines": {
-        "reqtable-state": (reqtable_lines, "state", "inline", LINE, 1),
-        "reqtable-async": (reqtable_lines, "async", "inline", LINE, 1),
-        "reqtable-greenlet": (reqtable_lines, "blocking", "greenlet", LINE, 1),
+        "reqtable-state": (reqtable_lines, "state", "inline"),
+        "reqtable-async": (reqtable_lines, "async", "inline"),
+        "reqtable-greenlet": (reqtable_lines, "blocking", "greenlet"),
     },
-    "redis": {"reqtable-state": (reqtable_redis, "state", "inline", GET * AT_ONCE, AT_ONCE)},
-    "hello": {"reqtable-wsgi-inline": (lambda _: wsgi(hello), "state", "inline", BROWSED, 1)},
-    "file": {"reqtable-http": (lambda _: files(), "state", "inline", BROWSED, 1)},
+    "redis": {"reqtable-state": (reqtable_redis, "state", "inline")},
+    "hello": {"reqtable-wsgi-inline": (lambda _: wsgi(hello), "state", "inline")},
+    "file": {"reqtable-http": (lambda _: files(), "state", "inline")},
 }
 
 
@@ -60,7 +60,7 @@ class Bytecodes:
         return self.trace
 
 
-def profile(make: Any, style: str, policy: str, sent: bytes, count: int) -> dict[str, float]:
+def profile(make: Any, style: str, policy: str, asked: Asked) -> ByFunction:
     """Return the bytecodes of a request by function, the most first. They include a request's share of a pass."""
     bytecodes = Bytecodes()
 
@@ -90,7 +90,7 @@ def profile(make: Any, style: str, policy: str, sent: bytes, count: int) -> dict
         stack.enter_context(mock.patch("time.time", repeat(0.0).__next__))  # HTTP writes the Date once a second
         for is_on in (False, True):  # the first round warms up the loop, and lets the interpreter specialize
             for client in clients:
-                client.sendall(sent)
+                client.sendall(asked.sent)
             bytecodes.is_on = is_on
             engine.loop.run_once(0)
             bytecodes.is_on = False
@@ -98,13 +98,65 @@ def profile(make: Any, style: str, policy: str, sent: bytes, count: int) -> dict
                 client.recv(65_536)
         sys.settrace(outer)
         engine.table.thread = None
-    requests = CLIENTS * count
+    requests = CLIENTS * asked.count
     return {name: round(found / requests, 1) for name, found in bytecodes.counts.most_common()}
 
 
-def profiles() -> dict[str, dict[str, dict[str, float]]]:
-    return {kind: {peer: profile(*how) for peer, how in peers.items()} for kind, peers in PROFILED.items()}
+def bytecodes() -> Counts:
+    """Return the bytecodes of this process, which has imported reqtable with the C module or without it."""
+    return {kind: {peer: profile(*how, ASKED[kind]) for peer, how in peers.items()} for kind, peers in PROFILED.items()}
+
+
+def all_bytecodes() -> Counts:
+    """Return the bytecodes of both forms, each from a process of its own."""
+    found: Counts = {kind: {} for kind in PROFILED}
+    for form, environment in (("", {}), ("-pure", {"REQTABLE_PURE": "1"})):
+        command = [sys.executable, "-m", "tests.benchmarks.profile", "--of-this-process"]
+        how: dict[str, Any] = {"cwd": ROOT, "env": ENVIRONMENT | environment, "timeout": PATIENCE_S}
+        printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, **how).stdout
+        for kind, by_peer in json.loads(printed).items():
+            found[kind] |= {peer + form: counts for peer, counts in by_peer.items() if peer + form in PEERS}
+    return found
+
+
+def table(counted: Counts, run: Counts) -> list[str]:
+    lines = [f"{'':26}{'bytecodes':>14}{'instructions':>14}{'of 1 client':>14}"]
+    for kind in ASKED:
+        lines.append(kind)
+        for peer in counted[kind] | run.get(kind, {}):
+            count = sum(counted[kind].get(peer, {}).values())
+            of_peer = run.get(kind, {}).get(peer, {})
+            cells = [f"{count:,.0f}" if count else "-", *(f"{of_peer[each]:,}" for each in of_peer)]
+            lines.append(f"  {peer:24}" + "".join(f"{cell:>14}" for cell in cells))
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.profile")
+    parser.add_argument("--functions", action="store_true", help="show the bytecodes of each function")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    parser.add_argument("--of-this-process", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.of_this_process:
+        json.dump(bytecodes(), sys.stdout)
+        return
+    counted = all_bytecodes()
+    if options.functions:
+        for kind, by_peer in counted.items():
+            for peer, functions in by_peer.items():
+                print(f"{kind}, {peer}: {sum(functions.values()):,.0f}")
+                for name, count in functions.items():
+                    print(f"{count:10g}  {name}")
+        return
+    why_not = instructions.missing()
+    run = {} if why_not else instructions.all_instructions()
+    if why_not:
+        print(f"no instructions: {why_not}", file=sys.stderr)
+    if options.json:
+        json.dump({"bytecodes": counted, "instructions": run}, sys.stdout)
+    else:
+        print("\n".join(table(counted, run)))
 
 
 if __name__ == "__main__":
-    json.dump(profiles(), sys.stdout)
+    main()

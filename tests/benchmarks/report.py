@@ -1,4 +1,4 @@
-"""Turns figures into medians and ratios, tables in the terminal, the page, and its plots.
+"""Turns figures into medians and ratios, tables in the terminal, the page, and its chart.
 
 A ratio compares figures with the baseline's figures of the same round. A table shows the median of the rounds' ratios,
 and the smallest and largest of them.
@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,18 @@ Rounds = list[Figures]
 
 MARK = "*"  # marks a cell in which the load took as much processor time as the server, or more
 OURS = "reqtable"
-PLOTTED = ("echo-50", "echo-500", "pipelined", "churn", "udp", "redis-16", "idle")
+PLOTTED_WORK = "echo-50"
+PLOTTED = {
+    "floor": "a loop in C, which does nothing else",
+    "reqtable-state": "reqtable: a state machine",
+    "reqtable-state-pure": "the same without the C module",
+    "uvloop-protocol": "uvloop: a protocol",
+    "uvloop-streams": "uvloop: streams",
+    "asyncio-protocol": "asyncio: a protocol",
+    "asyncio-streams": "asyncio: streams",
+    "gevent": "gevent",
+    "socketserver-threading": "socketserver: threads",
+}
 
 
 @dataclass(frozen=True)
@@ -58,11 +69,6 @@ def value_of(figures: Figures, name: str) -> float:
     return cpu_us(figures) if name == "cpu_us" else figures[name]
 
 
-def user_us(rounds: Rounds) -> float:
-    """Return the microseconds of user time for each request; over all rounds, because user time is sampled."""
-    return sum(each["user_s"] for each in rounds) / sum(each["requests"] for each in rounds) * 1e6
-
-
 def main_figure(work: Work) -> str:
     if work.measure is idle:
         return "kib"
@@ -87,31 +93,32 @@ def is_limited_by_load(rounds: Rounds) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Tells whether a goal is met, and by how much.
-
-    `user` is the ratio of user time alone. `floor` is the ratio that the floor (a server in C) reaches. `allowed_us` is
-    how many microseconds above the floor the goal allows for each request. `taken_us` is how many the server takes.
-    """
+    """Tells whether a goal is met. `floor` is the ratio that the floor (a server in C) reaches."""
 
     goal: Goal
     found: Spread | None = None  # None: not measured
-    user: float | None = None
     floor: float | None = None
-    allowed_us: float | None = None
-    taken_us: float | None = None
 
     @property
     def met(self) -> bool:
-        return self.found is not None and self.found.median <= self.goal.most
+        most = self.floor if self.goal.most is None else self.goal.most
+        return self.found is not None and most is not None and self.found.median <= most
 
-    def cells(self) -> list[str]:
+    @property
+    def missed(self) -> bool:
+        return self.found is not None and not self.met
+
+    def cells(self, numbers: dict[str, int] | None = None) -> list[str]:
+        """Return the cells of the goal's line. `numbers` has the number of each reason."""
         unit = self.goal.unit
-        verdict = "not measured" if self.found is None else "met" if self.met else "**not met**"
+        over = self.goal.over if self.goal.over and self.goal.over not in WORKS else "–"
+        most = "the floor's" if self.goal.most is None else f"{self.goal.most:g} {unit}"
+        verdict = "not measured" if self.found is None else "met" if self.met else "**missed**"
+        if self.missed and numbers:
+            verdict += f" ({numbers[self.goal.reason]})"
         found = "–" if self.found is None else f"{self.found.text()} {unit}"
-        more = [
-            "–" if each is None else plain(each) for each in (self.user, self.floor, self.allowed_us, self.taken_us)
-        ]
-        return [self.goal.text, f"≤ {self.goal.most:g} {unit}", found, verdict, *more]
+        floor = "–" if self.floor is None else plain(self.floor)
+        return [self.goal.text, self.goal.peer, over, most, found, verdict, floor]
 
 
 def outcome(measured: Measured, goal: Goal) -> Outcome:
@@ -131,17 +138,11 @@ def outcome(measured: Measured, goal: Goal) -> Outcome:
     others, floor, floor_others = others_of(goal.peer), by_peer.get("floor"), others_of("floor")
     if others is None:
         return Outcome(goal)
-    found, user = ratio(rounds, others, goal.figure), user_us(rounds) / user_us(others) if user_us(others) else None
-    if not floor or not floor_others:
-        return Outcome(goal, found, user)
-    own_us, their_us, floor_us = (spread(each, goal.figure).median for each in (rounds, others, floor))
+    has_floor = floor and floor_others
     return Outcome(
         goal,
-        found,
-        user,
-        ratio(floor, floor_others, goal.figure).median,
-        goal.most * their_us - floor_us,
-        own_us - floor_us,
+        ratio(rounds, others, goal.figure),
+        ratio(floor, floor_others, goal.figure).median if has_floor else None,
     )
 
 
@@ -151,17 +152,8 @@ def outcomes(measured: Measured, goals: list[Goal] = GOALS) -> list[Outcome]:
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
-GOAL_HEADINGS = ["goal", "at most", "measured", "", "user time alone", "the floor in C", "left, µs", "taken, µs"]
-LOADED = [
-    "server",
-    "CPU µs a request",
-    "ratio to the baseline",
-    "user",
-    "requests/s",
-    "median µs",
-    "99 % µs",
-    "max µs",
-]
+GOAL_HEADINGS = ["work", "server", "beside", "at most", "measured", "", "the floor"]
+LOADED = ["server", "CPU µs a request", "ratio to the baseline", "user", "requests/s", "99 % µs"]
 HEADINGS = {
     "kib": ["server", "KiB a connection", "ratio to the baseline", "connections"],
     "ms": ["server", "ms", "ratio to the baseline", "max ms"],
@@ -200,10 +192,8 @@ def more_cells(name: str, rounds: Rounds) -> list[str]:
     user = sum(each["user_s"] for each in rounds)
     ticks = user + sum(each["system_s"] for each in rounds)
     rate = statistics.median(each["requests"] / each["wall_s"] for each in rounds)
-    waits = [
-        plain(spread(rounds, name).median) if name in rounds[0] else "–" for name in ("p50_us", "p99_us", "max_us")
-    ]
-    return [f"{user / ticks:.0%}" if ticks else "–", plain(rate), *waits]
+    wait = plain(spread(rounds, "p99_us").median) if "p99_us" in rounds[0] else "–"
+    return [f"{user / ticks:.0%}" if ticks else "–", plain(rate), wait]
 
 
 def written(measured: Measured) -> str:
@@ -254,17 +244,19 @@ def markdown(names: list[str], lines: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(names)} |", "|---" * len(names) + "|", *(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
-INTRODUCTION = """# What it costs
+HEAD = """# What it costs
 
-`python -m tests.benchmarks page` generates this page from [figures.json](performance/figures.json), which `make bench`
-measures. The main figure is the server's processor time for each request, user and system time together, as the
-operating system accounts for it. The time of child processes is included. The ratio compares this time with that of
-another server that does the same work: each server splits its input into lines, whatever its library delivers, and
-answers each line.
+**A state machine serves lines at {uvloop} × the CPU of a uvloop protocol, and at {asyncio} × the CPU of asyncio's
+streams.**
 
-The servers take turns, round by round, on a core of their own. A program in C makes the load on another core. Each cell
-shows the median of the rounds, with the smallest and the largest value in parentheses. A ratio compares figures of the
-same round. Wall-clock figures (requests/s and waits) give only a rough idea, because the machine is shared. The mark
+![CPU time for a line of 64 bytes; a uvloop protocol takes 1](performance/lines.svg)
+
+All figures are the server's processor time for each request, in user and system mode together, with its children. Each
+server splits its input into lines, and answers each line. The servers take turns, round by round, on a core of their
+own; a program in C makes the load on another core. The *floor* is a loop in C that does little but its system calls.
+
+A cell shows the median of the rounds, and the smallest and the largest value in parentheses. A ratio compares figures
+of the same round. Times that a clock measures, such as requests/s, are rough, because the machine is shared. The mark
 `*` means that the load took at least as much processor time as the server, so the server may have waited for the load.
 """
 
@@ -272,12 +264,13 @@ QUICK_NOTE = """**These figures are from a quick run (`make bench QUICK=1`), wit
 of magnitude, not differences of a few percent.**
 """
 
-GOALS_NOTE = """The column "measured" compares all processor time, including the kernel's. The kernel's time is the same
-for servers that make the same system calls. The column "user time alone" compares only the time outside the kernel,
-which the kernel samples every hundredth of a second. "The floor in C" is the same ratio for a loop in C that does
-little but its system calls. The last two columns are microseconds for each request above that floor: "left" is the time
-that the goal allows, and "taken" is the time that the server uses. If the time left is negative, the goal can't be met.
+COUNTS = """`python -m tests.benchmarks.profile` counts these figures. They don't depend on the machine's load. A call
+into C counts as one bytecode. The instructions are those of the server's process, without the kernel's; callgrind
+counts them. With 50 clients, all send at once. With one client, each line takes a pass of the loop for itself. `-pure`
+is reqtable without its C module.
 """
+
+KINDS = {"lines": "a line", "redis": "a Redis GET, -P 16", "hello": "an HTTP hello", "file": "an HTTP file"}
 
 POLICIES = """## What each policy costs, and when to choose which
 
@@ -302,31 +295,15 @@ POLICIES = """## What each policy costs, and when to choose which
 can't run.
 """
 
-WHERE = """A line needs two system calls, and a share of a third one, the poll. The floor in C does nothing else, and
-takes {floor} µs. Nearly all of this is the kernel's time, and no server can save much of it. The rest is the server's
-own time. For reqtable, the table shows how many bytecodes the interpreter executes. The bytecodes are counted, not
-estimated, and a call into C counts as one bytecode:
-"""
-
-# Explanations of a work's figures. The figures in these texts were measured once, as they say.
+# Explanations of a work's figures.
 NOTES = {
-    "churn": """Under `thread` and `fork` each connection has a row in the table. This is why these two policies cost
-more than the standard library's classes. With one connection at a time, `sys.settrace` counts 3,600 bytecodes for each
-connection in the loop's thread under `thread`, and 740 in the main thread of `ThreadingTCPServer`. The difference pays
-for the row and its transitions, the limits and the counters, a duplicate of the socket (for cancelling and lingering),
-and the message that the thread is done. A thread that served several connections in turn would cost less than either
-server. The threads of `pool` do this, at 0.87 of the cost of `ThreadingTCPServer`. But then a request sees what the
-requests before it stored in `threading.local`. Under `fork` the cost is pages: 647 page faults for each connection, in
-the parent and the child together. `ForkingTCPServer` has 430. A child writes to about 130 pages when it leaves the loop
-that it was forked from.
+    "churn": """Under `thread` and `fork` each connection has a row in the table, which the standard library's classes
+don't have. In `reqtable-thread-reuse`, a thread that has served a connection waits for the next one (`[thread] reuse`).
 """,
-    "redis-16": """A GET takes five steps, and each step enters a state and asks its want. The five steps together take
-1,300 bytecodes. The servers with streams await all commands in one coroutine. This costs less for each part of a
-command, but more
-for each answer, because these servers send each answer separately.
+    "redis-16": """The servers with a protocol parse with the same function as reqtable.
 """,
     "forward-lines": """Each line passes the forwarder twice: to a server that echoes it, and back. The load is both
-ends, so the echo costs the forwarder nothing. HAProxy shows what a forwarder in C costs.
+ends, so the echo costs the forwarder nothing. HAProxy is the limit: a forwarder in C with all that users need.
 """,
     "forward-bulk-10-256": """A larger read costs fewer system calls for each MB. reqtable reads 64 KiB at once, unless
 `recv_bytes` and the limit of `chunk()` say more. HAProxy keeps its own size of 16 KiB.
@@ -335,34 +312,21 @@ ends, so the echo costs the forwarder nothing. HAProxy shows what a forwarder in
 servers with streams have a bounded queue and a task for each subscriber. In `reqtable-sends` and `asyncio-writes` the
 publisher itself writes to all subscribers.
 """,
-    "publish-16": """reqtable sends all messages of one pass to a subscriber at once, where streams write each message.
+    "hello-8": """uvicorn runs an ASGI application on uvloop, with httptools. All others run a WSGI application.
 """,
-    "hello-8": """The application's threads take turns with the interpreter. On one core this costs little, because a
-thread that gives its turn away also gives the core away.
+    "hello-8-cores": """Here the servers run wherever the kernel puts them. Threads on several cores compete for the
+interpreter, and each hand-over wakes a thread on another core.
 """,
-    "hello-8-cores": """Here the servers run wherever the kernel puts them, as most servers do. Threads on several cores
-compete for the interpreter, and each hand-over wakes a thread on another core. This costs the servers with threads much
-more, and differs much between rounds.
-""",
-    "file-8": """A sampling profile attributed 44 % of the time of reqtable to the kernel, and 29 % to the one send of
-10 KiB. At 60 µs for a request this is 26 µs, where a fifth of the time of `http.server` is 22 to 32 µs.
+    "takeover": """`reqtable-takeover` keeps a journal, from which another worker continues the requests after a crash.
+`reqtable-worker` is a worker without a journal.
 """,
     "honest-slow": """The processor time includes that of the slow clients, who together send 2,000 bytes and take 2,000
 pieces of 256 bytes every second.
 """,
-    "growth-10000": """Much of the growth is in the kernel. The table of goals shows the growth of the floor, which does
-little but system calls, and the growth of user time alone.
-""",
-    "snapshot": """`snapshot()` returns one list. In a step it holds up the loop until the list is complete. If there
-are thousands of requests, use `call(self.server.table.snapshot, on="thread")`: in a thread it lets the loop run after
-every 250 rows. reqtable does the same for SIGUSR1, and logs a slice in each pass. Making the rows is the cost:
-even 10,000 dicts of 17 constants take 4.5 ms.
+    "snapshot": """In a step, `snapshot()` holds up the loop until its list is complete. If there are thousands of
+requests, use `call(self.server.table.snapshot, on="thread")`: in a thread it lets the loop run after every 250 rows.
 """,
 }
-
-PROFILED_WORK = "echo-50"
-UNCOUNTED = ("uvloop-protocol", "uvloop-streams", "asyncio-protocol", "asyncio-streams", "gevent")
-BYTECODES_SHOWN = 5
 
 POLICY_PEERS = {
     "reqtable-state": "a state machine, `inline`",
@@ -383,25 +347,14 @@ POLICY_WORKS = {
 
 def page(measured: Measured) -> str:
     """Return the text of docs/performance.md."""
-    found = outcomes(measured)
-    met = sum(each.met for each in found)
-    parts = [INTRODUCTION, *([QUICK_NOTE] if measured["quick"] else []), "## The goals", ""]
-    parts += [
-        f"{met} of {len(found)} are met.",
-        "",
-        GOALS_NOTE.rstrip(),
-        "",
-        *markdown(GOAL_HEADINGS, [each.cells() for each in found]),
-    ]
-    parts += ["## Where the time goes", "", *where_time_goes(measured)]
+    parts = [head(measured), *([QUICK_NOTE] if measured["quick"] else []), *goals(measured), *counts(measured)]
     parts += [POLICIES.format(costs="\n".join(policy_costs(measured)).rstrip())]
-    if "growth-10" in measured["works"]:
-        parts += ["## As connections grow", "", "![CPU per request as connections grow](performance/growth.svg)", ""]
+    parts += growth(measured)
     for name, by_peer in measured["works"].items():
         work = WORKS[name]
+        if work.group == "growth":
+            continue
         parts += [f"## {work.title}", ""]
-        if name in PLOTTED:
-            parts += [f"![{work.title}](performance/{name}.svg)", ""]
         parts += [f"The baseline is {work.baseline}.", ""] if main_figure(work) != "step_ms" else []
         parts += markdown(headings(work), list(rows(work, by_peer)))
         parts += [NOTES[name]] if name in NOTES else []
@@ -410,36 +363,50 @@ def page(measured: Measured) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def where_time_goes(measured: Measured) -> list[str]:
-    """Return the section that splits the cost of a line between the kernel and Python."""
-    counted: dict[str, dict[str, float]] = measured["bytecodes"]["lines"]
-    by_peer = measured["works"].get(PROFILED_WORK, {})
-    if "floor" not in by_peer:
-        return []
-    floor = spread(by_peer["floor"], "cpu_us").median
+def head(measured: Measured) -> str:
+    by_peer = measured["works"][PLOTTED_WORK]
+    uvloop, asyncio = (
+        plain(ratio(by_peer["reqtable-state"], by_peer[other], "cpu_us").median, ".2g")
+        for other in ("uvloop-protocol", "asyncio-streams")
+    )
+    return HEAD.format(uvloop=uvloop, asyncio=asyncio)
+
+
+def goals(measured: Measured) -> list[str]:
+    found = outcomes(measured)
+    lines = ["## The goals", "", f"{sum(each.met for each in found)} of {len(found)} are met.", ""]
+    reasons = list(dict.fromkeys(each.goal.reason for each in found if each.missed))
+    numbers = {why: number for number, why in enumerate(reasons, 1)}
+    lines += markdown(GOAL_HEADINGS, [each.cells(numbers) for each in found])
+    if reasons:
+        lines += ["Why goals are missed:", "", *(f"{number}. {why}" for why, number in numbers.items()), ""]
+    return lines
+
+
+def counts(measured: Measured) -> list[str]:
+    """Return the table of bytecodes and instructions."""
     lines = []
-    for peer in [*counted, *UNCOUNTED]:
-        if peer not in by_peer:
-            continue
-        own = spread(by_peer[peer], "cpu_us").median
-        count = sum(counted.get(peer, {}).values())
-        cells = [f"{count:.0f}", f"{(own - floor) / count * 1e3:.1f}"] if count else ["–", "–"]
-        lines.append([peer, plain(own), plain(own - floor), *cells])
-    functions = {
-        name: max(each.get(name, 0) for each in counted.values()) for each in counted.values() for name in each
-    }
-    table = [
-        [f"`{name}`", *(f"{each[name]:g}" if name in each else "–" for each in counted.values())]
-        for name in sorted(functions, key=lambda name: -functions[name])
-        if functions[name] >= BYTECODES_SHOWN
-    ]
-    return [
-        WHERE.format(floor=plain(floor)),
-        *markdown(["", "a line, 50 connections, µs", "above the floor, µs", "bytecodes", "ns each"], lines),
-        "By function:",
-        "",
-        *markdown(["", *counted], table),
-    ]
+    for kind, text in KINDS.items():
+        bytecodes, instructions = (measured.get(each, {}).get(kind, {}) for each in ("bytecodes", "instructions"))
+        for peer in bytecodes | instructions:
+            count = sum(bytecodes.get(peer, {}).values())
+            run = [f"{instructions[peer][each]:,}" if peer in instructions else "–" for each in ("together", "alone")]
+            lines.append([text, peer, f"{count:,.0f}" if count else "–", *run])
+    names = ["", "server", "bytecodes", "instructions, 50 clients", "instructions, 1 client"]
+    return ["## Bytecodes and instructions", "", COUNTS, *markdown(names, lines)] if lines else []
+
+
+def growth(measured: Measured) -> list[str]:
+    """Return the processor time of a line for each number of connections, in one table."""
+    by_size = {name: by_peer for name, by_peer in measured["works"].items() if WORKS[name].group == "growth"}
+    peers = dict.fromkeys(peer for by_peer in by_size.values() for peer in by_peer)
+    lines = []
+    for peer in peers:
+        found = [plain(spread(each[peer], "cpu_us").median) if peer in each else "–" for each in by_size.values()]
+        lines.append([peer, *found])
+    names = ["server", *(f"{WORKS[name].connections:,}" for name in by_size)]
+    title = ["## CPU µs for a line, as connections grow", "", "All connections are busy.", ""]
+    return [*title, *markdown(names, lines)] if lines else []
 
 
 def policy_costs(measured: Measured) -> list[str]:
@@ -465,72 +432,37 @@ def provenance(measured: Measured) -> Iterator[tuple[str, object]]:
         yield f"measured apart: {', '.join(each['works'])}", where
 
 
-# -- plots ------------------------------------------------------------------------------------------------------------
+# -- the chart --------------------------------------------------------------------------------------------------------
 
 
-def plot_all(measured: Measured, folder: Path) -> list[Path]:
-    """Write the plots of the page. Returns their paths."""
+def plot(measured: Measured, folder: Path) -> Path:
+    """Write the chart of the page. Returns its path."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "reqtable"  # the same figures give the same bytes
     matplotlib.rcParams["svg.fonttype"] = "none"
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [plot_work(WORKS[name], measured["works"][name], folder) for name in PLOTTED if name in measured["works"]]
-    if "growth-10" in measured["works"]:
-        written.append(plot_growth(measured, folder))
-    return written
-
-
-def drawn(path: Path, height: float, draw: Callable[[Any], None]) -> Path:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, height), layout="constrained")
-    draw(axes)
+    by_peer = measured["works"][PLOTTED_WORK]
+    baseline = by_peer["uvloop-protocol"]
+    found = sorted(
+        ((ratio(by_peer[peer], baseline, "cpu_us"), peer) for peer in PLOTTED if peer in by_peer),
+        key=lambda pair: -pair[0].median,
+    )
+    medians = [each.median for each, _ in found]
+    errors = [[each.median - each.least for each, _ in found], [each.most - each.median for each, _ in found]]
+    colours = ["#c0392b" if peer.startswith(OURS) else "#7f8c8d" for _, peer in found]
+    figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.28 * len(found)), layout="constrained")
+    bars = axes.barh(
+        [PLOTTED[peer] for _, peer in found], medians, xerr=errors, color=colours, ecolor="#2c3e50", capsize=2
+    )
+    axes.bar_label(bars, [f"{each:.2f}" for each in medians], padding=4)
+    axes.set_title("CPU time for a line of 64 bytes, 50 connections; a uvloop protocol takes 1", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
+    path = folder / "lines.svg"
+    folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
     return path
-
-
-def plot_work(work: Work, by_peer: dict[str, Rounds], folder: Path) -> Path:
-    name = main_figure(work)
-    found = sorted(((spread(rounds, name), peer) for peer, rounds in by_peer.items()), key=lambda pair: -pair[0].median)
-    # If one peer costs a hundred times as much as another, only a logarithmic axis shows both.
-    wide = found[0][0].median > 30 * found[-1][0].median
-
-    def draw(axes: Any) -> None:
-        medians = [each.median for each, _ in found]
-        errors = [[each.median - each.least for each, _ in found], [each.most - each.median for each, _ in found]]
-        colours = ["#c0392b" if peer.startswith(OURS) else "#7f8c8d" for _, peer in found]
-        axes.barh([peer for _, peer in found], medians, xerr=errors, color=colours, ecolor="#2c3e50", capsize=2)
-        axes.set_xlabel(headings(work)[1] + (", logarithmic" if wide else ""))
-        axes.set_title(work.title, loc="left")
-        if wide:
-            axes.set_xscale("log")
-
-    return drawn(folder / f"{work.name}.svg", 0.8 + 0.28 * len(found), draw)
-
-
-def plot_growth(measured: Measured, folder: Path) -> Path:
-    by_size = {
-        int(name.removeprefix("growth-")): by_peer
-        for name, by_peer in measured["works"].items()
-        if name.startswith("growth-")
-    }
-
-    def draw(axes: Any) -> None:
-        for peer in dict.fromkeys(peer for by_peer in by_size.values() for peer in by_peer):
-            points = [
-                (size, spread(by_peer[peer], "cpu_us").median) for size, by_peer in by_size.items() if peer in by_peer
-            ]
-            ours = peer.startswith(OURS)
-            axes.plot(*zip(*points, strict=True), marker="o", label=peer, linestyle="-" if ours else "--")
-        axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("connections, all of them busy")
-        axes.set_ylabel(LOADED[1])
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-
-    return drawn(folder / "growth.svg", 4.5, draw)

@@ -1,10 +1,12 @@
 """The servers that are measured. All do the same work, each in the best form of its library, in a few lines.
 
 A `Peer` serves some kinds of work. `lines` echoes each line, and `answers` (the same servers) answers it with 1 MB.
-`datagrams` echoes each datagram. `redis` is `examples/miniredis.py`, or its commands on streams. `forward`,
-`forward-256` (the same servers, which read more at once) and `publish` are in `relays`. `hello`, `hello-large`, `file`,
-`websocket` and `events` are in `http_servers`. `shutdown` and `snapshot` are timed by the server itself. If a library
-delivers raw chunks, the peer splits them into lines in Python, answers each line and keeps a partial line.
+`datagrams` echoes each datagram. `redis` is `examples/miniredis.py`, or its commands in a protocol or on streams.
+`forward`, `forward-256` (the same servers, which read more at once) and `publish` are in `relays`. `hello`,
+`hello-large`, `file`, `websocket` and `events` are in `http_servers`. `same` and `changing` are in `takeover`.
+`shutdown` and `snapshot` are timed by the server itself. If a library delivers raw chunks, the peer splits them into
+lines in Python, answers each line and keeps a partial line. A peer whose name ends with `-pure` does without the C
+module.
 
     python -m tests.benchmarks.servers PEER KIND [UPSTREAM_PORT]
 
@@ -15,16 +17,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import random
 import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tests.benchmarks import http_servers, relays
+from tests.benchmarks import http_servers, relays, takeover
 
 ANYWHERE = ("127.0.0.1", 0)
 QUEUE = 1024  # the kernel's queue of connections, the same for all
@@ -46,6 +49,7 @@ class Peer:
 
     `kinds` maps each kind of work to the function that serves it. `connections_max` is how many connections the server
     can have open at once. If `is_program`, it is no package but a program. `beside` are packages that it needs as well.
+    `environment` is set before the library is imported.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Peer:
     connections_max: int = ENTRIES_MAX
     is_program: bool = False
     beside: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
     def serves(self, kind: str) -> bool:
         return VARIANTS.get(kind, kind) in self.kinds
@@ -166,7 +171,9 @@ def reqtable_snapshot(style: str) -> Any:
     return Looked
 
 
-def reqtable_serve(handler: Callable[[str], Any], style: str, scheme: str = "tcp", dispatch: str | None = None) -> None:
+def reqtable_serve(
+    handler: Callable[[str], Any], style: str, scheme: str = "tcp", dispatch: str | None = None, **thread: Any
+) -> None:
     import reqtable
 
     limits = reqtable.Limits(recv_bytes=relays.read_bytes)  # the default, unless a kind of work reads more at once
@@ -174,7 +181,7 @@ def reqtable_serve(handler: Callable[[str], Any], style: str, scheme: str = "tcp
         handler(style),
         f"{scheme}://127.0.0.1:0",
         dispatch=dispatch,
-        config=reqtable.Config(limits=limits),
+        config=reqtable.Config(limits=limits, thread=reqtable.ThreadOptions(**thread)),
         on_listening=lambda names: print(names[0].rpartition(":")[2], flush=True),
     )
 
@@ -297,18 +304,57 @@ def streams_lines(run: Callable[..., Any]) -> None:
     run(main())
 
 
-def streams_redis(run: Callable[..., Any]) -> None:
-    """Serve the commands of examples/miniredis.py on streams."""
-    import asyncio
-
+def redis_commands() -> Any:
+    """Make a class that runs the commands of examples/miniredis.py, and sends the answers by a function."""
     from examples.miniredis import MiniRedis
 
     class Commands(MiniRedis):
         def __init__(self, send: Callable[[bytes], None]) -> None:
             self.send = send  # type: ignore[method-assign]
 
+    return Commands
+
+
+def protocol_redis(run: Callable[..., Any]) -> None:
+    """Serve with the parser of examples/miniredis.py, as each protocol does that is given raw chunks."""
+    import asyncio
+
+    from examples.miniredis import whole_command
+
+    made = redis_commands()
+
+    class Redis(asyncio.Protocol):
+        rest = b""
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+            self.commands = made(transport.write)
+
+        def data_received(self, data: bytes) -> None:
+            data = self.rest + data if self.rest else data
+            while data and (found := whole_command(data)) is not None:
+                self.commands.arguments, size = found
+                data = data[size:]
+                if self.commands.arguments and not self.commands.execute():
+                    self.transport.close()
+                    return
+            self.rest = data
+
+    async def main() -> None:
+        server = await asyncio.get_running_loop().create_server(Redis, *ANYWHERE, backlog=QUEUE)
+        say_port(server.sockets[0].getsockname())
+        await server.serve_forever()
+
+    run(main())
+
+
+def streams_redis(run: Callable[..., Any]) -> None:
+    import asyncio
+
+    made = redis_commands()
+
     async def serve(reader: Any, writer: Any) -> None:
-        commands = Commands(writer.write)
+        commands = made(writer.write)
         while text := await reader.readline():
             if text[:1] == b"*":
                 commands.arguments = []
@@ -483,6 +529,11 @@ def reqtable_peer(name: str, style: str, dispatch: str | None = None, most: int 
     return Peer(f"reqtable-{name}", "reqtable", kinds | more, most)
 
 
+def pure_peer(name: str, style: str, dispatch: str | None = None, **more: Any) -> Peer:
+    lines = partial(reqtable_serve, reqtable_lines, style, "tcp", dispatch)
+    return Peer(f"reqtable-{name}-pure", "reqtable", {"lines": lines} | more, environment={"REQTABLE_PURE": "1"})
+
+
 def socketserver_peer(name: str, mixin: str, most: int) -> Peer:
     kinds = {kind: partial(socketserver_serve, mixin, kind) for kind in ("lines", "datagrams")}
     kinds["shutdown"] = partial(shut_down, "socketserver", f"{mixin}TCPServer")
@@ -490,7 +541,7 @@ def socketserver_peer(name: str, mixin: str, most: int) -> Peer:
 
 
 def asyncio_peers(loop: str, on: Callable[..., None]) -> Iterator[Peer]:
-    protocol = {"lines": protocol_lines, "datagrams": protocol_datagrams}
+    protocol = {"lines": protocol_lines, "datagrams": protocol_datagrams, "redis": protocol_redis}
     streams = {
         "lines": streams_lines,
         "redis": streams_redis,
@@ -526,7 +577,17 @@ OURS = (
     reqtable_peer(
         "thread", "blocking", "thread", THREADS, shutdown=partial(shut_down, "reqtable", "ThreadingTCPServer")
     ),
+    Peer(
+        "reqtable-thread-reuse",
+        "reqtable",
+        {"lines": partial(reqtable_serve, reqtable_lines, "blocking", "tcp", "thread", reuse=True)},
+        THREADS,
+    ),
     reqtable_peer("fork", "blocking", "fork", CHILDREN),
+    pure_peer("state", "state", redis=partial(reqtable_serve, reqtable_redis, "state")),
+    pure_peer("async", "async"),
+    pure_peer("greenlet", "blocking", "greenlet"),
+    *(Peer(name, "reqtable", kinds) for name, kinds in takeover.PEERS.items()),
     *(Peer(f"reqtable-{name}", "reqtable", kinds) for name, kinds in http_servers.OURS.items()),
 )
 
@@ -558,6 +619,7 @@ def main() -> None:
     name, kind, *upstream = sys.argv[1:]
     relays.upstream = int(*upstream)
     peer = PEERS[name]
+    os.environ |= peer.environment
     if kind == "answers":
         answer = b"x" * (ANSWER_BYTES - 1) + b"\n"
     elif kind == "forward-256":

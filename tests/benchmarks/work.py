@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 from tests.benchmarks.http_servers import FILE_BYTES, HELLO
 from tests.benchmarks.processes import CORES, PATIENCE_S, SERVER_CORE, Failed, Process, Server, Tools, load_of
@@ -175,7 +176,7 @@ def idle(work: Work, tools: Tools, server: Server, effort: Effort) -> Figures:
 
     def clients(count: int) -> AbstractContextManager[Process]:
         if work.kind == "lines":
-            return tools.clients("tcp", server.port, count, 1, LINE_BYTES, 0, 0)
+            return tools.clients("hosts", server.port, count, 1, LINE_BYTES, 0, 0)
         return tools.browsing("websockets" if work.kind == "websocket" else "listeners", server, count)
 
     with clients(FEW):
@@ -233,6 +234,7 @@ def look(asking: socket.socket, busy: socket.socket, where: str, least: int) -> 
 
 GROWING = (
     "reqtable-state",
+    "reqtable-state-pure",
     "reqtable-async",
     "reqtable-greenlet",
     "uvloop-protocol",
@@ -326,7 +328,35 @@ WORKS = {
             group="slow",
             only=BESIDE_SLOW,
         ),
-        Work("idle", "10,000 idle connections", idle, connections=10_000, fresh=True),
+        Work(
+            "takeover",
+            "Crash takeover: echo of 64-byte lines, 50 connections",
+            loaded,
+            "same",
+            "reqtable-worker",
+            connections=50,
+            group="takeover",
+        ),
+        Work(
+            "takeover-changing",
+            "Crash takeover: the same, and two fields of the handler change with each line",
+            loaded,
+            "changing",
+            "reqtable-worker",
+            connections=50,
+            group="takeover",
+        ),
+        Work(
+            "takeover-16",
+            "Crash takeover: sixteen lines at once, 50 connections",
+            loaded,
+            "same",
+            "reqtable-worker",
+            connections=50,
+            lines=16,
+            group="takeover",
+        ),
+        Work("idle", "10,000 idle connections, all from different hosts", idle, connections=10_000, fresh=True),
         *(
             Work(
                 f"{kind}-{count}{'-cores' if all_cores else ''}",
@@ -338,11 +368,11 @@ WORKS = {
                 all_cores=all_cores,
             )
             for kind, title, baseline in (
-                ("hello", "a hello", "gunicorn-gthread"),
-                ("file", "a file of 10 KiB", "http.server"),
+                ("hello", "a hello", "uvicorn"),
+                ("file", "a file of 10 KiB", "uvicorn"),
             )
-            for count in (1, 8, 32)
-            for all_cores in (False, True)
+            for count, all_cores in ((1, False), (8, False), (8, True), (32, False))
+            if kind == "hello" or not all_cores
         ),
         *(
             Work(
@@ -400,78 +430,97 @@ WORKS = {
 class Goal:
     """Sets the most that a figure of a peer may be.
 
-    If `over` names another peer or another work, the goal is about the ratio to that.
+    If `over` names another peer or another work, the goal is about the ratio to that. None: the floor's own ratio.
     """
 
     text: str
     work: str
     peer: str
-    most: float
+    most: float | None
     over: str = ""
     figure: str = "cpu_us"
     unit: str = "×"
 
+    @property
+    def reason(self) -> str:
+        """Why the goal is missed, if it is; see REASONS."""
+        place = (self.work, self.peer, self.over)
+        found = (why for key, why in REASONS.items() if all(map(fnmatch, place, key)))
+        return next(found, "")
+
 
 def ratios(work: str, peer: str, *others: tuple[str, float]) -> list[Goal]:
-    return [Goal(f"{WORKS[work].title}: {peer} to {other}", work, peer, most, other) for other, most in others]
+    return [Goal(WORKS[work].title, work, peer, most, other) for other, most in others]
 
 
-ECHO_STATE = (("uvloop-protocol", 1.0), ("uvloop-streams", 0.5), ("asyncio-streams", 0.35))
+def for_each(works: tuple[str, ...], peer: str, *others: tuple[str, float]) -> list[Goal]:
+    return [goal for work in works for goal in ratios(work, peer, *others)]
 
+
+MANY = ("echo-50", "echo-500")
+BULK = ("forward-bulk-1", "forward-bulk-10", "forward-bulk-10-256")
+HELLOS = ("hello-8", "hello-32")
+
+# No goal is below what a loop in C reaches in the same run: see the column of the page.
 GOALS: list[Goal] = [
-    *ratios("echo-1", "reqtable-state", *ECHO_STATE[:2]),
-    *ratios("echo-50", "reqtable-state", *ECHO_STATE),
-    *ratios("echo-500", "reqtable-state", *ECHO_STATE),
-    *ratios("echo-50", "reqtable-async", ("uvloop-streams", 0.6)),
-    *ratios("echo-500", "reqtable-async", ("uvloop-streams", 0.6)),
-    *ratios("echo-50", "reqtable-greenlet", ("gevent", 0.6)),
-    *ratios("echo-500", "reqtable-greenlet", ("gevent", 0.6), ("socketserver-threading", 0.6)),
-    *ratios("churn", "reqtable-thread", ("socketserver-threading", 1.0)),
-    *ratios("churn", "reqtable-fork", ("socketserver-forking", 1.0)),
-    *ratios("redis-16", "reqtable-state", ("asyncio-streams", 0.5)),
-    *(
-        goal
-        for name in ("forward-lines", "forward-bulk-1", "forward-bulk-10", "forward-bulk-10-256")
-        for goal in ratios(name, "reqtable-state", ("asyncio-streams", 0.6), ("uvloop-streams", 0.9))
-    ),
+    *for_each(MANY, "reqtable-state", ("uvloop-protocol", 0.8), ("uvloop-streams", 0.55), ("asyncio-streams", 0.45)),
+    *for_each(MANY, "reqtable-state-pure", ("uvloop-protocol", 1.1)),
+    *ratios("echo-1", "reqtable-state", ("uvloop-protocol", 1.1)),
+    *for_each(MANY, "reqtable-async", ("uvloop-streams", 0.6)),
+    *for_each(MANY, "reqtable-async-pure", ("uvloop-streams", 0.85)),
+    *for_each(MANY, "reqtable-greenlet", ("gevent", 0.6)),
+    *for_each(MANY, "reqtable-greenlet-pure", ("gevent", 0.65)),
+    *ratios("churn", "reqtable-thread", ("socketserver-threading", 1.05)),
+    *ratios("churn", "reqtable-thread-reuse", ("socketserver-threading", 0.8)),
+    *ratios("churn", "reqtable-fork", ("socketserver-forking", 1.4)),
+    *ratios("redis-16", "reqtable-state", ("asyncio-streams", 0.5), ("asyncio-protocol", 1.0)),
+    Goal("Growth of CPU from 10 to 10,000 connections", "growth-10000", "reqtable-state", None, "growth-10"),
+    Goal("An idle connection", "idle", "reqtable-state", 0.66, figure="kib", unit="KiB"),
+    *ratios("forward-lines", "reqtable-state", ("asyncio-streams", 0.6), ("uvloop-streams", 0.9)),
+    *for_each(BULK, "reqtable-state", ("asyncio-streams", 0.6), ("uvloop-streams", 0.9)),
     *ratios("publish-1", "reqtable-state", ("asyncio-streams", 0.6)),
-    *(
-        goal
-        for count in ("8", "32", "8-cores", "32-cores")
-        for policy, others in (
-            ("inline", (("gunicorn-gthread", 0.2), ("waitress", 0.2), ("uvicorn", 0.9))),
-            ("greenlet", (("gunicorn-gthread", 0.25), ("waitress", 0.25))),
-            ("pool", (("gunicorn-gthread", 0.5), ("waitress", 0.5))),
-        )
-        for goal in ratios(f"hello-{count}", f"reqtable-wsgi-{policy}", *others)
-    ),
-    *(
-        goal
-        for count in ("1", "1-cores")
-        for goal in ratios(f"hello-{count}", "reqtable-wsgi-pool", ("gunicorn-gthread", 1.0), ("waitress", 1.0))
-    ),
-    *(
-        goal
-        for count in ("8", "32", "8-cores", "32-cores")
-        for goal in ratios(f"file-{count}", "reqtable-http", ("http.server", 0.2), ("uvicorn", 0.5))
-    ),
+    *for_each(HELLOS, "reqtable-wsgi-inline", ("uvicorn", 0.8), ("gunicorn-gthread", 0.2), ("waitress", 0.2)),
+    *for_each(HELLOS, "reqtable-wsgi-greenlet", ("gunicorn-gthread", 0.25), ("waitress", 0.25)),
+    *for_each(HELLOS, "reqtable-wsgi-pool", ("gunicorn-gthread", 0.5), ("waitress", 0.5)),
+    *ratios("hello-1", "reqtable-wsgi-pool", ("gunicorn-gthread", 1.0), ("waitress", 1.0)),
+    *for_each(("file-8", "file-32"), "reqtable-http", ("uvicorn", 0.5)),
     Goal("An idle WebSocket", "idle-websockets", "reqtable-http", 2, figure="kib", unit="KiB"),
-    Goal("An idle connection of reqtable-state", "idle", "reqtable-state", 0.8, figure="kib", unit="KiB"),
-    Goal("Growth from 10 to 10,000 connections, reqtable-state", "growth-10000", "reqtable-state", 1.3, "growth-10"),
+    *ratios("takeover", "reqtable-takeover", ("reqtable-worker", 1.15)),
+    *ratios("takeover-changing", "reqtable-takeover", ("reqtable-worker", 1.6)),
     *(
-        Goal(f"Shutdown of {peer}", "shutdown", peer, 5, figure="ms", unit="ms")
+        Goal("Shutdown", "shutdown", peer, 5, figure="ms", unit="ms")
         for peer in ("reqtable-state", "reqtable-greenlet", "reqtable-thread")
     ),
     Goal("snapshot() of 10,000 requests", "snapshot", "reqtable-state", 50, figure="step_ms", unit="ms"),
-    *(
-        Goal(
-            f"Another request's wait for a snapshot in {where}",
-            "snapshot",
-            "reqtable-state",
-            5,
-            figure=f"{name}_delay_ms",
-            unit="ms",
-        )
-        for name, where in (("step", "a step"), ("thread", "another thread"))
+    Goal(
+        "Another request's wait for a snapshot in another thread",
+        "snapshot",
+        "reqtable-state",
+        5,
+        figure="thread_delay_ms",
+        unit="ms",
     ),
 ]
+
+# Why goals are missed, by patterns of the work, the peer, and what it is compared with; the first that fits is shown.
+REASONS = {
+    ("echo-*", "*", "*"): "These figures are from before the lean path and its C module.",
+    (
+        "churn",
+        "reqtable-thread*",
+        "*",
+    ): "Each connection has a row in the table, a duplicate of its socket for cancelling "
+    "and lingering, and a message that its thread is done.",
+    ("churn", "reqtable-fork", "*"): "A child writes to many pages when it leaves the loop that it was forked from.",
+    ("redis-16", "*", "*"): "A GET takes five steps, because each part of a command has a state of its own.",
+    ("idle", "*", "*"): "A row has its buffers before it needs them.",
+    (
+        "forward-lines",
+        "*",
+        "*",
+    ): "A line passes the loop four times, and its steps take 2,400 bytecodes. A bare forwarder "
+    "in Python, without a table, takes 0.55 × asyncio's streams.",
+    ("forward-bulk-*", "*", "*"): "Most of the time is the kernel's, which copies the bytes: see the floor.",
+    ("publish-*", "*", "*"): "`tell` puts each message into a mailbox, and a step takes the message out again.",
+    ("hello-*", "*", "*"): "A request takes 2,000 bytecodes, where the peers parse and format in C or check less.",
+}
