@@ -71,7 +71,7 @@ moving: $(VENV)/test.stamp
 bench: $(VENV)/bench.stamp
 	@$(BIN)/python -m tests.benchmarks run $(if $(QUICK),--quick) $(ARGS)
 
-# write docs/performance.md and its plots from docs/performance/figures.json; FIGURES=build/bench.json: of `make bench`;
+# write docs/performance.md and its chart from docs/performance/figures.json; FIGURES=build/bench.json: of `make bench`;
 # ADD=build/bench.json: add the works of a `make bench ARGS=...` to the page
 bench-page: $(VENV)/bench.stamp
 	@$(BIN)/python -m tests.benchmarks $(if $(ADD),add $(ADD),page $(FIGURES))

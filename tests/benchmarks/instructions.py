@@ -26,7 +26,7 @@ from tests.benchmarks.work import LINE_BYTES
 
 CLIENTS = 50
 AT_ONCE = 16
-WARM_ROUNDS, ROUNDS, ROUNDS_OF_ONE = 20, 40, 500
+WARM_ROUNDS, ROUNDS, ROUNDS_OF_ONE = 10, 10, 100
 CALLGRIND = ("--tool=callgrind", "--instr-atstart=no", "--dump-instr=no")
 BROWSED = b"GET /page.html HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: load\r\nAccept: */*\r\n\r\n"
 

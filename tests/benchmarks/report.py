@@ -24,7 +24,7 @@ MARK = "*"  # marks a cell in which the load took as much processor time as the 
 OURS = "reqtable"
 PLOTTED_WORK = "echo-50"
 PLOTTED = {
-    "floor": "a loop in C, which does nothing else",
+    "floor": "the floor: a loop in C",
     "reqtable-state": "reqtable: a state machine",
     "reqtable-state-pure": "the same without the C module",
     "uvloop-protocol": "uvloop: a protocol",
@@ -458,7 +458,7 @@ def plot(measured: Measured, folder: Path) -> Path:
         [PLOTTED[peer] for _, peer in found], medians, xerr=errors, color=colours, ecolor="#2c3e50", capsize=2
     )
     axes.bar_label(bars, [f"{each:.2f}" for each in medians], padding=4)
-    axes.set_title("CPU time for a line of 64 bytes, 50 connections; a uvloop protocol takes 1", loc="left")
+    axes.set_xlabel("CPU time for a line of 64 bytes, 50 connections; a uvloop protocol takes 1")
     axes.spines[["top", "right"]].set_visible(False)
     path = folder / "lines.svg"
     folder.mkdir(parents=True, exist_ok=True)

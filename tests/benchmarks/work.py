@@ -242,6 +242,15 @@ GROWING = (
     "floor",
 )
 BESIDE_SLOW = (*GROWING, "reqtable-thread", "socketserver-threading", "gevent")
+IDLE = (
+    *(f"reqtable-{name}" for name in ("state", "async", "pool", "greenlet", "thread")),
+    *(f"{loop}-{style}" for loop in ("uvloop", "asyncio") for style in ("protocol", "streams")),
+    "gevent",
+    "trio",
+    "twisted",
+    "socketserver-threading",
+    "floor",
+)
 SIZES = (10, 100, 1_000, 10_000)
 
 WORKS = {
@@ -356,7 +365,9 @@ WORKS = {
             lines=16,
             group="takeover",
         ),
-        Work("idle", "10,000 idle connections, all from different hosts", idle, connections=10_000, fresh=True),
+        Work(
+            "idle", "10,000 idle connections, all from different hosts", idle, connections=10_000, fresh=True, only=IDLE
+        ),
         *(
             Work(
                 f"{kind}-{count}{'-cores' if all_cores else ''}",
