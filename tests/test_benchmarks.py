@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def test_the_floor_gives_the_same_bytes(compiled: Tools) -> None:
     [
         *("echo-50", "udp", "redis-16", "forward-lines", "forward-bulk-10", "hello-8", "file-8"),
         *slow_but(["pipelined", "churn", "answers", "busy-10", "shutdown", "publish-16", "events", "idle-websockets"]),
-        *slow_but(["idle", "takeover-changing"]),
+        *slow_but(["idle", "takeover-changing", "snapshot"]),
     ],
 )
 def test_a_work_gives_its_figures(name: str, compiled: Tools) -> None:
@@ -248,20 +249,21 @@ def test_a_server_that_ends_is_said_to_have(compiled: Tools) -> None:
 
 
 # The most that a request may take in Python 3.11: bytecodes, instructions if 50 clients send at once, and instructions
-# if one client sends alone. A change that makes a request cheaper lowers its bounds.
+# if one client sends alone. A change that makes a request cheaper lowers its bounds. `-pure` is without the C module.
 BOUNDS: dict[tuple[str, str], tuple[int, int, int]] = {
     # kind of work, server                   bytecodes, instructions, alone
-    ("lines", "reqtable-state"): (499, 23_000, 45_000),
-    ("lines", "reqtable-state-pure"): (499, 23_000, 45_000),
-    ("lines", "reqtable-async"): (563, 28_500, 50_500),
-    ("lines", "reqtable-async-pure"): (563, 28_500, 50_500),
-    ("lines", "reqtable-greenlet"): (553, 32_300, 54_000),
-    ("lines", "reqtable-greenlet-pure"): (553, 32_300, 54_000),
-    ("redis", "reqtable-state"): (1_370, 80_000, 81_500),
-    ("redis", "reqtable-state-pure"): (1_370, 80_000, 81_500),
-    ("hello", "reqtable-wsgi-inline"): (1_990, 151_000, 174_000),
-    ("file", "reqtable-http"): (2_420, 237_000, 258_000),
+    ("lines", "reqtable-state"): (380, 19_800, 42_000),
+    ("lines", "reqtable-state-pure"): (380, 19_800, 42_000),
+    ("lines", "reqtable-async"): (444, 25_200, 47_300),
+    ("lines", "reqtable-async-pure"): (444, 25_200, 47_300),
+    ("lines", "reqtable-greenlet"): (643, 36_000, 58_200),
+    ("lines", "reqtable-greenlet-pure"): (643, 36_000, 58_200),
+    ("redis", "reqtable-state"): (1_424, 81_700, 83_200),
+    ("redis", "reqtable-state-pure"): (1_424, 81_700, 83_200),
+    ("hello", "reqtable-wsgi-inline"): (2_105, 156_700, 178_400),
+    ("file", "reqtable-http"): (2_540, 242_000, 264_500),
 }
+HAS_C_MODULE = find_spec("reqtable._lean") is not None
 only_3_11 = pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the bounds are those of Python 3.11")
 
 
@@ -280,8 +282,9 @@ def test_bytecodes_are_counted_and_not_sampled() -> None:
 @pytest.mark.timeout(COUNTING_S)
 def test_a_request_takes_at_most_so_many_bytecodes() -> None:
     counted = profile.all_bytecodes()
-    found = {(kind, peer): sum(counted[kind][peer].values()) for kind, peer in BOUNDS}
-    assert {key: count for key, count in found.items() if count > BOUNDS[key][0]} == {}
+    for (kind, peer), (most, *_) in BOUNDS.items():
+        if HAS_C_MODULE or peer.endswith("-pure"):
+            assert sum(counted[kind][peer].values()) <= most, peer
 
 
 @only_3_11
@@ -291,6 +294,8 @@ def test_a_request_takes_at_most_so_many_bytecodes() -> None:
 def test_a_request_takes_at_most_so_many_instructions(kind: str, peer: str) -> None:
     if why_not := instructions.missing():
         pytest.skip(why_not)
+    if not HAS_C_MODULE and not peer.endswith("-pure"):
+        pytest.skip("the C module is not built here")
     _, together, alone = BOUNDS[kind, peer]
     found = instructions.instructions(kind, peer, core=CORES[0])
     assert found["together"] <= together
@@ -359,7 +364,7 @@ def test_a_ratio_is_that_of_the_same_round() -> None:
     assert (found.median, found.least, found.most) == (1.0, 0.5, 3.0)
 
 
-def test_where_the_load_works_as_much_as_the_server_the_run_fails() -> None:
+def test_where_the_load_works_as_much_as_the_server_the_run_says_so() -> None:
     busy = [figures(0.1, load_s=0.2)]
     assert is_limited_by_load(busy)
     assert not is_limited_by_load([figures(0.3, load_s=0.2)])

@@ -38,7 +38,7 @@ from tests.benchmarks.processes import (
     Tools,
     tools,
 )
-from tests.benchmarks.report import Measured, limited, page, plot, show, written
+from tests.benchmarks.report import Measured, page, plot, show, written
 from tests.benchmarks.servers import PEERS
 from tests.benchmarks.work import FULL, QUICK, WARM_UP, WORKS, Effort, Figures, Work
 
@@ -205,7 +205,7 @@ def run(names: list[str], effort: Effort, path: Path) -> int:
     path.write_text(written(measured))
     show(measured)
     print(f"written to {path}; `python -m tests.benchmarks page {path}` makes the page")
-    return 1 if limited(measured) or not measured["works"] else 0
+    return 0 if measured["works"] else 1
 
 
 def write_page(path: Path) -> int:
@@ -237,7 +237,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="measure, and show the tables")
-    running.add_argument("--quick", action="store_true", help="take about two minutes")
+    running.add_argument("--quick", action="store_true", help="take minutes, not an hour")
     running.add_argument("--rounds", type=int, help="how many rounds; more rounds mean less noise")
     running.add_argument("--json", type=Path, default=NEW, help="the file for the figures")
     running.add_argument("names", nargs="*", metavar="NAME", help="a work or a peer, or a pattern such as echo-*")

@@ -155,11 +155,11 @@ def reqtable_snapshot(style: str) -> Any:
         @state(line())
         def echo(self, text: bytes) -> Any:
             if text == b"thread\n":
-                return self.tell, call(self.look, on="thread")
-            return self.tell(self.look() if text == b"step\n" else text)
+                return self.answered, call(self.look, on="thread")
+            return self.answered(self.look() if text == b"step\n" else text)
 
         @state()
-        def tell(self, text: bytes) -> Any:
+        def answered(self, text: bytes) -> Any:
             self.send(text)
             return self.echo
 
