@@ -87,14 +87,17 @@ def instructions(kind: str, peer: str, core: int) -> dict[str, float]:
     os.sched_setaffinity(0, {core})  # of this thread
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        valgrind = ["valgrind", *CALLGRIND, f"--callgrind-out-file={folder}/counts"]
+        pipes = f"--vgdb-prefix={folder}/vgdb"
+        valgrind = ["valgrind", *CALLGRIND, pipes, f"--callgrind-out-file={folder}/counts"]
         command = [*valgrind, sys.executable, "-m", "tests.benchmarks.servers", peer, kind]
         server = stack.enter_context(Server(command, core=core))
         # A SCHED_BATCH process that wakes up does not preempt the clients on its core: a pass finds all that they send.
         os.sched_setscheduler(server.pid, os.SCHED_BATCH, os.sched_param(0))
 
         def control(*words: str) -> None:
-            subprocess.run(["vgdb", f"--pid={server.pid}", *words], check=True, capture_output=True, timeout=PATIENCE_S)
+            subprocess.run(
+                ["vgdb", pipes, f"--pid={server.pid}", *words], check=True, capture_output=True, timeout=PATIENCE_S
+            )
 
         def dumped(number: int) -> int:
             """Return the instructions since the last dump."""

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from tests.benchmarks.work import GOALS, WORKS, Figures, Goal, Work, idle
@@ -26,7 +27,7 @@ PLOTTED_WORK = "echo-50"
 PLOTTED = {
     "floor": "the floor: a loop in C",
     "reqtable-state": "reqtable: a state machine",
-    "reqtable-state-pure": "the same without the C module",
+    "reqtable-state-pure": "reqtable: without the C module",
     "uvloop-protocol": "uvloop: a protocol",
     "uvloop-streams": "uvloop: streams",
     "asyncio-protocol": "asyncio: a protocol",
@@ -254,6 +255,7 @@ streams.**
 All figures are the server's processor time for each request, in user and system mode together, with its children. Each
 server splits its input into lines, and answers each line. The servers take turns, round by round, on a core of their
 own; a program in C makes the load on another core. The *floor* is a loop in C that does little but its system calls.
+`-pure` is reqtable without its C module.
 
 A cell shows the median of the rounds, and the smallest and the largest value in parentheses. A ratio compares figures
 of the same round. Times that a clock measures, such as requests/s, are rough, because the machine is shared. The mark
@@ -266,8 +268,7 @@ of magnitude, not differences of a few percent.**
 
 COUNTS = """`python -m tests.benchmarks.profile` counts these figures. They don't depend on the machine's load. A call
 into C counts as one bytecode. The instructions are those of the server's process, without the kernel's; callgrind
-counts them. With 50 clients, all send at once. With one client, each line takes a pass of the loop for itself. `-pure`
-is reqtable without its C module.
+counts them. With 50 clients, all send at once. With one client, each line takes a pass of the loop for itself.
 """
 
 KINDS = {"lines": "a line", "redis": "a Redis GET, -P 16", "hello": "an HTTP hello", "file": "an HTTP file"}
@@ -379,7 +380,8 @@ def goals(measured: Measured) -> list[str]:
     numbers = {why: number for number, why in enumerate(reasons, 1)}
     lines += markdown(GOAL_HEADINGS, [each.cells(numbers) for each in found])
     if reasons:
-        lines += ["Why goals are missed:", "", *(f"{number}. {why}" for why, number in numbers.items()), ""]
+        items = [f"{number}. {why or 'The reason is not known yet.'}" for why, number in numbers.items()]
+        lines += ["Why goals are missed:", "", *(fill(each, 120, subsequent_indent="   ") for each in items), ""]
     return lines
 
 
