@@ -16,6 +16,7 @@ import pytest
 
 from reqtable.config import Config, GreenletOptions, PoolOptions
 from reqtable.http import wsgi_handler
+from reqtable.http.head import parse_head
 from reqtable.http.wsgi_call import ApplicationCall
 from reqtable.http.wsgi_environ import believe, path_and_query
 from tests.support import Client, served, wait_until
@@ -134,7 +135,7 @@ def test_the_environ_of_a_request():
 
 
 def test_a_whole_uri_is_a_path():
-    assert path_and_query("/a?b?c") == ("/a", "b?c")
+    assert path_and_query(parse_head(b"GET /a?b?c HTTP/1.0\r\n\r\n")) == ("/a", "b?c")
     with serving(shown) as server:
         assert fields_of(get(server, b"http://x/a?b"))["PATH_INFO"] == "/a"
         assert fields_of(get(server, b"*", method=b"OPTIONS"))["PATH_INFO"] == "*"

@@ -11,6 +11,7 @@ from functools import lru_cache
 from http import HTTPStatus
 
 from reqtable.http.head import TOKEN
+from reqtable.http.known import Known
 from reqtable.table.errors import HandlerError
 
 FieldsLike = Mapping[str, str] | Iterable[tuple[str, str]]
@@ -20,7 +21,7 @@ _NAME = re.compile(TOKEN)
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _PHRASES = {int(each): each.phrase for each in HTTPStatus}
 NO_BODY = {204, 205, 304}  # an answer with one of these, or with 1xx, has no body (RFC 9110, 6.4.1 and 15.3.6)
-_CACHED_CHARACTERS_MAX = 256
+_SERVERS = {"connection", "content-length", "date", "server", "transfer-encoding"}
 
 
 def pairs_of(fields: FieldsLike) -> list[tuple[str, str]]:
@@ -28,13 +29,19 @@ def pairs_of(fields: FieldsLike) -> list[tuple[str, str]]:
     return pairs_and_lines(fields)[0]
 
 
-def pairs_and_lines(fields: FieldsLike) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return header fields as pairs, and as lines. Raises HandlerError if one can't be sent, naming it."""
+def pairs_and_lines(fields: FieldsLike) -> tuple[list[tuple[str, str]], list[tuple[str, str | None]]]:
+    """Return header fields as pairs, and as lines. Raises HandlerError if one can't be sent, naming it.
+
+    Beside each line is the name of the field in lower case, if the server may send that field, too; else None.
+    """
     try:
         pairs = fields
         if type(pairs) is not list:
             pairs = list(fields.items() if isinstance(fields, Mapping) else fields)
-        return pairs, [line_of(name, value) for name, value in pairs]
+        try:
+            return pairs, [_LINES[each] for each in pairs]
+        except TypeError:  # not hashable: a pair that is a list, or a value that is no text
+            return pairs, [_line(each) for each in pairs]
     except (TypeError, ValueError):  # not iterable, or not by pairs
         raise HandlerError(f"header fields are a mapping, or pairs of texts, not {reprlib.repr(fields)}") from None
 
@@ -59,9 +66,7 @@ def bytes_of(body: bytes | bytearray | memoryview, function: str, mend: str) -> 
 
 def line_of(name: str, value: str) -> str:
     """Return a header field as its line. Raises HandlerError if it can't be sent."""
-    if type(value) is str and len(value) <= _CACHED_CHARACTERS_MAX:
-        return _known_line(name, value)
-    return _line(name, value)
+    return _LINES[name, value][0]
 
 
 def status_line(status: int, reason: str | None = None) -> str:
@@ -71,13 +76,13 @@ def status_line(status: int, reason: str | None = None) -> str:
 
 def head_of(status: int, fields: Iterable[tuple[str, str]], reason: str | None = None) -> bytes:
     """Return the head of an answer, with its empty line. Raises HandlerError if a field can't be sent."""
-    lines = [_status_line(status, reason), *[line_of(name, value) for name, value in fields], "\r\n"]
+    lines = [_status_line(status, reason), *[line for line, _ in pairs_and_lines(list(fields))[1]], "\r\n"]
     return "".join(lines).encode("latin-1")
 
 
 def date() -> str:
     """Return the time as a Date field has it (RFC 9110, 5.6.7)."""
-    return _date(int(time.time()))
+    return _DATES[int(time.time())]
 
 
 def phrase_of(status: int) -> str:
@@ -85,7 +90,8 @@ def phrase_of(status: int) -> str:
     return _PHRASES.get(status, "Unknown")
 
 
-def _line(name: str, value: str) -> str:
+def _line(field: tuple[str, str]) -> tuple[str, str | None]:
+    name, value = field
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise HandlerError(f"a header field can't be named {name!r}: use letters, digits and hyphens")
     if not isinstance(value, str):
@@ -93,10 +99,11 @@ def _line(name: str, value: str) -> str:
         raise HandlerError(f"the header field {name} can't be {value!r}: give text, as by {mend}")
     if _VALUE.fullmatch(value) is None:
         raise HandlerError(f"the header field {name} can't be {value!r}: give text without ends of lines, in latin-1")
-    return f"{name}: {value}\r\n"
+    lower = name.lower()
+    return f"{name}: {value}\r\n", lower if lower in _SERVERS else None
 
 
-_known_line = lru_cache(maxsize=512)(_line)
+_LINES: Known[tuple[str, str], tuple[str, str | None]] = Known(_line, 512)
 
 
 @lru_cache(maxsize=256)
@@ -108,6 +115,4 @@ def _status_line(status: int, reason: str | None) -> str:
     return f"HTTP/1.1 {int(status)} {words}\r\n"
 
 
-@lru_cache(maxsize=2)
-def _date(second: int) -> str:
-    return formatdate(second, usegmt=True)
+_DATES: Known[int, str] = Known(lambda second: formatdate(second, usegmt=True), 2)

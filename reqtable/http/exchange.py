@@ -107,28 +107,26 @@ class Exchange(StateRequestHandler):
     @state(_HEAD)
     def head(self, head: Head) -> Transition:
         """The head of a request has come."""
-        if not self.reply.is_done:
+        reply, entry = self.reply, self.entry
+        if not reply.is_done:
             raise HandlerError(f"{type(self).__name__} went on to the next request without an answer to this one")
-        entry = self.entry
         entry.began_at = now = entry.table.now
-        has_body = head.has_body
-        self.request = request = Request(
-            head,
-            left=head.content_length or 0,
-            is_whole=not has_body,
-            is_asked_for=not head.expects_continue,
-            began_at=now,
-        )
-        self.reply = Reply(is_done=False)
-        if has_body and request.left > self.body_bytes_max:
-            return self._refuse(413, f"the body exceeds {self.body_bytes_max} bytes")
+        self.request = request = Request(head, began_at=now)
+        reply.owe()
+        if head.expects_continue:
+            request.is_asked_for = False
+        if head.is_chunked or head.content_length:
+            request.is_whole = False
+            request.left = head.content_length or 0
+            if request.left > self.body_bytes_max:
+                return self._refuse(413, f"the body exceeds {self.body_bytes_max} bytes")
         early = self.on_head()
         if early is not None:
             self._checked(early, self.on_head)
             return early
-        if self.reply.is_done:  # it has answered, and the connection closes
+        if reply.is_done:  # it has answered, and the connection closes
             return self._after_answer()
-        return self.read_body() if has_body else self._answered()
+        return self._answered() if request.is_whole else self.read_body()
 
     @state()
     def body(self, piece: bytes) -> Transition:
@@ -171,6 +169,8 @@ class Exchange(StateRequestHandler):
         name, fields, ended = super()._save()
         if "request" in fields:
             fields["request"] = self._moved(fields["request"], -self.entry.table.now)
+        if "reply" in fields:
+            fields["reply"] = replace(fields["reply"])
         return name, fields, ended
 
     def _restore(self, saved: tuple[str | None, dict[str, Any], bool], made_at: float) -> None:

@@ -147,11 +147,17 @@ class HTTPRequestHandler(Methods):
         self._check_unanswered()
         request = self.request
         pairs, lines = pairs_and_lines(fields) if fields else ([], [])
-        names = {name.lower() for name, _ in pairs}
+        text = status_line(status, reason)
+        said: tuple[str, ...] = ()
+        for line, name in lines:
+            if name is None:
+                text += line
+            else:
+                said += (name,)
+                text += line if name not in _OURS else ""
         options: list[str] = []  # of Connection, such as "upgrade"
-        if not _OURS.isdisjoint(names):
+        if said and not _OURS.isdisjoint(said):
             length, options = _ours_in(pairs, length)
-            lines = [line for line, (name, _) in zip(lines, pairs, strict=True) if name.lower() not in _OURS]
         is_1_1 = request.head.version == (1, 1)
         has_body = status not in NO_BODY
         is_chunked = has_body and length is None and is_1_1
@@ -159,21 +165,19 @@ class HTTPRequestHandler(Methods):
         keep_alive = request.head.keep_alive and is_bounded and "close" not in options and self._may_keep_alive()
         if not keep_alive or not is_1_1:
             options = ["keep-alive" if keep_alive else "close", *[each for each in options if each != "close"]]
-        lines.insert(0, status_line(status, reason))
-        if "date" not in names:
-            lines.append(f"Date: {date()}\r\n")
-        if self.server_name is not None and "server" not in names:
-            lines.append(line_of("Server", self.server_name))
+        if "date" not in said:
+            text += f"Date: {date()}\r\n"
+        if self.server_name is not None and "server" not in said:
+            text += line_of("Server", self.server_name)
         if is_chunked:
-            lines.append("Transfer-Encoding: chunked\r\n")
+            text += "Transfer-Encoding: chunked\r\n"
         elif status == 205 or (length is not None and status != 204):
-            lines.append(f"Content-Length: {0 if status == 205 else length}\r\n")
+            text += f"Content-Length: {0 if status == 205 else length}\r\n"
         if options:
-            lines.append(f"Connection: {', '.join(options)}\r\n")
-        lines.append("\r\n")
-        sends_body = has_body and request.method != "HEAD"
-        self.reply = Reply(status, sends_body, is_chunked and sends_body, length, 0, keep_alive, False)
-        return "".join(lines).encode("latin-1")
+            text += f"Connection: {', '.join(options)}\r\n"
+        sends_body = has_body and request.head.method != "HEAD"
+        self.reply.begin(status, sends_body, is_chunked and sends_body, length, keep_alive)
+        return f"{text}\r\n".encode("latin-1")
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body. Raises HandlerError if it is more than was promised."""
@@ -225,7 +229,7 @@ class HTTPRequestHandler(Methods):
     @property
     def is_draining(self) -> bool:
         """Whether the server ends once its requests are done: a stream that has no end of its own should end now."""
-        return bool(getattr(self.server, "_is_draining", False))
+        return self._drains()
 
     # -- what goes wrong ----------------------------------------------------------------------------------------------
 
@@ -263,6 +267,9 @@ class HTTPRequestHandler(Methods):
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
+    def _drains(self) -> bool:
+        return getattr(self.entry.server, "_is_draining", False)
+
     @property
     def _is_between(self) -> bool:
         """Whether the connection waits for a request of which nothing was parsed."""
@@ -288,7 +295,7 @@ class HTTPRequestHandler(Methods):
         rest_is_read = request.is_whole or (
             request.is_asked_for and (request.head.content_length or 0) <= DROPPED_BYTES_MAX
         )
-        return rest_is_read and not self.is_draining
+        return rest_is_read and not self._drains()
 
     def _answered(self) -> Transition:
         transition = self.respond()
@@ -305,7 +312,8 @@ class HTTPRequestHandler(Methods):
     def _refuse(self, status: int, reason: str = "") -> Transition:
         """Answer a request that can't be read to its end, and close the connection."""
         if self._is_between:
-            self.request, self.reply = Request(began_at=self.entry.table.now), Reply(is_done=False)
+            self.request = Request(began_at=self.entry.table.now)
+            self.reply.owe()
         if self.reply.is_done or self._is_begun:
             return None
         words = f"{status} {phrase_of(status)}{': ' if reason else ''}{reason}\n"

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from reqtable.http.known import Known
 from reqtable.table.errors import PeerError
 
 Fields = tuple[tuple[str, str], ...]  # names in lower case, and values, in their order
@@ -30,6 +31,9 @@ _HOST = re.compile(
     r"(?:[0-9A-Za-z._~!$&'()*+,;=-]*(?:%[0-9A-Fa-f]{2}[0-9A-Za-z._~!$&'()*+,;=-]*)*"
     r"|\[[0-9A-Fa-f:.]+(?:%25[0-9A-Za-z._~-]+)?\])(?::[0-9]*)?"
 )
+# What comes again and again: the names of fields in lower case, and whether a text is a host.
+_NAMES: Known[str, str] = Known(str.lower, 1024)
+_HOSTS: Known[str, bool] = Known(lambda host: _HOST.fullmatch(host) is not None, 256)
 _AUTHORITY = re.compile(r"https?://([^/?]+)", re.IGNORECASE)
 # The fields that say where a message ends, or how it is read: one of each (RFC 9112, 3.2 and 6.3).
 _ONCE = ("host", "content-length", "transfer-encoding", "content-type")
@@ -67,12 +71,12 @@ class Head:
     @property
     def path(self) -> str:
         """The path, still with its escapes; "*" of OPTIONS."""
-        return self.origin_form.partition("?")[0]
+        return _origin_form(self.target).partition("?")[0]
 
     @property
     def query(self) -> str:
         """What follows the first "?", or ""."""
-        return self.origin_form.partition("?")[2]
+        return _origin_form(self.target).partition("?")[2]
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """Return the value of a field; several are joined by ", ". `name` is in lower case.
@@ -90,13 +94,17 @@ class Head:
     @property
     def origin_form(self) -> str:
         """The target without a scheme and an authority (RFC 9112, 3.2.2)."""
-        if self.target[0] in "/*" or "://" not in self.target:
-            return self.target
-        rest = self.target.partition("://")[2]
-        slash, mark = rest.find("/"), rest.find("?")
-        if slash < 0 or 0 <= mark < slash:
-            return "/" + ("" if mark < 0 else rest[mark:])
-        return rest[slash:]
+        return _origin_form(self.target)
+
+
+def _origin_form(target: str) -> str:
+    if target[0] in "/*" or "://" not in target:
+        return target
+    rest = target.partition("://")[2]
+    slash, mark = rest.find("/"), rest.find("?")
+    if slash < 0 or 0 <= mark < slash:
+        return "/" + ("" if mark < 0 else rest[mark:])
+    return rest[slash:]
 
 
 def parse_head(data: bytes) -> Head:
@@ -163,7 +171,7 @@ def _fields(text: str, start: int) -> Fields:
         raise _why_no_field(text, start)
     if len(found) > FIELDS_MAX:
         raise BadRequest(431, f"more than {FIELDS_MAX} header fields")
-    return tuple([(name.lower(), value.rstrip(" \t")) for name, value in found])
+    return tuple([(_NAMES[name], value.rstrip(" \t")) for name, value in found])
 
 
 def _check_lengths(text: str) -> None:
@@ -205,7 +213,7 @@ def _check_host(host: str | None, is_1_1: bool) -> None:
     if host is None:
         if is_1_1:
             raise BadRequest(400, "HTTP/1.1 without a Host")
-    elif _HOST.fullmatch(host) is None:
+    elif not _HOSTS[host]:
         raise BadRequest(400, "the Host is no host")
 
 

@@ -62,6 +62,10 @@ class Request:
     @property
     def id(self) -> str:
         """A name for this request in logs, which no other request of any process has: `known_as` if that is set."""
+        return self.identify()
+
+    def identify(self) -> str:
+        """Return `id`. A method takes half the time of a property."""
         if not self.known_as:
             self.known_as = f"{_process}-{next(_numbers)}"
         return self.known_as
@@ -82,7 +86,7 @@ class Request:
 
 @dataclass(slots=True)
 class Reply:
-    """Holds what was sent of an answer."""
+    """Holds what was sent of an answer. A connection has one, which is used again for each request."""
 
     status: int = 0  # 0: nothing yet
     has_body: bool = True
@@ -91,3 +95,18 @@ class Reply:
     sent: int = 0  # bytes of the body so far
     keep_alive: bool = False
     is_done: bool = True  # nothing more is owed to the client
+
+    def owe(self) -> None:
+        """Owe the client an answer, of which nothing was sent yet."""
+        self.status = self.sent = 0
+        self.is_done = False
+
+    def begin(self, status: int, has_body: bool, is_chunked: bool, left: int | None, keep_alive: bool) -> None:
+        """Note what the head of the answer says."""
+        self.status = status
+        self.has_body = has_body
+        self.is_chunked = is_chunked
+        self.left = left
+        self.sent = 0
+        self.keep_alive = keep_alive
+        self.is_done = False

@@ -25,11 +25,11 @@ from weakref import WeakKeyDictionary
 from reqtable.handlers.declaration import Transition, state
 from reqtable.http.handler import HTTPRequestHandler
 from reqtable.http.wsgi_answer import begin
-from reqtable.http.wsgi_call import OUTCOME, PIECE_BYTES, ApplicationCall
+from reqtable.http.wsgi_call import OUTCOME, PIECE_BYTES, ApplicationCall, Client, named
 from reqtable.http.wsgi_deadline import advance_within
 from reqtable.http.wsgi_environ import Networks, base_environ, believe, fill, forget, is_trusted, path_and_query
 from reqtable.table.errors import ConfigurationError
-from reqtable.table.places import place_of, trim
+from reqtable.table.places import trim
 from reqtable.table.wants import flushed, hand_off
 
 log = logging.getLogger("reqtable.http")
@@ -56,7 +56,7 @@ class WSGIHandler(HTTPRequestHandler):
 
     _asks_policy = True
     _kept = ("_spool",)
-    _not_fields = HTTPRequestHandler._not_fields | {"_base"}
+    _not_fields = HTTPRequestHandler._not_fields | {"_base", "_client"}
     _no_data: ClassVar[Mapping[str, str]] = {"_running": "its application is running"}
 
     _stall_mend: ClassVar[str] = "serve the application under policy 'pool'"
@@ -65,6 +65,7 @@ class WSGIHandler(HTTPRequestHandler):
     _running: ApplicationCall | None = None
     _spool: Any = None
     _base: dict[str, Any] | None = None
+    _client: Client | None = None
     _bases: ClassVar[WeakKeyDictionary[Any, dict[str, Any]]] = WeakKeyDictionary()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -102,7 +103,7 @@ class WSGIHandler(HTTPRequestHandler):
 
     def respond(self) -> Transition:
         """Have the application answer the request, which has come whole."""
-        path, query = path_and_query(self.request.head.origin_form)
+        path, query = path_and_query(self.request.head)
         if path == self.health_path:
             self.request.is_logged = False
             return self.answer(200, _HEALTHY, content_type="text/plain")
@@ -119,14 +120,16 @@ class WSGIHandler(HTTPRequestHandler):
     @state()
     def handed_off(self, _: None) -> Transition:
         """A thread or a child has the request."""
-        return self._call(*path_and_query(self.request.head.origin_form))
+        return self._call(*path_and_query(self.request.head))
 
     def _call(self, path: str, query: str) -> Transition:
         environ = self._environ(path, query)
-        call = self._running = ApplicationCall(
-            type(self).wsgi_app, environ, self.request.head.method == "HEAD", self.entry.transport.request
-        )
-        environ["reqtable.disconnected"] = call.client.disconnected
+        client = self._client
+        if client is None:
+            client = self._client = Client(self.entry.transport.request)
+        environ["reqtable.disconnected"] = client.disconnected
+        is_head = self.request.head.method == "HEAD"
+        call = self._running = ApplicationCall(type(self).wsgi_app, environ, is_head, client)
         return self._advance(call)
 
     @state(OUTCOME)
@@ -142,7 +145,8 @@ class WSGIHandler(HTTPRequestHandler):
         call.signalled = False
         is_out = call.is_out  # before `pieces` is looked at: afterwards more may come
         is_done = call.is_done and not is_out
-        if is_done and call.is_simple and not self.reply.status:
+        is_sent_at_once = is_done and call.error is None and call.file is None and call.produced <= PIECE_BYTES
+        if is_sent_at_once and not self.reply.status:
             return self._answer_whole(call)
         sent = self._transmit(call, is_done)
         if call.pieces:
@@ -166,8 +170,9 @@ class WSGIHandler(HTTPRequestHandler):
         fast path of _go_on: most answers are whole before any of them has left.
         """
         self._running = None
-        may_keep = not self.is_draining and self.entry.table.driving_policy is None
-        data, reply = begin(call, self.request.head, may_keep, self.server_name)
+        may_keep = not self._drains() and self.entry.table.driving_policy is None
+        reply = self.reply
+        data = begin(reply, call, self.request.head, may_keep, self.server_name)
         pieces, size = call.pieces, call.produced
         if pieces:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -176,7 +181,6 @@ class WSGIHandler(HTTPRequestHandler):
             if reply.left is not None:
                 reply.left -= size
         self.send(data)
-        self.reply = reply
         self._close_spool()
         return self.end_answer()
 
@@ -205,9 +209,8 @@ class WSGIHandler(HTTPRequestHandler):
             if not call.is_committed or (call.error is not None and is_done):
                 return False
             # A thread or a child has one request, so its connection closes.
-            may_keep = not self.is_draining and self.entry.table.driving_policy is None
-            begun, self.reply = begin(call, self.request.head, may_keep, self.server_name)
-            out.append(begun)
+            may_keep = not self._drains() and self.entry.table.driving_policy is None
+            out.append(begin(self.reply, call, self.request.head, may_keep, self.server_name))
         reply, pieces = self.reply, call.pieces
         room = min(PIECE_BYTES, self.entry.table.limits.output_bytes_max // 2)
         while pieces and room > 0:
@@ -236,7 +239,7 @@ class WSGIHandler(HTTPRequestHandler):
         if trim(call.error):
             log.error("%s: the application failed", call.what, exc_info=call.error)
         else:  # no line of the application raised it
-            log.error("%s: %s: %s", call.what, _named(type(self).wsgi_app), call.error)
+            log.error("%s: %s: %s", call.what, named(type(self).wsgi_app), call.error)
         if not self.reply.status:
             return self.answer(500)
         return _break_off(self)
@@ -343,7 +346,7 @@ class WSGIHandler(HTTPRequestHandler):
         else:
             environ["wsgi.input"] = io.BytesIO(request.body)
             request.body = b""
-        environ["reqtable.request_id"] = request.id
+        environ["reqtable.request_id"] = request.identify()
         if self.trusted or self.trusts_unix:
             if is_trusted(entry.peer, self.trusted, self.trusts_unix):
                 believe(environ, self.proxy_headers, self.trusted)
@@ -369,12 +372,6 @@ def _base_of(handler: WSGIHandler) -> dict[str, Any]:
         base = bases[server] = base_environ(handler.entry.local, is_tls, shares, handler.multiprocess or policy.forks)
     handler._base = base
     return base
-
-
-def _named(application: Any) -> str:
-    """Return the name of an application, and where it is defined."""
-    named = application if hasattr(application, "__qualname__") else type(application)
-    return f"{named.__qualname__} ({place_of(named)})"
 
 
 def _break_off(handler: WSGIHandler) -> None:

@@ -16,11 +16,12 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context, copy_context
-from functools import lru_cache
 from typing import Any, ClassVar
 
 from reqtable.http.answer import NO_BODY
+from reqtable.http.known import Known
 from reqtable.table.errors import HandlerError
+from reqtable.table.places import place_of
 from reqtable.table.states import Event
 from reqtable.table.want import want_type
 from reqtable.table.wants import Posted
@@ -45,11 +46,6 @@ _HOP_BY_HOP = {
     "transfer-encoding",
     "upgrade",
 }
-_WATCHED = {"connection", "content-length", "date", "server"}
-# Fields that were checked, because an application sends the same ones again and again. See `_checked`.
-_known_fields: dict[tuple[str, str], tuple[str, str | None]] = {}
-_KNOWN_MAX = 2048
-_KNOWN_BYTES = 128
 
 
 @want_type
@@ -94,8 +90,8 @@ class FileWrapper:
 class Client:
     """Knows whether the client that waits for an answer is still there.
 
-    It is no part of the call: the application's `environ` refers to it, and the call to the `environ`, so a call that
-    is done would wait for the garbage collector.
+    A connection has one. It is no part of a call: the application's `environ` refers to it, and the call to the
+    `environ`, so a call that is done would wait for the garbage collector.
     """
 
     __slots__ = ("_request", "is_gone")
@@ -130,7 +126,7 @@ class ApplicationCall:
     head = ""  # the status line and the fields, as they are sent
     length: int | None = None  # the Content-Length
     has_body = True
-    has_date = has_server = connection_close = False
+    said: tuple[str, ...] = ()  # what the fields say beside the length: "date", "server", "close"
     has_begun = False
     is_committed = False  # the head can't change any more
     is_whole = False  # all of the body is in `pieces` when the head is sent
@@ -144,11 +140,11 @@ class ApplicationCall:
     _close: Callable[[], Any] | None = None
     _left: int | None = None  # bytes of the body that may follow; None: as many as come
 
-    def __init__(self, application: Any, environ: dict[str, Any], is_head: bool, request: Any) -> None:
+    def __init__(self, application: Any, environ: dict[str, Any], is_head: bool, client: Client) -> None:
         self._application = application
         self._environ = environ
         self._is_head = is_head
-        self.client = Client(request)
+        self.client = client
         self.pieces: deque[Any] = deque()
 
     @property
@@ -156,11 +152,6 @@ class ApplicationCall:
         """The request, for the log."""
         names = ("reqtable.request_id", "REMOTE_ADDR", "REQUEST_METHOD", "REQUEST_URI")
         return " ".join(str(self._environ.get(name, "-")) for name in names)
-
-    @property
-    def is_simple(self) -> bool:
-        """Whether the answer, which has come whole, can be sent at once."""
-        return self.error is None and self.file is None and self.produced <= PIECE_BYTES
 
     # -- for whoever runs it ------------------------------------------------------------------------------------------
 
@@ -187,7 +178,7 @@ class ApplicationCall:
                 exc_info = None  # breaks the cycle of the traceback with this frame
         elif self.status:
             raise HandlerError("start_response() was called twice: pass exc_info to replace the first answer")
-        number, line = _status_line(status)
+        number, line = _STATUS_LINES[status]
         self._take_fields(number, headers, line)
         self.status = number
         return self._write
@@ -195,35 +186,25 @@ class ApplicationCall:
     def _take_fields(self, status: int, headers: Any, line: str) -> None:
         if type(headers) is not list:
             raise HandlerError(f"the headers of start_response() are a list of pairs, not {type(headers).__name__}")
-        if self.status:  # this replaces an earlier answer
-            self.length = None
-            self.has_date = self.has_server = self.connection_close = False
+        length = None
+        said: tuple[str, ...] = ()
+        for each, watched in map(_FIELDS.__getitem__, headers):
+            if watched is None:
+                line += each
+            elif isinstance(watched, int):
+                if length is not None:
+                    raise HandlerError("more than one Content-Length")
+                length = watched
+                if status != 204:  # RFC 9110, 8.6
+                    line += each
+            else:
+                said += (watched,)
+                line += each
+        self.head = line
+        self.length = length
+        self.said = said
         self.has_body = status not in NO_BODY
-        lines = [line]
-        for field in headers:
-            known = _known_fields.get(field) or _checked(field)
-            if known[1] is None or self._watch(status, known[1], field[1]):
-                lines.append(known[0])
-        self.head = "".join(lines)
-        self._left = self.length if self.has_body else 0
-
-    def _watch(self, status: int, name: str, value: str) -> bool:
-        """Look at a field that the server must know. Returns whether the field is sent as it is."""
-        if name == "content-length":
-            if _DIGITS.fullmatch(value) is None:
-                raise HandlerError(f"the Content-Length {value!r} is not a number")
-            if self.length is not None:
-                raise HandlerError("more than one Content-Length")
-            self.length = int(value)
-            return status != 204  # RFC 9110, 8.6
-        if name == "date":
-            self.has_date = True
-        elif name == "server":
-            self.has_server = True
-        else:
-            self.connection_close = self.connection_close or "close" in value.lower()
-            return False
-        return True
+        self._left = length if self.has_body else 0
 
     def _write(self, data: bytes) -> None:
         """Take a piece of the body: what `start_response` returns."""
@@ -237,8 +218,8 @@ class ApplicationCall:
         try:
             if not self.has_begun:
                 self.has_begun = True
-                if not self.client.is_gone:
-                    self._begin()
+                if not self.client.is_gone and self._begin():
+                    return
             if not self.is_done:
                 self._go_on(bytes_max, one_piece)
         except (Exception, SystemExit) as error:
@@ -262,7 +243,8 @@ class ApplicationCall:
         except (Exception, SystemExit):
             log.exception("%s: close() of what the application returned failed", self.what)
 
-    def _begin(self) -> None:
+    def _begin(self) -> bool:
+        """Call the application. Returns whether its answer has come, and nothing is left to do."""
         result = self._application(self._environ, self.start_response)
         if type(result) is list and len(result) == 1 and not self.pieces:  # fast path of _go_on
             item = result[0]
@@ -270,10 +252,10 @@ class ApplicationCall:
                 self.pieces.append(item)
                 self.produced = len(item)
                 self.is_committed = self.is_whole = self.is_done = self.is_closed = True
-                return
+                return True
         self._close = getattr(result, "close", None)
         if type(result) is FileWrapper and self.status and not self.produced and self._send_file(result):
-            return
+            return False
         self.is_whole = type(result) in (list, tuple)
         if self._is_head and self.is_whole and not self.is_committed and all(type(each) is bytes for each in result):
             self.unsent_bytes = sum(map(len, result))
@@ -283,6 +265,7 @@ class ApplicationCall:
             if self._close is None and not hasattr(type(result), "__iter__"):
                 raise HandlerError(f"an application returns an iterable of bytes, not {result!r}") from error
             raise
+        return False
 
     def _go_on(self, bytes_max: int, one_piece: bool) -> None:
         """Take items, until enough bytes wait or all of the body has come."""
@@ -344,7 +327,12 @@ class ApplicationCall:
         return True
 
 
-@lru_cache(maxsize=256)
+def named(application: Any) -> str:
+    """Return the name of an application, and where it is defined."""
+    own = application if hasattr(application, "__qualname__") else type(application)
+    return f"{own.__qualname__} ({place_of(own)})"
+
+
 def _status_line(status: str) -> tuple[int, str]:
     found = _STATUS.fullmatch(status) if type(status) is str else None
     if found is None:
@@ -352,8 +340,11 @@ def _status_line(status: str) -> tuple[int, str]:
     return int(found[1]), f"HTTP/1.1 {status}\r\n" if len(status) > 3 else f"HTTP/1.1 {status} \r\n"
 
 
-def _checked(field: Any) -> tuple[str, str | None]:
-    """Check a field. Returns its line, and its name in lower case if the server must look at it, else None."""
+def _checked(field: Any) -> tuple[str, int | str | None]:
+    """Check a field. Returns its line, which may be "", and what the call must know.
+
+    That is None, the number of a Content-Length, or one of what `ApplicationCall.said` has.
+    """
     if type(field) is not tuple or len(field) != 2:
         raise HandlerError(f"a header field is a pair of texts, not {field!r}")
     name, value = field
@@ -364,9 +355,15 @@ def _checked(field: Any) -> tuple[str, str | None]:
     lower = name.lower()
     if lower in _HOP_BY_HOP:
         raise HandlerError(f"an application can't send {name}: how the connection works is the server's business")
-    known = f"{name}: {value}\r\n", lower if lower in _WATCHED else None
-    if len(value) <= _KNOWN_BYTES:
-        if len(_known_fields) >= _KNOWN_MAX:
-            _known_fields.clear()
-        _known_fields[field] = known
-    return known
+    if lower == "connection":  # the server says it itself
+        return "", "close" if "close" in value.lower() else None
+    if lower == "content-length":
+        if _DIGITS.fullmatch(value) is None:
+            raise HandlerError(f"the Content-Length {value!r} is not a number")
+        return f"{name}: {value}\r\n", int(value)
+    return f"{name}: {value}\r\n", lower if lower in ("date", "server") else None
+
+
+# An application sends the same ones again and again.
+_STATUS_LINES: Known[Any, tuple[int, str]] = Known(_status_line, 256)
+_FIELDS: Known[Any, tuple[str, int | str | None]] = Known(_checked, 2048)

@@ -10,13 +10,15 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from reqtable.http.head import Head
+from reqtable.http.head import Fields, Head
+from reqtable.http.known import Known
 from reqtable.http.wsgi_call import FileWrapper
 
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 
 PROXY_HEADERS = ("x-forwarded", "forwarded")
 _WILDCARDS = {"0.0.0.0", "::", ""}
+_NONE = "-"
 # A copy of a dict that has the keys already need not grow for them.
 _OF_EACH_REQUEST = (
     "REQUEST_METHOD",
@@ -31,9 +33,6 @@ _OF_EACH_REQUEST = (
     "reqtable.request_id",
     "reqtable.disconnected",
 )
-_NONE = "-"
-_keys: dict[str, str] = {}  # the variables of fields that have come before
-_KEYS_MAX = 1024
 _HOST = re.compile(r"[0-9A-Za-z._~-]+(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{1,5})?")
 # A pair of Forwarded (RFC 7239, 4)
 _PAIR = re.compile(r'\s*([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]*))\s*')
@@ -77,21 +76,31 @@ def fill(environ: dict[str, Any], head: Head, path: str, query: str, peer: Any) 
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
     else:
         environ["REMOTE_ADDR"] = ""
+    size = len(environ)
     for name, value in head.fields:
-        key = _keys.get(name) or _key(name)
-        if key == _NONE:
-            continue
-        if key in environ:
-            environ[key] += ("; " if key == "HTTP_COOKIE" else ",") + value
-        else:
-            environ[key] = value
+        environ[_KEYS[name]] = value
+    if len(environ) < size + len(head.fields):
+        _join(environ, head.fields)
+    environ.pop(_NONE, None)
 
 
-def path_and_query(target: str) -> tuple[str, str]:
-    """Return the path of a target, without escapes, and the query.
+def _join(environ: dict[str, Any], fields: Fields) -> None:
+    """Join the values of the fields that have come more than once."""
+    values: dict[str, list[str]] = {}
+    for name, value in fields:
+        values.setdefault(_KEYS[name], []).append(value)
+    for key, found in values.items():
+        environ[key] = ("; " if key == "HTTP_COOKIE" else ",").join(found)
 
-    The path is bytes, as text in latin-1 (PEP 3333, "Unicode Issues"). The target has no authority.
+
+def path_and_query(head: Head) -> tuple[str, str]:
+    """Return the path of a request, without escapes, and the query.
+
+    The path is bytes, as text in latin-1 (PEP 3333, "Unicode Issues").
     """
+    target = head.target
+    if target[0] != "/":
+        target = head.origin_form
     path, _, query = target.partition("?")
     return (unquote_to_bytes(path).decode("latin-1") if "%" in path else path), query
 
@@ -107,9 +116,10 @@ def _key(name: str) -> str:
         key = _NONE
     elif name in ("content-type", "content-length"):
         key = key.removeprefix("HTTP_")
-    if len(_keys) < _KEYS_MAX:
-        _keys[name] = key
     return key
+
+
+_KEYS: Known[str, str] = Known(_key, 1024)
 
 
 # -- proxies ----------------------------------------------------------------------------------------------------------
