@@ -10,7 +10,7 @@ from typing import Any
 import httptools
 import pytest
 
-from reqtable.http.head import BadRequest, parse_head
+from reqtable.http.head import _BLOCKS, BadRequest, parse_head
 from tests.fuzz_http import FIELDS, LINES, ODD
 from tests.http_suites import corpus
 
@@ -80,6 +80,33 @@ def test_what_we_accept_llhttp_reads_in_the_same_way() -> None:
         assert ours == [each for each in seen.fields if each[0] != "host"], data
     assert accepted > 500
     assert refused > 500
+
+
+def result_of(data: bytes) -> Any:
+    try:
+        return parse_head(data)
+    except BadRequest as error:
+        return error.status, error.reason
+
+
+def test_a_head_is_the_same_whatever_came_before() -> None:
+    remembered = 0
+    for data in heads():
+        _BLOCKS.clear()
+        alone = result_of(data)
+        assert result_of(data) == alone
+        remembered += len(_BLOCKS)
+    assert remembered > 500
+    _BLOCKS.clear()
+    hosts = [b"GET http://a/ HTTP/1.1", b"GET / HTTP/1.1", b"GET / HTTP/1.0", b"OPTIONS * HTTP/1.1"]
+    found = [parse_head(line + b"\r\nHost: b\r\n\r\n") for line in hosts]
+    assert [(each.get("host"), each.version) for each in found] == [
+        ("a", (1, 1)),
+        ("b", (1, 1)),
+        ("b", (1, 0)),
+        ("b", (1, 1)),
+    ]
+    assert len(_BLOCKS) == 2, "of each version"
 
 
 @pytest.mark.parametrize(

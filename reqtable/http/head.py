@@ -113,42 +113,21 @@ def parse_head(data: bytes) -> Head:
     line = _LINE.match(text)
     if line is None:
         raise _why_no_request_line(data)
-    method, target, minor = line.groups()
-    is_1_1 = minor == "1"
-    fields = _fields(text, line.end())
+    method, target, _ = line.groups()
+    version, fields, host, length, is_chunked, keep_alive, expects, upgrade = _BLOCKS[text[line.start(3) :]]
     if len(text) > LINE_BYTES_MAX:
         _check_lengths(text)
-    found = dict(fields)
-    if len(found) < len(fields):
-        found = _joined(fields)
     if target[0] != "/" or "#" in target:
         authority = _authority_of(method, target)
         if authority is not None:  # it is the host, whatever the field says (RFC 9112, 3.2.2)
-            found["host"] = authority
+            host = authority
             fields = (("host", authority), *[each for each in fields if each[0] != "host"])
-    _check_host(found.get("host"), is_1_1)
-    length, is_chunked = None, False
-    if "content-length" in found or "transfer-encoding" in found:
-        length, is_chunked = _framing(found, is_1_1)
-    if "_" in text and any(name in found for name in _FRAMING_LIKE):
-        raise BadRequest(400, "a field whose name is like one that frames the message")
-    keep_alive, upgrade = is_1_1, None
-    if "connection" in found:
-        options = {each.strip(" \t").lower() for each in found["connection"].split(",")}
-        keep_alive = "close" not in options and (is_1_1 or "keep-alive" in options)
-        upgrade = found.get("upgrade") if "upgrade" in options and is_1_1 else None
-    expects = "expect" in found and _expects(found["expect"], is_1_1)
-    return Head(
-        method,
-        target,
-        (1, 1) if is_1_1 else (1, 0),
-        fields,
-        length,
-        is_chunked,
-        keep_alive,
-        expects,
-        None if upgrade is None else upgrade.lower(),
-    )
+    if host is None:
+        if version == (1, 1):
+            raise BadRequest(400, "HTTP/1.1 without a Host")
+    elif not _HOSTS[host]:
+        raise BadRequest(400, "the Host is no host")
+    return Head(method, target, version, fields, length, is_chunked, keep_alive, expects, upgrade)
 
 
 def parse_trailers(data: bytes) -> Fields:
@@ -209,12 +188,34 @@ def _authority_of(method: str, target: str) -> str | None:
     return found[1]
 
 
-def _check_host(host: str | None, is_1_1: bool) -> None:
-    if host is None:
-        if is_1_1:
-            raise BadRequest(400, "HTTP/1.1 without a Host")
-    elif not _HOSTS[host]:
-        raise BadRequest(400, "the Host is no host")
+def _block(text: str) -> tuple[tuple[int, int], Fields, str | None, int | None, bool, bool, bool, str | None]:
+    """Parse the end of a request line, its minor version, and the fields after it.
+
+    Returns what `Head` has of them, with the Host beside the fields.
+    """
+    is_1_1 = text[0] == "1"
+    fields = _fields(text, 3)
+    found = dict(fields)
+    if len(found) < len(fields):
+        found = _joined(fields)
+    length, is_chunked = None, False
+    if "content-length" in found or "transfer-encoding" in found:
+        length, is_chunked = _framing(found, is_1_1)
+    if "_" in text and any(name in found for name in _FRAMING_LIKE):
+        raise BadRequest(400, "a field whose name is like one that frames the message")
+    keep_alive, upgrade = is_1_1, None
+    if "connection" in found:
+        options = {each.strip(" \t").lower() for each in found["connection"].split(",")}
+        keep_alive = "close" not in options and (is_1_1 or "keep-alive" in options)
+        if "upgrade" in options and "upgrade" in found and is_1_1:
+            upgrade = found["upgrade"].lower()
+    expects = "expect" in found and _expects(found["expect"], is_1_1)
+    version = (1, 1) if is_1_1 else (1, 0)
+    return version, fields, found.get("host"), length, is_chunked, keep_alive, expects, upgrade
+
+
+# A client sends the same fields with each of its requests, so these are mostly known. They are at most 256 KiB.
+_BLOCKS = Known(_block, 256, 1024)
 
 
 def _framing(found: dict[str, str], is_1_1: bool) -> tuple[int | None, bool]:

@@ -12,21 +12,22 @@ CHARACTERS_MAX = 256
 
 
 class Known(dict[K, V]):
-    """Maps a text, a tuple of texts or a number to what `make` returns for it. It remembers at most `most` of them.
+    """Maps a text, a tuple of texts or a number to what `make` returns for it.
 
-    A look-up is one operation of the interpreter: an `lru_cache` takes a call. The price is that all are forgotten at
-    once when there are too many.
+    It remembers at most `most` of them, and none with more than `longest` characters. A look-up is one operation of the
+    interpreter: an `lru_cache` takes a call. The price is that all are forgotten at once when there are too many.
     """
 
-    __slots__ = ("_make", "_most")
+    __slots__ = ("_longest", "_make", "_most")
 
-    def __init__(self, make: Callable[[K], V], most: int) -> None:
+    def __init__(self, make: Callable[[K], V], most: int, longest: int = CHARACTERS_MAX) -> None:
         self._make = make
         self._most = most
+        self._longest = longest
 
     def __missing__(self, key: K) -> V:
         made = self._make(key)
-        if _characters(key) <= CHARACTERS_MAX:
+        if _characters(key) <= self._longest:
             if len(self) >= self._most:
                 self.clear()
             self[key] = made
