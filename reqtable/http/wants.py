@@ -46,6 +46,15 @@ class WholeHead(Want[Head]):
                 return parse_head(data.removeprefix(b"\r\n"))
             # Empty lines before a request are ignored (RFC 9112, 2.2).
 
+    def first(self, data: bytes) -> tuple[Head, int] | None:
+        end = data.find(_END) + len(_END)
+        if not len(_END) < end <= self.limit:
+            return None  # `take` looks whether it can become a head
+        try:
+            return parse_head(data if end == len(data) else data[:end]), end
+        except BadRequest:
+            return None  # `take` says why, unless it is only an empty line
+
     @staticmethod
     def _check_begun(seen: bytes, is_beginning: bool) -> None:
         """Refuse at once what can't become a head: its client may wait for the answer instead of sending more."""
