@@ -333,12 +333,13 @@ class WSGIHandler(HTTPRequestHandler):
 
     def _environ(self, path: str, query: str) -> dict[str, Any]:
         request, entry = self.request, self.entry
+        head = request.head
         environ = (self._base or _base_of(self)).copy()
         if self.prefix:
             environ["SCRIPT_NAME"] = self.prefix
             path = path[len(self.prefix) :]
-        fill(environ, request.head, path, query, entry.peer)
-        if request.head.is_chunked:
+        fill(environ, head, path, query, entry.peer)
+        if head.is_chunked:
             environ["CONTENT_LENGTH"] = str(request.received)
         if self._spool is not None:
             self._spool.seek(0)

@@ -24,7 +24,6 @@ _OF_EACH_REQUEST = (
     "REQUEST_METHOD",
     "PATH_INFO",
     "QUERY_STRING",
-    "SERVER_PROTOCOL",
     "REQUEST_URI",
     "RAW_URI",
     "REMOTE_ADDR",
@@ -49,6 +48,7 @@ def base_environ(local: Any, is_tls: bool, multithread: bool, multiprocess: bool
         "SERVER_NAME": host,
         "SERVER_PORT": port,
         "SERVER_SOFTWARE": "reqtable",
+        "SERVER_PROTOCOL": "HTTP/1.1",  # nearly always
         "GATEWAY_INTERFACE": "CGI/1.1",
         "SCRIPT_NAME": "",
         "wsgi.version": (1, 0),
@@ -69,13 +69,13 @@ def fill(environ: dict[str, Any], head: Head, path: str, query: str, peer: Any) 
     environ["REQUEST_METHOD"] = head.method
     environ["PATH_INFO"] = path
     environ["QUERY_STRING"] = query
-    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if head.version == (1, 1) else "HTTP/1.0"
+    if head.version != (1, 1):
+        environ["SERVER_PROTOCOL"] = "HTTP/1.0"
     environ["REQUEST_URI"] = environ["RAW_URI"] = head.target
     environ["wsgi.errors"] = sys.stderr
     if type(peer) is tuple:
-        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer[0], str(peer[1])
-    else:
-        environ["REMOTE_ADDR"] = ""
+        environ["REMOTE_ADDR"] = peer[0]
+        environ["REMOTE_PORT"] = str(peer[1])
     size = len(environ)
     for name, value in head.fields:
         environ[_KEYS[name]] = value
