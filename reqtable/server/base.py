@@ -188,7 +188,8 @@ class LoopServer(ConfiguredServer):
         self._served_ahead = 0
         self._in_serve_forever = True
         try:
-            self._host.serve(lambda: self._BaseServer__shutdown_request, poll_interval)
+            engine = self._host
+            engine.serve(lambda: engine.stopping or self._BaseServer__shutdown_request, poll_interval)
         finally:
             self._in_serve_forever = False
             self._BaseServer__shutdown_request = False

@@ -51,7 +51,7 @@ class Engine:
         self.mover = self.table.mover = Mover(self.steps, self.servers, self.intake)
         self.serving = Serving(self.loop, self.servers, self.listeners, self._end_bound)
         self.taken_over = 0  # requests of a worker that has crashed
-        self._stopping = False
+        self.stopping = False  # `serve` is to return
         self._stopped = threading.Event()
         self._ran_in: int | None = None  # the thread that last ran the loop
         self.steps.relieve = self.admission.relieve
@@ -145,7 +145,9 @@ class Engine:
             server._abandon_policies()
 
     def _after_pass(self, now: float, freed: bool) -> None:
-        self.listeners.after_pass(now, freed)
+        for listener in self.listeners.all:
+            if not listener.watched:
+                listener.listen_again_if_room(now, freed)
         for server in tuple(self.servers):
             server.service_actions()
 
@@ -156,16 +158,16 @@ class Engine:
 
         The loop waits for events, not for `poll_interval` (seconds). Timers and posted functions do not make it go on.
         """
-        self.serve(lambda: not self.servers, poll_interval)
+        self.serve(lambda: self.stopping or not self.servers, poll_interval)
 
     def serve(self, stop: Callable[[], Any], poll_interval: float) -> None:
-        """Listen for every server, and run the loop until `stop()` is true, or this engine's `stop` was called."""
+        """Listen for every server, and run the loop until `stop()` is true. `stop()` must look at `stopping` too."""
         self.loop.must_be_idle()
         self._stopped.clear()
         try:
-            self.run(lambda: self._stopping or stop(), poll_interval, around=self._around_passes())
+            self.run(stop, poll_interval, around=self._around_passes())
         finally:
-            self._stopping = False
+            self.stopping = False
             self._stopped.set()
 
     @contextmanager
@@ -202,7 +204,7 @@ class Engine:
 
     def stop(self) -> None:
         """Stop `serve_forever` without waiting: a signal handler runs in the very thread that it would wait for."""
-        self._stopping = True
+        self.stopping = True
         self.loop.poller.wake()
 
     def _end_bound(self) -> None:

@@ -316,7 +316,7 @@ class SimProcess:
                 if self.is_alive:
                     self.world.complain(f"the loop of {self} ended with {type(error).__name__}: {error}")
                     self.world.kill(self)
-            if self.is_alive and self.engine._stopping:
+            if self.is_alive and self.engine.stopping:
                 self.leave()
             elif self.is_alive and self._offer is not None:
                 self._take_offer()
