@@ -39,13 +39,13 @@ def expired(deadlines: Deadlines, now: float) -> list[Any]:
 
 def test_deadline_is_due_at_its_time_and_once():
     deadlines, (entry,) = Deadlines(), timed(1)
-    assert deadlines.next_at() == inf
+    assert deadlines.soonest == inf
     deadlines.arm(entry, 10.0)
-    assert deadlines.next_at() == entry.deadline == 10.0
+    assert deadlines.soonest == entry.deadline == 10.0
     assert expired(deadlines, 9.999) == []
     assert expired(deadlines, 10.0) == [entry]
     assert expired(deadlines, 99.0) == []
-    assert (len(deadlines), deadlines.next_at()) == (0, inf)
+    assert (len(deadlines), deadlines.soonest) == (0, inf)
     deadlines.arm(entry, 20.0)
     assert expired(deadlines, 20.0) == [entry]
 
@@ -59,7 +59,7 @@ def test_later_does_not_touch_the_heap_and_earlier_does():
     assert expired(deadlines, 998.0) == [], "the stale time came up"
     assert (len(deadlines), entry.heap_time) == (1, 999.0)
     deadlines.arm(entry, 5.0)
-    assert (len(deadlines), deadlines.next_at()) == (2, 5.0)
+    assert (len(deadlines), deadlines.soonest) == (2, 5.0)
     assert expired(deadlines, 5.0) == [entry]
     assert expired(deadlines, 999.0) == [], "the later item is stale"
 
@@ -207,7 +207,7 @@ def test_what_is_due_is_what_a_dict_says(steps):
             assert {entries.index(entry) for entry in expired(deadlines, now)} == due
             for each in due:
                 del model[each]
-            assert deadlines.next_at() > now
+            assert deadlines.soonest > now
         elif what == "arm" and entries[which].state is State.READING:
             deadlines.arm(entries[which], now + after)
             model[which] = now + after
@@ -220,6 +220,6 @@ def test_what_is_due_is_what_a_dict_says(steps):
             else:
                 entries[which].state = State.CLOSED  # it comes to be forgotten later, or its time comes first
             model.pop(which, None)
-        assert deadlines.next_at() <= min(model.values(), default=inf)
+        assert deadlines.soonest <= min(model.values(), default=inf)
         assert deadlines.live == sum(entry.heap_time < inf for entry in entries)
     assert len(deadlines) == 0

@@ -7,11 +7,19 @@ import select
 import selectors
 import socket
 import time
+from typing import Any
 
 import pytest
 
-from reqtable.loop.selector import DefaultSelector, Epoll, Poll, ready_of
+import reqtable
+from reqtable.loop.selector import NOBODY, DefaultSelector, Epoll, Poll, polling_of
 from reqtable.table.states import PEER_END, READ, RESET, WRITE
+
+
+def ready(selector: selectors.BaseSelector, seconds: float = 0) -> list[tuple[Any, int]]:
+    """Return the targets that the loop would call after a poll, and what they are ready for."""
+    poll, targets, masks = polling_of(selector)
+    return [(targets[place], masks[event]) for place, event in poll(seconds) if targets[place] is not NOBODY]
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="this platform has no epoll")
@@ -38,7 +46,7 @@ def test_epoll_says_what_the_standard_librarys_says_and_overlooks_what_it_overlo
             selector.unregister(number)  # too late for the kernel, for which `copy` is the same
         said = [{(key.data, mask) for key, mask in selector.select(0)} for selector in (own, plain)]
         # the kernel tells of so many at once, `gone` among them, and of the others the next time
-        said += [set(ready_of(selector)(0) + ready_of(selector)(0)) for selector in (own, plain)]
+        said += [set(ready(selector) + ready(selector)) for selector in (own, plain)]
         found = {("reads", READ), ("writes", WRITE), ("both", READ | WRITE)}
         assert said[1] == found
         found = found - {("both", READ | WRITE)} | {("both", READ | WRITE | PEER_END)}  # only ours tells why
@@ -114,6 +122,30 @@ def reset(far: socket.socket) -> None:
     far.close()
 
 
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="this platform has no epoll")
+@pytest.mark.parametrize("events", [READ, WRITE])
+def test_what_a_poll_has_reported_reaches_no_target_that_has_the_number_by_then(events: int) -> None:
+    near, far = socket.socketpair()
+    with near, far, Epoll() as own:
+        own.register(near, READ, "first")
+        far.send(b"x")
+        poll, targets, masks = polling_of(own)
+        [(place, event)] = poll(0)
+        assert (targets[place], masks[event]) == ("first", READ)
+        own.unregister(near)
+        assert targets[place] is NOBODY
+        key = own.register(near, READ, "second")
+        own.modify(near, events, "third")
+        assert targets[place] is NOBODY
+        assert (key.data, own.get_map()[near.fileno()].data) == ("second", "third")
+        assert [(targets[place], masks[event]) for place, event in poll(0)] == [("third", events)]
+        assert own.unregister(near).data == "third"
+        own.register(near, READ, "fourth")
+        assert own.unregister(near).data == "fourth", "before a poll"
+        assert poll(0) == []
+        assert targets[place] is NOBODY
+
+
 OWN = [Epoll, Poll]
 
 
@@ -126,16 +158,16 @@ def test_a_reset_is_told_from_an_end_and_from_what_can_be_read(kind: type[select
         far.shutdown(socket.SHUT_WR)
         assert own.select(0) == []
         own.modify(near, RESET | PEER_END, "near")
-        assert ready_of(own)(5) == [("near", READ | PEER_END)]
+        assert ready(own, 5) == [("near", READ | PEER_END)]
         own.modify(near, RESET, "near")
         assert own.select(0) == []
         near.shutdown(socket.SHUT_WR)
-        assert ready_of(own)(5) == [("near", READ | WRITE | PEER_END)], "both sides have ended"
+        assert ready(own, 5) == [("near", READ | WRITE | PEER_END)], "both sides have ended"
     near, far = tcp_pair()
     with near, far, kind() as own:
         own.register(near, RESET, "near")
         reset(far)
-        assert ready_of(own)(5) == [("near", READ | WRITE | RESET)]
+        assert ready(own, 5) == [("near", READ | WRITE | RESET)]
         own.unregister(near)
         assert own.select(0) == []
 
@@ -151,7 +183,7 @@ def test_a_unix_peer_that_closes_has_reset_only_what_it_left_unread(
             near.send(b"x")
         own.register(near, RESET, "near")
         far.close()
-        assert ready_of(own)(0) == [("near", READ | WRITE | (RESET if unread else PEER_END))]
+        assert ready(own) == [("near", READ | WRITE | (RESET if unread else PEER_END))]
 
 
 def test_poll_overlooks_no_descriptor_that_was_closed() -> None:
@@ -160,6 +192,14 @@ def test_poll_overlooks_no_descriptor_that_was_closed() -> None:
         own.register(near, READ, "near")
         number = near.fileno()
         near.close()
-        assert ready_of(own)(0) == [("near", READ | WRITE)]
+        assert ready(own) == [("near", READ | WRITE)]
         own.unregister(number)
         assert own.select(0) == []
+
+
+def test_a_poll_for_a_deadline_lasts_a_day_at_most() -> None:
+    with contextlib.closing(reqtable.Engine()) as engine:
+        loop = engine.loop
+        assert [loop._patience(most_s) for most_s in (None, 0.5, 1e9)] == [None, 0.5, 1e9]
+        loop.steps.deadlines.soonest = loop.table.now + 2e9
+        assert [loop._patience(most_s) for most_s in (None, 0.5, 1e9)] == [86_400, 0.5, 86_400]

@@ -204,7 +204,7 @@ class TableMachine(RuleBasedStateMachine):
         assert set(came) == expected
         for entry in expected:
             self.model[entry]["at"] = None
-        assert self.deadlines.next_at() > now
+        assert self.deadlines.soonest > now
 
     @rule(entry=entries)
     def cancel(self, entry: Entry) -> None:
@@ -270,7 +270,7 @@ class TableMachine(RuleBasedStateMachine):
     def heap_is_bounded(self) -> None:
         assert len(self.deadlines) <= 3 * len(self.model) + 64
         for row in self.model.values():
-            assert row["at"] is None or row["state"] is State.CLOSED or self.deadlines.next_at() <= row["at"]
+            assert row["at"] is None or row["state"] is State.CLOSED or self.deadlines.soonest <= row["at"]
 
 
 TestTableMachine = TableMachine.TestCase

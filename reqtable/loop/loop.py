@@ -49,8 +49,9 @@ class Loop:
         self.on_forked: list[Callable[[], Any]] = []  # called in a forked child, where this loop does not run
         self.on_start_over: list[Callable[[], Any]] = []  # called in a forked child that will serve by itself
         self._expiry = Expiry(steps, self.times)
-        self._ready: Iterator[tuple[Any, int]] = iter(())  # what the poll found and the pass has not handled yet
+        self._ready: Iterator[tuple[int, int]] = iter(())  # what the poll found and the pass has not handled yet
         self._stop: Callable[[], Any] = bool
+        self._ended_at = self.table.now  # when the last pass ended: the next one begins at once
 
     def run(
         self,
@@ -72,10 +73,15 @@ class Loop:
         outer = LOOPS.get(get_ident())  # a child forked during a pass runs its request's own loop inside that pass
         LOOPS[get_ident()] = self
         try:
-            with self.poller.on_signals(), around:
-                while not stop():
+            poller = self.poller
+            with poller.on_signals(), around:
+                self._ended_at = self.table.clock()
+                while True:  # CPython 3.11 never specializes a loop "while not stop()"
+                    if stop():
+                        break
                     self.run_once(most_s if until is None else max(0.0, until - self.table.clock()))
-                    self.poller.end_if_copy()
+                    if poller.forks != Process.forks:
+                        poller.end_if_copy()
                     if until is not None and self.table.clock() >= until:
                         break
         except BaseException as problem:
@@ -104,22 +110,25 @@ class Loop:
     def run_once(self, most_s: float | None = None) -> None:
         """Run one pass. The poll waits at most `most_s` seconds; None: until there is something to do."""
         steps, table, mailbox = self.steps, self.table, self.mailbox
-        ready = self.poller.poll(self._patience(most_s))
-        now = table.now = table.clock()
+        poller, clock = self.poller, table.clock
+        poll, targets, masks = poller.poll, poller.targets, poller.masks
+        ready = poll(self._patience(most_s))
+        now = table.now = clock()
         if steps.spent:
             steps.renew_budget()
             ready = self._rotated(ready)
-        self._ready = iter(ready)
-        for target, mask in self._ready:
+        self._ready = left = iter(ready)
+        for place, event in left:
+            target = targets[place]
             try:
-                target.on_ready(mask)
+                target.on_ready(masks[event])
             except BaseException as problem:
                 steps.failures.outside_step(getattr(target, "entry", None), problem)
-        if self.poller.forks != Process.forks:
-            self.poller.end_if_copy()
+        if poller.forks != Process.forks:
+            poller.end_if_copy()
         if steps.turns:
             steps.take_turns()
-        if steps.deadlines.next_at() <= now:
+        if steps.deadlines.soonest <= now:
             self._expiry.expire_due(now)
         if mailbox.timers:
             mailbox.run_timers(now, self.times)
@@ -129,10 +138,16 @@ class Loop:
             mailbox.run_at_end()
         if table.touched:
             steps.flush_touched()
-        freed = bool(steps.closed) and steps.reap()
+        freed = steps.reap() if steps.closed else False
         for told in self.after_pass:
             told(now, freed)
-        self.times.add(table.clock() - now)
+        self._ended_at = ended = clock()
+        took = ended - now
+        times = self.times
+        times.passes += 1
+        times.busy_s += took
+        if took > times.pass_s_max:
+            times.pass_s_max = took
 
     def _rotated(self, ready: Ready) -> Ready:
         """Rotate `ready`: epoll(7) keeps its order, so the requests at the end would always find the budget spent."""
@@ -147,18 +162,18 @@ class Loop:
         steps, mailbox = self.steps, self.mailbox
         if steps.turns or steps.closed or self.table.touched or mailbox.posts or mailbox.at_end:
             return 0
-        at = self._due_at()
-        if at == inf:
-            return most_s
-        wait = max(0.0, min(at - self.table.clock(), _PATIENCE_MAX_S))
-        return wait if most_s is None else min(wait, most_s)
+        at = steps.deadlines.soonest if not mailbox.timers else self._due_at()
+        wait = at - self._ended_at
+        if most_s is not None and most_s < wait:
+            return most_s if wait == inf else min(most_s, _PATIENCE_MAX_S)
+        return None if wait == inf else max(0.0, min(wait, _PATIENCE_MAX_S))
 
     def next_at(self) -> float:
         """Return when the loop next has something to do, if nothing arrives: a time on its clock, or infinity."""
         return self.table.now if self._patience(None) == 0 else self._due_at()
 
     def _due_at(self) -> float:
-        at = self.steps.deadlines.next_at()
+        at = self.steps.deadlines.soonest
         timers = self.mailbox.timers
         return min(at, timers[0][0]) if timers else at
 

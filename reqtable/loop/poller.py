@@ -6,12 +6,13 @@ import contextlib
 import os
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 from reqtable.loop.platform import System
 from reqtable.loop.process import Process, end_child
-from reqtable.loop.selector import Ready, interests_of, ready_of
+from reqtable.loop.selector import Ready, interests_of, polling_of
 from reqtable.loop.wakeup import Wakeup
 from reqtable.table.states import READ
 
@@ -20,7 +21,10 @@ class Poller:
     """Holds the selector and the wake-up of one loop, and opens them when they are first needed."""
 
     def __init__(self, system: System) -> None:
-        self.poll: Callable[[float | None], Ready]  # called with the most seconds to wait; None: no bound
+        # How the loop polls: see `Polling`.
+        self.poll: Callable[[float | None], Ready]
+        self.targets: list[Any]
+        self.masks: Mapping[int, int]
         self._system = system
         self.dup = system.dup
         self._selector: selectors.BaseSelector | None = None
@@ -50,7 +54,7 @@ class Poller:
             except BaseException:
                 wakeup.close()
                 raise
-            self.poll = ready_of(self._selector)
+            self.poll, self.targets, self.masks = polling_of(self._selector)
             self.interests = interests_of(self._selector)
             self._wakeup = wakeup
             self._selector.register(wakeup, READ, wakeup)

@@ -7,7 +7,6 @@ descriptors.
 from __future__ import annotations
 
 import contextlib
-import math
 import select
 import selectors
 from collections.abc import Callable, Mapping
@@ -16,7 +15,10 @@ from typing import Any, Final
 
 from reqtable.table.states import PEER_END, READ, RESET, WRITE
 
-Ready = list[tuple[Any, int]]  # the data of each ready descriptor, and what it is ready for
+Ready = list[tuple[int, int]]  # for each ready descriptor: the place of its target in a list, and what was reported
+# How the loop polls: a function, called with the most seconds to wait (None: no bound); the list of the targets; and
+# what a target is ready for, by what was reported.
+Polling = tuple[Callable[[float | None], Ready], list[Any], Mapping[int, int]]
 
 _ALL: Final = READ | WRITE | RESET | PEER_END
 
@@ -47,6 +49,16 @@ def _translations(kind: str) -> tuple[list[int], dict[int, int]]:
     return asked, masks
 
 
+class _Nobody:
+    """Is the target of a descriptor that is not registered."""
+
+    def on_ready(self, mask: int) -> None:
+        """Do nothing: the descriptor was left in this pass, or the kernel knows a duplicate of it."""
+
+
+NOBODY: Final = _Nobody()
+
+
 def _number_of(fileobj: Any) -> int:
     return fileobj if isinstance(fileobj, int) else int(fileobj.fileno())
 
@@ -61,7 +73,9 @@ if hasattr(select, "epoll"):
     class Epoll(selectors.BaseSelector):
         """Watches descriptors with epoll(7), and keeps their data in lists that are indexed by descriptor.
 
-        Descriptors are small numbers and reused, so the lists take a tenth of the memory of a dict of keys.
+        Descriptors are small numbers and reused, so the lists take a tenth of the memory of a dict of keys. What is
+        registered enters `_targets` with the next poll. So what this poll has reported of a number never reaches
+        another target, to which the number belongs by then.
 
         An exception (Ctrl-C) may interrupt a method after the kernel's change. Then the method can be called again.
         """
@@ -70,9 +84,9 @@ if hasattr(select, "epoll"):
 
         def __init__(self) -> None:
             self._epoll = select.epoll()
-            self._data: list[Any] = []
+            self._targets: list[Any] = []
+            self._arrived: dict[int, Any] = {}  # by descriptor: the data that has been registered since the last poll
             self._events = bytearray()  # 0: not registered
-            self._count = 0
 
         def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
             fd = fileobj if type(fileobj) is int else _number_of(fileobj)
@@ -84,9 +98,9 @@ if hasattr(select, "epoll"):
                 self._epoll.register(fd, _EVENTS[events])
             except FileExistsError:
                 self._epoll.modify(fd, _EVENTS[events])
-            more = fd + 1 - len(self._data)
+            more = fd + 1 - len(self._targets)
             if more > 0:
-                self._data += [None] * more
+                self._targets += [NOBODY] * more
                 self._events += bytes(more)
             self._note(fd, events, data)
             return selectors.SelectorKey(fd, fd, events, data)
@@ -96,7 +110,7 @@ if hasattr(select, "epoll"):
             key = self._key(fd)
             with contextlib.suppress(OSError):  # the descriptor was closed
                 self._epoll.unregister(fd)
-            self._note(fd, 0, None)
+            self._note(fd, 0)
             return key
 
         def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
@@ -106,14 +120,24 @@ if hasattr(select, "epoll"):
             return self._key(fd)
 
         def ready(self, timeout: float | None = None) -> Ready:
-            """Wait at most `timeout` seconds and return what is ready. A failed descriptor is ready for both."""
-            events, data = self._events, self._data
-            # The kernel still reports a closed descriptor while a duplicate of it is open.
-            return [(data[fd], _MASKS[event]) for fd, event in self._poll(timeout) if events[fd]]
+            """Wait at most `timeout` seconds, which are not negative. Returns the descriptors that are ready.
+
+            The timeout is rounded up to milliseconds: a pass just before a deadline would find nothing to do.
+            """
+            if self._arrived:
+                for fd, data in self._arrived.items():
+                    self._targets[fd] = data
+                self._arrived.clear()
+            return self._epoll.poll(timeout)
+
+        def polling(self) -> Polling:
+            """Return how the loop polls this selector."""
+            return self.ready, self._targets, _MASKS
 
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-            told = [(fd, event) for fd, event in self._poll(timeout) if self._events[fd]]
-            return [(self._key(fd), _MASKS[event]) for fd, event in told]
+            ready = self.ready(None if timeout is None else max(0, timeout))
+            # The kernel still reports a closed descriptor while a duplicate of it is open.
+            return [(self._key(fd), _MASKS[event]) for fd, event in ready if self._events[fd]]
 
         def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
             return {fd: self._key(fd) for fd, events in enumerate(self._events) if events}
@@ -125,14 +149,6 @@ if hasattr(select, "epoll"):
         def close(self) -> None:
             self._epoll.close()
 
-        def _poll(self, timeout: float | None) -> list[tuple[int, int]]:
-            # Rounded up to milliseconds: a pass just before a deadline would find nothing to do.
-            wait = None if timeout is None else math.ceil(max(0, timeout) * 1000) / 1000
-            try:
-                return self._epoll.poll(wait, self._count or 1)
-            except InterruptedError:
-                return []
-
         def _is_known(self, fd: int) -> bool:
             return 0 <= fd < len(self._events) and self._events[fd] > 0
 
@@ -142,13 +158,17 @@ if hasattr(select, "epoll"):
                 raise KeyError(f"descriptor {fd} is not registered")
             return fd
 
-        def _note(self, fd: int, events: int, data: Any) -> None:
-            self._count += (events > 0) - (self._events[fd] > 0)
+        def _note(self, fd: int, events: int, data: Any = NOBODY) -> None:
+            if events:
+                self._arrived[fd] = data
+            else:
+                self._arrived.pop(fd, None)
+                self._targets[fd] = NOBODY
             self._events[fd] = events
-            self._data[fd] = data
 
         def _key(self, fd: int) -> selectors.SelectorKey:
-            return selectors.SelectorKey(fd, fd, self._events[fd], self._data[fd])
+            data = self._arrived[fd] if fd in self._arrived else self._targets[fd]
+            return selectors.SelectorKey(fd, fd, self._events[fd], data)
 
     DefaultSelector: type[selectors.BaseSelector] = Epoll
 else:
@@ -185,7 +205,7 @@ if hasattr(select, "poll"):
             return self._set(self._known(fileobj).fd, events, data)
 
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-            wait = None if timeout is None else math.ceil(max(0, timeout) * 1000)  # rounded up, as above
+            wait = None if timeout is None else max(0, timeout) * 1000  # rounded up to a whole number, as above
             try:
                 told = self._poll.poll(wait)
             except InterruptedError:
@@ -217,7 +237,16 @@ def interests_of(selector: selectors.BaseSelector) -> int:
     return getattr(selector, "interests", READ | WRITE)
 
 
-def ready_of(selector: selectors.BaseSelector) -> Callable[[float | None], Ready]:
-    """Return the function that polls `selector`: called with a timeout in seconds, it returns what is ready."""
-    own: Callable[[float | None], Ready] | None = getattr(selector, "ready", None)
-    return own or (lambda timeout: [(key.data, mask) for key, mask in selector.select(timeout)])
+def polling_of(selector: selectors.BaseSelector) -> Polling:
+    """Return how the loop polls `selector`."""
+    own: Callable[[], Polling] | None = getattr(selector, "polling", None)
+    if own is not None:
+        return own()
+    targets: list[Any] = []
+
+    def ready(timeout: float | None) -> Ready:
+        found = selector.select(timeout)
+        targets[:] = [key.data for key, _ in found]
+        return [(place, mask) for place, (_, mask) in enumerate(found)]
+
+    return ready, targets, {mask: mask for mask in range(_ALL + 1)}

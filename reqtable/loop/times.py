@@ -8,7 +8,10 @@ from typing import Any
 
 @dataclass(slots=True)
 class LoopTimes:
-    """Measures how long passes took, without their poll, and how late deadlines and timers fired. `_s` is seconds."""
+    """Measures how long passes took, without their poll, and how late deadlines and timers fired. `_s` is seconds.
+
+    `Loop.run_once` counts the passes.
+    """
 
     passes: int = 0
     busy_s: float = 0.0
@@ -16,13 +19,6 @@ class LoopTimes:
     due: int = 0
     lag_s: float = 0.0
     lag_s_max: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Count a pass that took `seconds`."""
-        self.passes += 1
-        self.busy_s += seconds
-        if seconds > self.pass_s_max:
-            self.pass_s_max = seconds
 
     def add_lag(self, seconds: float) -> None:
         """Count a deadline or a timer that fired `seconds` late."""

@@ -36,12 +36,13 @@ T = TypeVar("T", bound=Timed)
 class Deadlines(Generic[T]):
     """Orders the deadlines of a table's entries, soonest first."""
 
-    __slots__ = ("_heap", "live", "serial")
+    __slots__ = ("_heap", "live", "serial", "soonest")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, T]] = []
         self.live = 0  # entries with heap_time < inf
         self.serial = 0  # the number of the newest item; numbers break ties, so that entries are never compared
+        self.soonest = inf  # when to look again: the time of the first item, live or stale; infinity: there is none
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -60,10 +61,6 @@ class Deadlines(Generic[T]):
             self.live -= 1
         self._rebuild_if_stale()
 
-    def next_at(self) -> float:
-        """Return when to look again: the time of the first item, live or stale, or infinity if there is none."""
-        return self._heap[0][0] if self._heap else inf
-
     def expired(self, now: float, most: int) -> Iterator[tuple[float, T]]:
         """Yield each entry whose deadline has passed, with that time, soonest first. The entry loses its deadline.
 
@@ -73,9 +70,10 @@ class Deadlines(Generic[T]):
         heap = self._heap
         armed = self.serial
         for _ in range(most):
-            if not heap or heap[0][0] > now or heap[0][1] > armed:
+            if self.soonest > now or heap[0][1] > armed:
                 return
             at, serial, entry = heappop(heap)
+            self._note_soonest()
             if at != entry.heap_time:
                 continue
             entry.heap_time = inf
@@ -87,6 +85,7 @@ class Deadlines(Generic[T]):
                 entry.heap_time = entry.deadline
                 self.live += 1
                 heappush(heap, (entry.deadline, serial, entry))
+                self._note_soonest()
                 continue
             entry.deadline = None
             yield at, entry
@@ -97,9 +96,14 @@ class Deadlines(Generic[T]):
         entry.heap_time = at
         self.serial += 1
         heappush(self._heap, (at, self.serial, entry))
+        self.soonest = self._heap[0][0]
         self._rebuild_if_stale()
 
     def _rebuild_if_stale(self) -> None:
         if len(self._heap) > _SMALL and len(self._heap) > 3 * self.live:
             self._heap[:] = [item for item in self._heap if item[0] == item[2].heap_time]
             heapify(self._heap)
+            self._note_soonest()
+
+    def _note_soonest(self) -> None:
+        self.soonest = self._heap[0][0] if self._heap else inf

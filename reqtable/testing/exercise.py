@@ -88,7 +88,7 @@ class Exercise(Side):
     def jump(self, seconds: float) -> Self:
         """Let `seconds` pass. Timeouts and sleeps that are due by then happen in their order."""
         until = self.clock.now + seconds
-        while (at := self._steps.deadlines.next_at()) <= until:
+        while (at := self._steps.deadlines.soonest) <= until:
             self.clock.jump(max(0.0, at - self.clock.now))
             self._go_on()
         self.clock.jump(until - self.clock.now)
