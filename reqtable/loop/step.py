@@ -134,7 +134,8 @@ class Steps(Outputs):
         if rest:
             entry.input.feed(rest)
             waits = False
-        if waits or want is None or entry.state is _CLOSED:
+        has_enough = entry.output.held > self.table.limits.high_water_bytes
+        if waits or want is None or has_enough or entry.state is _CLOSED:
             self.leave(entry, _INPUT_ARRIVED, want, True, waits, ends_loop)
         else:
             entry.want = want
