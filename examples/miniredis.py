@@ -29,9 +29,7 @@ from reqtable import (
     Transition,
     disconnected,
     either,
-    exactly,
     flushed,
-    line,
     parsed,
     sleep,
     state,
@@ -41,6 +39,8 @@ from reqtable.table.snapshot import Row
 
 ARGUMENTS_MAX = 65_536
 BULK_BYTES_MAX = 16 * 2**20
+LINE_BYTES_MAX = 65_536
+COMMAND_BYTES_MAX = 4 * BULK_BYTES_MAX
 
 Value = bytes | deque[bytes]
 
@@ -156,8 +156,11 @@ def as_seconds(text: bytes) -> float:
     return seconds
 
 
-def whole_command(data: bytes) -> tuple[list[bytes], int] | None:
-    """Find the arguments of the first command in `data`, and its length. None: it has not arrived whole."""
+def whole_command(data: bytes) -> tuple[list[bytes], int] | int | None:
+    """Return the arguments of the first command in `data`, and its length.
+
+    If the command is incomplete, return how many bytes it needs at least, or None.
+    """
 
     def number_after(mark: bytes, start: int, most: int, why: str) -> tuple[int, int]:
         end = data.index(b"\n", start) + 1
@@ -166,6 +169,7 @@ def whole_command(data: bytes) -> tuple[list[bytes], int] | None:
             raise ProtocolError(why)
         return int(digits), end
 
+    end = 0
     try:
         if data[:1] != b"*":
             end = data.index(b"\n") + 1
@@ -177,8 +181,10 @@ def whole_command(data: bytes) -> tuple[list[bytes], int] | None:
             end = start + size + 2
             arguments.append(data[start : end - 2])
     except ValueError:  # there is no line end yet
-        return None
-    return (arguments, end) if end <= len(data) else None
+        if len(data) - end > LINE_BYTES_MAX:
+            raise ProtocolError("too big inline request") from None
+        return end + 1
+    return (arguments, end) if end <= len(data) else end
 
 
 class MiniRedis(StateRequestHandler):
@@ -187,7 +193,6 @@ class MiniRedis(StateRequestHandler):
     store: ClassVar[Store] = Store()
 
     arguments: list[bytes] = []  # noqa: RUF012  # each request has its own copy
-    missing: int = 0  # how many arguments of this command have not arrived
     channels: dict[bytes, None] = {}  # noqa: RUF012  # what the client has subscribed to
     keys: tuple[bytes, ...] = ()  # what the client waits for, in BLPOP
     given: tuple[bytes, bytes] | None = None  # the key and the item that it was told, until they are sent
@@ -223,33 +228,11 @@ class MiniRedis(StateRequestHandler):
 
     # -- the protocol -------------------------------------------------------------------------------------------------
 
-    @state(line())
-    def command(self, text: bytes) -> Transition:
-        """Read an inline command, or the number of arguments of a multi-bulk command."""
-        if text[:1] != b"*":
-            self.arguments = text.split()
-            return self.execute() if self.arguments else self.command
-        count = text[1:].strip()
-        if not count.isdigit() or int(count) > ARGUMENTS_MAX:
-            return self.refuse(b"invalid multibulk length")
-        self.missing = int(count)
-        self.arguments = []
-        return self.length if self.missing else self.command
-
-    @state(line())
-    def length(self, text: bytes) -> Transition:
-        """Read the length of the next argument."""
-        size = text[1:].strip()
-        if text[:1] != b"$" or not size.isdigit() or int(size) > BULK_BYTES_MAX:
-            return self.refuse(b"invalid bulk length")
-        return self.argument, exactly(int(size) + 2)
-
-    @state()
-    def argument(self, value: bytes) -> Transition:
-        """Read an argument and its line end."""
-        self.arguments.append(value[:-2])
-        self.missing -= 1
-        return self.length if self.missing else self.execute()
+    @state(parsed(whole_command, COMMAND_BYTES_MAX))
+    def command(self, arguments: list[bytes]) -> Transition:
+        """Run a command, and send its answer."""
+        self.arguments = arguments
+        return self.execute() if arguments else self.command
 
     def on_limit(self, error: LimitExceeded) -> Transition:
         return self.refuse(b"too big inline request")
@@ -319,7 +302,7 @@ class MiniRedis(StateRequestHandler):
         self.given = None
         return self.command
 
-    @state(either(parsed(whole_command), told()))
+    @state(either(parsed(whole_command, COMMAND_BYTES_MAX), told()))
     def listen(self, arrived: Arrived) -> Transition:
         """Serve a client that has subscribed: read its next command, or send it a message."""
         if arrived.index == 1:

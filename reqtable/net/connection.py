@@ -12,6 +12,7 @@ from reqtable.table import wants
 from reqtable.table.connecting import ClientTLS, StartTLS
 from reqtable.table.connection import ConnectionRow
 from reqtable.table.errors import HandlerError, LimitExceeded
+from reqtable.table.input import Parse
 from reqtable.table.output import END, FileSlice
 from reqtable.table.reaching import OfConnection, failure_of, not_own
 from reqtable.table.room import DONE, Room
@@ -104,7 +105,7 @@ class Connection:
         """Throw away input up to and including the next newline, as `skip_line` does."""
         return self._of(wants.skip_line())
 
-    def parsed(self, parse: wants.Parse, limit: int = wants.LIMIT_BYTES) -> Want[Any]:
+    def parsed(self, parse: Parse, limit: int = wants.LIMIT_BYTES) -> Want[Any]:
         """Wait for a whole message, as `parsed` does."""
         return self._of(wants.parsed(parse, limit))
 

@@ -13,7 +13,9 @@ from typing import Any, ClassVar, Final
 
 from reqtable.table.errors import LimitExceeded
 
-_WINDOW_BYTES = 4096
+Parse = Callable[[bytes], tuple[Any, int] | int | None]  # see `wants.parsed`
+
+_WINDOW_BYTES = 4096  # `parse` gets so much at first
 
 
 class _Missing(Enum):
@@ -24,10 +26,8 @@ MISSING: Final = _Missing.MISSING
 Missing = _Missing
 
 
-def parse_at(
-    parse: Callable[[bytes], tuple[Any, int] | None], data: bytes | bytearray, start: int, limit: int
-) -> tuple[Any, int] | None:
-    """Return the message that `parse` finds at the index `start` of `data`, and its length; None if it is not complete.
+def parse_at(parse: Parse, data: bytes | bytearray, start: int, limit: int) -> tuple[Any, int] | int | None:
+    """Return the message that `parse` finds at the index `start` of `data`, and its length; or its answer without one.
 
     If much is there, `parse` gets only the first part at first: else each of many short messages would cost a copy of
     all of them. Raises ValueError for an impossible length.
@@ -36,12 +36,12 @@ def parse_at(
     seen = size if size <= 2 * _WINDOW_BYTES else _WINDOW_BYTES
     while True:
         found = parse(data if seen == len(data) and type(data) is bytes else bytes(data[start : start + seen]))
-        if found is not None:
+        if type(found) is tuple:
             if not 0 < found[1] <= seen:
                 raise ValueError(f"parse took {found[1]} bytes of {seen}: return the message and its length")
             return found
-        if seen == size:
-            return None
+        if seen == size or (type(found) is int and found > size):
+            return found
         seen = size
 
 
@@ -61,7 +61,8 @@ class Input:
         self.data: bytes | bytearray = b""  # empty if nothing is unread
         self._start = 0  # the index of the first unread byte
         # The separator sought last, and the first index where it may still begin: the next search starts there.
-        self._sought: tuple[bytes, int] | None = None
+        # Or the `parse` of `parsed`, and where the data must at least end for the next try.
+        self._sought: tuple[bytes | Parse, int] | None = None
         self.ended = False  # the peer's end of file has come: no more input will arrive
 
     def __len__(self) -> int:
@@ -140,16 +141,20 @@ class Input:
             raise LimitExceeded("the rest of the input", limit)
         return self._take_to(len(self.data)) if self.ended else MISSING
 
-    def parsed(self, parse: Callable[[bytes], tuple[Any, int] | None], limit: int) -> Any:
+    def parsed(self, parse: Parse, limit: int) -> Any:
         """Take the message that `parse` finds at the beginning of the unread input."""
-        found = parse_at(parse, self.data, self._start, limit)
-        if found is None:
-            if len(self) >= limit:
+        sought, unread = self._sought, len(self)
+        if sought is None or sought[0] is not parse or sought[1] <= len(self.data) or unread >= limit:
+            found = parse_at(parse, self.data, self._start, limit)
+            if type(found) is tuple:
+                message, count = found
+                self._take_to(self._start + count)
+                return message
+            if unread >= limit:
                 raise LimitExceeded("a message", limit)
-            return MISSING
-        message, count = found
-        self._take_to(self._start + count)
-        return message
+            if found is not None:
+                self._sought = parse, self._start + found  # type: ignore[operator]  # an int: so much is needed
+        return MISSING
 
     def skip_line(self) -> Missing | None:
         """Throw away input up to and including a newline. Returns None once a newline or the end has come."""
@@ -247,7 +252,7 @@ class Inbox(Input):
         self._open()
         return super().rest(limit)
 
-    def parsed(self, parse: Callable[[bytes], tuple[Any, int] | None], limit: int) -> Any:
+    def parsed(self, parse: Parse, limit: int) -> Any:
         self._open()
         return super().parsed(parse, limit)
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 from reqtable.table.arguments import whole_bytes
 from reqtable.table.errors import LimitExceeded
-from reqtable.table.input import MISSING, Missing, parse_at
+from reqtable.table.input import MISSING, Missing, Parse, parse_at
 from reqtable.table.places import Place, caller
 from reqtable.table.states import Event
 from reqtable.table.want import Waiting, Want, want_type
@@ -28,7 +28,6 @@ T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
 LIMIT_BYTES = 65_536
-Parse = Callable[[bytes], "tuple[Any, int] | None"]  # see `parsed`
 
 
 @want_type
@@ -118,9 +117,9 @@ class Parsed(Want[Any]):
             found = parse_at(self.parse, data, 0, self.limit)
         except Exception:
             return None  # `take` raises it again, for the handler
-        if found is None and len(data) < self.limit:
-            return MISSING
-        return found
+        if type(found) is tuple:
+            return found
+        return MISSING if found is None and len(data) < self.limit else None  # a number is for `take` to note
 
 
 @want_type
@@ -243,8 +242,9 @@ def skip_line() -> Want[None]:
 def parsed(parse: Parse, limit: int = LIMIT_BYTES) -> Want[Any]:
     """Wait for a whole message, at most `limit` bytes of input, as `parse` finds it.
 
-    `parse(data)` gets the unread input. It returns None while the message is incomplete, and else the pair of the
-    message and the number of bytes that it took. An exception that it raises goes to the handler.
+    `parse(data)` gets the unread input. It returns the pair of the message and its length in bytes. If the message is
+    incomplete, it returns None, or the number of bytes that it needs at least: it is not asked again before so many are
+    there. An exception that it raises goes to the handler.
     """
     if not callable(parse):
         raise TypeError(f"parsed() takes a function of the input, not {parse!r}")
