@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 import reqtable
 from reqtable.config import ThreadOptions
+from reqtable.dispatch.policies import thread as thread_policy
 from reqtable.dispatch.policies.thread import RequestThread
 from reqtable.loop.process import LOOPS
 from tests.policies import ANY, AsyncWhere, HeldBlocking, StateWhere, Where, empty, held, where
@@ -47,20 +49,6 @@ def test_a_thread_is_started_and_not_waited_for() -> None:
     thread.join()
     assert done == [thread.ident]
     assert not thread.is_alive()
-
-
-def test_a_pass_ends_when_its_threads_have_begun() -> None:
-    with served(Where, "thread") as server:
-        begun: list[bool] = []
-
-        def look() -> None:
-            begun.extend(thread.ident is not None for thread in server._policies.chosen.threads)
-
-        server.service_actions = look
-        with Client(server.server_address) as client:
-            where(client)
-            wait_until(server, lambda: bool(begun))
-        assert all(begun)
 
 
 def test_the_hook_of_threads_is_called_where_it_is_overridden() -> None:
@@ -143,6 +131,128 @@ def test_when_no_thread_can_be_started_at_all_the_request_fails_alone(
         empty(server)
 
 
+# -- threads that are used again --------------------------------------------------------------------------------------
+
+REUSED = ThreadOptions(reuse=True)
+TOLD: ContextVar[str] = ContextVar("TOLD", default="nothing")
+local = threading.local()
+
+
+class Remembering(reqtable.StreamRequestHandler):
+    """Says what an earlier request has left in its thread, and leaves the line that it has read."""
+
+    def handle(self) -> None:
+        text = self.rfile.readline().decode().strip()
+        self.wfile.write(f"{getattr(local, 'told', 'nothing')} {TOLD.get()}\n".encode())
+        local.told = text
+        TOLD.set(text)
+
+
+def is_idle(server: Any) -> bool:
+    return len(server._policies.chosen._idle) == 1
+
+
+@pytest.mark.parametrize("handler", [Where, StateWhere, AsyncWhere])
+def test_a_thread_serves_one_request_after_another(handler: Any) -> None:
+    with held(handler, "thread", thread=REUSED) as server:
+        served_by = []
+        for _ in range(3):
+            with Client(server.server_address) as client:
+                served_by.append(where(client)[1])
+                (row,) = server.table.snapshot()
+                (thread,) = [each for each in threading.enumerate() if each.ident == served_by[-1]]
+                assert thread.name == f"reqtable-{row['id']}"
+                assert server._policies.chosen.busy == 1
+            wait_until(server, lambda: is_idle(server) and not server.table)
+        assert len(set(served_by)) == 1
+    assert not thread.is_alive()
+
+
+def test_requests_at_the_same_time_have_threads_of_their_own() -> None:
+    with held(Where, "thread", thread=REUSED) as server:
+        with Client(server.server_address) as one, Client(server.server_address) as other:
+            assert where(one)[1] != where(other)[1]
+        wait_until(server, lambda: len(server._policies.chosen._idle) == 2)
+
+
+def test_a_reused_thread_keeps_its_locals_but_no_context() -> None:
+    with held(Remembering, "thread", thread=REUSED) as server:
+        answers = []
+        for told in (b"first\n", b"second\n"):
+            with Client(server.server_address) as client:
+                answers.append(client.ask(told))
+            wait_until(server, lambda: is_idle(server))
+    assert answers == [b"nothing nothing\n", b"first nothing\n"]
+
+
+def test_a_thread_waits_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_policy, "_IDLE_S", 0.001)
+    with held(Where, "thread", thread=REUSED) as server:
+        with Client(server.server_address) as client:
+            ident = where(client)[1]
+            (thread,) = [each for each in threading.enumerate() if each.ident == ident]
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+        assert not server._policies.chosen._idle
+
+
+def test_a_bounded_number_of_threads_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_policy, "_IDLE_MAX", 1)
+    with held(Where, "thread", thread=REUSED) as server:
+        clients = [Client(server.server_address) for _ in range(3)]
+        idents = {where(client)[1] for client in clients}
+        threads = [each for each in threading.enumerate() if each.ident in idents]
+        for client in clients:
+            client.close()
+        empty(server)
+        (idle,) = server._policies.chosen._idle
+        for thread in threads:
+            if thread is not idle:
+                thread.join(WAIT_S)
+        assert [thread for thread in threads if thread.is_alive()] == [idle]
+
+
+def test_a_request_comes_just_when_a_thread_has_waited_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_policy, "_IDLE_S", 0.001)
+    given_up, given = threading.Event(), threading.Event()
+    forget, serve_next = thread_policy.Thread.forget, thread_policy._ReusedThread.serve_next
+
+    def forget_late(self: Any, thread: Any) -> bool:
+        if not given.is_set():
+            given_up.set()
+            assert given.wait(WAIT_S)
+        return forget(self, thread)
+
+    def tell(self: Any, handoff: Any) -> None:
+        serve_next(self, handoff)
+        given.set()
+
+    monkeypatch.setattr(thread_policy.Thread, "forget", forget_late)
+    monkeypatch.setattr(thread_policy._ReusedThread, "serve_next", tell)
+    with held(Where, "thread", thread=REUSED) as server:
+        with Client(server.server_address) as client:
+            ident = where(client)[1]
+        assert given_up.wait(WAIT_S)
+        with Client(server.server_address) as client:
+            assert where(client)[1] == ident
+
+
+def test_a_request_that_ends_its_thread_ends_no_other_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", bool)  # pytest's own reports even a SystemExit
+
+    class Exits(Where):
+        def finish(self) -> None:
+            super().finish()
+            raise SystemExit
+
+    with held(Exits, "thread", thread=REUSED) as server:
+        for _ in range(2):
+            with Client(server.server_address) as client:
+                where(client)
+            empty(server)
+        assert not server._policies.chosen._idle
+
+
 # -- who waits for them -----------------------------------------------------------------------------------------------
 
 
@@ -208,9 +318,11 @@ class Calling(reqtable.StateRequestHandler):
 
 release = threading.Event()
 handler, dispatch, daemon = sys.argv[1:]
+reused = reqtable.Config(thread=reqtable.ThreadOptions(reuse=True))
+config = reused if dispatch == "reused" else None
 class Server(reqtable.TCPServer):
     daemon_threads = daemon == "daemon"
-server = Server(("127.0.0.1", 0), globals()[handler], dispatch=dispatch)
+server = Server(("127.0.0.1", 0), globals()[handler], dispatch=dispatch.replace("reused", "thread"), config=config)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 print(server.server_address[1], flush=True)
 sys.stdin.readline()
@@ -219,7 +331,9 @@ threading.Thread(target=lambda: (sys.stdin.readline(), release.set()), daemon=Tr
 
 
 @pytest.mark.parametrize("daemon", ["daemon", "waited for"])
-@pytest.mark.parametrize(("handler", "dispatch"), [("Line", "thread"), ("Line", "pool"), ("Calling", "inline")])
+@pytest.mark.parametrize(
+    ("handler", "dispatch"), [("Line", "thread"), ("Line", "reused"), ("Line", "pool"), ("Calling", "inline")]
+)
 def test_the_interpreters_exit_waits_for_threads_that_are_no_daemons(handler: str, dispatch: str, daemon: str) -> None:
     command = [sys.executable, "-c", STAYING, handler, dispatch, daemon]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -242,3 +356,39 @@ def test_the_interpreters_exit_waits_for_threads_that_are_no_daemons(handler: st
                 client.send(b"bye\n")
                 assert process.wait(WAIT_S) == 0
                 assert process.stdout.read() == "done\n"
+
+
+NOT_BEGUN = """
+import atexit, socket, sys, threading
+atexit.register(lambda: print(f"exit; had begun: {had_begun}"))  # runs last
+import reqtable
+class Printing(reqtable.BaseRequestHandler):
+    def handle(self):
+        print("served")
+server = reqtable.TCPServer(("127.0.0.1", 0), Printing, dispatch="thread")
+ours, theirs = socket.socketpair()
+sys.setswitchinterval(60)  # no thread takes the interpreter's lock
+server.process_request(ours, "")
+had_begun = [thread.ident is not None for thread in server._policies.chosen.threads]
+"""
+
+
+def test_the_interpreters_exit_waits_for_a_thread_that_has_not_begun() -> None:
+    done = subprocess.run([sys.executable, "-c", NOT_BEGUN], capture_output=True, text=True, timeout=WAIT_S, check=True)
+    assert done.stdout == "served\nexit; had begun: [False]\n"
+
+
+def test_server_close_waits_for_the_request_of_a_thread_that_is_used_again() -> None:
+    with held(HeldBlocking, "thread", thread=REUSED) as server:
+        client = Client(server.server_address).send(b"line\n")
+        assert server.entered.acquire(timeout=WAIT_S)
+        server.shutdown()
+        closing = threading.Thread(target=server.server_close)
+        closing.start()
+        threads = list(server._policies.chosen.threads)
+        server.gate.set()
+        assert client.end().rest() == b"line\n"
+        closing.join(WAIT_S)
+        assert not closing.is_alive()
+        assert [thread.is_alive() for thread in threads] == [False]
+        client.close()

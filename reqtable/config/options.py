@@ -21,9 +21,14 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class ThreadOptions:
-    """Sets the options of policy `thread`. Above `threads_max`, requests wait in the table. None: no bound."""
+    """Sets the options of policy `thread`. Above `threads_max`, requests wait in the table. None: no bound.
+
+    With `reuse`, a thread that has served its request waits a while for the next one. So what a handler puts into a
+    `threading.local` outlives the request.
+    """
 
     threads_max: int | None = None
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         check(self, "thread.")

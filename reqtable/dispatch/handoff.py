@@ -14,19 +14,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from reqtable.dispatch.policy import Host, Policy
 from reqtable.dispatch.progress import AnyProgress
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.engine_wants import ELSEWHERE, VACANCY
 from reqtable.table.parts import NoTransport, Resumable
-from reqtable.table.states import RESET, Event
+from reqtable.table.states import RESET, Event, State
 from reqtable.table.table import Entry
 from reqtable.table.want import Want
 from reqtable.table.wants import Failure
 
 _NOTICE_S = 0.1  # how long a thread or a child has to end a request whose connection was reset
+_SOON_S = 0.05  # a request that goes on for this long is watched for a reset: most requests end sooner
+
+# Global names, as in step.py, because looking a member up in its Enum is slow.
+_OPENED: Final = Event.OPENED
+_RESULT_POSTED: Final = Event.RESULT_POSTED
+_RUNNING: Final = State.RUNNING
+_DELEGATED: Final = State.DELEGATED
 
 
 class HandedOffRequest(NoTransport):
@@ -43,17 +50,14 @@ class HandedOffRequest(NoTransport):
         self.handler = handler
         self.transport: Any = entry.transport
         self.request = entry.transport.request
+        # The thread or the child ends the request by the server's hooks: its handler is a blocking one.
+        self.ends_itself = isinstance(entry.transport, PollOnly)
         self.number = 0  # of the wait that the result is for: `Entry.expect_result` returned it
         self.is_given = False
         self.is_let_go = False  # the server closes, but the thread or the child goes on
         self.progress: AnyProgress | None = None  # None: the request has no last words
         self.speaks = False  # the loop answers the client, because the thread or the child does not
         self._notices = 0  # how often the request was told to end early
-
-    @property
-    def ends_itself(self) -> bool:
-        """Whether the thread or the child ends the request by the server's hooks. True for blocking handlers."""
-        return isinstance(self.transport, PollOnly)
 
     def try_give(self, number: int) -> Want[Any]:
         """Give the request, or wait for a vacancy. Returns the want. On an error the handler has the request again."""
@@ -69,7 +73,8 @@ class HandedOffRequest(NoTransport):
     def give(self) -> None:
         """Stand in for the transport too: from here on only the thread or the child reads the socket."""
         self.is_given = True
-        self.transport.watch(0 if self.ends_itself else RESET)  # `PollOnly.give` watches a descriptor of its own
+        if not self.ends_itself:  # `PollOnly.give` holds a descriptor of its own
+            self.transport.watch(RESET)
         self.entry.transport = self
 
     def take_back(self) -> None:
@@ -88,8 +93,19 @@ class HandedOffRequest(NoTransport):
 
     def returned(self) -> None:
         """In the loop: tell the entry that the thread or the child is done with the request."""
-        assert self.entry.table.owner is not None
-        self.entry.table.owner.deliver(self.entry, self.number, None)
+        entry = self.entry
+        if self.ends_itself and entry.state is _DELEGATED and entry.call_number == self.number:
+            # fast path of Steps.deliver and Steps.step: the last step of a blocking handler does nothing
+            steps = self.transport.steps
+            entry.active_at = steps.table.now
+            entry.steps += 1
+            try:
+                steps.finish(entry, _RESULT_POSTED)
+            except BaseException as problem:
+                steps.failures.outside_step(entry, problem)
+            return
+        assert entry.table.owner is not None
+        entry.table.owner.deliver(entry, self.number, None)
 
     # -- in place of the handler --------------------------------------------------------------------------------------
 
@@ -181,6 +197,9 @@ class HandoffPolicy(Policy):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._waiting: deque[HandedOffRequest] = deque()
+        # The ids of the requests that were given since the last look for resets, and before.
+        self._young: list[int] = []
+        self._older: list[int] = []
 
     @property
     @abstractmethod
@@ -205,6 +224,33 @@ class HandoffPolicy(Policy):
 
     def take_over(self, entry: Entry) -> Want[Any]:
         return self.handoff(entry, entry.resumable).try_give(entry.call_number)
+
+    def begin(self, entry: Entry) -> None:
+        """Run the first step of a request, which gives the request to a thread or a child.
+
+        fast path of Steps.begin and Steps.step: the first step of a blocking handler does nothing else.
+        """
+        handoff = entry.resumable
+        if not isinstance(handoff, HandedOffRequest) or not handoff.ends_itself:
+            super().begin(entry)
+            return
+        steps, table = self.host.steps, entry.table
+        entry.advance(_OPENED)
+        table.running = entry
+        try:
+            want = handoff.try_give(entry.expect_result())
+        except BaseException as problem:
+            steps.step(entry, _OPENED, problem)
+        else:
+            table.running = None
+            entry.steps += 1
+            entry.want = want
+            if entry.state is _RUNNING:
+                steps.move(entry, _OPENED, want.awaits)
+                if table.limits.request_timeout_s is not None:
+                    steps.timeouts.arm(entry)
+        if table.thread is None:
+            steps.reap()  # see Steps.begin
 
     def take(self, handoff: HandedOffRequest) -> Want[Any]:
         """Give the request, or have it wait for a vacancy. Returns the want. Raises if waiting would not help."""
@@ -232,14 +278,34 @@ class HandoffPolicy(Policy):
             else:
                 owner.deliver(handoff.entry, handoff.number, None)
 
-    @property
-    def loop_goes_on(self) -> bool:
-        """Whether the loop will see the end of a request that is given now."""
-        return self.host.steps.running and not self.host.steps.failures.hooks_raise
+    def hold(self, handoff: HandedOffRequest) -> None:
+        """Give the transport of a blocking handler's request. It is watched for a reset if the request lasts.
+
+        If no loop will see the end of the request, the transport keeps no descriptor: see `PollOnly.give`.
+        """
+        steps = self.host.steps
+        holds = steps.running and not steps.failures.hooks_raise
+        handoff.transport.give(holds)
+        if holds:
+            if not self._young and not self._older:
+                steps.mailbox.call_later(self._look_for_resets, _SOON_S)
+            self._young.append(handoff.entry.id)
+
+    def _look_for_resets(self) -> None:
+        """Watch the connections of the requests that were given before the last look."""
+        for number in self._older:
+            entry = self.host.steps.table.get(number)
+            handoff = None if entry is None else entry.transport
+            if isinstance(handoff, HandedOffRequest) and handoff.ends_itself:
+                handoff.transport.tell_of_reset()
+        self._older, self._young = self._young, []
+        if self._older:
+            self.host.steps.mailbox.call_later(self._look_for_resets, _SOON_S)
 
     def in_pass(self, entry: Entry) -> bool:
         """Whether the engine hands `entry` off during a pass, so that work can be left for the end of the pass."""
         return entry.table.owner is self.host.steps and self.host.steps.in_loop_thread
 
     def abandon(self) -> None:
-        self._waiting.clear()
+        for queue in (self._waiting, self._young, self._older):
+            queue.clear()

@@ -35,7 +35,7 @@ class InThread(HandedOffRequest):
     def give(self) -> None:
         super().give()
         if isinstance(self.transport, PollOnly):
-            self.transport.give(hold=self.policy.loop_goes_on)
+            self.policy.hold(self)
         else:
             self.progress = progress_of(self.entry.handler, Progress, self.entry.began_at)
             self.driver = PrivateLoop(self.entry, self.policy, self.request, self.progress)

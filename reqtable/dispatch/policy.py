@@ -146,6 +146,10 @@ class Policy(ABC):
             raise HandlerError(f"{name}.__init__ does not call super().__init__(entry) ({place})")
         entry.resumable = self.host.resumable(entry, handler, self)
 
+    def begin(self, entry: Entry) -> None:
+        """Run the first steps of a request that has just entered the table."""
+        self.host.steps.begin(entry)
+
     # -- what an entry and the engine call ----------------------------------------------------------------------------
 
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:

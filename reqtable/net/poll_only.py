@@ -6,13 +6,14 @@ If the handler never waits in the loop, the engine does not touch the socket at 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from typing import Any, ClassVar, Final
 
-from reqtable.loop.poller import Poller, Selectable, abandon_socket
+from reqtable.loop.poller import Poller, Selectable, abandon_socket, close_copy
 from reqtable.loop.step import Steps
 from reqtable.net.hang_up import on_hang_up
-from reqtable.net.sockets import discarded_all, end_request, has_unread
+from reqtable.net.sockets import discarded_all, end_request, has_bytes, has_unread
 from reqtable.table.engine_wants import VACANCY
 from reqtable.table.states import RESET, Event, State
 from reqtable.table.table import Entry
@@ -42,7 +43,8 @@ class PollOnly(Selectable):
         self.fd = self._number()
         self.entry: Entry
         self._hooks_done = False  # the server's hooks have ended the request
-        self._own_hold: socket.socket | None = None  # our duplicate of the connection's socket
+        # Our duplicate of the connection's descriptor. Few requests need a socket object for it: see `_held`.
+        self._own_hold: int | socket.socket | None = None
 
     @property
     def poller(self) -> Poller:
@@ -53,7 +55,7 @@ class PollOnly(Selectable):
         if state is _LINGERING:
             self._discard()
         elif state is not _CLOSED:
-            on_hang_up(self, self.request if self._own_hold is None else self._own_hold, mask)
+            on_hang_up(self, self._held() or self.request, mask)
 
     def watch(self, interest: int) -> None:
         if interest & RESET and self._own_hold is None and not self._is_known_to_be_open():
@@ -75,14 +77,18 @@ class PollOnly(Selectable):
     def give(self, hold: bool = True) -> None:
         """Give the request to a thread or a child, which ends it with the server's hooks.
 
-        With `hold`, this process keeps a duplicate of the descriptor: it tells of a reset, a cancellation shuts it, and
-        it lingers. While it is open the kernel sends no end of file, so `hold` is False if no loop goes on to close it.
+        With `hold`, this process keeps a duplicate of the descriptor: it can tell of a reset, a cancellation shuts it,
+        and it lingers. While it is open the kernel sends no end of file, so `hold` is False if no loop goes on to close
+        it.
         """
         self.watch(0)
         self._hooks_done = True
-        self._own_hold = self._duplicate() if hold else None
+        if hold:
+            self._hold()
+
+    def tell_of_reset(self) -> None:
+        """Watch for a reset of the connection, which a thread or a child has."""
         if self._own_hold is not None:
-            self.fd = self._own_hold.fileno()
             self.watch(RESET)
 
     def take_back(self) -> None:
@@ -103,23 +109,23 @@ class PollOnly(Selectable):
         if not self._hooks_done:
             self._hooks_done = True
             if has_unread(self.request, self.steps.system.socket):
-                self._own_hold = self._duplicate()
+                self._hold()
+                self._held()  # it will linger
             try:
                 end_request(self.entry.server.shutdown_request, self.request)
             except BaseException:
                 self.steps.end(self.entry, Event.RELEASED)
                 raise
-        elif not has_unread(self._own_hold, self.steps.system.socket):
+        elif self._own_hold is not None and not self._holds_unread():
             self._let_go()
         if self._own_hold is None:
             self.steps.end(self.entry, Event.RELEASED)
         else:
-            self.fd = self._own_hold.fileno()
             self.steps.linger(self.entry)
 
     def shut(self) -> None:
         """Shut the connection, so that the thread or the child that has the request stops waiting for it."""
-        connection = self._own_hold if self._own_hold is not None else self.request
+        connection = self._held() or self.request
         if isinstance(connection, socket.socket):
             with contextlib.suppress(OSError):  # the connection has ended already
                 self.steps.system.socket.shutdown(connection, socket.SHUT_RDWR)
@@ -147,27 +153,41 @@ class PollOnly(Selectable):
     def abandon(self) -> None:
         self.watched = 0
         abandon_socket(self.request)
-        abandon_socket(self._own_hold)
+        if isinstance(self._own_hold, int):
+            close_copy(self._own_hold)
+        else:
+            abandon_socket(self._own_hold)
 
     def _number(self) -> int:
         return self.request.fileno() if isinstance(self.request, socket.socket) else -1
 
-    def _duplicate(self) -> socket.socket | None:
-        """Return a duplicate of the connection's socket; None if there can't be one."""
-        own, system = self.request, self.steps.system
-        if not isinstance(own, socket.socket) or own.fileno() < 0:
-            return None
-        try:
-            return system.socket(fileno=system.dup(own.fileno()))
-        except OSError:
-            return None  # out of descriptors
+    def _hold(self) -> None:
+        """Keep a duplicate of the connection's descriptor, if there can be one, and stand for that descriptor."""
+        number = self._number()
+        if number >= 0:
+            with contextlib.suppress(OSError):  # out of descriptors
+                self._own_hold = self.fd = self.steps.system.dup(number)
+
+    def _held(self) -> socket.socket | None:
+        """Return the duplicate as a socket, if there is one."""
+        hold = self._own_hold
+        if isinstance(hold, int):
+            hold = self._own_hold = self.steps.system.socket(fileno=hold)
+        return hold
+
+    def _holds_unread(self) -> bool:
+        """Return whether the connection, of which there is a duplicate, has unread input."""
+        return has_bytes(self.fd) and has_unread(self._held(), self.steps.system.socket)
 
     def _let_go(self) -> None:
-        if self._own_hold is not None:
-            self._own_hold.close()
-            self._own_hold = None
+        hold, self._own_hold = self._own_hold, None
+        if isinstance(hold, int):
+            os.close(hold)
+        elif hold is not None:
+            hold.close()
 
     def _discard(self) -> None:
-        assert self._own_hold is not None
-        if discarded_all(self._own_hold, self.steps.table.limits.recv_bytes):
+        connection = self._held()
+        assert connection is not None
+        if discarded_all(connection, self.steps.table.limits.recv_bytes):
             self.steps.end(self.entry, Event.INPUT_ENDED)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import sys
+import termios
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,6 +15,7 @@ from reqtable.table.errors import PeerError
 INTERNET = (socket.AF_INET, socket.AF_INET6)
 _TCP_CLOSE = 7  # from linux/net/tcp_states.h: the kernel no longer has this connection
 _PEEK_NOW: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+_NO_BYTES: Final = bytes(4)  # the int 0, as ioctl(2) gives it
 # Errors of socket calls that neither the peer nor the network causes: the descriptor is closed or is no socket, an
 # argument is wrong, or the kernel is out of memory.
 _NOT_PEERS = {
@@ -44,6 +47,14 @@ def has_unread(request: Any, plain: type[socket.socket]) -> bool:
     except OSError:
         pass  # nothing to read, or the peer has gone
     return False
+
+
+def has_bytes(descriptor: int) -> bool:
+    """Return whether unread bytes wait at the descriptor of a socket. Needs no socket object, so it is cheap."""
+    try:
+        return fcntl.ioctl(descriptor, termios.FIONREAD, _NO_BYTES) != _NO_BYTES
+    except OSError:
+        return False
 
 
 def is_quiet(connection: socket.socket, plain: type[socket.socket]) -> bool:

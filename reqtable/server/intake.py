@@ -139,7 +139,7 @@ class Intake:
         if entry is None:
             server.shutdown_request(request)
         else:
-            self._steps.begin(entry)
+            entry.policy.begin(entry)  # type: ignore[attr-defined]
 
     def resume(self, server: Hosted, head: Head, attached: Sequence[Any], made_at: float) -> Entry:
         """Enter a request that comes from another process, with what goes with its record. It is MOVING until thawed.

@@ -78,7 +78,7 @@ class InChild(HandedOffRequest):
         if self._pair is not None:
             transport.forward = self._forward
         if isinstance(transport, PollOnly):
-            transport.give(hold=self.policy.loop_goes_on)
+            self.policy.hold(self)
 
     def leave(self) -> None:
         """In the parent: drop the output, which the child sends, and a stream's input, which the child reads."""
