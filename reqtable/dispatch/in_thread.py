@@ -25,11 +25,12 @@ class InThread(HandedOffRequest):
 
     def __init__(self, policy: HandoffPolicy, entry: Entry, handler: Resumable | None) -> None:
         super().__init__(policy, entry, handler)
-        self._lock = threading.Lock()
-        self._served = self._given_up = False
-        self._forwarded: deque[bytes] = deque()  # later datagrams that the private loop has not taken yet
         self.thread: int | None = None  # the identifier of the thread that serves the request
         self.driver: PrivateLoop | None = None
+        if not self.ends_itself:  # only the requests of private loops need what follows
+            self._lock = threading.Lock()
+            self._served = self._given_up = False
+            self._forwarded: deque[bytes] = deque()  # later datagrams that the private loop has not taken yet
         self._policy_before = entry.policy
 
     def give(self) -> None:
@@ -56,15 +57,15 @@ class InThread(HandedOffRequest):
     def serve(self) -> None:
         """In the thread: serve the request to its end."""
         self.thread = threading.get_ident()
+        if self.driver is None:
+            serve_in_thread(self.entry, self.request)
+            return
         try:
-            if self.driver is not None:
-                self.driver.drive()
-            else:
-                serve_in_thread(self.entry, self.request)
+            self.driver.drive()
         finally:
             with self._lock:
                 self._served = True
-            if self._given_up and self.driver is not None:
+            if self._given_up:
                 self.transport.release()  # `release` left the transport to this thread
 
     def _words_at(self, notice: int) -> bytes | None:
@@ -82,7 +83,7 @@ class InThread(HandedOffRequest):
             return
         if self.driver is not None:
             self.driver.send_back()
-        self._readmit()
+            self._readmit()
         super().finish()
 
     def end_input(self) -> None:
@@ -107,7 +108,6 @@ class InThread(HandedOffRequest):
             self.transport.readmit(list(self._forwarded))
 
     def release(self) -> None:
-        self._readmit()
         if self.driver is None:
             assert isinstance(self.transport, PollOnly)
             if not self.is_let_go:
@@ -115,6 +115,7 @@ class InThread(HandedOffRequest):
                 end_forked(self.entry)
             self.transport.release()
             return
+        self._readmit()
         self.transport.watch(0)  # only this thread may tell its selector
         with self._lock:
             self._given_up = not self._served

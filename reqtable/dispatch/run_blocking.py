@@ -24,7 +24,7 @@ from reqtable.dispatch.policy import Host, Policy
 from reqtable.handlers.blocking import HandedOff
 from reqtable.handlers.resumable import ResumableHandler
 from reqtable.loop.failures import ends_program
-from reqtable.loop.process import LOOPS, leave_child
+from reqtable.loop.process import LOOPS, Process, leave_child
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.errors import ending_of
@@ -104,7 +104,8 @@ def serve(server: Server, request: Any, client_address: Any) -> None:
             entry.ending = entry.ending or ending_of(error)  # the loop may have ended the entry before
         server.handle_error(request, client_address)
     finally:
-        _wait_for_forked(_SERVED.get(get_ident()))  # this thread has nothing else to do
+        if _FORKED:
+            _wait_for_forked(_SERVED.get(get_ident()))  # this thread has nothing else to do
         if _FORKED and _serving() in _FORKED:
             server.close_request(request)  # in the loop, which does not wait for the child
         else:
@@ -131,14 +132,15 @@ def end_forked(entry: Entry) -> None:
 
 def _serve_by(entry: Entry, request: Any, hook: Callable[[Any, Any], None]) -> None:
     ident = get_ident()
-    process = os.getpid()
+    forks = Process.forks
     _SERVED[ident] = entry
     try:
         hook(request, entry.peer)
     finally:
-        _wait_for_forked(entry)
+        if _FORKED:
+            _wait_for_forked(entry)
         _SERVED.pop(ident, None)
-        if os.getpid() != process:
+        if Process.forks != forks:
             leave_child()
 
 

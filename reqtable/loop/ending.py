@@ -78,8 +78,10 @@ class Endings:
         self.deadlines.forget(entry)
         transport, entry.transport = entry.transport, RELEASED
         request = transport.request
-        ends_loop = self._free(entry, request, self.give_up_call, entry)
-        self.end_reach(entry)
+        ends_loop: BaseException | None = None
+        if self.give_ups or entry.reach is not None:
+            ends_loop = self._free(entry, request, self.give_up_call, entry)
+            self.end_reach(entry)
         ends_loop = self._close_handler(entry, request) or ends_loop
         entry.output.clear()  # not before: the access log says how much was sent
         ends_loop = self._free(entry, request, transport.release) or ends_loop

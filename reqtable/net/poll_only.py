@@ -81,7 +81,8 @@ class PollOnly(Selectable):
         and it lingers. While it is open the kernel sends no end of file, so `hold` is False if no loop goes on to close
         it.
         """
-        self.watch(0)
+        if self.watched:
+            self.watch(0)
         self._hooks_done = True
         if hold:
             self._hold()
@@ -105,7 +106,8 @@ class PollOnly(Selectable):
         Closing a connection with unread input resets it (tcp(7)), and the reset may overtake the answer. So if there
         is unread input, a duplicate of the descriptor outlives the hooks, and lingers.
         """
-        self.watch(0)
+        if self.watched:
+            self.watch(0)
         if not self._hooks_done:
             self._hooks_done = True
             if has_unread(self.request, self.steps.system.socket):
@@ -140,8 +142,10 @@ class PollOnly(Selectable):
                 self.request.shutdown(socket.SHUT_RD)
 
     def release(self) -> None:
-        self.watch(0)
-        self._let_go()
+        if self.watched:
+            self.watch(0)
+        if self._own_hold is not None:
+            self._let_go()
         if not self._hooks_done:
             self._hooks_done = True
             end_request(self.entry.server.shutdown_request, self.request)
@@ -165,8 +169,10 @@ class PollOnly(Selectable):
         """Keep a duplicate of the connection's descriptor, if there can be one, and stand for that descriptor."""
         number = self._number()
         if number >= 0:
-            with contextlib.suppress(OSError):  # out of descriptors
+            try:  # noqa: SIM105  # costs less than `suppress`
                 self._own_hold = self.fd = self.steps.system.dup(number)
+            except OSError:
+                pass  # out of descriptors
 
     def _held(self) -> socket.socket | None:
         """Return the duplicate as a socket, if there is one."""
