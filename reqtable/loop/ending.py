@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any
+from typing import Any, Final
 
 from reqtable.loop.failures import Failures
 from reqtable.loop.platform import System
@@ -24,6 +24,11 @@ from reqtable.table.states import INTEREST, Ending, Event, State
 from reqtable.table.table import Entry, RequestTable
 
 _ENDING = {Event.CANCELLED: Ending.CANCELLED, Event.LOST: Ending.RESET}
+
+# Global names, as in step.py, because looking a member up in its Enum is slow.
+_LINGERING: Final = State.LINGERING
+_CLOSED: Final = State.CLOSED
+_CANCELLED: Final = Event.CANCELLED
 
 
 class Endings:
@@ -43,15 +48,15 @@ class Endings:
 
     def end(self, entry: Entry, event: Event) -> None:
         """Mark `entry` closed by `event`, unless it is closed. The pass releases it when it reaps."""
-        if entry.state is not State.CLOSED:
-            if entry.ending is None and not (entry.state is State.LINGERING and event is Event.CANCELLED):
+        if entry.state is not _CLOSED:
+            if entry.ending is None and not (event is _CANCELLED and entry.state is _LINGERING):
                 entry.ending = _ENDING.get(event)  # a lingering request is done: only its connection ends
             self.closed.append(entry)
             entry.advance(event)
 
     def linger(self, entry: Entry) -> None:
         """Wait a bounded time for the peer's end of file, after our last byte: a reset could cut that byte off."""
-        if entry.state is State.CLOSED:
+        if entry.state is _CLOSED:
             return
         entry.advance(Event.FINISHED)
         entry.input.leftover()  # drop it: nobody will read it
@@ -85,13 +90,28 @@ class Endings:
         ends_loop = self._close_handler(entry, request) or ends_loop
         entry.output.clear()  # not before: the access log says how much was sent
         ends_loop = self._free(entry, request, transport.release) or ends_loop
-        for told in self.on_release if entry.kind == "client" else self.on_connection_release:
-            ends_loop = self._free(entry, None, told, entry) or ends_loop
+        ends_loop = self._tell(entry) or ends_loop
         if ends_loop is not None:
             try:
                 raise ends_loop
             finally:
                 ends_loop = None  # see Failures.outside_step
+
+    def _tell(self, entry: Entry) -> BaseException | None:
+        """Call what is to be told of the release of `entry`. Returns the exception that ends the loop, or None."""
+        ends_loop: BaseException | None = None
+        all_told = iter(self.on_release if entry.kind == "client" else self.on_connection_release)
+        while True:
+            try:
+                for told in all_told:
+                    told(entry)
+            except BaseException as problem:
+                ends_loop = self._failed(entry, None, problem) or ends_loop
+            else:
+                break
+        if self.poller.forks != Process.forks:
+            self.poller.end_if_copy()
+        return ends_loop
 
     def end_reach(self, entry: Entry) -> None:
         """End what the request of `entry` has beside its client, if there is anything."""
@@ -131,17 +151,20 @@ class Endings:
         try:
             free(*args)
         except BaseException as problem:
-            self.poller.end_if_copy(problem)
-            entry.ending = Ending.ERROR
-            return self.failures.report(entry.server, request, entry.peer, problem)
+            return self._failed(entry, request, problem)
         if self.poller.forks != Process.forks:
             self.poller.end_if_copy()
         return None
 
+    def _failed(self, entry: Entry, request: Any, problem: BaseException) -> BaseException | None:
+        self.poller.end_if_copy(problem)
+        entry.ending = Ending.ERROR
+        return self.failures.report(entry.server, request, entry.peer, problem)
+
     @staticmethod
     def is_closed(entry: Entry) -> bool:
         """Return whether `entry` is closed. Ask again after each flush: a flush that meets a reset closes its entry."""
-        return entry.state is State.CLOSED
+        return entry.state is _CLOSED
 
     # -- which thread runs the loop -----------------------------------------------------------------------------------
 
@@ -175,7 +198,7 @@ class Endings:
         """Abandon all unfinished requests, in a child that will serve by itself: they stay with the parent."""
         self.abandon(None)
         for entry in self.table:
-            if entry.state is not State.CLOSED:
+            if entry.state is not _CLOSED:
                 entry.advance(Event.LOST)
             entry.transport, entry.resumable = RELEASED, OVER
             self.table.remove(entry)

@@ -9,7 +9,6 @@ Later the child may serve with a server that it has inherited. Then the loop beg
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -79,8 +78,10 @@ def end_child(error: BaseException | None = None) -> NoReturn:
 def flush_streams() -> None:
     """Write what the standard streams have buffered. Otherwise the next forked child would write it again."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # a stream may be None, or closed
+        try:  # noqa: SIM105  # in a child, each further function copies pages
             stream.flush()
+        except Exception:
+            pass  # a stream may be None, or closed
 
 
 def _in_parent() -> None:
@@ -92,8 +93,10 @@ def _in_child() -> None:
     loops = list(LOOPS.values())
     LOOPS.clear()
     for loop in loops:
-        with contextlib.suppress(Exception):  # if one loop fails, the others must still be left to the parent
+        try:  # noqa: SIM105  # see flush_streams
             loop.forked()
+        except Exception:
+            pass  # if one loop fails, the others must still be left to the parent
 
 
 if hasattr(os, "register_at_fork"):

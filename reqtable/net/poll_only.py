@@ -21,6 +21,7 @@ from reqtable.table.table import Entry
 # Names, as in the loop: looking up an Enum member takes 100 ns.
 _LINGERING: Final = State.LINGERING
 _CLOSED: Final = State.CLOSED
+_RELEASED: Final = Event.RELEASED
 
 
 class PollOnly(Selectable):
@@ -116,12 +117,12 @@ class PollOnly(Selectable):
             try:
                 end_request(self.entry.server.shutdown_request, self.request)
             except BaseException:
-                self.steps.end(self.entry, Event.RELEASED)
+                self.steps.end(self.entry, _RELEASED)
                 raise
         elif self._own_hold is not None and not self._holds_unread():
             self._let_go()
         if self._own_hold is None:
-            self.steps.end(self.entry, Event.RELEASED)
+            self.steps.end(self.entry, _RELEASED)
         else:
             self.steps.linger(self.entry)
 

@@ -194,7 +194,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a hook that fails at the end of a request is not reported",
-        *(Endings, "_free", "return self.failures.report(entry.server, request, entry.peer, problem)", "return None"),
+        *(Endings, "_failed", "return self.failures.report(entry.server, request, entry.peer, problem)", "return None"),
     ),
     Mutation(
         "a socket that is reported ready and is not gives a blocking read more time",

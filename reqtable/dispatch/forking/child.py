@@ -167,12 +167,13 @@ def fork() -> int:
 _kept: list[Any] = []
 
 
-def keep(executor: Any) -> None:
-    """In a forked child: never free an executor of the parent's.
+def keep(thing: Any) -> None:
+    """In a forked child: never free a thing of the parent's.
 
-    Freeing it takes a lock. If another thread held that lock at the fork, nobody in this process ever releases it.
+    To free an executor takes a lock. If another thread held that lock at the fork, nobody in this process ever releases
+    it. To free anything else writes to pages of memory, which are then copied.
     """
-    _kept.append(executor)
+    _kept.append(thing)
 
 
 def become_child(own: Entry | None, host: Host) -> None:

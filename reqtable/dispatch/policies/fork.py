@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from typing import Any, NoReturn
 
-from reqtable.dispatch.forking.child import Child, become_child, send_signal
+from reqtable.dispatch.forking.child import Child, become_child, keep, send_signal
 from reqtable.dispatch.forking.in_child import STATUSES, InChild
 from reqtable.dispatch.handoff import HandedOffRequest, HandoffPolicy
 from reqtable.dispatch.pickled_steps import PickledSteps, check_pickled
@@ -201,7 +201,8 @@ class Fork(HandoffPolicy):
         for child in self.children.values():
             if child is not None:
                 child.abandon()
-        self.children.clear()
+        keep(self.children)
+        self.children = {}
         self.host.server.active_children = None
 
     def _forget(self, pid: int) -> None:
@@ -214,7 +215,7 @@ class Fork(HandoffPolicy):
         entry = handoff.entry
         status = 1
         try:
-            handoff.undo()  # this process serves the request
+            handoff.serve_here()
             become_child(entry, self.host)
             request = entry.transport.request
             if handoff.ends_itself:
