@@ -112,11 +112,12 @@ def test_when_no_thread_can_be_started_requests_wait(monkeypatch: pytest.MonkeyP
         empty(server)
 
 
+@pytest.mark.parametrize("handler", [Where, StateWhere])
 def test_when_no_thread_can_be_started_at_all_the_request_fails_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    handler: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start = threading.Thread.start
-    with served(StateWhere, "thread") as server:
+    with served(handler, "thread") as server:
 
         def refuse(thread: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
