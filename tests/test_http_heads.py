@@ -109,6 +109,13 @@ def test_a_head_is_the_same_whatever_came_before() -> None:
     assert len(_BLOCKS) == 2, "of each version"
 
 
+@pytest.mark.parametrize("secret", [b"Cookie: id=1", b"authorization: Basic YTpi", b"Proxy-Authorization: x"])
+def test_a_secret_is_not_remembered(secret: bytes) -> None:
+    _BLOCKS.clear()
+    assert len(parse_head(b"GET / HTTP/1.1\r\nHost: b\r\n" + secret + b"\r\n\r\n").fields) == 2
+    assert not _BLOCKS
+
+
 @pytest.mark.parametrize(
     "data",
     [

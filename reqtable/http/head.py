@@ -214,8 +214,13 @@ def _block(text: str) -> tuple[tuple[int, int], Fields, str | None, int | None, 
     return version, fields, found.get("host"), length, is_chunked, keep_alive, expects, upgrade
 
 
+def _has_no_secret(block: tuple[object, Fields, *tuple[object, ...]]) -> bool:
+    return _SECRETS.isdisjoint([name for name, _ in block[1]])
+
+
+_SECRETS = frozenset({"authorization", "cookie", "proxy-authorization"})  # they don't outlive their request
 # A client sends the same fields with each of its requests, so these are mostly known. They are at most 256 KiB.
-_BLOCKS = Known(_block, 256, 1024)
+_BLOCKS = Known(_block, 256, 1024, _has_no_secret)
 
 
 def _framing(found: dict[str, str], is_1_1: bool) -> tuple[int | None, bool]:

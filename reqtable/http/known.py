@@ -14,20 +14,27 @@ CHARACTERS_MAX = 256
 class Known(dict[K, V]):
     """Maps a text, a tuple of texts or a number to what `make` returns for it.
 
-    It remembers at most `most` of them, and none with more than `longest` characters. A look-up is one operation of the
+    It remembers at most `most` of them, none with more than `longest` characters, and only what `keeps`. A look-up is one operation of the
     interpreter: an `lru_cache` takes a call. The price is that all are forgotten at once when there are too many.
     """
 
-    __slots__ = ("_longest", "_make", "_most")
+    __slots__ = ("_keeps", "_longest", "_make", "_most")
 
-    def __init__(self, make: Callable[[K], V], most: int, longest: int = CHARACTERS_MAX) -> None:
+    def __init__(
+        self,
+        make: Callable[[K], V],
+        most: int,
+        longest: int = CHARACTERS_MAX,
+        keeps: Callable[[V], object] = lambda _: True,
+    ) -> None:
         self._make = make
         self._most = most
         self._longest = longest
+        self._keeps = keeps
 
     def __missing__(self, key: K) -> V:
         made = self._make(key)
-        if _characters(key) <= self._longest:
+        if _characters(key) <= self._longest and self._keeps(made):
             if len(self) >= self._most:
                 self.clear()
             self[key] = made
