@@ -14,8 +14,9 @@ CHARACTERS_MAX = 256
 class Known(dict[K, V]):
     """Maps a text, a tuple of texts or a number to what `make` returns for it.
 
-    It remembers at most `most` of them, none with more than `longest` characters, and only what `keeps`. A look-up is one operation of the
-    interpreter: an `lru_cache` takes a call. The price is that all are forgotten at once when there are too many.
+    It remembers at most `most` of them, none with more than `longest` characters, and only what `keeps`. A look-up is
+    one operation of the interpreter: an `lru_cache` takes a call. The price is that all are forgotten at once when
+    there are too many.
     """
 
     __slots__ = ("_keeps", "_longest", "_make", "_most")
