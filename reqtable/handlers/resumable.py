@@ -236,8 +236,7 @@ class ResumableHandler:
                 raise TypeError(_not_bytes(data))
             data = bytes(data)  # a copy: the caller may change its own
         entry = self.entry
-        table = entry.table
-        output = entry.output
+        table, output = entry.table, entry.output
         held = output.held
         is_others = False  # sent by another request's step, or by the program
         if entry is not table.running or table.thread not in (None, get_ident()):

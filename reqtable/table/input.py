@@ -32,14 +32,16 @@ def parse_at(parse: Parse, data: bytes | bytearray, start: int, limit: int) -> t
     If much is there, `parse` gets only the first part at first: else each of many short messages would cost a copy of
     all of them. Raises ValueError for an impossible length.
     """
-    size = min(len(data) - start, limit)
+    size = len(data) - start
+    if size > limit:
+        size = limit
     seen = size if size <= 2 * _WINDOW_BYTES else _WINDOW_BYTES
     while True:
-        found = parse(data if seen == len(data) and type(data) is bytes else bytes(data[start : start + seen]))
+        found = parse(bytes(data[start : start + seen]))  # bytes() of bytes copies nothing
         if type(found) is tuple:
-            if not 0 < found[1] <= seen:
-                raise ValueError(f"parse took {found[1]} bytes of {seen}: return the message and its length")
-            return found
+            if 0 < found[1] <= seen:
+                return found
+            raise ValueError(f"parse took {found[1]} bytes of {seen}: return the message and its length")
         if seen == size or (type(found) is int and found > size):
             return found
         seen = size
@@ -143,17 +145,23 @@ class Input:
 
     def parsed(self, parse: Parse, limit: int) -> Any:
         """Take the message that `parse` finds at the beginning of the unread input."""
-        sought, unread = self._sought, len(self)
-        if sought is None or sought[0] is not parse or sought[1] <= len(self.data) or unread >= limit:
-            found = parse_at(parse, self.data, self._start, limit)
-            if type(found) is tuple:
-                message, count = found
-                self._take_to(self._start + count)
-                return message
-            if unread >= limit:
-                raise LimitExceeded("a message", limit)
-            if found is not None:
-                self._sought = parse, self._start + found  # type: ignore[operator]  # an int: so much is needed
+        data, start, sought = self.data, self._start, self._sought
+        if sought is not None and sought[0] is parse and len(data) < min(sought[1], start + limit):
+            return MISSING  # it has said that it needs more
+        found = parse_at(parse, data, start, limit)
+        if type(found) is tuple:  # fast path of _take_to
+            message, count = found
+            if start + count < len(data):
+                self._start = start + count
+            else:
+                self.data = b""
+                self._start = 0
+            self._sought = None
+            return message
+        if len(data) - start >= limit:
+            raise LimitExceeded("a message", limit)
+        if found is not None:
+            self._sought = parse, start + found  # type: ignore[operator]  # an int: so much is needed
         return MISSING
 
     def skip_line(self) -> Missing | None:

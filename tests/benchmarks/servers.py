@@ -332,7 +332,7 @@ def protocol_redis(run: Callable[..., Any]) -> None:
 
         def data_received(self, data: bytes) -> None:
             data = self.rest + data if self.rest else data
-            while data and (found := whole_command(data)) is not None:
+            while data and type(found := whole_command(data)) is tuple:
                 self.commands.arguments, size = found
                 data = data[size:]
                 if self.commands.arguments and not self.commands.execute():
