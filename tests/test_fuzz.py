@@ -60,7 +60,7 @@ def test_an_answer_that_a_client_can_split_is_found(place: str, name: str, monke
     try:
         problems = fuzz(range(len(TARGETS) * 100))
     finally:
-        for known in (answer._known_line, answer._status_line, wsgi_call._status_line):
-            known.cache_clear()
-        wsgi_call._known_fields.clear()
+        answer._status_line.cache_clear()
+        for known in (answer._LINES, wsgi_call._STATUS_LINES, wsgi_call._FIELDS):
+            known.clear()
     assert any(f"an answer has {SPLIT!r}" in problem for problem in problems), problems

@@ -57,7 +57,7 @@ class Want(Generic[T_co]):
         """Return the item with which `data` begins, and its length, if all that is unread is `data`.
 
         MISSING: the item has not all arrived. None: `data` must go through the input, where `take` finds the item, or
-        raises; that is always right. Only a want that needs bytes may return anything else. This never raises.
+        raises; that is always right. A want that can have its item of an empty stream returns None. This never raises.
         """
         return None
 

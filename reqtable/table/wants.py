@@ -67,10 +67,6 @@ class Until(Want[bytes]):
 class Exactly(Want[bytes]):
     n: int
 
-    @property
-    def needs_bytes(self) -> bool:  # type: ignore[override]  # exactly(0) doesn't
-        return self.n > 0
-
     def take(self, entry: Waiting) -> bytes | Missing:
         # n often comes from the peer: the length that it announced
         if self.n > entry.table.limits.input_bytes_max:

@@ -74,12 +74,9 @@ class Told(selectors.BaseSelector):
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
         return {}
 
-    def ready(self, timeout: float | None) -> list[tuple[Any, int]]:
-        told, self.told = self.told, []
-        return told
-
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        raise NotImplementedError
+        told, self.told = self.told, []
+        return [(selectors.SelectorKey(0, 0, mask, target), mask) for target, mask in told]
 
 
 class Client:
