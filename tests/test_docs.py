@@ -23,6 +23,7 @@ from examples.notes import Notes
 from reqtable.run.binds import OPTIONS, parse_bind
 from reqtable.run.worker import HANDLED
 from reqtable.testing.faults import KINDS
+from reqtable.wants import MISSING
 from tests.support import WAIT_S, Client, served, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -173,8 +174,11 @@ def test_the_page_on_testing_runs_as_it_stands() -> None:
 def test_the_page_on_extending_runs_as_it_stands() -> None:
     page = (ROOT / "docs" / "extending.md").read_text()
     shown = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(shown) == 2
-    exec(compile("\n".join(shown), "extending.md", "exec"), {"__name__": __name__})
+    assert len(shown) == 3
+    made: dict[str, Any] = {"__name__": __name__}
+    exec(compile("\n".join(shown), "extending.md", "exec"), made)
+    first = made["FastFrame"]().first
+    assert (first(b"\0\2hi!"), first(b"\0\2h"), first(b"\0")) == ((b"hi", 4), MISSING, None)
     flags = {name for name, value in vars(reqtable.dispatch.Policy).items() if isinstance(value, bool)}  # type: ignore[attr-defined]
     assert {name for name in flags if f"`{name}`" not in page} == set()
 
