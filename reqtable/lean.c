@@ -9,8 +9,8 @@
    that the Python form calls then. So this file decides nothing, and knows no server and no policy.
    reqtable/handlers/lean.py installs the functions.
 
-   SLOT is a slot of an object whose type was checked. `peek` returns an attribute that its owner keeps alive. The
-   system calls do not wait, so the GIL is kept. */
+   SLOT reads a slot of an object whose type was checked; what it returns is borrowed, and lives at least until the next
+   call of Python. The system calls do not wait, so the GIL is kept. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -27,7 +27,7 @@
 #define KNOWN(X) \
     X(Stream) X(Steps) X(Entry) X(RequestTable) X(Limits) X(Output) X(Input) X(Line) X(Declaration) \
     X(StateRequestHandler) X(ResumableHandler) X(Socket) X(MISSING) X(READING) X(AWAITS_INPUT) X(SMALL_BYTES) \
-    X(on_ready) X(take_in) X(_resume)
+    X(on_ready) X(take_in) X(_resume) X(_send)
 #define SLOTS(X) \
     X(Stream, entry) X(Stream, request) X(Stream, steps) X(Entry, active_at) X(Entry, bytes_in) X(Entry, bytes_out) \
     X(Entry, deadline) X(Entry, held) X(Entry, input) X(Entry, output) X(Entry, resumable) X(Entry, state) \
@@ -38,7 +38,7 @@
     X(Limits, output_bytes_max)
 #define NAMES(X) \
     X(fail) X(_queue) X(_raised) X(_resume) X(_state) X(_stay_failed) X(_unreadable) X(_unwritable) X(_went) X(arm) \
-    X(awaits) X(declaration) X(entry) X(first) X(fileno) X(flush) X(needs_bytes) X(timeouts)
+    X(awaits) X(declaration) X(entry) X(first) X(fileno) X(flush) X(needs_bytes) X(timeout) X(timeouts)
 
 #define A_KNOWN(name) static PyObject *k_##name;
 #define A_SLOT(type, name) static Py_ssize_t type##_##name;
@@ -47,38 +47,34 @@ KNOWN(A_KNOWN)
 SLOTS(A_SLOT)
 NAMES(A_NAME)
 
+enum { NONE = -1, ODD = -2 }; /* see `first` */
 static char received[65536]; /* the GIL is held from recv to the copy */
 
 /* -- attributes, slots, errors ------------------------------------------------------------------------------------ */
 
-#define SLOT(object, slot) (*(PyObject **)((char *)(object) + (slot)))
+#define PLACE(object, slot) (*(PyObject **)((char *)(object) + (slot)))
+/* An empty slot reads as None, so that no call gets a null pointer. */
+#define SLOT(object, slot) (PLACE(object, slot) != NULL ? PLACE(object, slot) : Py_None)
+#define SET(object, slot, value) Py_XSETREF(PLACE(object, slot), Py_NewRef(value))
 #define IS(object, type) (Py_TYPE(object) == (PyTypeObject *)k_##type)
-/* Whether it is an Entry of a RequestTable; a subclass has the same slots. */
-#define IS_ENTRY(object) \
-    (PyObject_TypeCheck(object, (PyTypeObject *)k_Entry) && \
-     PyObject_TypeCheck(SLOT(object, Entry_table), (PyTypeObject *)k_RequestTable))
-#define LIMITS(entry) SLOT(SLOT(entry, Entry_table), RequestTable_limits)
+#define EXTENDS(object, type) PyObject_TypeCheck(object, (PyTypeObject *)k_##type)
+#define TABLE(entry, slot) SLOT(SLOT(entry, Entry_table), RequestTable_##slot)
+/* A limit may be larger than any size. */
+#define LIMIT(entry, slot) PyNumber_AsSsize_t(SLOT(TABLE(entry, limits), Limits_##slot), NULL)
 
-static PyObject *peek(PyObject *object, PyObject *name)
+/* Return whether it is an Entry of a RequestTable; a subclass has the same slots. */
+static int is_entry(PyObject *it)
 {
-    PyObject *value = object == NULL ? NULL : PyObject_GetAttr(object, name);
-    Py_XDECREF(value);
-    return value;
+    return EXTENDS(it, Entry) && EXTENDS(SLOT(it, Entry_table), RequestTable) && IS(TABLE(it, limits), Limits);
 }
 
-static int truth(PyObject *value) { return value == NULL ? -1 : PyObject_IsTrue(value); }
+static int is_done(PyObject *result) { Py_XDECREF(result); return result != NULL; }
 
-static int is_done(PyObject *result)
+/* Return whether a result is true; -1 for an error. */
+static int is_true(PyObject *result)
 {
-    Py_XDECREF(result);
-    return result != NULL;
-}
-
-static void set(PyObject *object, Py_ssize_t slot, PyObject *value)
-{
-    PyObject *old = SLOT(object, slot);
-    SLOT(object, slot) = Py_NewRef(value);
-    Py_XDECREF(old);
+    int answer = result == NULL ? -1 : PyObject_IsTrue(result);
+    return is_done(result) ? answer : -1;
 }
 
 /* Add to the number in a slot. Returns 0 for an error. */
@@ -87,18 +83,20 @@ static int add(PyObject *object, Py_ssize_t slot, Py_ssize_t more)
     long long before = PyLong_AsLongLong(SLOT(object, slot));
     PyObject *sum = before == -1 && PyErr_Occurred() ? NULL : PyLong_FromLongLong(before + more);
     if (sum != NULL)
-        set(object, slot, sum);
+        SET(object, slot, sum);
     return is_done(sum);
 }
 
-/* Have an output hold `piece` alone; None: nothing. */
-static void fill(PyObject *output, PyObject *piece, Py_ssize_t size)
+/* Have an output hold `piece` alone; None: nothing. Returns 0 for an error. */
+static int fill(PyObject *output, PyObject *piece, Py_ssize_t size)
 {
     PyObject *number = PyLong_FromSsize_t(size);
-    set(output, Output_first, piece);
-    set(output, Output_size, number);
-    set(output, Output_held, number);
-    Py_DECREF(number);
+    if (number != NULL) {
+        SET(output, Output_first, piece);
+        SET(output, Output_size, number);
+        SET(output, Output_held, number);
+    }
+    return is_done(number);
 }
 
 /* Call object.method([entry,] error) for the error that is set, as in an `except` block. */
@@ -107,8 +105,7 @@ static PyObject *call_with_error(PyObject *object, PyObject *method, PyObject *e
     PyObject *type, *error, *traceback, *outer = PyErr_GetHandledException();
     PyErr_Fetch(&type, &error, &traceback);
     PyErr_NormalizeException(&type, &error, &traceback);
-    if (traceback != NULL)
-        PyException_SetTraceback(error, traceback);
+    PyException_SetTraceback(error, traceback ? traceback : Py_None);
     PyErr_SetHandledException(error);
     PyObject *result = PyObject_CallMethodObjArgs(object, method, entry ? entry : error, entry ? error : NULL, NULL);
     PyErr_SetHandledException(outer);
@@ -119,13 +116,11 @@ static PyObject *call_with_error(PyObject *object, PyObject *method, PyObject *e
     return result;
 }
 
-/* Return the descriptor of a socket.socket. */
 static int descriptor(PyObject *request)
 {
     PyObject *number = PyObject_CallMethodNoArgs(request, n_fileno);
     int fd = number == NULL ? -1 : (int)PyLong_AsLong(number);
-    Py_XDECREF(number);
-    return fd;
+    return is_done(number) ? fd : -1;
 }
 
 /* After a system call that failed: return None if the socket is not ready, else what stream.method(error) returns. */
@@ -139,12 +134,13 @@ static PyObject *not_now(PyObject *stream, PyObject *method)
 
 /* -- sending ------------------------------------------------------------------------------------------------------ */
 
-/* Return whether the kernel has taken all output of `entry`; -1 for an error. */
-static int flush(PyObject *entry, PyObject *output, PyObject *transport)
+/* Return whether the kernel has taken all output of `entry`, as far as this was tried; -1 for an error. */
+static int flush(PyObject *entry)
 {
-    PyObject *piece = SLOT(output, Output_first);
-    if (piece == Py_None)
-        return 1;
+    PyObject *output = SLOT(entry, Entry_output), *transport = SLOT(entry, Entry_transport);
+    PyObject *piece = IS(output, Output) ? SLOT(output, Output_first) : NULL;
+    if (piece == NULL || piece == Py_None)
+        return piece == Py_None;
     if (IS(transport, Stream) && IS(SLOT(transport, Stream_request), Socket) && PyBytes_CheckExact(piece) &&
         SLOT(output, Output_more) == Py_None && PyBytes_GET_SIZE(piece) < PyLong_AsSsize_t(k_SMALL_BYTES)) {
         Py_ssize_t sent = send(descriptor(SLOT(transport, Stream_request)), PyBytes_AS_STRING(piece),
@@ -153,33 +149,38 @@ static int flush(PyObject *entry, PyObject *output, PyObject *transport)
             return is_done(not_now(transport, n__unwritable)) ? 0 : -1;
         if (!add(entry, Entry_bytes_out, sent))
             return -1;
-        if (PyLong_AsSsize_t(SLOT(output, Output_size)) == sent) { /* it may have grown meanwhile */
-            fill(output, Py_None, 0);
-            return 1;
-        }
+        if (PyLong_AsSsize_t(SLOT(output, Output_size)) == sent) /* it may have grown meanwhile */
+            return fill(output, Py_None, 0) ? 1 : -1;
         if (!is_done(PyObject_CallMethod(output, "consume", "n", sent)))
             return -1;
     }
-    PyObject *is_taken = PyObject_CallMethodNoArgs(transport, n_flush);
-    Py_XDECREF(is_taken); /* True or False */
-    return truth(is_taken);
+    return is_true(PyObject_CallMethodNoArgs(transport, n_flush));
 }
 
 /* -- Steps.take_in ------------------------------------------------------------------------------------------------ */
 
-/* Return what want.first(data) returns; but `data` if the item is all of the data. A Line is not asked. */
-static PyObject *first(PyObject *want, PyObject *data)
+/* Return the item with which `data` begins, and its end. If want.first(data) finds none, return its answer, and NONE as
+   the end; ODD if that is no answer at all. A Line is not asked. */
+static PyObject *first(PyObject *want, PyObject *data, Py_ssize_t *end)
 {
-    if (!IS(want, Line))
-        return PyObject_CallMethodOneArg(want, n_first, data);
-    Py_ssize_t size = PyBytes_GET_SIZE(data), limit = PyLong_AsSsize_t(SLOT(want, Line_limit));
-    const char *begin = PyBytes_AS_STRING(data), *newline = memchr(begin, '\n', (size_t)size);
-    Py_ssize_t end = newline == NULL ? 0 : newline - begin + 1;
-    if (newline == NULL && size < limit)
-        return Py_NewRef(k_MISSING);
-    if (newline == NULL || end > limit)
-        return Py_NewRef(Py_None);
-    return end == size ? Py_NewRef(data) : Py_BuildValue("y#n", begin, end, end);
+    Py_ssize_t size = PyBytes_GET_SIZE(data);
+    if (IS(want, Line)) {
+        Py_ssize_t limit = PyNumber_AsSsize_t(SLOT(want, Line_limit), NULL);
+        const char *begin = PyBytes_AS_STRING(data), *newline = memchr(begin, '\n', (size_t)size);
+        *end = newline == NULL || newline - begin >= limit ? NONE : newline - begin + 1;
+        if (*end == NONE)
+            return PyErr_Occurred() ? NULL : Py_NewRef(newline == NULL && size < limit ? k_MISSING : Py_None);
+        return *end == size ? Py_NewRef(data) : PyBytes_FromStringAndSize(begin, *end);
+    }
+    PyObject *found = PyObject_CallMethodOneArg(want, n_first, data);
+    *end = found != NULL && PyTuple_CheckExact(found) ? ODD : NONE;
+    if (*end == ODD && PyTuple_GET_SIZE(found) == 2 && PyLong_CheckExact(PyTuple_GET_ITEM(found, 1))) {
+        Py_ssize_t length = PyNumber_AsSsize_t(PyTuple_GET_ITEM(found, 1), NULL);
+        *end = length >= 0 && length <= size ? length : ODD;
+    }
+    if (*end >= 0)
+        Py_SETREF(found, Py_NewRef(PyTuple_GET_ITEM(found, 0)));
+    return found;
 }
 
 /* Return whether the request, whose step has returned `want`, waits for input; -1 for an error. */
@@ -187,24 +188,24 @@ static int waits_for_input(PyObject *want, PyObject *before)
 {
     if (want == before || want == Py_None)
         return want == before;
-    int needs_bytes = truth(peek(want, n_needs_bytes));
-    PyObject *awaits = needs_bytes == 1 ? peek(want, n_awaits) : NULL;
+    PyObject *awaits = is_true(PyObject_GetAttr(want, n_needs_bytes)) == 1 ? PyObject_GetAttr(want, n_awaits) : NULL;
+    Py_XDECREF(awaits);
     return PyErr_Occurred() ? -1 : awaits == k_AWAITS_INPUT;
 }
 
 /* Send the answer, and have `entry` wait as before. Returns 0 if output is left, and -1 for an error. */
 static int stay(PyObject *steps, PyObject *entry, PyObject *table, PyObject *want)
 {
-    int stays = flush(entry, SLOT(entry, Entry_output), SLOT(entry, Entry_transport));
+    int stays = flush(entry);
     if (stays != 1)
         return stays;
-    set(entry, Entry_want, want);
-    int is_unbounded = truth(SLOT(table, RequestTable_idle_is_unbounded));
-    if (is_unbounded == 1 && SLOT(entry, Entry_timeout) == Py_None)
-        set(entry, Entry_deadline, Py_None);
+    SET(entry, Entry_want, want);
+    if (SLOT(table, RequestTable_idle_is_unbounded) == Py_True && SLOT(entry, Entry_timeout) == Py_None)
+        SET(entry, Entry_deadline, Py_None);
     else {
-        PyObject *timeouts = is_unbounded < 0 ? NULL : peek(steps, n_timeouts);
+        PyObject *timeouts = PyObject_GetAttr(steps, n_timeouts);
         stays = timeouts && is_done(PyObject_CallMethodOneArg(timeouts, n_arm, entry)) ? 1 : -1;
+        Py_XDECREF(timeouts);
     }
     return stays;
 }
@@ -212,16 +213,16 @@ static int stay(PyObject *steps, PyObject *entry, PyObject *table, PyObject *wan
 /* Give `item`, which ends at the index `end` of `data`, to the handler, and go on. */
 static PyObject *run(PyObject *steps, PyObject *entry, PyObject *table, PyObject *item, PyObject *data, Py_ssize_t end)
 {
-    PyObject *resumable = Py_NewRef(SLOT(entry, Entry_resumable)), *before = Py_NewRef(SLOT(entry, Entry_want));
-    PyObject *want = NULL, *ends_loop = NULL, *result = NULL;
+    PyObject *resumable = Py_NewRef(SLOT(entry, Entry_resumable)), *ends_loop = NULL, *result = NULL;
     int waits = -1, stays = 0;
-    set(table, RequestTable_running, entry);
-    want = PyObject_CallMethodOneArg(resumable, n__resume, item);
-    set(table, RequestTable_running, Py_None);
+    Py_INCREF(table);
+    SET(table, RequestTable_running, entry);
+    PyObject *want = PyObject_CallMethodOneArg(resumable, n__resume, item);
+    SET(table, RequestTable_running, Py_None);
     if (want == NULL && (ends_loop = call_with_error(steps, n_fail, entry)) != NULL)
         want = Py_NewRef(Py_None);
     if (want != NULL && add(entry, Entry_steps, 1))
-        waits = ends_loop == NULL ? waits_for_input(want, before) : 0;
+        waits = ends_loop == NULL ? waits_for_input(want, SLOT(entry, Entry_want)) : 0;
     if (waits == 1 && end == PyBytes_GET_SIZE(data) && SLOT(entry, Entry_state) == k_READING &&
         PyObject_Not(SLOT(entry, Entry_held)) == 1)
         stays = stay(steps, entry, table, want);
@@ -233,8 +234,8 @@ static PyObject *run(PyObject *steps, PyObject *entry, PyObject *table, PyObject
         result = PyObject_CallMethod(steps, "_go_on", "OOy#OO", entry, want, PyBytes_AS_STRING(data) + end,
                                      PyBytes_GET_SIZE(data) - end, waits ? Py_True : Py_False,
                                      ends_loop ? ends_loop : Py_False);
+    Py_DECREF(table);
     Py_DECREF(resumable);
-    Py_DECREF(before);
     Py_XDECREF(want);
     Py_XDECREF(ends_loop);
     return result;
@@ -245,26 +246,21 @@ static PyObject *take_in(PyObject *steps, PyObject *const *arguments, Py_ssize_t
     if (count != 2)
         return PyErr_Format(PyExc_TypeError, "take_in() takes an entry and its data");
     PyObject *entry = arguments[0], *data = arguments[1];
-    if (!IS_ENTRY(entry) || !PyBytes_CheckExact(data) || !IS(SLOT(entry, Entry_input), Input))
+    if (!is_entry(entry) || !PyBytes_CheckExact(data) || !IS(SLOT(entry, Entry_input), Input))
         return PyObject_Vectorcall(k_take_in, (PyObject *[]){steps, entry, data}, 3, NULL);
-    PyObject *table = SLOT(entry, Entry_table);
-    Py_ssize_t size = PyBytes_GET_SIZE(data);
-    if (!add(entry, Entry_bytes_in, size))
-        return NULL;
-    set(entry, Entry_active_at, SLOT(table, RequestTable_now));
-    int has_unread = truth(SLOT(SLOT(entry, Entry_input), Input_data));
-    PyObject *found = has_unread ? Py_NewRef(Py_None) : first(SLOT(entry, Entry_want), data), *result = NULL;
-    if (found == data)
-        result = run(steps, entry, table, data, data, size);
-    else if (found != NULL && PyTuple_CheckExact(found) && PyTuple_GET_SIZE(found) == 2) {
-        Py_ssize_t end = PyLong_AsSsize_t(PyTuple_GET_ITEM(found, 1));
-        if (end >= 0 && end <= size)
-            result = run(steps, entry, table, PyTuple_GET_ITEM(found, 0), data, end);
-        else if (!PyErr_Occurred())
-            PyErr_Format(PyExc_ValueError, "first() found an item of %zd bytes in %zd", end, size);
+    PyObject *table = SLOT(entry, Entry_table), *result = NULL;
+    int has_unread = PyObject_IsTrue(SLOT(SLOT(entry, Entry_input), Input_data));
+    Py_ssize_t end = NONE;
+    PyObject *found = has_unread ? Py_NewRef(Py_None) : first(SLOT(entry, Entry_want), data, &end);
+    if (end == ODD)
+        result = PyObject_Vectorcall(k_take_in, (PyObject *[]){steps, entry, data}, 3, NULL);
+    else if (has_unread >= 0 && add(entry, Entry_bytes_in, PyBytes_GET_SIZE(data))) {
+        SET(entry, Entry_active_at, SLOT(table, RequestTable_now));
+        if (found != NULL && end != NONE)
+            result = run(steps, entry, table, found, data, end);
+        else if (found != NULL)
+            result = PyObject_CallMethod(steps, "_keep", "OOO", entry, data, found);
     }
-    else if (found != NULL)
-        result = PyObject_CallMethod(steps, "_keep", "OOO", entry, data, found);
     Py_XDECREF(found);
     return result;
 }
@@ -275,9 +271,9 @@ static PyObject *on_ready(PyObject *stream, PyObject *mask)
 {
     PyObject *entry = SLOT(stream, Stream_entry), *steps = SLOT(stream, Stream_steps);
     PyObject *request = SLOT(stream, Stream_request);
-    int is_lean = IS(stream, Stream) && IS(steps, Steps) && IS(request, Socket) && entry != NULL && IS_ENTRY(entry) &&
+    int is_lean = IS(stream, Stream) && IS(steps, Steps) && IS(request, Socket) && is_entry(entry) &&
                   SLOT(entry, Entry_state) == k_READING;
-    Py_ssize_t size = is_lean ? PyLong_AsSsize_t(SLOT(LIMITS(entry), Limits_recv_bytes)) : 0;
+    Py_ssize_t size = is_lean ? LIMIT(entry, recv_bytes) : 0;
     if (size <= 0 || size > (Py_ssize_t)sizeof received)
         return PyObject_Vectorcall(k_on_ready, (PyObject *[]){stream, mask}, 2, NULL);
     ssize_t count = recv(descriptor(request), received, (size_t)size, MSG_DONTWAIT);
@@ -285,10 +281,11 @@ static PyObject *on_ready(PyObject *stream, PyObject *mask)
         return not_now(stream, n__unreadable);
     if (count == 0)
         return PyObject_CallMethod(stream, "_take_end", NULL);
-    PyObject *data = PyBytes_FromStringAndSize(received, count), *result = NULL;
     Py_INCREF(entry);
-    if (data != NULL)
-        result = take_in(steps, (PyObject *[]){entry, data}, 2);
+    Py_INCREF(steps);
+    PyObject *data = PyBytes_FromStringAndSize(received, count);
+    PyObject *result = data == NULL ? NULL : take_in(steps, (PyObject *[]){entry, data}, 2);
+    Py_DECREF(steps);
     Py_DECREF(entry);
     Py_XDECREF(data);
     return result;
@@ -303,45 +300,48 @@ static PyObject *_resume(PyObject *handler, PyObject *item)
         Py_XDECREF(current);
         return PyErr_Occurred() ? NULL : PyObject_Vectorcall(k__resume, (PyObject *[]){handler, item}, 2, NULL);
     }
-    PyObject *state = SLOT(current, Declaration_function);
+    PyObject *state = SLOT(current, Declaration_function), *next = NULL;
     PyObject *transition = PyObject_Vectorcall(state, (PyObject *[]){handler, item}, 2, NULL);
     int is_own = transition && PyMethod_Check(transition) && PyMethod_GET_SELF(transition) == handler;
-    PyObject *function = is_own ? PyMethod_GET_FUNCTION(transition) : NULL, *next = current;
-    if (is_own && function != state) {
-        next = peek(function, n_declaration); /* the function keeps it */
+    PyObject *function = is_own ? PyMethod_GET_FUNCTION(transition) : NULL;
+    if (is_own && function != state && (next = PyObject_GetAttr(function, n_declaration)) == NULL)
         PyErr_Clear();
-        is_own = next != NULL && IS(next, Declaration) && SLOT(next, Declaration_function) == function;
-    }
     if (transition == NULL)
         result = PyErr_ExceptionMatches(PyExc_Exception) ? call_with_error(handler, n__raised, NULL) : NULL;
-    else if (!is_own)
+    else if (is_own && function == state)
+        result = Py_NewRef(SLOT(current, Declaration_want));
+    else if (next == NULL || !IS(next, Declaration) || SLOT(next, Declaration_function) != function)
         result = PyObject_CallMethodObjArgs(handler, n__went, transition, current, NULL);
-    else {
-        PyObject *entry = next == current ? Py_None : peek(handler, n_entry);
-        if (next != current && entry != NULL && IS_ENTRY(entry) && PyObject_SetAttr(handler, n__state, next) == 0)
-            set(entry, Entry_timeout, SLOT(next, Declaration_timeout));
-        result = PyErr_Occurred() ? NULL : Py_NewRef(SLOT(next, Declaration_want));
+    else if (PyObject_SetAttr(handler, n__state, next) == 0) {
+        PyObject *entry = PyObject_GetAttr(handler, n_entry);
+        if (entry != NULL && PyObject_SetAttr(entry, n_timeout, SLOT(next, Declaration_timeout)) == 0)
+            result = Py_NewRef(SLOT(next, Declaration_want));
+        Py_XDECREF(entry);
     }
+    Py_XDECREF(next);
     Py_XDECREF(transition);
     Py_DECREF(current);
     return result;
 }
 
-static PyObject *_send(PyObject *handler, PyObject *data)
+static PyObject *_send(PyObject *handler, PyObject *const *arguments, Py_ssize_t count, PyObject *names)
 {
-    PyObject *entry = peek(handler, n_entry);
-    if (entry != NULL && IS_ENTRY(entry) && PyBytes_CheckExact(data)) {
-        PyObject *table = SLOT(entry, Entry_table), *thread = SLOT(table, RequestTable_thread);
-        PyObject *output = SLOT(entry, Entry_output);
-        Py_ssize_t size = PyBytes_GET_SIZE(data);
-        if (SLOT(table, RequestTable_running) == entry && IS(output, Output) && SLOT(output, Output_first) == Py_None &&
-            size > 0 && size <= PyLong_AsSsize_t(SLOT(LIMITS(entry), Limits_output_bytes_max)) &&
-            (thread == Py_None || PyLong_AsUnsignedLong(thread) == PyThread_get_thread_ident())) {
-            fill(output, data, size);
-            Py_RETURN_NONE;
-        }
-    }
-    return PyErr_Occurred() ? NULL : PyObject_CallMethodOneArg(handler, n__queue, data);
+    if (count + (names == NULL ? 0 : PyTuple_GET_SIZE(names)) != 1)
+        return PyErr_Format(PyExc_TypeError, "send() takes one argument, data");
+    PyObject *data = arguments[0], *entry = PyObject_GetAttr(handler, n_entry), *result = NULL;
+    int is_first = entry != NULL && names == NULL && is_entry(entry) && TABLE(entry, running) == entry &&
+                   PyBytes_CheckExact(data) && PyBytes_GET_SIZE(data) > 0 &&
+                   PyBytes_GET_SIZE(data) <= LIMIT(entry, output_bytes_max) && IS(SLOT(entry, Entry_output), Output) &&
+                   SLOT(SLOT(entry, Entry_output), Output_first) == Py_None &&
+                   (TABLE(entry, thread) == Py_None ||
+                    PyLong_AsUnsignedLong(TABLE(entry, thread)) == PyThread_get_thread_ident());
+    if (is_first && fill(SLOT(entry, Entry_output), data, PyBytes_GET_SIZE(data)))
+        result = Py_NewRef(Py_None);
+    else if (!PyErr_Occurred())
+        result = names == NULL ? PyObject_CallMethodOneArg(handler, n__queue, data)
+                               : PyObject_Vectorcall(k__send, (PyObject *[]){handler, data}, 1, names);
+    Py_XDECREF(entry);
+    return result;
 }
 
 /* -- the module --------------------------------------------------------------------------------------------------- */
@@ -350,7 +350,7 @@ static PyMethodDef methods[] = {
     {"on_ready", on_ready, METH_O, "on_ready($self, mask, /)\n--\n\n"},
     {"take_in", (PyCFunction)(void (*)(void))take_in, METH_FASTCALL, "take_in($self, entry, data, /)\n--\n\n"},
     {"_resume", _resume, METH_O, "_resume($self, item, /)\n--\n\n"},
-    {"_send", _send, METH_O, "send($self, data, /)\n--\n\n"},
+    {"_send", (PyCFunction)(void (*)(void))_send, METH_FASTCALL | METH_KEYWORDS, "_send($self, data)\n--\n\n"},
 };
 
 /* Return the offset of a slot; -1 if there is none. */

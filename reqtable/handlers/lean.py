@@ -28,6 +28,7 @@ def install() -> None:
         | {"Socket": socket.socket, "SMALL_BYTES": SMALL_BYTES}
         | {"MISSING": MISSING, "READING": State.READING, "AWAITS_INPUT": Event.AWAITS_INPUT}
         | {"on_ready": Stream.on_ready, "take_in": Steps.take_in, "_resume": StateRequestHandler._resume}
+        | {"_send": ResumableHandler._send}
     )
     owners = {"on_ready": Stream, "take_in": Steps, "_resume": StateRequestHandler, "_send": ResumableHandler}
     for name, method in made.items():
