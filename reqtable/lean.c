@@ -246,7 +246,7 @@ static PyObject *take_in(PyObject *steps, PyObject *const *arguments, Py_ssize_t
     if (count != 2)
         return PyErr_Format(PyExc_TypeError, "take_in() takes an entry and its data");
     PyObject *entry = arguments[0], *data = arguments[1];
-    if (!is_entry(entry) || !PyBytes_CheckExact(data) || !IS(SLOT(entry, Entry_input), Input))
+    if (!is_entry(entry) || !PyBytes_CheckExact(data) || !EXTENDS(SLOT(entry, Entry_input), Input))
         return PyObject_Vectorcall(k_take_in, (PyObject *[]){steps, entry, data}, 3, NULL);
     PyObject *table = SLOT(entry, Entry_table), *result = NULL;
     int has_unread = PyObject_IsTrue(SLOT(SLOT(entry, Entry_input), Input_data));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reqtable.table.errors import LimitExceeded
-from reqtable.table.input import MISSING, Inbox, Input
+from reqtable.table.input import MISSING, NO_INPUT, Inbox, Input
 from reqtable.table.output import CHUNK_BYTES, FileSlice, Output
 
 SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -358,3 +359,44 @@ def test_big_pieces_are_not_joined_or_copied():
     assert front.obj is big
     output.consume(CHUNK_BYTES - 1)
     assert output.front() == b"x"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        len,
+        bool,
+        Input.leftover,
+        Input.skip_line,
+        Input.save,
+        lambda unread: unread.through(b"\n", 100),
+        lambda unread: unread.exactly(0),
+        lambda unread: unread.exactly(1),
+        lambda unread: unread.peek(5),
+        lambda unread: unread.searched(b"\n"),
+        lambda unread: unread.chunk(100),
+        lambda unread: unread.rest(100),
+        lambda unread: unread.parsed(len, 100),
+    ],
+)
+def test_the_shared_input_is_read_as_one_that_has_had_nothing(read: Callable[[Input], Any]) -> None:
+    assert read(NO_INPUT) == read(Input())
+
+
+def _set(name: str) -> Callable[[Input], None]:
+    return lambda unread: setattr(unread, name, getattr(unread, name))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        *map(_set, Input.__slots__),
+        lambda unread: unread.feed(b"another client's"),
+        lambda unread: unread.restore({"data": b"", "ended": True}),
+    ],
+)
+def test_the_shared_input_can_not_be_written(write: Callable[[Input], None]) -> None:
+    write(Input())
+    with pytest.raises(TypeError, match="own_input"):
+        write(NO_INPUT)
+    assert NO_INPUT.save() == {"data": b"", "ended": False}

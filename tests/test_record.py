@@ -15,7 +15,7 @@ from reqtable import Limits, State, Transition, line, state
 from reqtable.http import ws_message
 from reqtable.table import engine_wants, reaching, wants
 from reqtable.table.errors import NotMovable
-from reqtable.table.input import Inbox
+from reqtable.table.input import NO_INPUT, Inbox
 from reqtable.table.record import Record, record_of, restore, why_not_movable
 from reqtable.table.saving import head_of, read, save
 from reqtable.table.states import Event
@@ -114,8 +114,8 @@ def a_suspended_row(suspended: State = State.READING, want: Any = None, datagram
             entry.input.deliver(each, 9)
         assert wants.datagram().take(entry) == b"one"
     else:
-        entry.input.feed(b"half of a li")
-        entry.input.feed(b"ne\nmore")
+        entry.own_input().feed(b"half of a li")
+        entry.own_input().feed(b"ne\nmore")
         assert line().take(entry) == b"half of a line\n"
     entry.output.append(b"an answer\n")
     entry.output.append(b"and more")
@@ -252,7 +252,7 @@ def test_what_is_restored_goes_on_as_the_first_one_would() -> None:
     assert (record.handler_state, record.fields["words"]) == ("more", 2)
     entry, handler = a_row()
     restore(record, entry, handler, NOW)
-    entry.input.feed(b" a word;")
+    entry.own_input().feed(b" a word;")
     item = entry.want.take(entry)
     assert item == b"half a word;"
     assert handler._resume(item) == line()
@@ -285,6 +285,15 @@ def test_a_file_of_the_output_goes_beside_the_record(tmp_path: Path) -> None:
         assert record_of(entry, entry.handler, buffers=False).unsent == ()
     with pytest.raises(NotMovable, match=r"it has a file that is closed$"):
         save(entry, "")
+
+
+def test_a_row_without_input_shares_the_empty_one_after_its_move() -> None:
+    entry, _ = a_row()
+    entry.state = State.READING
+    entry.handler._state = Notes.more.declaration  # type: ignore[attr-defined]
+    assert entry.input is again(entry).input is NO_INPUT
+    entry.own_input().ended = True
+    assert again(entry).input.save() == {"data": b"", "ended": True}
 
 
 def test_a_want_takes_from_what_was_restored() -> None:

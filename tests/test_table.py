@@ -115,9 +115,18 @@ def test_full_at_its_limit(clock):
     assert [*seen, table.full] == [False, False, True, True, False]
 
 
+def test_rows_share_an_empty_input_until_theirs_is_written(table):
+    mine, other = an_entry(table), an_entry(table)
+    assert mine.input is other.input
+    mine.own_input().feed(b"mine")
+    mine.own_input().ended = True
+    assert (mine.input.peek(10), mine.input.ended) == (b"mine", True)
+    assert (other.input.peek(10), other.input.ended) == (b"", False)
+
+
 def test_a_row_is_plain_data(table, clock):
     entry = an_entry(table, peer=("::1", 4000, 0, 0), handler=Echo(), want=line(512), bytes_in=7, bytes_out=8, steps=9)
-    entry.input.feed(b"unread")
+    entry.own_input().feed(b"unread")
     entry.output.append(b"not sent")
     entry.state = State.WRITING
     entry.deadline = clock() + 30

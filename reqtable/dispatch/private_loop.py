@@ -24,7 +24,7 @@ from reqtable.net.connect import Connector
 from reqtable.net.datagram import Session, Sessions
 from reqtable.net.sockets import is_tls
 from reqtable.net.stream import Stream
-from reqtable.table.input import Inbox, Input
+from reqtable.table.input import NO_INPUT, Inbox
 from reqtable.table.output import Output
 from reqtable.table.parts import Server
 from reqtable.table.states import READ, Ending, Event, State
@@ -320,7 +320,7 @@ def move(source: Entry, target: Entry) -> None:
     target.bytes_out = source.bytes_out
     target.steps = source.steps
     target.ending = target.ending or source.ending
-    target.input, source.input = source.input, Input()
+    target.input, source.input = source.input, NO_INPUT
     target.output, source.output = source.output, Output()
     source.table.hold(source, 0)
     if not isinstance(target.handler, type):

@@ -21,7 +21,7 @@ from reqtable.net.stream import Stream
 from reqtable.table import plain
 from reqtable.table.engine_wants import ENDED
 from reqtable.table.errors import NotMovable
-from reqtable.table.input import Input
+from reqtable.table.input import NO_INPUT, Input
 from reqtable.table.output import END, FileSlice, Output
 from reqtable.table.record import save_reach
 from reqtable.table.snapshot import handler_name
@@ -135,7 +135,7 @@ class JournalledStream(Stream):
             steps.take_in(entry, journal.memory[INPUT_AT : INPUT_AT + count])
         else:
             entry.active_at = steps.table.now
-            entry.input.ended = True
+            entry.own_input().ended = True
             _step(steps, entry, _INPUT_ENDED)  # not by JournalledSteps: the page says which row's step runs
         self.note_at_last()
 
@@ -276,7 +276,7 @@ class JournalledStream(Stream):
                 entry.moves,
                 entry.table.now,
                 None if entry.reach is None else plain.encode(save_reach(entry.reach, 0.0)),
-                None if type(unread) is Input else _beside_unread(unread),
+                None if unread is NO_INPUT or type(unread) is Input else _beside_unread(unread),
             )
             try:
                 payload = pack(self.origin, values, are_scalars, None if want is state.want else want, changing)

@@ -27,7 +27,7 @@ from reqtable.server.hosted import Hosted
 from reqtable.table.addresses import address_text
 from reqtable.table.engine_wants import ENDED
 from reqtable.table.errors import ReqtableError
-from reqtable.table.record import restore_reach
+from reqtable.table.record import restore_input, restore_reach
 from reqtable.table.snapshot import handler_name, unwrapped
 from reqtable.table.states import Ending, Event
 from reqtable.table.table import Entry
@@ -199,7 +199,7 @@ class TakingOver:
         handler._restore((progress.state, fields, progress.told_of_end), progress.made_at)
         entry.want = handler._state.want if progress.want is None else progress.want
         entry.timeout = progress.timeout
-        entry.input.restore({"data": rest.unread, "ended": progress.ended, **(progress.input or {})})
+        restore_input(entry, {"data": rest.unread, "ended": progress.ended, **(progress.input or {})})
         for piece in rest.unsent:
             entry.output.append(piece)
         if rest.ends_output:

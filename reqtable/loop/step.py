@@ -123,7 +123,7 @@ class Steps(Outputs):
 
     def _keep(self, entry: Entry, data: bytes, found: object) -> None:
         """Put `data` into the input of `entry`, whose want has `found` no item in it by itself."""
-        entry.input.feed(data)
+        entry.own_input().feed(data)
         if found is MISSING:
             self.leave(entry, _INPUT_ARRIVED, entry.want, False, True)
         else:
@@ -132,7 +132,7 @@ class Steps(Outputs):
     def _go_on(self, entry: Entry, want: Want[Any] | None, rest: bytes, waits: bool, ends_loop: bool = False) -> None:
         """Go on after the step of the lean path, which left `rest` unread."""
         if rest:
-            entry.input.feed(rest)
+            entry.own_input().feed(rest)
             waits = False
         has_enough = entry.output.held > self.table.limits.high_water_bytes
         if waits or want is None or has_enough or entry.state is _CLOSED:
@@ -150,7 +150,7 @@ class Steps(Outputs):
         table = self.table
         table.running = entry
         want: Want[Any] | None = entry.want
-        unread, output, limits = entry.input, entry.output, table.limits
+        output, limits = entry.output, table.limits
         share = limits.steps_per_pass - taken
         first_share = share
         waits = ends_loop = False  # waits: its item has not arrived
@@ -159,6 +159,7 @@ class Steps(Outputs):
                 share -= 1
                 want = self._throw(entry, error)
             while share > 0 and want is not None and entry.state is not _CLOSED:
+                unread = entry.input
                 if not unread.data and want.needs_bytes and unread.is_stream and not unread.ended:
                     waits = True
                     break
@@ -171,11 +172,11 @@ class Steps(Outputs):
                 if item is MISSING:
                     if output.first is not None and want.awaits is _OUTPUT_BLOCKED:
                         break  # flush first, then wait for a turn: the peer may read as fast as the handler sends
-                    if not (unread.ended and want.awaits is _AWAITS_INPUT):
+                    if not (entry.input.ended and want.awaits is _AWAITS_INPUT):
                         waits = True
                         break
                     share -= 1
-                    want = self._throw(entry, IncompleteRead(want, unread.leftover()))
+                    want = self._throw(entry, IncompleteRead(want, entry.input.leftover()))
                     continue
                 share -= 1
                 want = entry.resumable._resume(item)

@@ -177,7 +177,7 @@ class _Securing:
         """Note that the handshake has failed, or has been given up."""
         self._is_broken = True
         self.handshake.watch(0)
-        self.entry.input.ended = True
+        self.entry.own_input().ended = True
 
     def watch(self, interest: int) -> None:
         """Do nothing: the handshake polls."""

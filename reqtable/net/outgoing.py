@@ -68,11 +68,11 @@ class Outgoing(Stream):
         if data:
             row.bytes_in += len(data)
             if row.input.data or not steps.waiting.give(request, row, data, _INPUT_ARRIVED):
-                row.input.feed(data)
+                row.own_input().feed(data)
                 steps.waiting.wake(request, _INPUT_ARRIVED)
                 steps.waiting.sides.count_input(row)
         else:
-            row.input.ended = True
+            row.own_input().ended = True
             request.reach.watched_for = None
             steps.waiting.wake(request, Event.INPUT_ENDED)
 

@@ -88,7 +88,7 @@ class Stream(Selectable):
         """Give a READING request the end of its input."""
         entry, steps = self.entry, self.steps
         entry.active_at = steps.table.now
-        entry.input.ended = True
+        entry.own_input().ended = True
         steps.step(entry, _INPUT_ENDED)
 
     def _while_not_reading(self, mask: int) -> None:
@@ -141,10 +141,10 @@ class Stream(Selectable):
         if data:
             entry.bytes_in += len(data)
             if entry.input.data or not steps.waiting.give(entry, None, data, _INPUT_ARRIVED):
-                entry.input.feed(data)
+                entry.own_input().feed(data)
                 steps.waiting.wake(entry, _INPUT_ARRIVED)
         else:
-            entry.input.ended = True
+            entry.own_input().ended = True
             if entry.reach is not None:
                 entry.reach.watched_for = None
             steps.waiting.wake(entry, _INPUT_ENDED)
@@ -258,7 +258,7 @@ class Stream(Selectable):
     def end_input(self) -> None:
         """End the input that the handler sees, unless the socket has unread bytes."""
         if not has_unread(self.request, self.steps.system.socket):
-            self.entry.input.ended = True
+            self.entry.own_input().ended = True
             self.steps.step(self.entry, _INPUT_ENDED)
 
     def release(self) -> None:

@@ -108,7 +108,7 @@ class TLSStream(Stream):
         if self._waits(error):
             return
         if isinstance(error, ssl.SSLEOFError) and not len(self.entry.input):
-            self.entry.input.ended = True
+            self.entry.own_input().ended = True
             self._ask_again(Event.INPUT_ENDED)
         else:
             super()._unreadable(error)
@@ -156,8 +156,8 @@ class TLSStream(Stream):
             while not entry.input.ended:
                 data = self.request.recv(self.steps.table.limits.recv_bytes)
                 entry.bytes_in += len(data)
-                entry.input.feed(data)
-                entry.input.ended = not data
+                entry.own_input().feed(data)
+                entry.own_input().ended = not data
         if entry.bytes_in > before or entry.input.ended:
             self.steps.mailbox.post(self._ask_again, Event.INPUT_ARRIVED)
 

@@ -51,8 +51,7 @@ class Input:
     """Holds the unread input of a stream request.
 
     A single chunk is kept as the `bytes` that arrived, so a line that arrives whole is passed on without a copy. A
-    second chunk turns it into a `bytearray`, which grows in place. Two transports write `data` themselves: `Stream` for
-    the first chunk, and `PollOnly` for a placeholder.
+    second chunk turns it into a `bytearray`, which grows in place.
     """
 
     __slots__ = ("_sought", "_start", "data", "ended")
@@ -197,6 +196,28 @@ class Input:
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Hold what `save` returned. Only for an input from which nothing has been read."""
         self.data, self.ended = _typed(saved["data"], bytes), _typed(saved["ended"], bool)
+
+
+class _NoInput(Input):
+    """Is empty, and stays so: writing it raises. Reading it gives MISSING or b""."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise TypeError("all requests share the empty input: write own_input()")
+
+    def through(self, separator: bytes, limit: int) -> bytes | Missing:
+        return MISSING
+
+    def parsed(self, parse: Parse, limit: int) -> Any:
+        return MISSING
+
+    def _take_to(self, end: int) -> bytes:
+        return b""
+
+
+NO_INPUT: Final = Input()  # the input of each request that has had none to keep: most have whole items alone
+NO_INPUT.__class__ = _NoInput  # from now on it can't be written
 
 
 def _typed(value: Any, kind: type) -> Any:

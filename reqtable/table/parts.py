@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol
 
+from reqtable.table.output import Output
 from reqtable.table.want import Want
 
 
@@ -28,6 +29,13 @@ class Resumable(Protocol):
 
     def _close(self) -> None:
         """Free what the handler holds: the request has ended."""
+
+
+class RemoteStep(Protocol):
+    """A step that runs in another thread than the loop's."""
+
+    thread: int | None  # the `threading.get_ident()` of its thread, once it runs
+    output: Output  # what the step sends; the entry's own output belongs to the loop
 
 
 class Transport(Protocol):

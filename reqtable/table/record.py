@@ -17,7 +17,7 @@ from reqtable.table import wants
 from reqtable.table.addresses import address_text
 from reqtable.table.engine_wants import Sleeping
 from reqtable.table.errors import NotMovable
-from reqtable.table.input import MISSING
+from reqtable.table.input import MISSING, NO_INPUT
 from reqtable.table.output import END, EndOfOutput, FileSlice
 from reqtable.table.reach import Reach
 from reqtable.table.reaching import Either
@@ -170,7 +170,7 @@ def restore(record: Record, entry: Entry, handler: Saved, made_at: float) -> Non
     """
     handler._restore((record.handler_state, dict(record.fields), record.told_of_end), made_at)
     if record.unread:
-        entry.input.restore(record.unread)
+        restore_input(entry, record.unread)
     for piece in record.unsent:
         append_piece(entry, piece)
     entry.want = wants.NOTHING if record.want is None else record.want
@@ -185,6 +185,12 @@ def restore(record: Record, entry: Entry, handler: Saved, made_at: float) -> Non
     if record.reach is not None:
         restore_reach(entry, record.reach, made_at)
     entry.advance(Event.FROZEN)
+
+
+def restore_input(entry: Entry, saved: Mapping[str, Any]) -> None:
+    """Have the input of a new `entry` hold what `save` returned. An empty one is shared still."""
+    if entry.input is not NO_INPUT or saved != NO_INPUT.save():
+        entry.own_input().restore(saved)
 
 
 def append_piece(entry: Entry, piece: Any) -> None:

@@ -25,7 +25,7 @@ from reqtable.table.input import MISSING
 from reqtable.table.moved_files import check_file, save_file
 from reqtable.table.output import END, EndOfOutput, FileSlice
 from reqtable.table.reaching import Either, OfConnection
-from reqtable.table.record import Record, append_piece, not_movable, record_of, why_not_movable
+from reqtable.table.record import Record, append_piece, not_movable, record_of, restore_input, why_not_movable
 from reqtable.table.saved import SavedFile, SavedReach, SavedRow, check_mapping, check_pieces, checked
 from reqtable.table.shapes import shape_of
 from reqtable.table.table import Entry
@@ -376,7 +376,7 @@ def fill_row(row: ConnectionRow, saved: Mapping[str, Any], made_at: float) -> No
     """Fill the row of an outgoing connection, which has its transport, with what `save` wrote of it at `made_at`."""
     check_pieces(END if piece is None else piece for piece in saved["unsent"])
     row.peer, row.local = saved["peer"], saved["local"]
-    row.input.restore(saved["unread"])
+    restore_input(row, saved["unread"])
     for piece in saved["unsent"]:
         append_piece(row, END if piece is None else piece)
     row.end_told, row.output_ended = saved["end_told"], saved["output_ended"]

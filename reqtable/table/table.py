@@ -21,10 +21,10 @@ from reqtable.table.addresses import address_text, packed, unpacked
 from reqtable.table.census import Census
 from reqtable.table.errors import HandlerError, ReqtableError, shown
 from reqtable.table.gradually import SLICE_ROWS, gradually
-from reqtable.table.input import MISSING, Input
+from reqtable.table.input import MISSING, NO_INPUT, Input
 from reqtable.table.limits import Limits
 from reqtable.table.output import Output
-from reqtable.table.parts import Mover, Resumable, Server, Transport
+from reqtable.table.parts import Mover, RemoteStep, Resumable, Server, Transport
 from reqtable.table.reach import Reach
 from reqtable.table.snapshot import Listing, Row, handler_name, want_text
 from reqtable.table.states import TRANSITIONS, Ending, Event, State
@@ -81,13 +81,6 @@ class Owner(Protocol):
 
     def deliver(self, entry: Entry, number: int, item: Any) -> None:
         """Give `entry` the result of its call `number` at once. Only for the loop's own thread."""
-
-
-class RemoteStep(Protocol):
-    """A step that runs in another thread than the loop's."""
-
-    thread: int | None  # the `threading.get_ident()` of its thread, once it runs
-    output: Output  # what the step sends; the entry's own output belongs to the loop
 
 
 class Entry:
@@ -152,7 +145,7 @@ class Entry:
         self.result: Any = MISSING  # the item posted for a want that does not read from `input`
         self.created_at = self.active_at = table.now
         self.began_at: float | None = table.now  # when `request_timeout_s` began to run; None: it does not run
-        self.input = Input()
+        self.input: Input = NO_INPUT  # to be read; see own_input
         self.output = Output()
         self.bytes_in = 0
         self.bytes_out = 0
@@ -171,6 +164,12 @@ class Entry:
     @peer.setter
     def peer(self, peer: Any) -> None:
         self.packed_peer = packed(peer)
+
+    def own_input(self) -> Input:
+        """Return its input, to be written. Until then, it shares an empty one with the other requests."""
+        if self.input is NO_INPUT:
+            self.input = Input()
+        return self.input
 
     @property
     def parent_id(self) -> int | None:
