@@ -449,6 +449,7 @@ def test_a_request_that_is_let_go_is_counted_as_moved_and_its_handler_is_not_tol
         client.shutdown(socket.SHUT_WR)
         second.until(lambda: not len(second.table))
     assert closed == [1]
+    assert not second.table.moves
     assert second.server.stats()["finished"] | {"done": 0} == dict.fromkeys(second.server.stats()["finished"], 0)
 
 

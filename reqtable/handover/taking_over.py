@@ -210,8 +210,8 @@ class TakingOver:
         entry.bytes_out = rest.sent - origin.sent_before
         entry.steps, entry.created_at, entry.began_at = progress.steps, origin.created_at, progress.began_at
         transport.attempt = progress.attempt
-        entry.moves = progress.moves + 1
         table.add(entry, slot.id)
+        table.moves[entry] = progress.moves + 1
         server._counts.policies[policy.name].accepted += 1
         policy.admitted()
         table.hold(entry, len(entry.input) + entry.output.held)

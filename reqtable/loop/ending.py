@@ -91,6 +91,7 @@ class Endings:
         entry.output.clear()  # not before: the access log says how much was sent
         ends_loop = self._free(entry, request, transport.release) or ends_loop
         ends_loop = self._tell(entry) or ends_loop
+        self.table.moves.pop(entry, None)  # not before: the handler and those told may ask
         if ends_loop is not None:
             try:
                 raise ends_loop
@@ -208,6 +209,7 @@ class Endings:
             self.table.remove(row)
             self.deadlines.forget(row)
         self.give_ups.clear()
+        self.table.moves.clear()
         self.closed.clear()
         self.table.running = None
 

@@ -199,8 +199,9 @@ class Intake:
         except BaseException:
             close_files(opened)
             raise
-        entry.moves += 1
-        self._steps.table.hold(entry, len(entry.input) + entry.output.held)
+        table = self._steps.table
+        table.moves[entry] = record.moves + 1
+        table.hold(entry, len(entry.input) + entry.output.held)
 
     def _moved_request(self, server: Hosted, head: Head, attached: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
         """Return the request of a record, as `get_request` returned it in the first process, and its other sockets."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Protocol
 
 from reqtable.table.output import Output
@@ -29,6 +29,27 @@ class Resumable(Protocol):
 
     def _close(self) -> None:
         """Free what the handler holds: the request has ended."""
+
+
+class Policy(Protocol):
+    """The part of a dispatch policy that the engine calls and a snapshot shows."""
+
+    name: ClassVar[str]
+
+    def begin_call(self, entry: Any, want: Any) -> Callable[[], Any]:
+        """Run a call elsewhere and have its result posted. Returns the function that gives the call up."""
+
+    def hand_off(self, entry: Any, want: Any) -> Want[Any]:
+        """Hand the request over to another policy. Returns the want that the request waits for meanwhile."""
+
+    def secured(self, entry: Any, request: Any, context: Any) -> Any:
+        """Return the TLS socket for a request, before its handshake."""
+
+    def admitted(self) -> Any:
+        """Note that a request of this policy has entered the table."""
+
+    def released(self) -> Any:
+        """Note that a request of this policy has left the table."""
 
 
 class RemoteStep(Protocol):

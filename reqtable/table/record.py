@@ -179,7 +179,6 @@ def restore(record: Record, entry: Entry, handler: Saved, made_at: float) -> Non
     entry.deadline = _at(record.deadline_s, made_at)
     entry.bytes_in, entry.bytes_out, entry.steps = record.bytes_in, record.bytes_out, record.steps
     entry.bytes_in_when_armed = record.bytes_in_when_armed
-    entry.moves = record.moves
     entry.created_at, entry.active_at = made_at - record.age_s, made_at - record.idle_s
     entry.began_at = _at(None if record.begun_s is None else -record.begun_s, made_at)
     if record.reach is not None:

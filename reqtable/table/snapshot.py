@@ -74,8 +74,9 @@ class Shown(Protocol):
     bytes_in: int
     bytes_out: int
     steps: int
-    moves: int
 
+    @property
+    def moves(self) -> int: ...
     @property
     def kind(self) -> str: ...
     @property

@@ -24,7 +24,7 @@ from reqtable.table.gradually import SLICE_ROWS, gradually
 from reqtable.table.input import MISSING, NO_INPUT, Input
 from reqtable.table.limits import Limits
 from reqtable.table.output import Output
-from reqtable.table.parts import Mover, RemoteStep, Resumable, Server, Transport
+from reqtable.table.parts import Mover, Policy, RemoteStep, Resumable, Server, Transport
 from reqtable.table.reach import Reach
 from reqtable.table.snapshot import Listing, Row, handler_name, want_text
 from reqtable.table.states import TRANSITIONS, Ending, Event, State
@@ -33,27 +33,6 @@ from reqtable.table.wants import NOTHING
 
 _REFUSALS_MAX = 16  # how many wants a handler may try on the same input
 IDS_PER_PROCESS = 10**10  # the ids of the third process that was started begin with 3: unique, and below 2**53
-
-
-class Policy(Protocol):
-    """The part of a dispatch policy that the engine calls and a snapshot shows."""
-
-    name: ClassVar[str]
-
-    def begin_call(self, entry: Entry, want: Any) -> Callable[[], Any]:
-        """Run a call elsewhere and have its result posted. Returns the function that gives the call up."""
-
-    def hand_off(self, entry: Entry, want: Any) -> Want[Any]:
-        """Hand the request over to another policy. Returns the want that the request waits for meanwhile."""
-
-    def secured(self, entry: Entry, request: Any, context: Any) -> Any:
-        """Return the TLS socket for a request, before its handshake."""
-
-    def admitted(self) -> Any:
-        """Note that a request of this policy has entered the table."""
-
-    def released(self) -> Any:
-        """Note that a request of this policy has left the table."""
 
 
 class Owner(Protocol):
@@ -106,7 +85,6 @@ class Entry:
         "id",
         "input",
         "local",
-        "moves",
         "output",
         "packed_peer",
         "policy",
@@ -154,7 +132,6 @@ class Entry:
         self.ending: Ending | None = None  # how the request ends; None: DONE
         self.reach: Reach | None = None  # what it has beside its client; None: nothing
         self.steps = 0
-        self.moves = 0  # how many times it has gone to another process
 
     @property
     def peer(self) -> Any:
@@ -175,6 +152,11 @@ class Entry:
     def parent_id(self) -> int | None:
         """The id of the request that an outgoing connection belongs to; None for a request."""
         return None
+
+    @property
+    def moves(self) -> int:
+        """How many times it has gone to another process."""
+        return self.table.moves.get(self, 0)
 
     @property
     def attempt(self) -> int:
@@ -225,6 +207,7 @@ class RequestTable:
         self.connection_counts: Counter[str] = Counter()  # how many were opened, reused, failed
         self.elsewhere: dict[Entry, RemoteStep] = {}  # entries whose step runs in another thread
         self._refused: dict[Entry, tuple[int, list[Want[Any]]]] = {}  # see note_refusal
+        self.moves: dict[Entry, int] = {}  # how many times a request has moved, if it has; until it is released
         self.owner: Owner | None = None
         self.thread: int | None = None  # the `threading.get_ident()` of the loop's thread; None: the loop does not run
         self.on_transition: Callable[[Entry, State, Event], Any] | None = None  # called after each transition
