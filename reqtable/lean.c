@@ -37,8 +37,8 @@
     X(RequestTable, now) X(RequestTable, running) X(RequestTable, thread) X(Limits, recv_bytes) \
     X(Limits, output_bytes_max)
 #define NAMES(X) \
-    X(fail) X(_queue) X(_raised) X(_resume) X(_state) X(_stay_failed) X(_unreadable) X(_unwritable) X(_went) X(arm) \
-    X(awaits) X(declaration) X(entry) X(first) X(fileno) X(flush) X(needs_bytes) X(timeout) X(timeouts)
+    X(fail) X(_keep) X(_queue) X(_raised) X(_resume) X(_state) X(_stay_failed) X(_take_end) X(_unreadable) \
+    X(_unwritable) X(_went) X(arm) X(awaits) X(declaration) X(entry) X(first) X(fileno) X(flush) X(needs_bytes) X(timeout) X(timeouts)
 
 #define A_KNOWN(name) static PyObject *k_##name;
 #define A_SLOT(type, name) static Py_ssize_t type##_##name;
@@ -259,7 +259,7 @@ static PyObject *take_in(PyObject *steps, PyObject *const *arguments, Py_ssize_t
         if (found != NULL && end != NONE)
             result = run(steps, entry, table, found, data, end);
         else if (found != NULL)
-            result = PyObject_CallMethod(steps, "_keep", "OOO", entry, data, found);
+            result = PyObject_CallMethodObjArgs(steps, n__keep, entry, data, found, NULL);
     }
     Py_XDECREF(found);
     return result;
@@ -280,7 +280,7 @@ static PyObject *on_ready(PyObject *stream, PyObject *mask)
     if (count < 0)
         return not_now(stream, n__unreadable);
     if (count == 0)
-        return PyObject_CallMethod(stream, "_take_end", NULL);
+        return PyObject_CallMethodNoArgs(stream, n__take_end);
     Py_INCREF(entry);
     Py_INCREF(steps);
     PyObject *data = PyBytes_FromStringAndSize(received, count);
