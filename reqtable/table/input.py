@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, ClassVar, Final
 
-from reqtable.table.errors import LimitExceeded
+from reqtable.table.errors import LimitExceeded, shown
 
 Parse = Callable[[bytes], tuple[Any, int] | int | None]  # see `wants.parsed`
 
@@ -39,9 +39,9 @@ def parse_at(parse: Parse, data: bytes | bytearray, start: int, limit: int) -> t
     while True:
         found = parse(bytes(data[start : start + seen]))  # bytes() of bytes copies nothing
         if type(found) is tuple:
-            if 0 < found[1] <= seen:
+            if len(found) == 2 and type(found[1]) is int and 0 < found[1] <= seen:
                 return found
-            raise ValueError(f"parse took {found[1]} bytes of {seen}: return the message and its length")
+            raise ValueError(f"parse found {shown(found)} in {seen} bytes: return the message and its length")
         if seen == size or (type(found) is int and found > size):
             return found
         seen = size
