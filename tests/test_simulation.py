@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_trace(seed: int) -> None:
     environment = os.environ | {"PYTHONHASHSEED": "77"}
     other = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=True)
     assert other.stdout.decode() == report.trace
-    assert report.trace.count("\n") > 20
+    assert report.trace.count("\n") > 5
 
 
 def test_what_is_first_imported_in_a_simulation_is_not_of_it() -> None:
