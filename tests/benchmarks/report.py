@@ -398,6 +398,10 @@ def counts(measured: Measured) -> list[str]:
     return ["## Bytecodes and instructions", "", COUNTS, *markdown(names, lines)] if lines else []
 
 
+GROWTH = """All connections are busy. [What many rows cost](performance/rows.md) goes on to a million connections, on a
+simulated network."""
+
+
 def growth(measured: Measured) -> list[str]:
     """Return the processor time of a line for each number of connections, in one table."""
     by_size = {name: by_peer for name, by_peer in measured["works"].items() if WORKS[name].group == "growth"}
@@ -407,7 +411,7 @@ def growth(measured: Measured) -> list[str]:
         found = [plain(spread(each[peer], "cpu_us").median) if peer in each else "–" for each in by_size.values()]
         lines.append([peer, *found])
     names = ["server", *(f"{WORKS[name].connections:,}" for name in by_size)]
-    title = ["## CPU µs for a line, as connections grow", "", "All connections are busy.", ""]
+    title = ["## CPU µs for a line, as connections grow", "", GROWTH, ""]
     return [*title, *markdown(names, lines)] if lines else []
 
 
