@@ -181,7 +181,7 @@ def whole_command(data: bytes) -> tuple[list[bytes], int] | int | None:
             end = start + size + 2
             arguments.append(data[start : end - 2])
     except ValueError:  # there is no line end yet
-        if len(data) - end > LINE_BYTES_MAX:
+        if len(data) - end >= LINE_BYTES_MAX:
             raise ProtocolError("too big inline request") from None
         return end + 1
     return (arguments, end) if end <= len(data) else end

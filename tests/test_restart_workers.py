@@ -568,6 +568,7 @@ def test_workers_that_drain_do_not_hold_up_a_restart(tmp_path: Path) -> None:
         program.wait_for("SIGUSR2: some workers are still starting: try again")
         program.wait_for("ending when 1 request is done")
         program.settles(program.pid, 3)  # the other former one has gone
+        program.wait_for("2 of 2 workers are ready", 2)
         program.next(2, next_version(LEDGER))
         with program.client() as client:
             assert ask(client, "add 1")[::2] == (1, "1")
