@@ -7,6 +7,7 @@ import random
 import resource
 import selectors
 import socket
+import sys
 import threading
 import tracemalloc
 from typing import Any
@@ -124,5 +125,5 @@ def test_an_idle_connection_takes_little(address: str) -> None:
         before, _ = tracemalloc.get_traced_memory()
         converse(clients[ONCE:])
         after, _ = tracemalloc.get_traced_memory()
-        assert (after - before) / IDLE <= 0.66 * 1024
+        assert (after - before) / IDLE <= 1024 * (0.66 if sys.version_info < (3, 12) else 0.68)
         assert len({id(entry.input) for entry in server.table}) == 1

@@ -179,7 +179,7 @@ def test_pause_asks_no_more_until_it_ends(server: Controlled) -> None:
             assert len(server.rows(2)) == 2
             end = time.monotonic() + 3 * INTERVAL_S
             while time.monotonic() < end:
-                top.press("?").shows("any key: back").press("x").shows(LINE_KEYS)
+                top.press("?").shows("any key: back").press("x").shows(LINE_KEYS).until(top.ids)
                 assert top.ids() == list(made)
             top.press("p").hides("PAUSED").until(lambda: len(top.ids()) == 2)
         assert top.press("q").ends() == 0
@@ -214,7 +214,7 @@ def test_pause_drops_an_answer_to_a_question_of_before(server: Controlled, tmp_p
                 gate.write("go on" if is_answered else "")
                 gate.close()
                 taken.read_text()
-                top.press("?").shows("any key: back").press("x").shows(LINE_KEYS)
+                top.press("?").shows("any key: back").press("x").shows(LINE_KEYS).until(top.ids)
                 assert top.ids() == list(made)
                 assert not any("no answer" in line for line in top.lines)
                 top.press("p").hides("PAUSED")
