@@ -228,7 +228,7 @@ def add(path: Path) -> int:
         each["works"] = [name for name in each["works"] if name not in added["works"]]
     apart = [each for each in measured["apart"] if each["works"]]
     measured["apart"] = [*apart, {"works": list(added["works"]), **where}]
-    measured["versions"] = added["versions"] | measured["versions"]
+    measured["versions"] |= added["versions"]
     FIGURES.write_text(written(measured))
     return write_page(FIGURES)
 
