@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fnmatch import fnmatch
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -289,17 +290,23 @@ def test_a_request_takes_at_most_so_many_bytecodes() -> None:
 
 @only_3_11
 @pytest.mark.slow
-@pytest.mark.timeout(COUNTING_S)
+@pytest.mark.timeout(3 * COUNTING_S)
 @pytest.mark.parametrize(("kind", "peer"), BOUNDS)
 def test_a_request_takes_at_most_so_many_instructions(kind: str, peer: str) -> None:
     if why_not := instructions.missing():
         pytest.skip(why_not)
     if not HAS_C_MODULE and not peer.endswith("-pure"):
         pytest.skip("the C module is not built here")
-    _, together, alone = BOUNDS[kind, peer]
-    found = instructions.instructions(kind, peer, core=CORES[0])
-    assert found["together"] <= together
-    assert found["alone"] <= alone
+    _, *bounds = BOUNDS[kind, peer]
+    # On a busy machine the clients' lines may come in several passes, which cost more: so the least of three counts.
+    least = [inf, inf]
+    for _ in range(3):
+        found = instructions.instructions(kind, peer, core=CORES[0])
+        least = [min(least[0], found["together"]), min(least[1], found["alone"])]
+        if least[0] <= bounds[0] and least[1] <= bounds[1]:
+            break
+    assert least[0] <= bounds[0]
+    assert least[1] <= bounds[1]
 
 
 @pytest.mark.usefixtures("unchecked")
