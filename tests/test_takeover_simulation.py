@@ -9,7 +9,7 @@ import os
 import pytest
 
 from tests.mutations import SEEDS, Mutation, first_failure
-from tests.mutations.takeover import TAKEOVER_MUTATIONS
+from tests.mutations.takeover import TAKEOVER_MUTATIONS, TAKEOVER_RARE
 from tests.simulation.takeover.workloads import run
 from tests.support import slow_but
 
@@ -59,8 +59,17 @@ def test_a_deliberate_bug_is_found(mutation: Mutation, caplog: pytest.LogCapture
     assert found is not None, f"{SEEDS} seeds have not found it"
 
 
+@pytest.mark.parametrize(("seed", "mutation"), TAKEOVER_RARE, ids=[mutation.name for _, mutation in TAKEOVER_RARE])
+def test_what_was_found_once_would_be_found_again(
+    seed: int, mutation: Mutation, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL + 1, "reqtable")
+    run(seed)
+    assert first_failure(mutation, [seed], run) is not None
+
+
 def test_the_deliberate_bugs_can_be_applied() -> None:
-    for mutation in TAKEOVER_MUTATIONS:
+    for mutation in [*TAKEOVER_MUTATIONS, *(mutation for _, mutation in TAKEOVER_RARE)]:
         original = vars(mutation.owner)[mutation.where]
         with mutation.applied():
             assert vars(mutation.owner)[mutation.where] is not original

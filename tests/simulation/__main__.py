@@ -24,7 +24,7 @@ from typing import Any
 from reqtable.testing import Report, SimulationFailed, shrink
 from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure
 from tests.mutations.handover import HANDOVER_MUTATIONS, HANDOVER_RARE
-from tests.mutations.takeover import TAKEOVER_MUTATIONS
+from tests.mutations.takeover import TAKEOVER_MUTATIONS, TAKEOVER_RARE
 from tests.simulation import workloads
 from tests.simulation.handover import workloads as handover
 from tests.simulation.takeover import workloads as takeover
@@ -63,7 +63,7 @@ KINDS = {
         takeover.run,
         lambda seed: takeover.name_of(takeover.case_of(seed)),
         lambda seed: [client for _, client in takeover.case_of(seed).clients],
-        [(each, range(SEEDS)) for each in TAKEOVER_MUTATIONS],
+        [*((each, range(SEEDS)) for each in TAKEOVER_MUTATIONS), *((rare, [seed]) for seed, rare in TAKEOVER_RARE)],
         "<!-- figures: make simulate OF=takeover FIGURES=docs/simulation.md -->",
     ),
 }
