@@ -196,10 +196,10 @@ static int waits_for_input(PyObject *want, PyObject *before)
 /* Send the answer, and have `entry` wait as before. Returns 0 if output is left, and -1 for an error. */
 static int stay(PyObject *steps, PyObject *entry, PyObject *table, PyObject *want)
 {
+    SET(entry, Entry_want, want); /* before the flush, which may record the entry */
     int stays = flush(entry);
     if (stays != 1)
         return stays;
-    SET(entry, Entry_want, want);
     if (SLOT(table, RequestTable_idle_is_unbounded) == Py_True && SLOT(entry, Entry_timeout) == Py_None)
         SET(entry, Entry_deadline, Py_None);
     else {

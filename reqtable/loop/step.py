@@ -105,9 +105,9 @@ class Steps(Outputs):
         entry.steps += 1
         waits = want is entry.want or (want is not None and want.needs_bytes and want.awaits is _AWAITS_INPUT)
         if waits and end == len(data) and not entry.held and entry.state is _READING:
+            entry.want = want  # type: ignore[assignment]  # not None. Before the flush, which may record the entry
             try:
                 if entry.output.first is None or entry.transport.flush():
-                    entry.want = want  # type: ignore[assignment]  # not None: the request waits for it
                     if table.idle_is_unbounded and entry.timeout is None:
                         entry.deadline = None  # fast path of arm
                     else:
