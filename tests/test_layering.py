@@ -13,7 +13,6 @@ import reqtable
 
 ROOT = Path(reqtable.__file__).parent
 IMPURE = {"socket", "selectors", "time", "threading", "ssl", "os", "signal", "select"}
-READS = {"lean.py": {"os"}}  # the environment, once
 # The layers, the lowest first: each may import itself and those below it, also in imports for type checkers.
 LAYERS = [
     "table",
@@ -94,7 +93,7 @@ def test_imports_go_down(path: Path) -> None:
     for module in imports_of(path):
         assert not module.startswith("reqtable.testing") or relative.parts[0] == "testing"
         if relative.parts[0] == "table":
-            assert module.split(".")[0] not in IMPURE - READS.get(relative.name, set()), f"{relative} imports {module}"
+            assert module.split(".")[0] not in IMPURE, f"{relative} imports {module}"
         if own is not None:
             assert module != "reqtable", f"{relative} imports the package itself"
             there = layer_of(module)

@@ -21,8 +21,8 @@ import pytest
 import reqtable
 from reqtable import Engine, Limits, System
 from reqtable.handlers.declaration import Declaration
+from reqtable.handlers.lean import lean
 from reqtable.net.stream import Stream
-from reqtable.table.lean import lean
 from reqtable.table.output import Output
 from reqtable.table.table import Entry
 from reqtable.table.want import Waiting, Want

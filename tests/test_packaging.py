@@ -30,7 +30,7 @@ MADE = (".*", "__pycache__", "build", "dist", "*.egg-info", "*.so")
 SERVES = """
 import socket, threading
 import reqtable
-from reqtable.table.lean import lean
+from reqtable.handlers.lean import lean
 
 class Echo(reqtable.StateRequestHandler):
     @reqtable.state(reqtable.line())

@@ -11,6 +11,7 @@ import sys
 
 import click
 
+from reqtable.handlers.lean import lean
 from reqtable.run.commands.completion import completion_command
 from reqtable.run.commands.http import http_command
 from reqtable.run.commands.inspect import config_command, states_command
@@ -29,7 +30,6 @@ from reqtable.run.commands.top import top_command
 from reqtable.run.commands.wsgi import wsgi_command
 from reqtable.server.operator import HANDOVER_VARIABLE
 from reqtable.table.errors import ConfigurationError
-from reqtable.table.lean import lean
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
 FORM = "C module" if lean else "pure Python"
