@@ -84,18 +84,30 @@ def serve(
             inherited.on_listening = say  # until then the process before serves
         if on_listening is not None:
             on_listening(names)
-        if config.workers is None:
-            OPERATORS[engine] = operator = Operator(engine, config, reload or (lambda: given))
-            if on_engine is not None:
-                on_engine(engine)
-            if inherited is not None:
-                inherited.attach(engine)
-            _serve_alone(engine, operator, inherited)
-        else:
-            from reqtable.run.supervisor import Supervisor  # only here, because it needs msgspec
+        _run(engine, config, workers, reload or (lambda: given), on_engine, inherited)
 
-            OPERATORS[engine] = None
-            Supervisor(engine, config, workers, reload or (lambda: given), on_engine, inherited).run()
+
+def _run(
+    engine: Engine,
+    config: Config,
+    workers: int | None,
+    reload: Callable[[], Config],
+    on_engine: Callable[[Engine], None] | None,
+    inherited: Any,
+) -> None:
+    """Serve in this process, or in workers."""
+    if config.workers is None:
+        OPERATORS[engine] = operator = Operator(engine, config, reload)
+        if on_engine is not None:
+            on_engine(engine)
+        if inherited is not None:
+            inherited.attach(engine)
+        _serve_alone(engine, operator, inherited)
+    else:
+        from reqtable.run.supervisor import Supervisor  # only here, because it needs msgspec
+
+        OPERATORS[engine] = None
+        Supervisor(engine, config, workers, reload, on_engine, inherited).run()
 
 
 def _bound(
