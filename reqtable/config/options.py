@@ -75,7 +75,7 @@ class GreenletOptions:
 class ExecutorOptions:
     """Sets the options of an executor. `factory` is `module:callable`, which is called with `arguments`.
 
-    What the factory returns must have the interface of `concurrent.futures.Executor`. None: a pool of processes.
+    The factory's result must have the interface of `concurrent.futures.Executor`. None: a pool of processes.
     """
 
     factory: str | None = None

@@ -1,7 +1,7 @@
 """`Recorder`: what the metrics say of past requests: how long they lasted, and how HTTP requests were answered.
 
 It records only while somebody looks, like the machines of `watch`: before that, a request costs no instruction more.
-What was recorded stays, so no figure ever becomes smaller.
+A record stays, so no figure ever becomes smaller.
 """
 
 from __future__ import annotations

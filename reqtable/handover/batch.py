@@ -84,7 +84,7 @@ class Batch:
     def later(self) -> list[messages.Late]:
         """Return what has happened to the requests since `late` was called: the kernel had no room for the Commit.
 
-        What is no plain data is dropped.
+        Anything but plain data is dropped.
         """
         found = []
         for place, each in enumerate(self.frozen):

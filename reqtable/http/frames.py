@@ -68,7 +68,7 @@ class WebSocketClosed(IncompleteRead):
 
 
 class FrameHead(NamedTuple):
-    """What stands before the payload of a frame. `size` is the number of bytes of the head itself."""
+    """The head of a frame, which stands before the payload. `size` is the number of bytes of the head itself."""
 
     is_last: bool  # of the fragments of its message
     rsv1: bool  # the message is compressed (RFC 7692)

@@ -15,7 +15,7 @@ _VERSION = "13"
 
 
 class Asked(NamedTuple):
-    """What a client asks for. `key` is the field that proves that the answer is a WebSocket's."""
+    """The wishes of a client. `key` is the field that proves that the answer is a WebSocket's."""
 
     key: str
     subprotocol: str | None  # the first one of the handler's that the client knows; None: neither names one

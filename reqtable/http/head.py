@@ -75,7 +75,7 @@ class Head:
 
     @property
     def query(self) -> str:
-        """What follows the first "?", or ""."""
+        """The text after the first "?", or ""."""
         return _origin_form(self.target).partition("?")[2]
 
     def get(self, name: str, default: str | None = None) -> str | None:

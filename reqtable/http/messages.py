@@ -56,7 +56,7 @@ class Request:
 
     @property
     def query(self) -> str:
-        """What follows the first "?" of the target, still with its escapes, or ""."""
+        """The text after the first "?" of the target, still with its escapes, or ""."""
         return self.head.query
 
     @property

@@ -73,9 +73,9 @@ if hasattr(select, "epoll"):
     class Epoll(selectors.BaseSelector):
         """Watches descriptors with epoll(7), and keeps their data in lists that are indexed by descriptor.
 
-        Descriptors are small numbers and reused, so the lists take a tenth of the memory of a dict of keys. What is
-        registered enters `_targets` with the next poll. So what this poll has reported of a number never reaches
-        another target, to which the number belongs by then.
+        Descriptors are small numbers and reused, so the lists take a tenth of the memory of a dict of keys. A newly
+        registered target enters `_targets` with the next poll. So an event of this poll never reaches another target,
+        to which the number belongs by then.
 
         An exception (Ctrl-C) may interrupt a method after the kernel's change. Then the method can be called again.
         """

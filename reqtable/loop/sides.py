@@ -73,7 +73,7 @@ class Sides:
         reach = entry.reach
         assert reach is not None
         own = _INTEREST
-        # It holds until the want changes. What was begun must be given up when another want is satisfied.
+        # It holds until the want changes. A wait that was begun must be given up when another want is satisfied.
         is_lasting = not reach.begun
         if entry.output.first is not None:
             own |= WRITE

@@ -1,4 +1,4 @@
-"""What the loop does about the connection of a request that waits for something else than its peer."""
+"""Handles the connection of a request that waits for something else than its peer."""
 
 from __future__ import annotations
 

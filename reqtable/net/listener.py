@@ -33,7 +33,7 @@ _TCP_KEEPIDLE: int = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPAL
 
 
 class Listening(Protocol):
-    """What a listener needs of its server."""
+    """The part of a server that a listener needs."""
 
     server_address: Any
     socket: socket.socket  # of a stream server, at least

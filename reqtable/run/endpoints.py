@@ -36,7 +36,7 @@ class Endpoint:
 
     @property
     def key(self) -> str:
-        """What names the endpoint in the next version of the program, which may have other options for it."""
+        """The name of the endpoint in the next version of the program, which may have other options for it."""
         return self.bind.text if self.bind.scheme == "fd" else f"{self.family} {self.kind} {self.address}"
 
     @property

@@ -1,4 +1,4 @@
-"""What a process inherits from the one whose place it takes: listening sockets, and the pair with that process."""
+"""A process inherits listening sockets, and a socket pair, from the process whose place it takes."""
 
 from __future__ import annotations
 

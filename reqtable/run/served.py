@@ -1,4 +1,4 @@
-"""What `serve()` may be given: a handler class, a server class, or a function that makes a server from an address."""
+"""`serve()` takes a handler class, a server class, or a function that makes a server from an address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker does when its supervisor restarts: it gives its requests away, or takes those of another worker."""
+"""A worker gives its requests away, or takes those of another worker, when its supervisor restarts."""
 
 from __future__ import annotations
 

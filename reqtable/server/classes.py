@@ -95,10 +95,10 @@ class BaseServer(LoopServer):
         """Called once in every pass of the loop; may be overridden."""
 
     def on_start(self) -> None:
-        """Called when `serve_forever` begins, before the first accept; may be overridden. What it raises ends that."""
+        """Called when `serve_forever` begins, before the first accept; may be overridden. An exception ends it."""
 
     def on_stop(self) -> None:
-        """Called when `serve_forever` ends, after its last request; may be overridden. What it raises is logged."""
+        """Called when `serve_forever` ends, after its last request; may be overridden. An exception is logged."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log the error of a failed request, with a traceback that begins with the user's code.

@@ -223,7 +223,7 @@ class Engine:
     def call_later(self, seconds: float, fn: Callable[..., Any], *args: Any) -> Timer:
         """Have the loop call `fn(*args)` once, in `seconds`. Callable from any thread, even before the loop runs.
 
-        What `fn` raises is logged. The timer waits while no loop runs, does not keep `serve_forever` going, and is
+        An exception of `fn` is logged. The timer waits while no loop runs, does not keep `serve_forever` going, and is
         cancelled when the engine closes, as it does when its last server is closed. In a child that is forked after the
         engine has run, the timer is the parent's. Raises TypeError or ValueError for a wrong argument.
         """

@@ -1,4 +1,4 @@
-"""What one call of `serve_forever` does before its first pass and after its last one.
+"""One call of `serve_forever`: its work before the first pass and after the last one.
 
 In this order: `on_start` of each server and of its handler class, listen, watch for stalls; the passes; then stop
 listening, and `on_stop` of all that has started, in reverse order. All of it happens in the loop's thread, while the
@@ -121,7 +121,7 @@ class Serving:
                 ends = None  # see Failures.outside_step
 
     def _send(self) -> None:
-        """Send what an `on_stop` has sent. What it has told is taken by the next serving call, if there is one."""
+        """Send what an `on_stop` has sent. The next serving call, if there is one, takes the items that it has told."""
         for entry in tuple(self._loop.table.touched):
             if entry.output.first is not None and entry.state is not State.CLOSED:
                 entry.transport.flush()

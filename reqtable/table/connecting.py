@@ -86,7 +86,7 @@ class Connect(Reaching[Any]):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What two connections have in common of which one can stand for the other."""
+        """Two connections with an equal key can stand for each other."""
         return self.target.text, self.tls
 
     def take(self, entry: Waiting) -> Missing:

@@ -113,7 +113,7 @@ class Server(Protocol):
 
 
 class NoTransport:
-    """Does nothing, in place of a transport. What stands in for one derives from it."""
+    """Does nothing, in place of a transport. Stand-ins derive from it."""
 
     request: Any = None
     timeout_s: float | None = None

@@ -1,4 +1,4 @@
-"""What a request has beside its client: outgoing connections, the items told to it, and what it has begun to wait for.
+"""A request has this beside its client: outgoing connections, the items told to it, and what it has begun to wait for.
 
 Most requests talk to their client alone, and have no `Reach`: `entry.reach` is None then.
 """

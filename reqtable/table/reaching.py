@@ -45,7 +45,7 @@ class Reaching(Want[T_co]):
 
     @property
     def pairs(self) -> Pairs:
-        """What the want waits for."""
+        """The wants that it consists of, each with its connection."""
         return ((self, None),)
 
     def arrive(self, reach: Reach, side: object, data: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What `send` returns to a coroutine: nothing to wait for, or room in the output."""
+"""`send` returns these to a coroutine: nothing to wait for, or room in the output."""
 
 from __future__ import annotations
 

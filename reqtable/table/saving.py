@@ -3,8 +3,8 @@
 The bytes begin with a head, which says what the record needs: its format, its server, and which sockets and files go
 with it. Then comes the body, which can be read once these are there: the fields may refer to them.
 
-What is bound to a process goes beside the bytes, in this order: the socket of the client (none for a datagram session),
-the sockets of its outgoing connections, the files that its output or its fields have.
+Objects that are bound to a process go beside the bytes, in this order: the socket of the client (none for a datagram
+session), the sockets of its outgoing connections, the files that its output or its fields have.
 """
 
 from __future__ import annotations

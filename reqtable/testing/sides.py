@@ -60,7 +60,7 @@ class Side:
         return self._go_on()
 
     def reset(self) -> Self:
-        """Reset the connection. What the handler has not read is lost."""
+        """Reset the connection. Unread input is lost."""
         self._wire.is_reset = True
         return self._go_on()
 

@@ -1,4 +1,4 @@
-"""What stands in for sockets, selector and wake-up when a test plays the peers of one request itself."""
+"""Stand-ins for sockets, selector and wake-up, for a test that plays the peers of one request itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the shell completes: words that are known here, and words that the server knows."""
+"""Completes words in the shell: words that are known here, and words that the server knows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands that serve have in common: their options, their log, and the way to serve."""
+"""The commands that serve share this module: their options, their log, and the way to serve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the keys of `reqtable top` do to its model."""
+"""The keys of `reqtable top` change its model here."""
 
 from __future__ import annotations
 

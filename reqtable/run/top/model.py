@@ -1,4 +1,4 @@
-"""What `reqtable top` shows. Pure data: no terminal, no socket, no clock."""
+"""The model of `reqtable top`: all that the screen shows. Pure data: no terminal, no socket, no clock."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Draws the model of `reqtable top` as lines of styled text, which fill a screen of a given size.
 
-What a client sent is made printable, and never parsed as markup: `Text` takes it as it is.
+Text of a client is made printable, and never parsed as markup: `Text` takes it as it is.
 """
 
 from __future__ import annotations
