@@ -31,6 +31,32 @@ def slow_but(values: Iterable[Any], *quick: Any) -> list[Any]:
     return [value if value in quick else slow(value) for value in values]
 
 
+@contextlib.contextmanager
+def echoing(
+    clock: Callable[[], float], handler: Any, limits: reqtable.Limits | None = None, dispatch: str | None = None
+) -> Iterator[tuple[Any, Callable[..., None]]]:
+    """Serve one connection pass by pass. Gives its entry, and a function that sends, runs a pass and receives.
+
+    The function compares what it receives with what it sent, or with `received`; b"": it receives nothing.
+    """
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(reqtable.TCPServer(("127.0.0.1", 0), handler, dispatch=dispatch))
+        reqtable.Engine(limits=limits, system=reqtable.System(clock=clock)).add(server).loop.open()
+        ours, theirs = socket.socketpair()
+        stack.enter_context(theirs)
+        theirs.settimeout(0)
+        server.process_request(ours, ("192.0.2.1", 1))
+        (entry,) = server.table
+
+        def line(sent: bytes, received: bytes | None = None) -> None:
+            theirs.sendall(sent)
+            server.engine.loop.run_once(0)
+            if received != b"":
+                assert theirs.recv(100_000) == (sent if received is None else received)
+
+        yield entry, line
+
+
 class Client:
     """Talks to a stream server through a blocking socket. Sends even small data at once."""
 

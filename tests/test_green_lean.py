@@ -5,17 +5,15 @@ Such a line settles nothing. So these tests look at everything that a settled re
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import reqtable
-from reqtable import Engine, Limits, State, System
-from reqtable.table.table import Entry
+from reqtable import Limits, State
 from reqtable.testing import FakeClock
+from tests.support import echoing
 
 Lines = Callable[..., None]
 
@@ -29,29 +27,6 @@ class Echo(reqtable.StreamRequestHandler):
         self.wfile.write(line)
 
 
-@contextmanager
-def echoing(
-    clock: FakeClock, handler: type[reqtable.BaseRequestHandler], limits: Limits | None = None
-) -> Iterator[tuple[Entry, Lines]]:
-    """Serve one connection pass by pass. Gives its entry, and a function that sends, runs a pass and receives."""
-    with ExitStack() as stack:
-        server = stack.enter_context(reqtable.TCPServer(("127.0.0.1", 0), handler, dispatch="greenlet"))
-        Engine(limits=limits, system=System(clock=clock)).add(server).loop.open()
-        ours, theirs = socket.socketpair()
-        stack.enter_context(theirs)
-        theirs.settimeout(0)
-        server.process_request(ours, ("192.0.2.1", 1))
-        (entry,) = server.table
-
-        def line(sent: bytes, received: bytes | None = None) -> None:
-            theirs.sendall(sent)
-            server.engine.loop.run_once(0)
-            if received != b"":
-                assert theirs.recv(65_536) == (sent if received is None else received)
-
-        yield entry, line
-
-
 def test_a_line_is_counted(clock: FakeClock) -> None:
     running = []
 
@@ -60,7 +35,7 @@ def test_a_line_is_counted(clock: FakeClock) -> None:
             running.append(self.server.table.running)
             super().answer(line)
 
-    with echoing(clock, Handler) as (entry, line):
+    with echoing(clock, Handler, dispatch="greenlet") as (entry, line):
         before = entry.steps
         for number in range(1, 4):
             clock.jump(1)
@@ -77,7 +52,7 @@ def test_a_timeout_that_is_set_between_two_lines_holds_until_it_is_dropped(clock
             self.connection.settimeout(float(line) or None)
             super().answer(line)
 
-    with echoing(clock, Handler) as (entry, line):
+    with echoing(clock, Handler, dispatch="greenlet") as (entry, line):
         for seconds in (0, 30, 5, 0, 7):
             clock.jump(1)
             line(b"%d\n" % seconds)
@@ -88,7 +63,7 @@ def test_a_timeout_that_is_set_between_two_lines_holds_until_it_is_dropped(clock
 
 
 def test_each_line_renews_the_deadline_of_an_idle_connection(clock: FakeClock) -> None:
-    with echoing(clock, Echo, Limits(idle_timeout_s=10)) as (entry, line):
+    with echoing(clock, Echo, Limits(idle_timeout_s=10), "greenlet") as (entry, line):
         for _ in range(3):
             clock.jump(9)
             line(b"hello\n")
@@ -104,7 +79,7 @@ def test_the_last_line_ends_the_request(clock: FakeClock) -> None:
             while (line := self.rfile.readline()) != b"quit\n":
                 self.wfile.write(line)
 
-    with echoing(clock, Handler) as (entry, line):
+    with echoing(clock, Handler, dispatch="greenlet") as (entry, line):
         line(b"hello\n")
         line(b"quit\n", b"")
         assert (entry.state, entry.ending, len(entry.table)) == (State.CLOSED, None, 0)
@@ -117,7 +92,7 @@ def test_an_exception_that_ends_the_program_ends_the_loop(clock: FakeClock) -> N
                 raise KeyboardInterrupt
             super().answer(line)
 
-    with echoing(clock, Handler) as (entry, line):
+    with echoing(clock, Handler, dispatch="greenlet") as (entry, line):
         line(b"hello\n")
         before = entry.steps
         with pytest.raises(KeyboardInterrupt):
@@ -137,7 +112,7 @@ def test_a_request_has_one_share_of_a_pass(clock: FakeClock, by: str) -> None:
                     self.request.sendall(b"x" * 600)
                     other.sendall(b"x" * 600)
 
-    with echoing(clock, Handler, Limits(recv_bytes=1000)) as (entry, line):
+    with echoing(clock, Handler, Limits(recv_bytes=1000), "greenlet") as (entry, line):
         for _ in range(2):
             before = entry.steps
             line(b"?", b"x" * 1200)

@@ -6,12 +6,10 @@ import gc
 import inspect
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import pytest
 
 import reqtable
-from reqtable import Engine, Limits, System
+from reqtable import Limits
 from reqtable.handlers.declaration import Declaration
 from reqtable.handlers.lean import lean
 from reqtable.net.stream import Stream
@@ -28,6 +26,7 @@ from reqtable.table.table import Entry
 from reqtable.table.want import Waiting, Want
 from reqtable.testing import FakeClock
 from tests.lean_work import transcript
+from tests.support import echoing
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "reqtable" / "lean.c"
@@ -156,29 +155,6 @@ class Echo(reqtable.StateRequestHandler):
 
 
 HUGE = 2**70
-
-
-@contextmanager
-def echoing(
-    clock: FakeClock, handler: type[reqtable.StateRequestHandler], limits: Limits | None = None
-) -> Iterator[tuple[Entry, Callable[..., None]]]:
-    """Serve one connection pass by pass. Gives its entry, and a function that sends, runs a pass and receives."""
-    with ExitStack() as stack:
-        server = stack.enter_context(reqtable.TCPServer(("127.0.0.1", 0), handler))
-        Engine(limits=limits, system=System(clock=clock)).add(server).loop.open()
-        ours, theirs = socket.socketpair()
-        stack.enter_context(theirs)
-        theirs.settimeout(0)
-        server.process_request(ours, ("192.0.2.1", 1))
-        (entry,) = server.table
-
-        def line(sent: bytes, received: bytes | None = None) -> None:
-            theirs.sendall(sent)
-            server.engine.loop.run_once(0)
-            if received != b"":
-                assert theirs.recv(100_000) == (sent if received is None else received)
-
-        yield entry, line
 
 
 @pytest.mark.parametrize("limits", [Limits(output_bytes_max=HUGE, buffered_bytes_max=None), Limits(loop_stall_s=9)])
