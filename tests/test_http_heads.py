@@ -128,3 +128,9 @@ def test_a_secret_is_not_remembered(secret: bytes) -> None:
 def test_where_we_are_stricter(data: bytes) -> None:
     with pytest.raises(BadRequest):
         parse_head(data)
+
+
+@pytest.mark.parametrize("fault", [b"Content-Length: 5\r\nTransfer-Encoding: chunked", b"no field at all"])
+def test_the_fault_of_the_first_line_is_told_before_those_of_the_fields(fault):
+    with pytest.raises(BadRequest, match="a fragment in the target"):
+        parse_head(b"POST /a#b HTTP/1.1\r\nHost: x\r\n" + fault + b"\r\n\r\n")

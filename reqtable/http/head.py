@@ -114,14 +114,13 @@ def parse_head(data: bytes) -> Head:
     if line is None:
         raise _why_no_request_line(data)
     method, target, _ = line.groups()
+    authority = _authority_of(method, target) if target[0] != "/" or "#" in target else None
     version, fields, host, length, is_chunked, keep_alive, expects, upgrade = _BLOCKS[text[line.start(3) :]]
     if len(text) > LINE_BYTES_MAX:
         _check_lengths(text)
-    if target[0] != "/" or "#" in target:
-        authority = _authority_of(method, target)
-        if authority is not None:  # it is the host, whatever the field says (RFC 9112, 3.2.2)
-            host = authority
-            fields = (("host", authority), *[each for each in fields if each[0] != "host"])
+    if authority is not None:  # it is the host, whatever the field says (RFC 9112, 3.2.2)
+        host = authority
+        fields = (("host", authority), *[each for each in fields if each[0] != "host"])
     if host is None:
         if version == (1, 1):
             raise BadRequest(400, "HTTP/1.1 without a Host")
