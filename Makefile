@@ -33,7 +33,7 @@ test-slow: $(VENV)/test.stamp
 	$(RUN) pytest -n auto --dist worksteal -m slow $(ARGS)
 
 # run simulations. SEEDS=10000: how many; FIRST=0: the first; BUDGET=60: at most so many seconds;
-# FIGURES=docs/simulation.md: write the figures there. SEED=7: run only this seed, and show its details;
+# FIGURES=docs/explanation/tested.md: write the figures there. SEED=7: run only this seed, and show its details;
 # FAULTS="...": allow only these faults; OF=handover: simulate processes that hand their requests over;
 # OF=takeover: simulate processes that are killed at any call, and those that take over
 simulate: $(VENV)/test.stamp
@@ -71,7 +71,7 @@ moving: $(VENV)/test.stamp
 bench: $(VENV)/bench.stamp
 	@$(BIN)/python -m tests.benchmarks run $(if $(QUICK),--quick) $(ARGS)
 
-# write docs/performance.md and its chart from docs/performance/figures.json; FIGURES=build/bench.json: of `make bench`;
+# write docs/explanation/performance.md and its chart from docs/explanation/performance/figures.json; FIGURES=build/bench.json: of `make bench`;
 # ADD=build/bench.json: add the works of a `make bench ARGS=...` to the page
 bench-page: $(VENV)/bench.stamp
 	@$(BIN)/python -m tests.benchmarks $(if $(ADD),add $(ADD),page $(FIGURES))

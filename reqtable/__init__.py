@@ -1,7 +1,7 @@
 """reqtable: network servers whose requests are rows of an explicit table, served by one loop.
 
 The package has the server and handler classes of `socketserver`, and handlers written as state machines or coroutines.
-`docs/design.md` says how it is built.
+`docs/explanation/design.md` says how it is built.
 """
 
 from reqtable.config import (

@@ -1,4 +1,4 @@
-"""The servers that `make bench` compares do the same work, and docs/performance.md shows the measured figures."""
+"""The servers that `make bench` compares do the same work, and docs/explanation/performance.md shows the figures."""
 
 from __future__ import annotations
 

@@ -1019,9 +1019,9 @@ def test_the_shell_completes_words_that_are_known(words: str, completes: list[st
     assert completed(*words.split()) == completes
 
 
-# -- docs/control.md --------------------------------------------------------------------------------------------------
+# -- docs/how-to/look-at-a-server.md ----------------------------------------------------------------------------------
 
-PAGE = (ROOT / "docs" / "control.md").read_text().partition("## Commands")[2]
+PAGE = (ROOT / "docs" / "how-to" / "look-at-a-server.md").read_text().partition("## Commands")[2]
 
 
 def blocks(*, of_workers: bool) -> list[tuple[list[str], str]]:

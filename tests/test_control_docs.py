@@ -1,4 +1,4 @@
-"""The curl lines of docs/control.md work as they stand."""
+"""The curl lines of docs/how-to/look-at-a-server.md work as they stand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from examples.notes import Notes
 from reqtable.control.api import ControlHandler
 from tests.test_control import clients, controlled
 
-PAGE = (Path(__file__).parent.parent / "docs" / "control.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "look-at-a-server.md").read_text()
 LINES = [
     text.removeprefix("$ ")
     for block in re.findall(r"^```console\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)

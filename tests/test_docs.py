@@ -28,7 +28,7 @@ from tests.support import WAIT_S, Client, served, wait_until
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(language: str) -> list[str]:
@@ -80,7 +80,7 @@ def test_the_readmes_commands_print_what_it_shows(block: str) -> None:
     assert result.stdout.rstrip() == output.rstrip()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         if "://" not in target:
@@ -149,7 +149,9 @@ def test_serve_leaves_signals_and_sockets_as_they_were() -> None:
 
 
 def test_the_configuration_that_is_shown_can_be_loaded(tmp_path: Path) -> None:
-    [shown] = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs" / "policies.md").read_text(), re.DOTALL | re.MULTILINE)
+    [shown] = re.findall(
+        r"^```toml\n(.*?)^```", (ROOT / "docs" / "how-to" / "choose-a-policy.md").read_text(), re.DOTALL | re.MULTILINE
+    )
     path = tmp_path / "reqtable.toml"
     path.write_text(shown)
     config = reqtable.Config.load(path)
@@ -159,20 +161,20 @@ def test_the_configuration_that_is_shown_can_be_loaded(tmp_path: Path) -> None:
 
 
 def test_every_policy_has_its_line_in_the_table() -> None:
-    page = (ROOT / "docs" / "policies.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "choose-a-policy.md").read_text()
     for policy in reqtable.dispatch.policy_names():  # type: ignore[attr-defined]
         assert re.search(rf"^\| `{policy}` \| [^|]+ \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE), policy
 
 
 def test_the_page_on_testing_runs_as_it_stands() -> None:
-    page = (ROOT / "docs" / "testing.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "test-a-handler.md").read_text()
     shown = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     assert len(shown) >= 5
-    exec(compile("\n".join(shown), "testing.md", "exec"), {"__name__": "testing"})
+    exec(compile("\n".join(shown), "how-to/test-a-handler.md", "exec"), {"__name__": "testing"})
 
 
 def test_the_page_on_extending_runs_as_it_stands() -> None:
-    page = (ROOT / "docs" / "extending.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "extend.md").read_text()
     shown = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     assert len(shown) == 3
     made: dict[str, Any] = {"__name__": __name__}
@@ -184,7 +186,7 @@ def test_the_page_on_extending_runs_as_it_stands() -> None:
 
 
 def test_the_page_on_testing_names_every_fault() -> None:
-    page = (ROOT / "docs" / "testing.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "test-a-handler.md").read_text()
     assert [kind for kind in KINDS if f"`{kind}`" not in page] == []
 
 
@@ -215,14 +217,14 @@ def running(program: str, folder: Path) -> Iterator[Any]:
 
 @pytest.mark.parametrize("label", ["before", "after"])
 def test_moving_from_socketserver(label: str, tmp_path: Path) -> None:
-    with running(shown("moving-from-socketserver.md", label), tmp_path) as address, Client(address) as client:
+    with running(shown("how-to/move-from-socketserver.md", label), tmp_path) as address, Client(address) as client:
         assert client.ask(b"one\n") == b"ONE\n"
         assert client.send(b"two\nthree\n").end().rest() == b"TWO\nTHREE\n"
 
 
 def test_moving_an_http_server(tmp_path: Path) -> None:
     (tmp_path / "page").write_bytes(b"found")
-    with running(shown("moving-from-socketserver.md", "mixin"), tmp_path) as address, Client(address) as client:
+    with running(shown("how-to/move-from-socketserver.md", "mixin"), tmp_path) as address, Client(address) as client:
         assert client.send(b"GET /page HTTP/1.0\r\n\r\n").rest().endswith(b"\r\n\r\nfound")
 
 
@@ -230,14 +232,14 @@ def test_moving_an_http_server(tmp_path: Path) -> None:
 def test_moving_from_asyncore(label: str, tmp_path: Path) -> None:
     if label == "before" and sys.version_info >= (3, 12):
         pytest.skip("asyncore and asynchat are not in this Python's standard library")
-    with running(shown("moving-from-asyncore.md", label), tmp_path) as address, Client(address) as client:
+    with running(shown("how-to/move-from-asyncore.md", label), tmp_path) as address, Client(address) as client:
         assert client.send(b"put 7\none two").ask(b"count\n") == b"2\n"
         assert client.send(b"put 5\nthree").ask(b"count\n") == b"3\n"
         assert client.end().rest() == b""
 
 
 def test_the_hooks_and_the_timer_on_the_page_on_operating(tmp_path: Path) -> None:
-    with running(shown("operating.md", "hooks"), tmp_path) as address, Client(address) as client:
+    with running(shown("how-to/operate.md", "hooks"), tmp_path) as address, Client(address) as client:
         client.send(b"5\n7\n6\n")
         assert client.line() in (b"0\n", b"7\n")
         while client.line() != b"7\n":
@@ -245,7 +247,7 @@ def test_the_hooks_and_the_timer_on_the_page_on_operating(tmp_path: Path) -> Non
 
 
 def test_the_page_on_operating_names_every_limit_and_no_other() -> None:
-    page = (ROOT / "docs" / "operating.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "operate.md").read_text()
     of_the_loop = {
         "accepts_per_pass",
         "expiries_per_pass",
@@ -264,20 +266,22 @@ def test_the_page_on_operating_names_every_limit_and_no_other() -> None:
 
 
 def test_the_page_on_operating_explains_every_letter_of_a_state() -> None:
-    page = (ROOT / "docs" / "operating.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "operate.md").read_text()
     shown = re.findall(r"^\| ([A-Z]) \| ([A-Z]+) \|", page, flags=re.MULTILINE)
     assert shown == [(state.value, state.name) for state in reqtable.State if state is not reqtable.State.CLOSED]
 
 
 def test_the_page_on_operating_names_every_figure() -> None:
-    page = (ROOT / "docs" / "operating.md").read_text().partition("**Figures.**")[2].partition("**The log.**")[0]
+    page = (
+        (ROOT / "docs" / "how-to" / "operate.md").read_text().partition("**Figures.**")[2].partition("**The log.**")[0]
+    )
     with reqtable.TCPServer(("127.0.0.1", 0), Notes) as server:
         assert [name for name in server.stats() if f"`{name}`" not in page] == []
         assert " ".join(server.stats()["finished"]) in page
 
 
 def test_the_page_on_deploying_names_every_bind_option_and_signal_and_no_other() -> None:
-    page = (ROOT / "docs" / "deploying.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
     shown = [parse_bind(text) for text in re.findall(r"`(\w+://[^`…]+)`", page)]
     assert {bind.scheme for bind in shown} == set(OPTIONS)
     assert {name for bind in shown for name in bind.options} == {name for names in OPTIONS.values() for name in names}
@@ -286,15 +290,15 @@ def test_the_page_on_deploying_names_every_bind_option_and_signal_and_no_other()
     assert {name for pair in named for name in pair if name} == {signal.Signals(number).name for number in HANDLED}
 
 
-# -- docs/reaching-out.md ---------------------------------------------------------------------------------------------
+# -- docs/how-to/reach-out.md -----------------------------------------------------------------------------------------
 
 
 def reaching_out() -> dict[str, Any]:
     """Run the page's blocks, and return what they define."""
-    page = (ROOT / "docs" / "reaching-out.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "reach-out.md").read_text()
     found: dict[str, Any] = {"__name__": "reaching_out"}
     for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE):
-        exec(compile(block, "docs/reaching-out.md", "exec"), found)
+        exec(compile(block, "docs/how-to/reach-out.md", "exec"), found)
     return found
 
 
@@ -343,15 +347,20 @@ def test_the_chat_and_the_poll() -> None:
         assert two.end().rest() == b""
 
 
-# -- docs/moving.md ---------------------------------------------------------------------------------------------------
+# -- docs/how-to/deploy-without-a-cut.md ------------------------------------------------------------------------------
 
 
 def test_the_page_on_moving_moves_a_request() -> None:
-    part = (ROOT / "docs" / "moving.md").read_text().partition("## Changing the code")[2].partition("## Options")[0]
+    part = (
+        (ROOT / "docs" / "how-to" / "deploy-without-a-cut.md")
+        .read_text()
+        .partition("## Changing the code")[2]
+        .partition("## Options")[0]
+    )
     for block in re.findall(r"^```python\n(.*?)^```", part, flags=re.DOTALL | re.MULTILINE):
         found: dict[str, Any] = {"__name__": "moving"}
         try:
-            exec(compile(block, "docs/moving.md", "exec"), found)
+            exec(compile(block, "docs/how-to/deploy-without-a-cut.md", "exec"), found)
         finally:
             for name in ("first", "second"):
                 if name in found:

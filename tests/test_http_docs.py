@@ -1,4 +1,4 @@
-"""What docs/http.md, docs/http-folder.md and docs/moving-from-gunicorn.md show works."""
+"""What docs/how-to/http.md, docs/how-to/serve-a-folder.md and docs/how-to/move-from-gunicorn.md show works."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.http_client import Asking
 from tests.support import WAIT_S, Client, served, wait_until
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE = (DOCS / "http.md").read_text()
+PAGE = (DOCS / "how-to/http.md").read_text()
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -30,10 +30,10 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def defined(label: str) -> dict[str, Any]:
-    """Run the blocks of docs/http.md with that label, and return what they define."""
+    """Run the blocks of docs/how-to/http.md with that label, and return what they define."""
     found: dict[str, Any] = {"__name__": label}
     for block in blocks(PAGE, f"python {label}"):
-        exec(compile(block, "docs/http.md", "exec"), found)
+        exec(compile(block, "docs/how-to/http.md", "exec"), found)
     return found
 
 
@@ -100,18 +100,21 @@ def test_events() -> None:
 
 
 def test_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (program,) = blocks((DOCS / "http-folder.md").read_text(), "python")
+    (program,) = blocks((DOCS / "how-to/serve-a-folder.md").read_text(), "python")
     (tmp_path / "page.html").write_text("<p>hello")
     served_as: list[Any] = []
     monkeypatch.setattr(reqtable, "serve", lambda handler, _: served_as.append(handler))
-    exec(compile(program.replace("/srv/www", str(tmp_path)), "docs/http-folder.md", "exec"), {"__name__": "folder"})
+    exec(
+        compile(program.replace("/srv/www", str(tmp_path)), "docs/how-to/serve-a-folder.md", "exec"),
+        {"__name__": "folder"},
+    )
     with served(served_as[0]) as server, Asking(server.server_address) as client:
         assert client.get("/page.html").fields["cache-control"] == "max-age=3600"
         assert client.get("/").status == 403
 
 
 def test_the_page_on_moving_names_settings_that_exist() -> None:
-    page = (DOCS / "moving-from-gunicorn.md").read_text()
+    page = (DOCS / "how-to/move-from-gunicorn.md").read_text()
     ours = "\n".join(line.split("|")[3] for line in page.splitlines() if line.startswith("| "))
     options = {option for each in wsgi_command.params for option in each.opts}
     assert set(re.findall(r"--[a-z][\w-]*", ours)) <= options

@@ -513,7 +513,7 @@ def test_sums_add_everything_but_what_is_shared() -> None:
 # -- what is written about it -----------------------------------------------------------------------------------------
 
 
-PAGE = (ROOT / "docs/control.md").read_text()
+PAGE = (ROOT / "docs/how-to/look-at-a-server.md").read_text()
 
 
 def test_the_pages_settings_and_program_work(tmp_path: Path) -> None:

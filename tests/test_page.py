@@ -254,7 +254,7 @@ def test_a_refusal_does_not_wait_for_the_body(caplog: pytest.LogCaptureFixture) 
 
 
 def test_the_settings_in_the_documentation(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "control.md").read_text()
+    text = (Path(__file__).parent.parent / "docs" / "how-to" / "look-at-a-server.md").read_text()
     found = [each for each in re.findall(r"^```toml\n(.*?)^```", text, re.M | re.S) if "page" in each]
     options = []
     for each in found:

@@ -111,7 +111,7 @@ def test_the_new_process_feeds_the_watchdog(tmp_path: Path, systemd: Systemd) ->
 
 def units() -> list[tuple[str, str]]:
     """Return the units in the pages, each with its name."""
-    text = (ROOT / "docs" / "deploying.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
     return re.findall(r"```ini\n# /etc/systemd/system/(\S+)\n(.*?)```", text, re.DOTALL)
 
 

@@ -529,14 +529,14 @@ def test_a_function_that_may_make_handlers_still_makes_handlers() -> None:
         assert ask(address, b"line\n") == b"LINE\n"
 
 
-# -- docs/deploying.md ------------------------------------------------------------------------------------------------
+# -- docs/how-to/deploy.md ------------------------------------------------------------------------------------------
 
 
 def test_the_function_of_the_page_makes_a_site() -> None:
     [block] = re.findall(
-        r"^```python wsgi\n(.*?)^```$", (ROOT / "docs/deploying.md").read_text(), re.MULTILINE | re.DOTALL
+        r"^```python wsgi\n(.*?)^```$", (ROOT / "docs/how-to/deploy.md").read_text(), re.MULTILINE | re.DOTALL
     )
     found: dict[str, Any] = {}
-    exec(compile(block, "docs/deploying.md", "exec"), found)
+    exec(compile(block, "docs/how-to/deploy.md", "exec"), found)
     with serving(found["make_site"], ANY) as (_, [address]):
         assert ask(address) == b"hello\n"

@@ -127,7 +127,7 @@ def test_a_method_that_a_program_has_for_itself_is_no_hook(caplog: pytest.LogCap
     assert "Server.save_state is not called as a hook, because it takes other arguments" in caplog.text.replace(
         "test_a_method_that_a_program_has_for_itself_is_no_hook.<locals>.", ""
     )
-    assert "'What requests share' in docs/moving.md" in caplog.text
+    assert "'What requests share' in docs/how-to/deploy-without-a-cut.md" in caplog.text
 
 
 # -- the data ----------------------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def shown(page: str, label: str) -> str:
 
 
 def test_the_room_of_the_documents_moves(tmp_path: Path) -> None:
-    with Program(tmp_path, shown("moving.md", "shared"), handler="Room") as program:
+    with Program(tmp_path, shown("how-to/deploy-without-a-cut.md", "shared"), handler="Room") as program:
         with program.client() as ann, program.client() as bob:
             for each, name in ((ann, b"ann\n"), (bob, b"bob\n")):
                 assert each.send(name).ask(b"in\n") == name.strip() + b": in\n"
@@ -357,7 +357,7 @@ def test_the_room_of_the_documents_moves(tmp_path: Path) -> None:
 
 
 def test_the_rooms_of_the_documents_move(tmp_path: Path) -> None:
-    with Program(tmp_path, shown("websockets.md", "rooms"), handler="Chat") as program:
+    with Program(tmp_path, shown("how-to/websockets.md", "rooms"), handler="Chat") as program:
         with program.client() as ann, program.client() as bob, program.client() as other:
             for each, path in ((ann, b"/tea"), (bob, b"/tea"), (other, b"/cake")):
                 each.send(handshake(path=path))

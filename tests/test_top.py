@@ -527,7 +527,7 @@ def test_why_there_is_no_answer_is_shown_until_there_is_one() -> None:
 
 
 def test_the_page_in_the_docs_names_every_key() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "control.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "look-at-a-server.md").read_text()
     keys = page.partition("| key | what it does |")[2].partition("\n\n")[0]
     for key in ("s", "f", "/", "w", "j", "k", "K", "D", "p", "?", "q", *SORT_KEYS):
         assert f"`{key}`" in keys, key

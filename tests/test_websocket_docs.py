@@ -1,4 +1,4 @@
-"""The handlers on docs/websockets.md work, and the page names what a handler has."""
+"""The handlers on docs/how-to/websockets.md work, and the page names what a handler has."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from reqtable.http.websocket import WebSocketMethods
 from tests.support import WAIT_S, served, wait_until
 from tests.test_websocket import talking
 
-PAGE = (Path(__file__).parent.parent / "docs" / "websockets.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "websockets.md").read_text()
 
 
 def handlers() -> dict[str, Any]:
     found: dict[str, Any] = {"__name__": "page"}
     for block in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):
-        exec(compile(block, "docs/websockets.md", "exec"), found)
+        exec(compile(block, "docs/how-to/websockets.md", "exec"), found)
     return found
 
 

@@ -201,7 +201,7 @@ def test_the_loop_is_interrupted_at_the_deadline(site):
 
 
 def test_the_page_on_wsgi_runs_as_it_stands(tmp_path):
-    page = (Path(__file__).parent.parent / "docs" / "wsgi.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "serve-wsgi.md").read_text()
     flask, program = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     (tmp_path / "hello.py").write_text(flask)
     with running(tmp_path, "hello:app") as command:
@@ -213,6 +213,6 @@ def test_the_page_on_wsgi_runs_as_it_stands(tmp_path):
 
 
 def test_the_page_on_wsgi_names_every_option():
-    page = (Path(__file__).parent.parent / "docs" / "wsgi.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "how-to" / "serve-wsgi.md").read_text()
     of_every_server = ["--takeover", "--log-level", "--log-file", "--user", "--group", "--control", "--no-control"]
     assert [each.opts[0] for each in wsgi_command.params[1:] if each.opts[0] not in page] == of_every_server

@@ -35,7 +35,7 @@ file; the class attribute `dispatch`, which a mix-in sets; the default. The file
     [tls.names."b.example"]       # for clients that ask for this name (SNI)
     cert = "b.pem"
 
-    [control]                     # how an operator looks at the table; see docs/control.md
+    [control]                     # how an operator looks at the table; see docs/how-to/look-at-a-server.md
     socket = "/run/notes.sock"    # the commands that serve have one by default
     page = "127.0.0.1:9101"       # a live page; off by default
     token = "a long random text"  # allows actions on the page

@@ -163,7 +163,7 @@ class ProxyOptions:
 
 @dataclass(frozen=True, slots=True)
 class ControlOptions:
-    """Says where an operator reaches the control API: `docs/control.md`.
+    """Says where an operator reaches the control API: `docs/how-to/look-at-a-server.md`.
 
     `socket` is the path of a Unix socket. `page` and `metrics` are `host:port`, and read-only: actions on the page need
     `token`.

@@ -19,10 +19,10 @@ from reqtable.table.snapshot import unwrapped
 log = logging.getLogger("reqtable")
 
 _SECTIONS = {
-    "on_start": "'When serving begins and ends' in docs/operating.md",
-    "on_stop": "'When serving begins and ends' in docs/operating.md",
-    "save_state": "'What requests share' in docs/moving.md",
-    "restore_state": "'What requests share' in docs/moving.md",
+    "on_start": "'When serving begins and ends' in docs/how-to/operate.md",
+    "on_stop": "'When serving begins and ends' in docs/how-to/operate.md",
+    "save_state": "'What requests share' in docs/how-to/deploy-without-a-cut.md",
+    "restore_state": "'What requests share' in docs/how-to/deploy-without-a-cut.md",
 }
 
 

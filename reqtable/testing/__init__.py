@@ -1,4 +1,6 @@
-"""Tools for testing handlers and whole servers without sockets, threads or waiting. See `docs/testing.md`.
+"""Tools for testing handlers and whole servers without sockets, threads or waiting.
+
+See `docs/how-to/test-a-handler.md`.
 
     from reqtable.testing import Client, exercise, simulate
 

@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks run [--quick] [--json FILE] [NAME…]    measure; a NAME is a work or a peer, or a pattern
 python -m tests.benchmarks show [FILE]                            show the tables again
-python -m tests.benchmarks page [FILE]                            write docs/performance.md and its chart
+python -m tests.benchmarks page [FILE]                            write docs/explanation/performance.md and its chart
 python -m tests.benchmarks add [FILE]                             add the works of a run to the page
 """
 
@@ -42,8 +42,8 @@ from tests.benchmarks.report import Measured, page, plot, show, written
 from tests.benchmarks.servers import PEERS
 from tests.benchmarks.work import FULL, QUICK, WARM_UP, WORKS, Effort, Figures, Work
 
-DOCUMENT = ROOT / "docs" / "performance.md"
-FIGURES = ROOT / "docs" / "performance" / "figures.json"
+DOCUMENT = ROOT / "docs" / "explanation" / "performance.md"
+FIGURES = ROOT / "docs" / "explanation" / "performance" / "figures.json"
 NEW = ROOT / "build" / "bench.json"
 FLOOR = "floor"
 COUNTING_S = 1800.0  # the most that counting bytecodes and instructions may take

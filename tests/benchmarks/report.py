@@ -292,8 +292,8 @@ POLICIES = """## What each policy costs, and when to choose which
   too many connections for a thread each. **`executor`** (not measured) costs a round trip to a process for each step.
   Choose it if steps compute.
 
-[Choosing a dispatch policy](policies.md) explains what handlers share under each policy, and which handlers each policy
-can't run.
+[Choosing a dispatch policy](../how-to/choose-a-policy.md) explains what handlers share under each
+policy, and which handlers each policy can't run.
 """
 
 # Explanations of a work's figures.
@@ -347,7 +347,7 @@ POLICY_WORKS = {
 
 
 def page(measured: Measured) -> str:
-    """Return the text of docs/performance.md."""
+    """Return the text of docs/explanation/performance.md."""
     parts = [head(measured), *([QUICK_NOTE] if measured["quick"] else []), *goals(measured), *counts(measured)]
     parts += [POLICIES.format(costs="\n".join(policy_costs(measured)).rstrip())]
     parts += growth(measured)

@@ -1,4 +1,4 @@
-"""Others restarted under the same load: what their clients lose, as the table of docs/moving.md."""
+"""Others restarted under the same load: what their clients lose, as docs/how-to/deploy-without-a-cut.md shows it."""
 
 from __future__ import annotations
 

@@ -50,21 +50,21 @@ KINDS = {
         lambda seed: workloads.workload_of(seed).name,
         lambda seed: workloads.workload_of(seed).clients,
         [*((each, range(SEEDS)) for each in MUTATIONS), *((rare, [seed]) for seed, rare in RARE)],
-        "<!-- figures: make simulate FIGURES=docs/simulation.md -->",
+        "<!-- figures: make simulate FIGURES=docs/explanation/tested.md -->",
     ),
     "handover": Kind(
         handover.run,
         lambda seed: handover.name_of(handover.case_of(seed)),
         lambda seed: [client for _, client, _ in handover.case_of(seed).clients],
         [*((each, range(SEEDS)) for each in HANDOVER_MUTATIONS), *((rare, [seed]) for seed, rare in HANDOVER_RARE)],
-        "<!-- figures: make simulate OF=handover FIGURES=docs/simulation.md -->",
+        "<!-- figures: make simulate OF=handover FIGURES=docs/explanation/tested.md -->",
     ),
     "takeover": Kind(
         takeover.run,
         lambda seed: takeover.name_of(takeover.case_of(seed)),
         lambda seed: [client for _, client in takeover.case_of(seed).clients],
         [*((each, range(SEEDS)) for each in TAKEOVER_MUTATIONS), *((rare, [seed]) for seed, rare in TAKEOVER_RARE)],
-        "<!-- figures: make simulate OF=takeover FIGURES=docs/simulation.md -->",
+        "<!-- figures: make simulate OF=takeover FIGURES=docs/explanation/tested.md -->",
     ),
 }
 
