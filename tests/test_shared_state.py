@@ -127,7 +127,7 @@ def test_a_method_that_a_program_has_for_itself_is_no_hook(caplog: pytest.LogCap
     assert "Server.save_state is not called as a hook, because it takes other arguments" in caplog.text.replace(
         "test_a_method_that_a_program_has_for_itself_is_no_hook.<locals>.", ""
     )
-    assert "'What requests share' in docs/how-to/deploy-without-a-cut.md" in caplog.text
+    assert "docs/how-to/keep-shared-data.md" in caplog.text
 
 
 # -- the data ----------------------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def shown(page: str, label: str) -> str:
 
 
 def test_the_room_of_the_documents_moves(tmp_path: Path) -> None:
-    with Program(tmp_path, shown("how-to/deploy-without-a-cut.md", "shared"), handler="Room") as program:
+    with Program(tmp_path, shown("how-to/keep-shared-data.md", 'title="room.py"'), handler="Room") as program:
         with program.client() as ann, program.client() as bob:
             for each, name in ((ann, b"ann\n"), (bob, b"bob\n")):
                 assert each.send(name).ask(b"in\n") == name.strip() + b": in\n"

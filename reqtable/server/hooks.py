@@ -19,10 +19,10 @@ from reqtable.table.snapshot import unwrapped
 log = logging.getLogger("reqtable")
 
 _SECTIONS = {
-    "on_start": "'When serving begins and ends' in docs/how-to/operate.md",
-    "on_stop": "'When serving begins and ends' in docs/how-to/operate.md",
-    "save_state": "'What requests share' in docs/how-to/deploy-without-a-cut.md",
-    "restore_state": "'What requests share' in docs/how-to/deploy-without-a-cut.md",
+    "on_start": "docs/how-to/do-work-at-start-and-end.md",
+    "on_stop": "docs/how-to/do-work-at-start-and-end.md",
+    "save_state": "docs/how-to/keep-shared-data.md",
+    "restore_state": "docs/how-to/keep-shared-data.md",
 }
 
 

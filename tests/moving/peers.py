@@ -1,4 +1,4 @@
-"""Others restarted under the same load: what their clients lose, as docs/how-to/deploy-without-a-cut.md shows it."""
+"""Others restarted under the same load: what their clients lose, as docs/explanation/moving.md shows it."""
 
 from __future__ import annotations
 
