@@ -7,6 +7,7 @@ import contextlib
 import gc
 import linecache
 import logging
+import re
 import warnings
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ import reqtable
 from reqtable import AsyncRequestHandler, chunk, exactly, line, rest, until
 from reqtable.testing import Exercise, FakeClock, exercise
 from tests.support import Client, served
+from tests.test_handler_classes import line_of
 from tests.test_loop import World, small_buffers
 
 
@@ -228,7 +230,7 @@ def test_an_uncaught_error_is_logged_with_its_traceback_and_a_peers_fault_withou
     class Fails(AsyncRequestHandler):
         async def handle(self) -> None:
             if await self.read(line(limit=5)) == b"bad\n":
-                raise ZeroDivisionError
+                raise ZeroDivisionError  # raised
             await self.read(exactly(5))
 
     with served(Fails) as server:
@@ -236,12 +238,12 @@ def test_an_uncaught_error_is_logged_with_its_traceback_and_a_peers_fault_withou
             with Client(server.server_address) as client:
                 assert client.send(given).end().rest() == b""
     by_error = {
-        record.getMessage().partition(": ")[2]: record.exc_info is not None
+        re.split(r", request \d|:\d+: ", record.getMessage())[-1]: record.exc_info is not None
         for record in caplog.records
         if record.name == "reqtable"
     }
     assert by_error == {
-        "ZeroDivisionError in its handler": True,
+        f": ZeroDivisionError, in Fails.handle ({line_of('# raised', __file__)})": True,
         "input up to b'\\n' exceeds its limit of 5 bytes": False,
         "end of file after 1 bytes while waiting for exactly(n=5)": False,
     }

@@ -85,7 +85,8 @@ def test_a_client_writes_no_lines_of_its_own_into_the_log(form: str, tmp_path: P
     failure, *others = [each for each in log.splitlines() if not each.startswith(" ")]
     assert log.replace("\n", "").isprintable()
     if form == "text":
-        assert failure.endswith("ValueError in its handler")
+        said = r"ValueError: \x1b[2J\udcff\x9b\u202e forged"
+        assert failure.endswith(f", request 1: {said}, in Failing.one ({tmp_path}/failing.py:7)")
         assert "    ValueError: \\r\\x1b[2J\\udcff\\x9b\\u202e forged\n" in log
     else:
         assert json.loads(failure)["traceback"].endswith("ValueError: \r\x1b[2J\udcff\x9b\u202e forged\n")

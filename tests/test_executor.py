@@ -310,7 +310,7 @@ def test_a_handler_that_can_not_be_shipped_is_refused(handler: Any, why: str) ->
         (
             "tests.shipped:broken",
             {},
-            f"factory 'tests.shipped:broken': RuntimeError: no such cluster ({shipped.__file__}:",
+            f"factory 'tests.shipped:broken': RuntimeError: no such cluster, in broken ({shipped.__file__}:",
         ),
         ("tests.shipped:threads", {"max_workers": 0}, "max_workers must be greater than 0"),
         (None, {"max_workers": 0}, "the pool of processes: ValueError: max_workers must be greater than 0"),

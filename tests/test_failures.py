@@ -26,6 +26,7 @@ from reqtable.table.input import MISSING
 from reqtable.table.want import Want
 from reqtable.testing import exercise
 from tests.support import Client, serving, wait_until
+from tests.test_handler_classes import line_of as line_of_file
 
 ANY = ("127.0.0.1", 0)
 FILE_BYTES = 8_000_000  # more than the kernel's buffers hold
@@ -33,6 +34,10 @@ FILE_BYTES = 8_000_000  # more than the kernel's buffers hold
 
 class Bug(Exception):
     """Raised by the handlers of these tests."""
+
+
+def line_of(text: str) -> str:
+    return line_of_file(text, __file__)
 
 
 class Abandoned(BaseException):
@@ -43,7 +48,7 @@ FAULTS: list[type[BaseException]] = [Bug, Abandoned, asyncio.CancelledError, Gen
 
 
 def fail() -> Any:
-    raise Place.error("a fault")
+    raise Place.error("a fault")  # a fault
 
 
 class Place:
@@ -497,7 +502,7 @@ def test_what_a_hook_raises_once_a_blocking_handler_has_begun(
 @pytest.mark.parametrize("error", [Bug, Abandoned])
 def test_what_handle_error_raises(dispatch: str, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
     first, second = run(State, dispatch, "handle_error", caplog, error, command="no_such_method")
-    assert "in its handler" in first.getMessage()
+    assert "request 2: AttributeError: 'State' object has no attribute" in first.getMessage()
     assert f"handle_error raised {error.__name__}" in second.getMessage()
 
 
@@ -604,7 +609,7 @@ def test_a_get_request_that_always_fails_is_not_called_at_once_again_and_holds_u
 ) -> None:
     class Never(reqtable.TCPServer):
         def get_request(self) -> tuple[Any, Any]:
-            raise error("never")
+            raise error("never")  # never
 
     limits = Limits(accept_pause_s=3600)
     with serving(Never(ANY, State, config=Config(limits=limits))) as server, Client(server.server_address):
@@ -613,7 +618,9 @@ def test_a_get_request_that_always_fails_is_not_called_at_once_again_and_holds_u
         wait_until(server, lambda: server.stats()["loop"]["passes"] >= passes + 3)
         assert len(caplog.records) == 1
         server.drain(0.1)
-    assert [record.getMessage() for record in caplog.records] == [f"{error.__name__}, outside of any request"] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"outside of any request: {error.__name__}: never, in Never.get_request ({line_of('# never')})"
+    ] * 2
 
 
 @pytest.mark.parametrize("kind", ["proc", "pipe", "empty"])
@@ -735,7 +742,7 @@ def test_a_datagram_that_waited_for_a_session_and_can_not_be_served_is_reported(
             wait_until(server, lambda: bool(caplog.records))
             address = peer.getsockname()
     [record] = caplog.records
-    assert record.getMessage() == f"{address[0]}:{address[1]}: Bug in its handler"
+    assert record.getMessage().startswith(f"{address[0]}:{address[1]}: Bug, in Once.__init__ ({__file__}:")
 
 
 def test_a_post_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -747,7 +754,8 @@ def test_a_post_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> Non
         assert timed.wait(20)
         with Client(server.server_address) as client:
             assert client.ask(b"ping\n") == b"pong\n"
-    assert [record.getMessage() for record in caplog.records] == ["Bug, outside of any request"] * 2
+    said = f"outside of any request: Bug: a fault, in fail ({line_of('# a fault')})"
+    assert [record.getMessage() for record in caplog.records] == [said] * 2
 
 
 def test_a_transition_that_the_trace_does_not_take(caplog: pytest.LogCaptureFixture) -> None:

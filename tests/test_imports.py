@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import reqtable
-from reqtable.config.import_string import account_of, is_of_program, module_at, thing_at
+from reqtable.config.import_string import module_at, thing_at
+from reqtable.table.tracebacks import account_of, is_of_program
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def error_of(place: str) -> BaseException:
     try:
         module_at(place)
     except (Exception, SystemExit) as error:
-        return error
+        return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)  # without this frame
     pytest.fail("it was imported")
 
 
@@ -107,5 +108,5 @@ def test_whose_code_a_file_has(file: str, is_so: bool) -> None:
 
 def test_our_own_code_is_not_the_programs_where_it_is_installed_among_packages(monkeypatch: Any) -> None:
     own = f"{sysconfig.get_path('stdlib')}/site-packages/reqtable/"
-    monkeypatch.setattr("reqtable.config.import_string._OWN", own)
+    monkeypatch.setattr("reqtable.table.tracebacks._OWN", own)
     assert not is_of_program(f"{own}loop/loop.py")

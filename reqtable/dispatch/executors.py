@@ -106,6 +106,8 @@ def _outcome(want: Call[Any], done: Future[Any], is_sent: bool) -> Any:
         return done.result()
     if is_sent:
         error = _unfit(want) or error
+        if type(error.__cause__).__name__ == "_RemoteTraceback":  # the notes have the user's part of that traceback
+            error.__cause__ = None
     if not isinstance(error, Exception):  # a SystemExit, say: it ends the call, not the server
         error = HandlerError(f"{want!r} raised {error!r}")
     return Failure(error)

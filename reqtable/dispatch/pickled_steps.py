@@ -12,7 +12,6 @@ import importlib.util
 import pickle
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import lru_cache, partial
@@ -24,12 +23,12 @@ from reqtable.config.import_string import module_at
 from reqtable.dispatch.pools import portable
 from reqtable.dispatch.remote_steps import RemoteSteps
 from reqtable.handlers.state import StateRequestHandler
+from reqtable.loop.failures import tell_server
 from reqtable.table.connecting import Connect, StartTLS, connect, start_tls
 from reqtable.table.errors import ConfigurationError, HandlerError
 from reqtable.table.input import Inbox
 from reqtable.table.limits import Limits
 from reqtable.table.parts import RELEASED
-from reqtable.table.places import trim
 from reqtable.table.record import Record, record_of
 from reqtable.table.snapshot import handler_name
 from reqtable.table.table import Entry, RequestTable
@@ -190,13 +189,13 @@ class PickledSteps(RemoteSteps):
             entry = self._entry
             owner = entry.table.owner
             assert owner is not None
-            server, peer = entry.server, entry.peer
+            server, peer, id = entry.server, entry.peer, entry.id
 
             def report(error: BaseException) -> None:
                 try:
                     raise error
                 except Exception:
-                    server.handle_error(None, peer)
+                    tell_server(server, None, peer, error, id)
 
             def closed(done: Future[Any]) -> None:
                 error = None if done.cancelled() else done.exception() or _unpacked(done.result()).error
@@ -250,10 +249,9 @@ def run_step(reference: Reference | type, data: bytes) -> bytes:
     except BaseException as problem:
         error = problem
     if error is not None:
-        trim(error)
-        place = "".join(traceback.format_exception(error)).rstrip()
-        error = portable(error if isinstance(error, Exception) else HandlerError(f"a step raised {error!r}"))
-        error.add_note(f"In the worker:\n{place}")
+        if not isinstance(error, Exception):
+            error = HandlerError(f"a step raised {error!r}").with_traceback(error.__traceback__)
+        error = portable(error)
     unsent = tuple(bytes(piece) for piece in entry.output.pieces if isinstance(piece, bytes))
     if len(unsent) < len(entry.output.pieces):
         error = error or HandlerError("send_file() can't be shipped: send the bytes, or pin the state to the loop")

@@ -14,7 +14,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future
 from typing import Any
 
 from reqtable.config import ExecutorOptions
-from reqtable.config.import_string import account_of, thing_at
+from reqtable.config.import_string import thing_at
 from reqtable.dispatch.forking.child import Child, become_child, fork, keep
 from reqtable.dispatch.policy import Host
 from reqtable.loop.poller import Descriptor
@@ -22,6 +22,7 @@ from reqtable.loop.process import flush_streams, leave_child
 from reqtable.loop.step import Steps
 from reqtable.table.errors import ConfigurationError, HandlerError
 from reqtable.table.states import READ
+from reqtable.table.tracebacks import NOTED, account_of, note_traceback
 
 log = logging.getLogger("reqtable")
 
@@ -315,12 +316,12 @@ def guarded(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, 
 
 
 def portable(error: BaseException) -> BaseException:
-    """Return the error itself if it survives pickling, else a HandlerError with its text and notes."""
+    """Note the traceback in `error`. Return it if it survives pickling, else a HandlerError with its text and notes."""
+    note_traceback(error)
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
         words = HandlerError(f"{type(error).__name__}: {error}")
-        for note in getattr(error, "__notes__", ()):
-            words.add_note(note)
+        vars(words).update({name: each for name, each in vars(error).items() if name in NOTED})
         return words
     return error

@@ -13,6 +13,7 @@ from concurrent.futures import Executor, Future
 from threading import get_ident
 from typing import Any, ClassVar
 
+from reqtable.loop.failures import tell_server
 from reqtable.loop.process import end_child
 from reqtable.table.engine_wants import STEP
 from reqtable.table.errors import HandlerError, ending_of
@@ -94,8 +95,8 @@ class RemoteSteps:
             self._closes = False
             try:
                 self._close_handler()
-            except Exception:
-                entry.server.handle_error(None, entry.peer)
+            except Exception as error:
+                tell_server(entry.server, None, entry.peer, error, entry.id)
         elif entry.table.owner is not None:
             entry.table.owner.deliver(entry, number, done)
 

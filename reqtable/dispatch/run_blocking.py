@@ -23,7 +23,7 @@ from reqtable.dispatch.forking.child import Forked, become_child
 from reqtable.dispatch.policy import Host, Policy
 from reqtable.handlers.blocking import HandedOff
 from reqtable.handlers.resumable import ResumableHandler
-from reqtable.loop.failures import ends_program
+from reqtable.loop.failures import ends_program, tell_server
 from reqtable.loop.process import LOOPS, Process, leave_child
 from reqtable.net.poll_only import PollOnly
 from reqtable.table.addresses import address_text, printable
@@ -76,7 +76,7 @@ def run(entry: Entry, transport: PollOnly) -> Want[Any] | None:
             raise
         else:
             failed = True
-            _report(server, request, entry.peer)  # a child that was forked before still has the rest
+            _report(entry, request)  # a child that was forked before still has the rest
     if os.getpid() != parent:
         try:
             _wait_for_forked(entry)
@@ -102,7 +102,7 @@ def serve(server: Server, request: Any, client_address: Any) -> None:
             raise  # a SystemExit ends the thread alone
         if (entry := _SERVED.get(get_ident())) is not None:
             entry.ending = entry.ending or ending_of(error)  # the loop may have ended the entry before
-        server.handle_error(request, client_address)
+        tell_server(server, request, client_address, error, None if entry is None else entry.id)
     finally:
         if _FORKED:
             _wait_for_forked(_SERVED.get(get_ident()))  # this thread has nothing else to do
@@ -170,9 +170,10 @@ def _is_open(request: Any, client_address: Any) -> bool:
     return True
 
 
-def _report(server: Server, request: Any, client_address: Any) -> None:
-    if isinstance(sys.exc_info()[1], Exception):
-        server.handle_error(request, client_address)
+def _report(entry: Entry, request: Any) -> None:
+    error = sys.exc_info()[1]
+    if isinstance(error, Exception):
+        tell_server(entry.server, request, entry.peer, error, entry.id)
 
 
 def _wait_for_forked(entry: Entry | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from reqtable.handlers.coroutine import AsyncRequestHandler
@@ -98,4 +99,9 @@ class AsyncWebSocketHandler(WebSocketMethods, AsyncRequestHandler):
         try:
             super()._close()
         finally:
+            self._handling.close()
+
+    def _leave(self) -> None:
+        super()._leave()
+        with contextlib.suppress(Exception):  # see AsyncRequestHandler
             self._handling.close()

@@ -29,7 +29,7 @@ from reqtable.http.wsgi_call import OUTCOME, PIECE_BYTES, ApplicationCall, Clien
 from reqtable.http.wsgi_deadline import advance_within
 from reqtable.http.wsgi_environ import Networks, base_environ, believe, fill, forget, is_trusted, path_and_query
 from reqtable.table.errors import ConfigurationError
-from reqtable.table.places import trim
+from reqtable.table.tracebacks import account_of, trim
 from reqtable.table.wants import flushed, hand_off
 
 log = logging.getLogger("reqtable.http")
@@ -237,7 +237,7 @@ class WSGIHandler(HTTPRequestHandler):
         if call.error is None:
             return self.end_answer()
         if trim(call.error):
-            log.error("%s: the application failed", call.what, exc_info=call.error)
+            log.error("%s: %s", call.what, account_of(call.error), exc_info=call.error)
         else:  # no line of the application raised it
             log.error("%s: %s: %s", call.what, named(type(self).wsgi_app), call.error)
         if not self.reply.status:

@@ -23,6 +23,7 @@ from reqtable.http.known import Known
 from reqtable.table.errors import HandlerError
 from reqtable.table.places import place_of
 from reqtable.table.states import Event
+from reqtable.table.tracebacks import account_of, trim
 from reqtable.table.want import want_type
 from reqtable.table.wants import Posted
 
@@ -240,8 +241,10 @@ class ApplicationCall:
         try:
             if close is not None:
                 close()
-        except (Exception, SystemExit):
-            log.exception("%s: close() of what the application returned failed", self.what)
+        except (Exception, SystemExit) as error:
+            trim(error)
+            said = "%s: close() of what the application returned raised %s"
+            log.error(said, self.what, account_of(error), exc_info=error)
 
     def _begin(self) -> bool:
         """Call the application. Returns whether its answer has come, and nothing is left to do."""

@@ -160,7 +160,7 @@ class Endings:
     def _failed(self, entry: Entry, request: Any, problem: BaseException) -> BaseException | None:
         self.poller.end_if_copy(problem)
         entry.ending = Ending.ERROR
-        return self.failures.report(entry.server, request, entry.peer, problem)
+        return self.failures.report(entry.server, request, entry.peer, problem, entry.id)
 
     @staticmethod
     def is_closed(entry: Entry) -> bool:

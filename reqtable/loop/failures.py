@@ -16,6 +16,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from reqtable.loop.poller import Poller
@@ -23,6 +24,7 @@ from reqtable.table.addresses import address_text
 from reqtable.table.parts import Server
 from reqtable.table.states import Ending, Event
 from reqtable.table.table import Entry
+from reqtable.table.tracebacks import account_of, trim
 
 log = logging.getLogger("reqtable")
 
@@ -32,6 +34,25 @@ def ends_program(problem: BaseException) -> bool:
     return isinstance(problem, KeyboardInterrupt | SystemExit) and (
         threading.current_thread() is threading.main_thread()
     )
+
+
+# By thread: the id of the request whose error `handle_error` is told now.
+REPORTED: dict[int, int] = {}
+
+
+def tell_server(server: Server, request: Any, peer: Any, problem: BaseException, id: int | None) -> None:
+    """Call the server's `handle_error`, inside the caller's `except` block for `problem`.
+
+    The traceback then begins with the user's code. `id` is that of the request; None: it had no place in the table.
+    """
+    trim(problem)
+    ident = get_ident()
+    if id is not None:
+        REPORTED[ident] = id
+    try:
+        server.handle_error(request, peer)
+    finally:
+        REPORTED.pop(ident, None)
 
 
 class Failures:
@@ -46,8 +67,10 @@ class Failures:
         self.hooks_raise = False  # `handle_request()` runs the loop: its caller gets the exceptions of hooks
         self.unwinding: BaseException | None = None  # the exception that is ending the loop; it is reported already
 
-    def report(self, server: Server, request: Any, peer: Any, problem: BaseException) -> BaseException | None:
-        """Call the server's `handle_error`, inside the caller's `except` block for `problem`.
+    def report(
+        self, server: Server, request: Any, peer: Any, problem: BaseException, id: int | None = None
+    ) -> BaseException | None:
+        """Tell the server of `problem`, inside the caller's `except` block for it. `id` is that of the request.
 
         Returns the exception that ends the loop, or None.
         """
@@ -56,13 +79,13 @@ class Failures:
             self.unwinding = problem
             return problem
         try:
-            server.handle_error(request, peer)
+            tell_server(server, request, peer, problem, id)
         except BaseException as raised:
             self._poller.end_if_copy(raised)
             if self.hooks_raise or ends_program(raised):
                 self.unwinding = raised
                 return raised
-            self._log(f"{address_text(peer)}: handle_error raised {type(raised).__name__}", raised)
+            self._log(f"{address_text(peer)}: handle_error raised ", raised)
         self._poller.end_if_copy()
         return None
 
@@ -79,11 +102,11 @@ class Failures:
             if entry is not None:
                 entry.ending = Ending.ERROR
                 self._end(entry, Event.LOST)
-                ends_loop = self.report(entry.server, entry.transport.request, entry.peer, problem)
+                ends_loop = self.report(entry.server, entry.transport.request, entry.peer, problem, entry.id)
             elif self.hooks_raise or ends_program(problem):
                 ends_loop = self.unwinding = problem
             else:
-                self._log(f"{type(problem).__name__}, outside of any request", problem)
+                self._log("outside of any request: ", problem)
             if ends_loop is not None:
                 raise ends_loop
         finally:
@@ -92,8 +115,9 @@ class Failures:
     @staticmethod
     def _log(message: str, problem: BaseException) -> None:
         """Log `message` and `problem`. If the log fails too, print `problem`."""
+        trim(problem)
         try:
-            log.error("%s", message, exc_info=problem)
+            log.error("%s%s", message, account_of(problem), exc_info=problem)
         except Exception:
             with contextlib.suppress(Exception):
                 traceback.print_exception(problem)

@@ -15,6 +15,7 @@ import sys
 from typing import NoReturn, Protocol
 
 from reqtable.table.table import RequestTable
+from reqtable.table.tracebacks import trim
 
 log = logging.getLogger("reqtable")
 
@@ -67,6 +68,8 @@ def end_child(error: BaseException | None = None) -> NoReturn:
             print(code, file=sys.stderr)
             code = 1
         leave_child(code or 0)
+    if error is not None:
+        trim(error)
     log.error(
         "a handler or a hook forked, and its child returned to the server's loop: the child ends here. To continue in "
         "a child, use hand_off('fork') or call(fn, on='fork')",

@@ -330,7 +330,7 @@ class Steps(Outputs):
         self.table.running = None
         self.poller.end_if_copy(problem)
         entry.ending = ending_of(problem)
-        return self.failures.report(entry.server, entry.transport.request, entry.peer, problem) is not None
+        return self.failures.report(entry.server, entry.transport.request, entry.peer, problem, entry.id) is not None
 
     # -- what ends a wait ---------------------------------------------------------------------------------------------
 

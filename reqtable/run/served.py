@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from reqtable.config import Config, chosen_dispatch
-from reqtable.config.import_string import account_of
 from reqtable.dispatch import check_policy
 from reqtable.dispatch.policies.greenlet import policy_for_blocking
 from reqtable.run.endpoints import Endpoint
@@ -23,6 +22,7 @@ from reqtable.server.mixins import TableMixIn
 from reqtable.table.addresses import address_text
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.snapshot import handler_name, unwrapped
+from reqtable.table.tracebacks import account_of
 
 # The names that the loop's side of a server defines for programs. A class that knows nothing of it keeps its own.
 _OWN_NAMES = ("config", "dispatch", "engine", "table", "stats", "drain", "reconfigure")

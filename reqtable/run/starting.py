@@ -25,6 +25,7 @@ from reqtable.server.engine import Engine
 from reqtable.server.operator import Operator
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.table import IDS_PER_PROCESS
+from reqtable.table.tracebacks import account_of, trim
 
 log = logging.getLogger("reqtable")
 
@@ -120,7 +121,8 @@ class Starter:
             status = 0
         except ConfigurationError as error:
             log.error("worker %d: %s", os.getpid(), error)
-        except BaseException:
-            log.exception("worker %d", os.getpid())
+        except BaseException as error:
+            trim(error)
+            log.error("worker %d: %s", os.getpid(), account_of(error), exc_info=error)
         finally:
             leave_child(status)

@@ -8,6 +8,7 @@ import time
 from threading import get_ident
 from typing import Any
 
+from reqtable.loop.failures import REPORTED
 from reqtable.loop.process import LOOPS
 from reqtable.table.addresses import address_text, printable
 from reqtable.table.snapshot import handler_name
@@ -38,7 +39,9 @@ def log_access(entry: Entry) -> None:
 
 
 def running_id() -> int | None:
-    """Return the id of the request whose step runs in this thread, for a line of the log; None: there is none."""
+    """Return the id of the request whose step or error is handled in this thread, for the log; None: there is none."""
+    if (reported := REPORTED.get(get_ident())) is not None:
+        return reported
     loop = LOOPS.get(get_ident())
     running = None if loop is None else loop.table.running
     return None if running is None else running.id
@@ -52,7 +55,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         id = running_id()
-        record.of_request = "" if id is None else f"request {id}: "
+        record.of_request = "" if id is None or hasattr(record, "request_id") else f"request {id}: "
         return "\n".join(map(printable, super().format(record).split("\n")))
 
     def formatException(self, *error: Any) -> str:  # noqa: N802

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import socket
 import stat
@@ -16,13 +15,10 @@ from typing import Any, Self
 from reqtable.config import Config
 from reqtable.loop.platform import SYSTEM
 from reqtable.net.pktinfo import receive, watch_destinations
-from reqtable.net.sockets import INTERNET, is_peers_doing
+from reqtable.net.sockets import INTERNET
 from reqtable.server.base import LoopServer
-from reqtable.table.addresses import address_text, printable
-from reqtable.table.errors import ConfigurationError, ConnectFailed, HandlerError, PeerError
-from reqtable.table.places import trim
-
-log = logging.getLogger("reqtable")
+from reqtable.server.failure_log import log_failure
+from reqtable.table.addresses import address_text
 
 _QUEUE_SIZE = 1024
 _SHUT_WR = int(socket.SHUT_WR)
@@ -101,31 +97,15 @@ class BaseServer(LoopServer):
         """Called when `serve_forever` ends, after its last request; may be overridden. An exception is logged."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log the error of a failed request, with a traceback that begins with the user's code.
+        """Log the error of a failed request: a line that names the user's line, and the traceback from there.
 
         An error that the peer caused, such as a disconnect, is one line. So is an error of another connection, and an
         error whose text names the place: a broken rule of this package, or an error that a `call` raised outside the
         user's code.
         """
         error = sys.exc_info()[1]
-        peer = address_text(client_address)
-        is_rule = isinstance(error, HandlerError | ConfigurationError)
-        notes = getattr(error, "__notes__", [])
-        has_traceback = any("\n" in note for note in notes)  # from the process that ran the step
-        connection = getattr(error, "connection", None)
-        if isinstance(error, ConnectFailed):
-            log.warning("%s: %s", peer, printable(error))
-        elif isinstance(error, OSError | PeerError) and connection is not None:
-            log.warning("%s: %s: %s", peer, connection.address, printable(error))
-        elif is_peers_doing(error):
-            log.info("%s: %s", peer, printable(error))
-        elif error is None or trim(error) or not (is_rule or notes):
-            log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=error)
-        elif has_traceback:
-            log.error("%s: %s in its handler", peer, type(error).__name__, exc_info=(type(error), error, None))
-        else:
-            said = str(error) if is_rule else f"{type(error).__name__}: {error}"
-            log.error("%s: %s", peer, printable("; ".join([said, *notes])))
+        if error is not None:
+            log_failure(error, address_text(client_address))
 
 
 class TCPServer(BaseServer):

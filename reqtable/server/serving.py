@@ -22,6 +22,7 @@ from reqtable.server.listeners import Listeners
 from reqtable.server.shared_state import shares_of
 from reqtable.server.stall_detector import StallDetector
 from reqtable.table.states import State
+from reqtable.table.tracebacks import account_of, trim
 
 log = logging.getLogger("reqtable")
 
@@ -112,7 +113,8 @@ class Serving:
                 if ends_program(problem):
                     ends = ends or problem
                 else:
-                    log.error("%s raised %s", hook, type(problem).__name__, exc_info=problem)
+                    trim(problem)
+                    log.error("%s raised %s", hook, account_of(problem), exc_info=problem)
             self._loop.poller.end_if_copy()
         if ends is not None:
             try:

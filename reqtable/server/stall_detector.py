@@ -20,10 +20,10 @@ from math import inf
 from types import FrameType
 from typing import Any
 
-from reqtable.config.import_string import is_of_program
 from reqtable.loop.loop import Loop
 from reqtable.table.addresses import address_text
 from reqtable.table.snapshot import handler_name
+from reqtable.table.tracebacks import is_of_program
 
 log = logging.getLogger("reqtable")
 

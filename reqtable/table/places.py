@@ -1,4 +1,4 @@
-"""Where the user's code is: `file:line` for messages, and tracebacks that begin with the user's own lines."""
+"""Where the user's code is: `file:line` for messages."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from functools import partial, partialmethod
 from types import FrameType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
-_PACKAGE = __name__.partition(".")[0]
-_OWN = f"{_PACKAGE}."
-# The packages that run a handler. Their frames above the handler's tell its author nothing.
-_RUNNERS = {_PACKAGE, "concurrent", "socketserver", "threading"}
+from reqtable.table.tracebacks import RUNNERS, package_of
+
+_OWN = f"{__name__.partition('.')[0]}."
 _WRAPPERS = (FunctionType, MethodType, classmethod, staticmethod, property, partial, partialmethod)
 
 
@@ -35,7 +34,7 @@ def owner_of(cls: type, name: str) -> type | None:
 
 def place_in(frame: FrameType | None) -> str | None:
     """Return `file:line` of the innermost of the user's lines in a stack; None if the stack has none."""
-    while frame is not None and _package_of(frame) in _RUNNERS:
+    while frame is not None and package_of(frame) in RUNNERS:
         frame = frame.f_back
     return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -76,29 +75,6 @@ def _users_frame() -> FrameType:
     return frame
 
 
-def trim(error: BaseException) -> bool:
-    """Cut the traceback of `error`, and of each error that led to it, so that it begins with the user's frames.
-
-    A traceback without such frames stays whole. Returns whether any traceback has such frames.
-    """
-    found = False
-    waiting: list[BaseException | None] = [error]
-    seen = set()
-    while waiting:
-        each = waiting.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        waiting += [each.__cause__, each.__context__]
-        trace = each.__traceback__
-        while trace is not None and _package_of(trace.tb_frame) in _RUNNERS:
-            trace = trace.tb_next
-        if trace is not None:
-            each.__traceback__ = trace
-            found = True
-    return found
-
-
 def functions_in(thing: Any) -> Iterator[FunctionType]:
     """Yield the functions inside a decorated function: `thing` itself, and what it wraps, binds or closes over."""
     waiting = [thing]
@@ -115,11 +91,6 @@ def functions_in(thing: Any) -> Iterator[FunctionType]:
             waiting += _closed_over(each)
         else:
             waiting += [getattr(each, name, None) for name in ("__func__", "fget", "func")]
-
-
-def _package_of(frame: FrameType) -> str:
-    name: str = frame.f_globals.get("__name__") or ""
-    return name.partition(".")[0]
 
 
 def _closed_over(function: FunctionType) -> Iterator[Any]:

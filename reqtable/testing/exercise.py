@@ -27,6 +27,9 @@ from reqtable.testing.clock import FakeClock
 from reqtable.testing.sides import Other, Others, Side
 from reqtable.testing.wire import NoWakeup, WireSelector, no_sendfile
 
+# pytest shows the test's line and the handler's, and hides the frames of this module between them.
+__tracebackhide__ = True
+
 PEER = ("192.0.2.1", 50_000)  # an address reserved for documentation (RFC 5737)
 _PASSES_MAX = 10_000
 

@@ -21,6 +21,8 @@ try:
 except ImportError:  # this Python has no ssl
     BegunAtOnce = None  # type: ignore[assignment,misc]
 
+__tracebackhide__ = True  # see exercise
+
 # Reserved for documentation (RFC 5737).
 OTHER_HOST = "192.0.2.2"  # where every peer of a request is
 OWN_ADDRESS = ("192.0.2.3", 50_000)  # of the request's end of each outgoing connection

@@ -24,6 +24,7 @@ from reqtable.table.errors import PeerError
 from reqtable.table.parts import OVER
 from reqtable.table.states import INTEREST, RESET, Event, State
 from reqtable.table.table import Entry
+from reqtable.table.tracebacks import account_of
 from reqtable.testing.client import Client, Peer
 from reqtable.testing.faults import Faults
 from reqtable.testing.kernel import StreamEnd
@@ -189,7 +190,7 @@ class _Simulation:
             assert error is not None
             self.report.errors.append(error)
             if not isinstance(error, PeerError | ConnectionError | TimeoutError):
-                self.report.problems.append(f"a handler raised {type(error).__name__}: {error}")
+                self.report.problems.append(f"a handler raised {account_of(error)}")
             handle_error(request, client_address)
 
         return report_and_handle

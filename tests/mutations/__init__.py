@@ -194,7 +194,12 @@ MUTATIONS = [
     ),
     Mutation(
         "a hook that fails at the end of a request is not reported",
-        *(Endings, "_failed", "return self.failures.report(entry.server, request, entry.peer, problem)", "return None"),
+        *(
+            Endings,
+            "_failed",
+            "return self.failures.report(entry.server, request, entry.peer, problem, entry.id)",
+            "return None",
+        ),
     ),
     Mutation(
         "a socket that is reported ready and is not gives a blocking read more time",

@@ -24,6 +24,7 @@ from reqtable.dispatch.pickled_steps import PickledSteps, check_pickled
 from reqtable.dispatch.policy import Host
 from reqtable.dispatch.private_loop import PrivateLoop
 from reqtable.dispatch.run_blocking import serve_in_child
+from reqtable.loop.failures import tell_server
 from reqtable.loop.process import flush_streams, leave_child
 from reqtable.table.engine_wants import ELSEWHERE
 from reqtable.table.errors import ConfigurationError
@@ -230,8 +231,8 @@ class Fork(HandoffPolicy):
                 driver.drive()
                 ended = driver.entry
             status = STATUSES[ended.ending or Ending.DONE]
-        except Exception:
-            entry.server.handle_error(entry.transport.request, entry.peer)
+        except Exception as error:
+            tell_server(entry.server, entry.transport.request, entry.peer, error, entry.id)
         finally:
             try:
                 self.host.close(wait=True, calls=True)  # `leave_child` runs no exit functions

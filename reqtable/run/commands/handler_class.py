@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from reqtable.config.import_string import account_of, module_at
+from reqtable.config.import_string import module_at
 from reqtable.dispatch import is_resumable
 from reqtable.run.served import is_server_class, is_server_function, takes_two, why_not_served
 from reqtable.table.snapshot import unwrapped
+from reqtable.table.tracebacks import account_of
 
 
 class HandlerClass(click.ParamType[Any]):

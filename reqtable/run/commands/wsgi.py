@@ -15,13 +15,14 @@ from typing import Any
 import click
 
 from reqtable.config import Config, ProxyOptions, chosen_dispatch
-from reqtable.config.import_string import account_of, module_at
+from reqtable.config.import_string import module_at
 from reqtable.http.wsgi import WSGIHandler, wsgi_handler
 from reqtable.http.wsgi_environ import PROXY_HEADERS
 from reqtable.run.code_watch import Watch
 from reqtable.run.commands.http_options import Adapt, http_options
 from reqtable.run.commands.serving import Serving, serve_as, serving_options
 from reqtable.table.errors import ConfigurationError
+from reqtable.table.tracebacks import account_of
 
 POLICIES = ("inline", "greenlet", "pool", "thread", "fork")
 _USUAL_NAMES = ("application", "app")
