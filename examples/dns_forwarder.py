@@ -141,11 +141,13 @@ class Dns(StateRequestHandler):
     def fail(self) -> Transition:
         nothing = Answer(RESPONSE | RECURSION_OFFERED | SERVER_FAILURE, (0, 0, 0), b"", (), self.now, 0)
         self.send(write_answer(self.asked, nothing, self.now))
+        return None
 
     def refuse(self, code: int, message: bytes) -> Transition:
         """Answer a query that can't be served: with no more than a header."""
         id, flags, *_ = HEADER.unpack_from(message)
         self.send(HEADER.pack(id, RESPONSE | flags & (OPCODE | RECURSION) | code, 0, 0, 0, 0))
+        return None
 
     @property
     def now(self) -> float:

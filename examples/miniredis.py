@@ -245,6 +245,7 @@ class MiniRedis(StateRequestHandler):
     def refuse(self, why: bytes) -> Transition:
         """Report a protocol error and close the connection: the rest of the input makes no sense."""
         self.send(b"-ERR Protocol error: %b\r\n" % why)
+        return None
 
     def execute(self) -> Transition:
         answer = self.answer()

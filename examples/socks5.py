@@ -129,6 +129,7 @@ class Socks5(StateRequestHandler):
 
     def refuse(self, code: int) -> Transition:
         self.send(reply(code))
+        return None
 
     # -- the data -----------------------------------------------------------------------------------------------------
 

@@ -74,3 +74,4 @@ class Tftp(StateRequestHandler):
 
     def fail(self, code: int, message: str) -> Transition:
         self.send(struct.pack("!HH", ERROR, code) + message.encode() + b"\0")
+        return None

@@ -20,11 +20,12 @@ from reqtable.config import (
 from reqtable.handlers import lean as _lean_path
 from reqtable.handlers.blocking import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from reqtable.handlers.coroutine import AsyncRequestHandler
-from reqtable.handlers.declaration import StateInfo, Transition, state
+from reqtable.handlers.declaration import StateInfo, state
 from reqtable.handlers.state import StateRequestHandler
+from reqtable.handlers.transition import Transition
 from reqtable.loop.mailbox import Timer
 from reqtable.loop.platform import System
-from reqtable.net.connection import Connection
+from reqtable.net.connection import Connection, connect
 from reqtable.run.serve import serve
 from reqtable.server.classes import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from reqtable.server.engine import Engine
@@ -45,7 +46,7 @@ from reqtable.server.mixins import (
     ThreadingUnixDatagramServer,
     ThreadingUnixStreamServer,
 )
-from reqtable.table.connecting import connect, start_tls
+from reqtable.table.connecting import start_tls
 from reqtable.table.errors import (
     ConfigurationError,
     ConnectFailed,

@@ -172,7 +172,7 @@ def test_every_want_is_tried() -> None:
         each for module in (wants, engine_wants, reaching) for each in vars(module).values() if isinstance(each, type)
     }
     left = {each for each in kinds if issubclass(each, wants.Want)} - {type(each) for each in WANTS}
-    abstract = {"Want", "Posted", "_Opening", "Reaching"}
+    abstract = {"Want", "WantOf", "Posted", "_Opening", "Reaching"}
     elsewhere = {"Call", "HandOff", "Elsewhere", "Vacancy", "Step", "Turn", "Writable", "Readable"}
     openings = {"ProxyHeader", "Handshake"}
     beside = {"OfConnection"}  # in tests/test_moving.py

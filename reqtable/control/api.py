@@ -12,7 +12,8 @@ from reqtable.control.jobs import END
 from reqtable.control.query import Query, QueryError, whole_number
 from reqtable.control.request import JSON
 from reqtable.control.scrape import ScrapeHandler
-from reqtable.handlers.declaration import Transition, state
+from reqtable.handlers.declaration import state
+from reqtable.handlers.transition import Transition
 from reqtable.http import route
 from reqtable.http.messages import Request
 from reqtable.table.addresses import printable

@@ -22,7 +22,7 @@ from typing import Any
 from reqtable.control.api import ControlHandler
 from reqtable.control.port import PortServer
 from reqtable.control.source import Source
-from reqtable.handlers.declaration import Transition
+from reqtable.handlers.transition import Transition
 from reqtable.http import route
 from reqtable.http.answer import FieldsLike, pairs_of
 from reqtable.server.engine import Engine

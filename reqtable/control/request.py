@@ -13,7 +13,8 @@ import msgspec
 from reqtable.control.jobs import END, Failed
 from reqtable.control.query import Conflict, QueryError
 from reqtable.control.source import Asking, Source
-from reqtable.handlers.declaration import Transition, state
+from reqtable.handlers.declaration import state
+from reqtable.handlers.transition import Transition
 from reqtable.http import HTTPRequestHandler
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.reaching import Arrived, disconnected, either, told

@@ -9,7 +9,8 @@ from typing import Any
 from reqtable.control.exposition import CONTENT_TYPE, check_client, texts_of
 from reqtable.control.jobs import SLICE_S
 from reqtable.control.request import ControlRequest
-from reqtable.handlers.declaration import Transition, state
+from reqtable.handlers.declaration import state
+from reqtable.handlers.transition import Transition
 from reqtable.http import BadRequest, route
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.wants import flushed

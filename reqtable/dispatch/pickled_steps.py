@@ -24,7 +24,8 @@ from reqtable.dispatch.pools import portable
 from reqtable.dispatch.remote_steps import RemoteSteps
 from reqtable.handlers.state import StateRequestHandler
 from reqtable.loop.failures import tell_server
-from reqtable.table.connecting import Connect, StartTLS, connect, start_tls
+from reqtable.net.connection import connect
+from reqtable.table.connecting import Connect, StartTLS, start_tls
 from reqtable.table.errors import ConfigurationError, HandlerError
 from reqtable.table.input import Inbox
 from reqtable.table.limits import Limits

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FunctionType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 from reqtable.handlers.resumable import check_called
+from reqtable.handlers.transition import DecoratedByState, DecoratedByStateWithWant, Transition
 from reqtable.table.arguments import check_timeout
 from reqtable.table.errors import HandlerError
 from reqtable.table.places import functions_in, owner_of, place_of
 from reqtable.table.want import Want
 from reqtable.table.wants import NOTHING
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-Transition = Any  # a state, (a state, a want), or None: `_follow` checks it
+H = TypeVar("H")  # the handler
+T = TypeVar("T")  # the item
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,15 @@ class StateInfo(NamedTuple):
     doc: str
 
 
-def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: str | None = None) -> Callable[[F], F]:
+@overload
+def state(
+    *, timeout: float | None = None, dispatch: str | None = None
+) -> Callable[[Callable[[H, T], Transition]], Callable[[H, T], DecoratedByState]]: ...
+@overload
+def state(
+    want: Want[T], *, timeout: float | None = None, dispatch: str | None = None
+) -> Callable[[Callable[[H, T], Transition]], Callable[[H, T], DecoratedByStateWithWant]]: ...
+def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: str | None = None) -> Any:
     """Declare a method to be a state that waits for `want`, at most `timeout` seconds (None: as the server allows).
 
     `dispatch` names the policy under which the state runs. Raises TypeError or ValueError for a wrong argument, and
@@ -55,7 +63,7 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
     if dispatch is not None and not isinstance(dispatch, str):
         raise TypeError(f"dispatch must be the name of a policy, such as 'pool', not {dispatch!r}")
 
-    def declare(function: F) -> F:
+    def declare(function: Any) -> Any:
         if not isinstance(function, FunctionType):
             raise HandlerError(
                 f"@state decorates a {type(function).__name__}: a state is a plain method ({place_of(function)})"

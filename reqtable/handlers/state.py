@@ -23,7 +23,6 @@ from typing import Any, ClassVar
 from reqtable.handlers.declaration import (
     Declaration,
     StateInfo,
-    Transition,
     check_state,
     declaration_of,
     is_state,
@@ -33,6 +32,7 @@ from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.migration import check_migration, check_saved, migrated
 from reqtable.handlers.resumable import ResumableHandler, log
 from reqtable.handlers.successors import successors
+from reqtable.handlers.transition import Transition
 from reqtable.table.addresses import address_text
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
 from reqtable.table.places import place_of
@@ -96,7 +96,8 @@ class StateRequestHandler(ResumableHandler):
         """Begin the request; may return a transition. The default goes to the first state declared."""
         if not self._initial:
             raise HandlerError(str(self._unfit()))
-        return getattr(self, self._initial)
+        first: Transition = getattr(self, self._initial)
+        return first
 
     send = ResumableHandler._send
 
@@ -287,7 +288,7 @@ class StateRequestHandler(ResumableHandler):
         self.entry.timeout = self._state.timeout
         return want
 
-    def _checked(self, transition: Transition, by: Callable[..., Any]) -> tuple[Declaration, Want[Any]]:
+    def _checked(self, transition: Any, by: Callable[..., Any]) -> tuple[Declaration, Want[Any]]:
         """Return the state and the want of the transition that `by` returned. Raises InvalidTransition."""
         target = transition
         want = None

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from reqtable.handlers.declaration import Transition, state
+from reqtable.handlers.declaration import state
 from reqtable.handlers.state import StateRequestHandler
+from reqtable.handlers.transition import Transition
 from reqtable.http.head import Fields, Head
 from reqtable.http.messages import Reply, Request
 from reqtable.http.wants import CHUNK_END, CHUNK_SIZE, HEAD_BYTES, TRAILERS, head

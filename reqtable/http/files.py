@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 from urllib.parse import quote
 
-from reqtable.handlers.declaration import Transition, state
+from reqtable.handlers.declaration import state
+from reqtable.handlers.transition import Transition
 from reqtable.http.conditions import Range, Validators, http_date, precondition, ranges_of
 from reqtable.http.folder import Folder, Refused, Spot, names_of, status_of
 from reqtable.http.handler import HTTPRequestHandler

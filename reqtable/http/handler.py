@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from reqtable.handlers.declaration import Transition
+from reqtable.handlers.transition import Transition
 from reqtable.http.access import access, log_request
 from reqtable.http.answer import (
     NO_BODY,
@@ -68,10 +69,11 @@ class HTTPRequestHandler(Methods):
             methods, arguments = self._routes.find(self.request.path)
             name = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
             if name is not None:
-                return getattr(self, name)(**arguments)
+                answered: Transition = getattr(self, name)(**arguments)
+                return answered
             if methods:
                 return self._answer_without_method({*methods})
-        serve = getattr(self, f"do_{method}", None)
+        serve: Callable[[], Transition] | None = getattr(self, f"do_{method}", None)
         if serve is None and method == "HEAD":
             serve = getattr(self, "do_GET", None)
         if serve is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from reqtable.handlers.declaration import Transition
 from reqtable.handlers.resumable import check_called
+from reqtable.handlers.transition import Transition
 from reqtable.http.exchange import OWN_STATES, Exchange
 from reqtable.http.routes import Routes
 from reqtable.table.addresses import printable

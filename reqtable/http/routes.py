@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import unquote
 
 from reqtable.handlers.resumable import check_called
+from reqtable.handlers.transition import Transition
 from reqtable.table.errors import HandlerError
 from reqtable.table.places import place_of
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., Transition])
 
 _PLACE = re.compile(r"\{([^{}]*)\}")
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from reqtable.handlers.declaration import Transition, state
+from reqtable.handlers.declaration import state
+from reqtable.handlers.transition import Transition
 from reqtable.http.frames import GOING_AWAY, INTERNAL_ERROR, TOO_BIG, WebSocketClosed, WebSocketError
 from reqtable.http.handler import HTTPRequestHandler
 from reqtable.http.handshake import asks_for_websocket, parse_handshake, refusal_fields

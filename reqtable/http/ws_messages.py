@@ -39,7 +39,7 @@ from reqtable.table.input import MISSING, Input, Missing
 from reqtable.table.output import Output
 from reqtable.table.reaching import Either
 from reqtable.table.states import Event, State
-from reqtable.table.want import Waiting, Want, want_type
+from reqtable.table.want import Waiting, Want, WantOf, want_type
 
 MESSAGE_BYTES_MAX = 2**20
 _FRAMES_AT_ONCE = 256  # that one `take` looks at without finding a message; then others have their turn
@@ -181,7 +181,7 @@ class WebSocketInput(Input):
 
 
 @want_type
-class WSMessage(Want[str | bytes]):
+class WSMessage(WantOf[str | bytes]):
     limit: int | None
     needs_bytes: ClassVar[bool] = True
 
@@ -202,7 +202,7 @@ class WSMessage(Want[str | bytes]):
         return "ws_message()" if self.limit is None else f"ws_message({self.limit})"
 
 
-def ws_message(limit: int | None = None) -> Want[str | bytes]:
+def ws_message(limit: int | None = None) -> WantOf[str | bytes]:
     """Wait for a whole WebSocket message, at most `limit` bytes: `str` if it is text, `bytes` if it is binary.
 
     None: the handler's `message_bytes_max`. Pings are answered meanwhile.
@@ -229,7 +229,7 @@ def _go_on(entry: Any) -> None:
 
 
 @lru_cache(maxsize=64, typed=True)
-def _ws_message(limit: int) -> Want[str | bytes]:
+def _ws_message(limit: int) -> WantOf[str | bytes]:
     return WSMessage(whole_bytes("limit", limit, 1))
 
 

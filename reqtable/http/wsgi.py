@@ -22,7 +22,8 @@ from types import FunctionType
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from reqtable.handlers.declaration import Transition, state
+from reqtable.handlers.declaration import state
+from reqtable.handlers.transition import Transition
 from reqtable.http.handler import HTTPRequestHandler
 from reqtable.http.wsgi_answer import begin
 from reqtable.http.wsgi_call import OUTCOME, PIECE_BYTES, ApplicationCall, Client, named
@@ -192,7 +193,8 @@ class WSGIHandler(HTTPRequestHandler):
         if getattr(policy, "suspends_all", False):
             from reqtable.http.wsgi_green import GreenCall  # only here, because it needs greenlet
 
-            return GreenCall(self, call).begin()
+            begun: Transition = GreenCall(self, call).begin()
+            return begun
         most = self.entry.table.limits.high_water_bytes
         if self.timeout_s is None:
             call.advance(most, True)
@@ -375,11 +377,12 @@ def _base_of(handler: WSGIHandler) -> dict[str, Any]:
     return base
 
 
-def _break_off(handler: WSGIHandler) -> None:
+def _break_off(handler: WSGIHandler) -> Transition:
     """Have the connection close: the client sees that the answer is not complete."""
     handler.reply.is_chunked = handler.reply.keep_alive = False
     handler._log()
     handler.reply.is_done = True
+    return None
 
 
 def wsgi_handler(application: Callable[..., Any], **settings: Any) -> type[WSGIHandler]:

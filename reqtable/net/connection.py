@@ -1,4 +1,4 @@
-"""`Connection`: what a handler has of an outgoing connection."""
+"""`connect`, which opens an outgoing connection, and `Connection`: what a handler has of that connection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 from reqtable.net.files import size_of
 from reqtable.net.sockets import is_tls
 from reqtable.table import wants
-from reqtable.table.connecting import ClientTLS, StartTLS
+from reqtable.table.arguments import check_timeout
+from reqtable.table.connecting import ClientTLS, Connect, StartTLS, parse_target
 from reqtable.table.connection import ConnectionRow
 from reqtable.table.errors import HandlerError, LimitExceeded
 from reqtable.table.input import Parse
@@ -17,7 +18,7 @@ from reqtable.table.output import END, FileSlice
 from reqtable.table.reaching import OfConnection, failure_of, not_own
 from reqtable.table.room import DONE, Room
 from reqtable.table.states import Event, State
-from reqtable.table.want import Want
+from reqtable.table.want import Want, WantOf
 
 T = TypeVar("T")
 
@@ -81,39 +82,39 @@ class Connection:
 
     # -- wants --------------------------------------------------------------------------------------------------------
 
-    def line(self, limit: int = wants.LIMIT_BYTES) -> Want[bytes]:
+    def line(self, limit: int = wants.LIMIT_BYTES) -> WantOf[bytes]:
         """Wait for a line of this connection, as `line` does."""
         return self._of(wants.line(limit))
 
-    def until(self, separator: bytes, limit: int = wants.LIMIT_BYTES) -> Want[bytes]:
+    def until(self, separator: bytes, limit: int = wants.LIMIT_BYTES) -> WantOf[bytes]:
         """Wait for the bytes up to and including `separator`, as `until` does."""
         return self._of(wants.until(separator, limit))
 
-    def exactly(self, n: int) -> Want[bytes]:
+    def exactly(self, n: int) -> WantOf[bytes]:
         """Wait for exactly `n` bytes, as `exactly` does."""
         return self._of(wants.exactly(n))
 
-    def chunk(self, limit: int = wants.LIMIT_BYTES) -> Want[bytes]:
+    def chunk(self, limit: int = wants.LIMIT_BYTES) -> WantOf[bytes]:
         """Wait for whatever arrives, as `chunk` does."""
         return self._of(wants.chunk(limit))
 
-    def rest(self, limit: int) -> Want[bytes]:
+    def rest(self, limit: int) -> WantOf[bytes]:
         """Wait for everything up to the end of file, as `rest` does."""
         return self._of(wants.rest(limit))
 
-    def skip_line(self) -> Want[None]:
+    def skip_line(self) -> WantOf[None]:
         """Throw away input up to and including the next newline, as `skip_line` does."""
         return self._of(wants.skip_line())
 
-    def parsed(self, parse: Parse, limit: int = wants.LIMIT_BYTES) -> Want[Any]:
+    def parsed(self, parse: Parse[T], limit: int = wants.LIMIT_BYTES) -> Want[T]:
         """Wait for a whole message, as `parsed` does."""
         return self._of(wants.parsed(parse, limit))
 
-    def datagram(self) -> Want[bytes]:
+    def datagram(self) -> WantOf[bytes]:
         """Wait for the next datagram. For udp:// addresses."""
         return self._of(wants.datagram())
 
-    def flushed(self) -> Want[None]:
+    def flushed(self) -> WantOf[None]:
         """Wait until the kernel has taken all output of this connection so far. The item is None."""
         return self._of(wants.flushed())
 
@@ -127,7 +128,7 @@ class Connection:
         server_name: str | None = None,
         alpn: tuple[str, ...] = (),
         context: Any = None,
-    ) -> Want[None]:
+    ) -> WantOf[None]:
         """Encrypt the connection from here on (STARTTLS), as its client. The item is None.
 
         The options are those of `connect`. Queued output is sent before. Without a timeout, `connect_timeout_s` holds.
@@ -222,7 +223,7 @@ class Connection:
         if user is not None and user is not row.parent:
             raise HandlerError(not_own(row, False))
 
-    def _of(self, want: Want[T]) -> Want[T]:
+    def _of(self, want: Want[T]) -> WantOf[T]:
         """Return the want of this connection. Raises HandlerError for a stream's want of datagrams."""
         row = self.row
         if not row.input.is_stream and type(want) is not wants.Datagram and want.awaits is Event.AWAITS_INPUT:
@@ -230,6 +231,40 @@ class Connection:
         if row.input.is_stream and type(want) is wants.Datagram:
             raise HandlerError(f"{row.address} is a stream: wait for line(), exactly(), chunk() and the like")
         return OfConnection(want, row)
+
+
+def connect(
+    address: str,
+    *,
+    timeout: float | None = None,
+    reuse: bool = False,
+    verify: bool = True,
+    ca: str | None = None,
+    cert: str | None = None,
+    key: str | None = None,
+    server_name: str | None = None,
+    alpn: tuple[str, ...] = (),
+    context: Any = None,
+) -> WantOf[Connection]:
+    """Open a connection to another service. The item is a `Connection`.
+
+    `address` is `tcp://host:port`, `tls://host:port`, `udp://host:port` or `unix:///path`. `timeout` is in seconds, for
+    the name look-up, all addresses and TLS together; None: `connect_timeout_s`. If `reuse` is true, a connection to
+    the same address that was released is taken. The other options are for TLS: `ClientTLS` describes them.
+
+    The handler gets ConnectFailed if the connection can't be made. Raises ValueError for an address that can't be used.
+    """
+    if not isinstance(address, str):
+        raise TypeError(f"connect() takes an address such as 'tcp://127.0.0.1:9000', not {address!r}")
+    if timeout is not None:
+        check_timeout(timeout)
+    target = parse_target(address)
+    tls = None
+    if target.scheme == "tls":
+        tls = ClientTLS(verify, ca, cert, key, server_name, alpn, context)
+    elif not verify or ca or cert or key or server_name or alpn or context:
+        raise ValueError(f"{address}: options of TLS are for tls:// addresses, and for start_tls()")
+    return Connect(target, timeout, bool(reuse), tls)
 
 
 # What a step in another thread does with a connection, the loop does for it: in the same order, before it sees the

@@ -31,10 +31,10 @@ serving_log = logging.getLogger("reqtable.serving")
 
 
 def serve(
-    served: Any,
+    served: Callable[..., Any] | Mapping[str, Callable[..., Any]],
     /,
     *binds: str,
-    handler: Any = None,
+    handler: Callable[..., Any] | None = None,
     dispatch: str | None = None,
     config: Config | None = None,
     workers: int | None = None,

@@ -320,7 +320,7 @@ class LoopServer(ConfiguredServer):
             policies.close(wait)
 
     if TYPE_CHECKING:  # attributes of the server class behind this one, `socketserver`'s or ours
-        RequestHandlerClass: Any
+        RequestHandlerClass: Callable[..., Any]
         server_address: Any
         socket: socket.socket
 

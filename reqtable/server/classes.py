@@ -36,7 +36,7 @@ class BaseServer(LoopServer):
     def __init__(
         self,
         server_address: Any,
-        RequestHandlerClass: Any,
+        RequestHandlerClass: Callable[..., Any],
         *,
         dispatch: str | None = None,
         config: Config | None = None,
@@ -124,7 +124,7 @@ class TCPServer(BaseServer):
     def __init__(
         self,
         server_address: Any,
-        RequestHandlerClass: Any,
+        RequestHandlerClass: Callable[..., Any],
         bind_and_activate: bool = True,
         *,
         dispatch: str | None = None,

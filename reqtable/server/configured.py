@@ -99,7 +99,7 @@ class ConfiguredServer:
         self._policies = self._make_policies(self._policies.config)
 
     if TYPE_CHECKING:  # attributes of `LoopServer`
-        RequestHandlerClass: Any
+        RequestHandlerClass: Callable[..., Any]
 
         @property
         def _host(self) -> Engine: ...

@@ -1,4 +1,4 @@
-"""The wants `connect` and `start_tls`, and the addresses and TLS options that they are given. Pure data."""
+"""The wants of `connect` and `start_tls`, and the addresses and TLS options that they are given. Pure data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from reqtable.table.arguments import check_timeout
 from reqtable.table.input import MISSING, Missing
 from reqtable.table.reaching import Reaching
-from reqtable.table.want import Waiting, Want
+from reqtable.table.want import Waiting, WantOf
 
 _SCHEMES = ("tcp", "tls", "unix", "udp")
 _ALPN_BYTES_MAX = 255  # of the name of a protocol (RFC 7301, 3.1)
@@ -160,41 +159,7 @@ def _error(text: str, mend: str) -> ValueError:
     return ValueError(f"can't connect to {text!r}: {mend}")
 
 
-def connect(
-    address: str,
-    *,
-    timeout: float | None = None,
-    reuse: bool = False,
-    verify: bool = True,
-    ca: str | None = None,
-    cert: str | None = None,
-    key: str | None = None,
-    server_name: str | None = None,
-    alpn: tuple[str, ...] = (),
-    context: Any = None,
-) -> Want[Any]:
-    """Open a connection to another service. The item is a `Connection`.
-
-    `address` is `tcp://host:port`, `tls://host:port`, `udp://host:port` or `unix:///path`. `timeout` is in seconds, for
-    the name look-up, all addresses and TLS together; None: `connect_timeout_s`. If `reuse` is true, a connection to
-    the same address that was released is taken. The other options are for TLS: `ClientTLS` describes them.
-
-    The handler gets ConnectFailed if the connection can't be made. Raises ValueError for an address that can't be used.
-    """
-    if not isinstance(address, str):
-        raise TypeError(f"connect() takes an address such as 'tcp://127.0.0.1:9000', not {address!r}")
-    if timeout is not None:
-        check_timeout(timeout)
-    target = parse_target(address)
-    tls = None
-    if target.scheme == "tls":
-        tls = ClientTLS(verify, ca, cert, key, server_name, alpn, context)
-    elif not verify or ca or cert or key or server_name or alpn or context:
-        raise ValueError(f"{address}: options of TLS are for tls:// addresses, and for start_tls()")
-    return Connect(target, timeout, bool(reuse), tls)
-
-
-def start_tls(*, cert: str | None = None, key: str | None = None, context: Any = None) -> Want[None]:
+def start_tls(*, cert: str | None = None, key: str | None = None, context: Any = None) -> WantOf[None]:
     """Encrypt the client's connection from here on (STARTTLS), as its server. The item is None.
 
     Give the PEM files of a certificate and its key, or an `ssl.SSLContext`. Queued output is sent before. Input that

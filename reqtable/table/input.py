@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from reqtable.table.errors import LimitExceeded, shown
 
-Parse = Callable[[bytes], tuple[Any, int] | int | None]  # see `wants.parsed`
+T = TypeVar("T")
+
+Parse = Callable[[bytes], tuple[T, int] | int | None]  # see `wants.parsed`
 
 _WINDOW_BYTES = 4096  # `parse` gets so much at first
 
@@ -26,7 +28,7 @@ MISSING: Final = _Missing.MISSING
 Missing = _Missing
 
 
-def parse_at(parse: Parse, data: bytes | bytearray, start: int, limit: int) -> tuple[Any, int] | int | None:
+def parse_at(parse: Parse[Any], data: bytes | bytearray, start: int, limit: int) -> tuple[Any, int] | int | None:
     """Return the message that `parse` finds at the index `start` of `data`, and its length; or its answer without one.
 
     If much is there, `parse` gets only the first part at first: else each of many short messages would cost a copy of
@@ -63,7 +65,7 @@ class Input:
         self._start = 0  # the index of the first unread byte
         # The separator sought last, and the first index where it may still begin: the next search starts there.
         # Or the `parse` of `parsed`, and where the data must at least end for the next try.
-        self._sought: tuple[bytes | Parse, int] | None = None
+        self._sought: tuple[bytes | Parse[Any], int] | None = None
         self.ended = False  # the peer's end of file has come: no more input will arrive
 
     def __len__(self) -> int:
@@ -142,7 +144,7 @@ class Input:
             raise LimitExceeded("the rest of the input", limit)
         return self._take_to(len(self.data)) if self.ended else MISSING
 
-    def parsed(self, parse: Parse, limit: int) -> Any:
+    def parsed(self, parse: Parse[Any], limit: int) -> Any:
         """Take the message that `parse` finds at the beginning of the unread input."""
         data, start, sought = self.data, self._start, self._sought
         if sought is not None and sought[0] is parse and len(data) < min(sought[1], start + limit):
@@ -209,7 +211,7 @@ class _NoInput(Input):
     def through(self, separator: bytes, limit: int) -> bytes | Missing:
         return MISSING
 
-    def parsed(self, parse: Parse, limit: int) -> Any:
+    def parsed(self, parse: Parse[Any], limit: int) -> Any:
         return MISSING
 
     def _take_to(self, end: int) -> bytes:
@@ -281,7 +283,7 @@ class Inbox(Input):
         self._open()
         return super().rest(limit)
 
-    def parsed(self, parse: Parse, limit: int) -> Any:
+    def parsed(self, parse: Parse[Any], limit: int) -> Any:
         self._open()
         return super().parsed(parse, limit)
 

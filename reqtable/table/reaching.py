@@ -14,7 +14,7 @@ from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransitio
 from reqtable.table.input import MISSING, Missing
 from reqtable.table.reach import Connected, Reach
 from reqtable.table.states import Event, State
-from reqtable.table.want import Waiting, Want, want_type
+from reqtable.table.want import Waiting, Want, WantOf, want_type
 from reqtable.table.wants import Call, HandOff, Posted, Sleep, T_co
 
 Pairs = tuple[tuple[Want[Any], Connected | None], ...]
@@ -35,7 +35,7 @@ class Never(Exception):
     """Raised where a want can't be satisfied any more: the handler knows of the end of that side."""
 
 
-class Reaching(Want[T_co]):
+class Reaching(WantOf[T_co]):
     """The base of the wants during which a request is WAITING."""
 
     __slots__ = ()
@@ -80,7 +80,7 @@ class Disconnected(Reaching[None]):
 
 
 @want_type
-class EndOutput(Want[None]):
+class EndOutput(WantOf[None]):
     """Ends the output to the client after what is queued. Satisfied at once."""
 
     def take(self, entry: Waiting) -> Missing | None:
@@ -284,7 +284,7 @@ def _is_begun(want: Want[Any]) -> bool:
     return not isinstance(want, Call | Sleep) and getattr(want, "is_begun", True)
 
 
-def either(*wants: Want[Any]) -> Want[Arrived]:
+def either(*wants: Want[Any]) -> WantOf[Arrived]:
     """Wait for the first of `wants` that is satisfied. The item is `Arrived(index, item)`.
 
     If several are ready, they are taken in turn. The others keep their bytes and items; a `sleep` is dropped, a `call`
@@ -310,7 +310,7 @@ def told() -> Want[Any]:
     return _TOLD
 
 
-def disconnected() -> Want[None]:
+def disconnected() -> WantOf[None]:
     """Wait until the client has gone: it has ended its output. The item is None.
 
     A client may end its output and still read. A client that resets the connection ends its request anyway.
@@ -318,7 +318,7 @@ def disconnected() -> Want[None]:
     return _DISCONNECTED
 
 
-def end_output() -> Want[None]:
+def end_output() -> WantOf[None]:
     """End the output to the client after what is queued: the client sees end of file. The item is None, at once.
 
     The client may go on sending. Nothing can be sent to it after this.

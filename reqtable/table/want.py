@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, dataclass_transform
 
 from reqtable.table.input import MISSING, Input, Missing
 from reqtable.table.limits import Limits
@@ -49,6 +49,9 @@ class Want(Generic[T_co]):
     needs_bytes: ClassVar[bool] = False  # a stream with nothing unread can't have the item: `take` is not called
     is_timed: ClassVar[bool] = True  # the handler's timeout runs while the request waits for this want
 
+    if TYPE_CHECKING:
+        _items: Literal["of any type"]
+
     def take(self, entry: Waiting) -> T_co | Missing:
         """Remove the item from `entry` and return it; return `MISSING` if it has not arrived. Raises LimitExceeded."""
         raise NotImplementedError
@@ -75,6 +78,18 @@ class Want(Generic[T_co]):
         names: list[str] = [field.name for field in fields(self)] if is_dataclass(self) else []
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
         return f"{type(self).__name__.lower()}({values})"
+
+
+class WantOf(Want[T_co]):
+    """A want of this package whose items have a well-known type, such as bytes. It runs as any other `Want`.
+
+    A type checker compares this type with what a state takes: see `handlers/transition.py`.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        _items: Literal["of a well-known type"]  # type: ignore[assignment]  # so that it is no `OtherWant`
 
 
 @dataclass_transform(frozen_default=True)

@@ -22,7 +22,7 @@ from reqtable.table.errors import LimitExceeded
 from reqtable.table.input import MISSING, Missing, Parse, parse_at
 from reqtable.table.places import Place, caller
 from reqtable.table.states import Event
-from reqtable.table.want import Waiting, Want, want_type
+from reqtable.table.want import Waiting, Want, WantOf, want_type
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -31,7 +31,7 @@ LIMIT_BYTES = 65_536
 
 
 @want_type
-class Line(Want[bytes]):
+class Line(WantOf[bytes]):
     limit: int
     needs_bytes: ClassVar[bool] = True
     takes_partial: ClassVar[bool] = True
@@ -47,7 +47,7 @@ class Line(Want[bytes]):
 
 
 @want_type
-class Until(Want[bytes]):
+class Until(WantOf[bytes]):
     separator: bytes
     limit: int
     needs_bytes: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class Until(Want[bytes]):
 
 
 @want_type
-class Exactly(Want[bytes]):
+class Exactly(WantOf[bytes]):
     n: int
 
     def take(self, entry: Waiting) -> bytes | Missing:
@@ -78,7 +78,7 @@ class Exactly(Want[bytes]):
 
 
 @want_type
-class Chunk(Want[bytes]):
+class Chunk(WantOf[bytes]):
     limit: int
     needs_bytes: ClassVar[bool] = True
     takes_partial: ClassVar[bool] = True
@@ -91,7 +91,7 @@ class Chunk(Want[bytes]):
 
 
 @want_type
-class Rest(Want[bytes]):
+class Rest(WantOf[bytes]):
     limit: int
     takes_partial: ClassVar[bool] = True
 
@@ -100,8 +100,8 @@ class Rest(Want[bytes]):
 
 
 @want_type
-class Parsed(Want[Any]):
-    parse: Parse
+class Parsed(WantOf[Any]):
+    parse: Parse[Any]
     limit: int
     needs_bytes: ClassVar[bool] = True
 
@@ -119,7 +119,7 @@ class Parsed(Want[Any]):
 
 
 @want_type
-class SkipLine(Want[None]):
+class SkipLine(WantOf[None]):
     needs_bytes: ClassVar[bool] = True
 
     def take(self, entry: Waiting) -> Missing | None:
@@ -130,13 +130,13 @@ class SkipLine(Want[None]):
 
 
 @want_type
-class Datagram(Want[bytes]):
+class Datagram(WantOf[bytes]):
     def take(self, entry: Waiting) -> bytes | Missing:
         return entry.input.datagram()
 
 
 @want_type
-class Sleep(Want[None]):
+class Sleep(WantOf[None]):
     seconds: float
     awaits: ClassVar[Event] = Event.AWAITS_TIMER
 
@@ -145,7 +145,7 @@ class Sleep(Want[None]):
 
 
 @want_type
-class Flushed(Want[None]):
+class Flushed(WantOf[None]):
     awaits: ClassVar[Event] = Event.OUTPUT_BLOCKED
 
     def take(self, entry: Waiting) -> Missing | None:
@@ -153,12 +153,12 @@ class Flushed(Want[None]):
 
 
 @want_type
-class Nothing(Want[None]):
+class Nothing(WantOf[None]):
     def take(self, entry: Waiting) -> Missing | None:
         return None
 
 
-class Posted(Want[T_co]):
+class Posted(WantOf[T_co]):
     """Waits for an item that is posted to the entry from outside."""
 
     __slots__ = ()
@@ -217,17 +217,17 @@ class Failure:
     error: BaseException
 
 
-def line(limit: int = LIMIT_BYTES) -> Want[bytes]:
+def line(limit: int = LIMIT_BYTES) -> WantOf[bytes]:
     """Wait for the bytes up to and including `b"\\n"`, at most `limit` of them."""
     return _line(limit)
 
 
-def until(separator: bytes, limit: int = LIMIT_BYTES) -> Want[bytes]:
+def until(separator: bytes, limit: int = LIMIT_BYTES) -> WantOf[bytes]:
     """Wait for the bytes up to and including `separator`, at most `limit` of them."""
     return _until(separator, limit)
 
 
-def skip_line() -> Want[None]:
+def skip_line() -> WantOf[None]:
     """Throw away the input up to and including the next `b"\\n"`, or up to its end. The item is None.
 
     A line that exceeded the limit of `line()` is still unread. This want skips it, however long it is.
@@ -235,7 +235,7 @@ def skip_line() -> Want[None]:
     return _SKIP_LINE
 
 
-def parsed(parse: Parse, limit: int = LIMIT_BYTES) -> Want[Any]:
+def parsed(parse: Parse[T], limit: int = LIMIT_BYTES) -> Want[T]:
     """Wait for a whole message, at most `limit` bytes of input, as `parse` finds it.
 
     `parse(data)` gets the unread input. It returns the pair of the message and its length in bytes. If the message is
@@ -247,37 +247,37 @@ def parsed(parse: Parse, limit: int = LIMIT_BYTES) -> Want[Any]:
     return Parsed(parse, whole_bytes("limit", limit, 1))
 
 
-def exactly(n: int) -> Want[bytes]:
+def exactly(n: int) -> WantOf[bytes]:
     """Wait for exactly `n` bytes, at most the engine's `input_bytes_max`. `exactly(0)` gives `b""` at once."""
     return _exactly(n)
 
 
-def chunk(limit: int = LIMIT_BYTES) -> Want[bytes]:
+def chunk(limit: int = LIMIT_BYTES) -> WantOf[bytes]:
     """Wait for whatever arrives: at least 1 byte, at most `limit`."""
     return _chunk(limit)
 
 
-def rest(limit: int) -> Want[bytes]:
+def rest(limit: int) -> WantOf[bytes]:
     """Wait for everything up to the peer's end of file, at most `limit` bytes."""
     return _rest(limit)
 
 
-def datagram() -> Want[bytes]:
+def datagram() -> WantOf[bytes]:
     """Wait for the peer's next datagram (datagram servers only). The request becomes the session of that peer."""
     return _DATAGRAM
 
 
-def sleep(seconds: float) -> Want[None]:
+def sleep(seconds: float) -> WantOf[None]:
     """Wait for `seconds`. The item is None."""
     return _sleep(seconds)
 
 
-def flushed() -> Want[None]:
+def flushed() -> WantOf[None]:
     """Wait until the kernel has taken all output so far. The item is None."""
     return _FLUSHED
 
 
-def nothing() -> Want[None]:
+def nothing() -> WantOf[None]:
     """Wait for nothing. The item is None, at once."""
     return NOTHING
 
@@ -297,18 +297,18 @@ def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any)
     return Call(fn, args, kwargs, on, caller())
 
 
-def hand_off(policy: str) -> Want[None]:
+def hand_off(policy: str) -> WantOf[None]:
     """Have the rest of this request run under `policy`: `"thread"`, `"pool"` or `"fork"`. The item is None."""
     return _hand_off(policy)
 
 
 @lru_cache(maxsize=512, typed=True)
-def _line(limit: int) -> Want[bytes]:
+def _line(limit: int) -> WantOf[bytes]:
     return Line(whole_bytes("limit", limit, 1))
 
 
 @lru_cache(maxsize=512, typed=True)
-def _until(separator: bytes, limit: int) -> Want[bytes]:
+def _until(separator: bytes, limit: int) -> WantOf[bytes]:
     if not isinstance(separator, bytes):
         raise TypeError(f"separator must be bytes, such as b';', not {separator!r}")
     if not separator:
@@ -317,22 +317,22 @@ def _until(separator: bytes, limit: int) -> Want[bytes]:
 
 
 @lru_cache(maxsize=4096, typed=True)
-def _exactly(n: int) -> Want[bytes]:
+def _exactly(n: int) -> WantOf[bytes]:
     return Exactly(whole_bytes("n of exactly(n)", n, 0))
 
 
 @lru_cache(maxsize=512, typed=True)
-def _chunk(limit: int) -> Want[bytes]:
+def _chunk(limit: int) -> WantOf[bytes]:
     return Chunk(whole_bytes("limit", limit, 1))
 
 
 @lru_cache(maxsize=512, typed=True)
-def _rest(limit: int) -> Want[bytes]:
+def _rest(limit: int) -> WantOf[bytes]:
     return Rest(whole_bytes("limit", limit, 1))
 
 
 @lru_cache(maxsize=512, typed=True)
-def _sleep(seconds: float) -> Want[None]:
+def _sleep(seconds: float) -> WantOf[None]:
     if not isinstance(seconds, int | float):
         raise TypeError(f"sleep() takes a number of seconds, not {seconds!r}")
     if not seconds >= 0:
@@ -341,7 +341,7 @@ def _sleep(seconds: float) -> Want[None]:
 
 
 @lru_cache(maxsize=64, typed=True)
-def _hand_off(policy: str) -> Want[None]:
+def _hand_off(policy: str) -> WantOf[None]:
     if not isinstance(policy, str):
         raise TypeError(f"hand_off() takes the name of a policy, not {policy!r}")
     return HandOff(policy)

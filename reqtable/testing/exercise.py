@@ -35,7 +35,7 @@ _PASSES_MAX = 10_000
 
 
 def exercise(
-    handler_class: Any,
+    handler_class: Callable[..., Any],
     dialogue: Client | None = None,
     *,
     datagrams: bool = False,
