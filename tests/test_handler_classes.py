@@ -143,7 +143,7 @@ def test_a_field_that_becomes_a_class_variable_or_a_method_is_none_any_more() ->
 
 
 def test_a_default_that_can_not_be_copied_is_refused_with_the_mend() -> None:
-    with pytest.raises(HandlerError, match=r"Holds\.lock .*test_handler_classes.*can't be copied.*ClassVar") as caught:
+    with pytest.raises(HandlerError, match=r"Holds\.lock.*can't be copied.*ClassVar.*test_handler_classes") as caught:
 
         class Holds(Greets):
             lock: Any = __import__("threading").Lock()
@@ -360,7 +360,7 @@ class OwnInitBlocking(reqtable.StreamRequestHandler):
             Stateless,
             f"Stateless declares no state: put @state(line()) before a method ({line_of('# abstract')})",
         ),
-        (Handless, f"Handless must define async def handle(self) ({line_of('# the same')})"),
+        (Handless, f"Handless has no handle: write async def handle(self) ({line_of('# the same')})"),
         (Typed[int], "Typed[int] is a type hint, not a handler class: give Typed"),
         (functools.partial(Typed[int]), "give Typed"),
         (None, "None is not a handler class: give a class derived from reqtable.StateRequestHandler, Async"),

@@ -245,7 +245,7 @@ def test_a_state_version_is_a_whole_number_of_the_class() -> None:
         with pytest.raises(HandlerError) as raised:
             type("Wrong", (Old,), {"state_version": wrong, "__module__": __name__})
         assert str(raised.value).startswith(
-            f"Wrong.state_version must be a whole number, as in state_version = 2, not {wrong!r} ("
+            f"Wrong.state_version must be a whole number, not {wrong!r}: write state_version = 2 ("
         )
     with pytest.raises(HandlerError) as raised:
 

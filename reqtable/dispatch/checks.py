@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import socket
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, get_origin
 
+from reqtable.handlers.checked import faults
+from reqtable.handlers.finding import Finding, carrying
 from reqtable.handlers.resumable import ResumableHandler
 from reqtable.table.errors import ConfigurationError
-from reqtable.table.places import owner_of, place_of
 from reqtable.table.snapshot import handler_name, unwrapped
 
 # The modules whose server hooks make a handler by calling its class.
@@ -35,13 +36,11 @@ def check_servable(handler_class: Any, server: object = None) -> None:
     if is_resumable(generic):
         raise ConfigurationError(f"{own!r} is a type hint, not a handler class: give {generic.__name__}")
     if is_resumable(own):
-        if (unfit := own._unfit()) is not None:
-            raise ConfigurationError(unfit)
+        _refuse(faults(handler_class))
         if own._needs_stream and getattr(server, "socket_type", None) == socket.SOCK_DGRAM:
             raise ConfigurationError(
                 f"{handler_name(own)} serves connections, not datagrams: bind tcp://, tls:// or unix://"
             )
-        _check_call(handler_class, ("entry",), own._begins_in)
     elif not _makes_handlers_itself(server):
         if not callable(own):
             raise ConfigurationError(
@@ -49,30 +48,13 @@ def check_servable(handler_class: Any, server: object = None) -> None:
                 "AsyncRequestHandler or BaseRequestHandler"
             )
         if isinstance(own, type):
-            _check_call(handler_class, ("request", "client_address", "server"), "setup()")
-            handle = getattr(own, "handle", None)
-            if inspect.iscoroutinefunction(handle):
-                raise ConfigurationError(
-                    f"{handler_name(own)}.handle is a coroutine, but a blocking handler's handle() is not awaited: "
-                    f"derive {handler_name(own)} from reqtable.AsyncRequestHandler ({place_of(handle)})"
-                )
+            _refuse(faults(handler_class))
 
 
-def _check_call(handler_class: Any, given: tuple[str, ...], begins_in: str) -> None:
-    """Raise ConfigurationError if the handler class can't be called with the arguments `given`."""
-    try:
-        signature = inspect.signature(handler_class)
-    except (TypeError, ValueError):  # perhaps a class written in C
-        return
-    try:
-        signature.bind(*given)
-    except TypeError as error:
-        own = unwrapped(handler_class)
-        place = place_of(vars(owner_of(own, "__init__"))["__init__"])
-        raise ConfigurationError(
-            f"{handler_name(own)} can't be called with ({', '.join(given)}): {error}: a handler has no parameters of "
-            f"its own: declare fields in the class, as in words: int = 0, and prepare them in {begins_in} ({place})"
-        ) from None
+def _refuse(found: Iterable[Finding]) -> None:
+    """Raise ConfigurationError if there is a finding."""
+    for each in found:
+        raise carrying(ConfigurationError, each)
 
 
 def _makes_handlers_itself(server: object) -> bool:

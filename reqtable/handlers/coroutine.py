@@ -12,6 +12,7 @@ from threading import get_ident
 from typing import Any, ClassVar, TypeVar, cast
 
 from reqtable.handlers.discarded import refuse_discarded
+from reqtable.handlers.finding import Finding, refusal
 from reqtable.handlers.resumable import ResumableHandler
 from reqtable.table.arguments import check_timeout
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition
@@ -41,10 +42,8 @@ class AsyncRequestHandler(ResumableHandler):
         super().__init_subclass__(**kwargs)
         functions = list(functions_in(cls.handle))
         if functions and not any(inspect.iscoroutinefunction(each) for each in functions):
-            raise HandlerError(
-                f"{cls.__name__}.handle is not a coroutine function: write async def handle(self), without a yield "
-                f"({place_of(cls.handle)})"
-            )
+            text = f"{cls.__name__}.handle is not a coroutine function"
+            raise refusal("handle", place_of(cls.handle), text, "write async def handle(self), without a yield")
         refuse_discarded(cls, AsyncRequestHandler, _AWAITED)
 
     def __init__(self, entry: Entry) -> None:
@@ -57,10 +56,10 @@ class AsyncRequestHandler(ResumableHandler):
         raise HandlerError(str(self._unfit()))
 
     @classmethod
-    def _unfit(cls) -> str | None:
+    def _unfit(cls) -> Finding | None:
         if cls.handle is not AsyncRequestHandler.handle:
             return None
-        return f"{cls.__name__} must define async def handle(self) ({place_of(cls)})"
+        return Finding("handle", place_of(cls), f"{cls.__name__} has no handle", "write async def handle(self)")
 
     def read(self, want: Want[T], timeout: float | None = None) -> Awaitable[T]:
         """Return the item that `want` asks for. `timeout` is in seconds; None: as the server allows.

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar, overload
 
+from reqtable.handlers.finding import Finding, carrying, refusal
 from reqtable.handlers.resumable import check_called
 from reqtable.handlers.transition import DecoratedByState, DecoratedByStateWithWant, Transition
 from reqtable.table.arguments import check_timeout
-from reqtable.table.errors import HandlerError
-from reqtable.table.places import functions_in, owner_of, place_of
+from reqtable.table.places import caller, functions_in, owner_of, place_of
 from reqtable.table.want import Want
 from reqtable.table.wants import NOTHING
 
@@ -57,7 +57,7 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
     HandlerError if anything but a plain method is decorated.
     """
     if not isinstance(want, Want):
-        raise TypeError(f"@state takes a want, as in @state(line()), not {want!r}")
+        raise _no_want(want)
     if timeout is not None:
         check_timeout(timeout)
     if dispatch is not None and not isinstance(dispatch, str):
@@ -65,14 +65,27 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
 
     def declare(function: Any) -> Any:
         if not isinstance(function, FunctionType):
-            raise HandlerError(
-                f"@state decorates a {type(function).__name__}: a state is a plain method ({place_of(function)})"
+            raise refusal(
+                "state",
+                place_of(function),
+                f"@state decorates a {type(function).__name__}",
+                "a state is a plain method",
             )
         check_called(function, ("self", "item"))
         function.declaration = Declaration(function.__name__, want, timeout, dispatch, function)  # type: ignore[attr-defined]
         return function
 
     return declare
+
+
+def _no_want(given: object) -> TypeError:
+    """Return the error about what `@state` was given in place of a want."""
+    place = caller()
+    if isinstance(given, FunctionType):
+        text, mend = f"the function {given.__name__}", f"call it, as in @state({given.__name__}(…))"
+    else:
+        text, mend = repr(given), "write @state(line())"
+    return carrying(TypeError, Finding("want", f"{place.file}:{place.line}", f"@state takes a want, not {text}", mend))
 
 
 def declaration_of(function: Any) -> Declaration:
@@ -99,10 +112,8 @@ def meant_as_states(cls: type) -> set[str]:
 def check_state(cls: type, name: str, common: type) -> None:
     """Raise HandlerError if the attribute `name` of `cls` is not a state, or if `common` has that name, too."""
     if hasattr(common, name):
-        raise HandlerError(
-            f"{cls.__name__}.{name}: {common.__name__} has a {name} of its own: rename the state "
-            f"({place_of(getattr(cls, name))})"
-        )
+        text = f"{cls.__name__}.{name}: {common.__name__} has a {name} of its own"
+        raise refusal("name", place_of(getattr(cls, name)), text, "rename the state")
     owner = owner_of(cls, name)
     assert owner is not None
     value = vars(owner)[name]
@@ -111,15 +122,16 @@ def check_state(cls: type, name: str, common: type) -> None:
     full_name = f"{owner.__name__}.{name}"
     overridden = next((base for base in cls.__mro__ if is_state(vars(base).get(name))), None)
     if overridden is None:
-        raise HandlerError(
-            f"{full_name} has lost its @state to another decorator: put @state(…) above the other, or have the other "
-            f"return a function with functools.wraps ({place_of(value)})"
+        raise refusal(
+            "lost-state",
+            place_of(value),
+            f"{full_name} has lost its @state to another decorator",
+            "put @state(…) above the other, or have the other return a function with functools.wraps",
         )
     want = vars(overridden)[name].declaration.want
     if isinstance(value, FunctionType):
         mend, place = f"put @state({want!r}) before it", place_of(value)
     else:
         mend, place = "override the state with a method that has @state, or rename this attribute", place_of(owner)
-    raise HandlerError(
-        f"{full_name} is not a state, but overrides the state {overridden.__name__}.{name}: {mend} ({place})"
-    )
+    text = f"{full_name} is not a state, but overrides the state {overridden.__name__}.{name}"
+    raise refusal("lost-state", place, text, mend)

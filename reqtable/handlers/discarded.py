@@ -1,5 +1,7 @@
 """Finds wants that a statement makes and discards, such as `self.sleep(1)` without `await`, which does nothing.
 
+Finds also a function that makes a want where the want should be, such as `return self.body, line`.
+
 The search goes through the byte code when a handler class is made, so it costs nothing while serving. A `send` without
 `await` is reported when it matters: above the high-water mark.
 """
@@ -11,8 +13,8 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
+from reqtable.handlers.finding import refusal
 from reqtable.table.connecting import Connect
-from reqtable.table.errors import HandlerError
 from reqtable.table.reaching import Either
 from reqtable.table.wants import Nothing
 
@@ -20,7 +22,7 @@ _WANTS = {Nothing.__module__, Either.__module__, Connect.__module__}
 
 
 def refuse_discarded(cls: type, style: type, methods: tuple[str, ...] = ()) -> None:
-    """Raise HandlerError if a method of `cls` or of a mix-in has a statement that only makes a want.
+    """Raise HandlerError if a method of `cls` or of a mix-in discards a want, or names its function in its place.
 
     `style` is the handler class of the package that `cls` derives from; `methods` names its methods that return wants.
     """
@@ -30,21 +32,26 @@ def refuse_discarded(cls: type, style: type, methods: tuple[str, ...] = ()) -> N
             continue  # it was checked when it was made
         for function in vars(base).values():
             if isinstance(function, FunctionType):
-                for name, line in _discarded(function, own):
+                instructions = list(dis.get_instructions(function.__code__))
+                title, file = function.__qualname__, function.__code__.co_filename
+                for name, line in _discarded(function, own, instructions):
                     mend = f"await {name}(…)" if methods else f"return self.name, {name}(…)"
-                    raise HandlerError(
-                        f"{function.__qualname__}: the statement {name}(…) alone does nothing: write {mend} "
-                        f"({function.__code__.co_filename}:{line})"
-                    )
+                    text = f"{title}: the statement {name}(…) alone does nothing"
+                    raise refusal("discarded", f"{file}:{line}", text, f"write {mend}")
+                for name, line in _uncalled(function, instructions):
+                    text = f"{title}: {name} is a function that makes a want, and no want"
+                    raise refusal("want", f"{file}:{line}", text, f"call it, as in {name}(…)")
 
 
-def _discarded(function: FunctionType, methods: set[str]) -> Iterator[tuple[str, int]]:
+def _discarded(
+    function: FunctionType, methods: set[str], instructions: list[dis.Instruction]
+) -> Iterator[tuple[str, int]]:
     """Find the calls that make a want which a statement discards. Yields the name of what is called, and the line."""
     code = function.__code__
     own = code.co_varnames[0] if code.co_argcount else None
     called: dict[tuple[int, int], str] = {}  # by position in the source: a call begins where its function does
     before: dis.Instruction | None = None
-    for each in dis.get_instructions(code):
+    for each in instructions:
         start = _start(each)
         if start is None or before is None:
             pass
@@ -57,6 +64,19 @@ def _discarded(function: FunctionType, methods: set[str]) -> Iterator[tuple[str,
         elif each.opname == "POP_TOP" and before.opname.startswith("CALL") and _start(before) in called:
             yield called[start], start[0]
         before = each
+
+
+def _uncalled(function: FunctionType, instructions: list[dis.Instruction]) -> Iterator[tuple[str, int]]:
+    """Find functions of wants that are returned with a state, or are read. Yields the name, and the line."""
+    for number, each in enumerate(instructions[:-2]):
+        if each.opname != "LOAD_GLOBAL" or not _makes_want(function.__globals__.get(each.argval)):
+            continue
+        before, after, last = (instructions[number + offset] for offset in (-1, 1, 2))
+        is_returned = (after.opname, after.argval, last.opname) == ("BUILD_TUPLE", 2, "RETURN_VALUE")
+        is_read = before.argval == "read" and (after.opname, after.argval) in (("PRECALL", 1), ("CALL", 1))
+        start = _start(each)
+        if start is not None and (is_returned or is_read):
+            yield each.argval, start[0]
 
 
 def _makes_want(thing: Any) -> bool:

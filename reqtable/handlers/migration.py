@@ -6,6 +6,7 @@ import reprlib
 from typing import Any
 
 from reqtable.handlers.declaration import is_state
+from reqtable.handlers.finding import refusal
 from reqtable.handlers.resumable import check_class_method
 from reqtable.table.errors import HandlerError
 from reqtable.table.places import place_of
@@ -20,15 +21,11 @@ def check_migration(cls: Any, common: Any) -> None:
     """
     version = cls.state_version
     if type(version) is not int:
-        raise HandlerError(
-            f"{cls.__name__}.state_version must be a whole number, as in state_version = 2, not {version!r} "
-            f"({place_of(cls)})"
-        )
+        text = f"{cls.__name__}.state_version must be a whole number, not {version!r}"
+        raise refusal("version", place_of(cls), text, "write state_version = 2")
     if "state_version" in cls._fields:
-        raise HandlerError(
-            f"{cls.__name__}.state_version belongs to the class, but its annotation declares a field of each request: "
-            f"write state_version = {version} ({place_of(cls)})"
-        )
+        text = f"{cls.__name__}.state_version belongs to the class, but its annotation declares a field of each request"
+        raise refusal("version", place_of(cls), text, f"write state_version = {version}")
     check_class_method(cls, "migrate", _ARGUMENTS, common, "for a request that has no handler yet")
 
 

@@ -14,6 +14,7 @@ from threading import Lock, get_ident
 from types import FunctionType, MemberDescriptorType
 from typing import Any, BinaryIO, ClassVar, get_origin
 
+from reqtable.handlers.finding import Finding, refusal
 from reqtable.net.files import size_of
 from reqtable.net.sockets import is_tls
 from reqtable.table.addresses import address_text
@@ -84,24 +85,19 @@ def check_called(function: Any, given: tuple[str, ...], named: tuple[str, ...] =
     Those `named` are given by name. `awaiting` says what to do in place of an `await`.
     """
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise HandlerError(
-            f"{function.__qualname__} is async def, but is called as a plain function: make it a plain def, or "
-            f"{awaiting} ({place_of(function)})"
-        )
+        text = f"{function.__qualname__} is async def, but is called as a plain function"
+        raise refusal("async", place_of(function), text, f"make it a plain def, or {awaiting}")
     if inspect.isgeneratorfunction(function):
-        raise HandlerError(
-            f"{function.__qualname__} has a yield, but is called as a plain function: write return instead "
-            f"({place_of(function)})"
-        )
+        text = f"{function.__qualname__} has a yield, but is called as a plain function"
+        raise refusal("generator", place_of(function), text, "write return instead")
     if isinstance(function, FunctionType):
         try:
             inspect.signature(function).bind(*given, **dict.fromkeys(named))
         except TypeError as error:
             arguments = ", ".join(given + named)
-            raise HandlerError(
-                f"{function.__qualname__} is called with ({arguments}), but takes other arguments ({error}): "
-                f"write def {function.__name__}({arguments}) ({place_of(function)})"
-            ) from None
+            text = f"{function.__qualname__} is called with ({arguments}), but takes other arguments ({error})"
+            mend = f"write def {function.__name__}({arguments})"
+            raise refusal("arguments", place_of(function), text, mend) from None
 
 
 # The hooks that are called for a server and not for a request, with the arguments of the engine's call.
@@ -124,10 +120,9 @@ def check_class_method(cls: type, name: str, given: tuple[str, ...], common: typ
         return
     method = vars(owner)[name]
     if not isinstance(method, classmethod):
-        raise HandlerError(
-            f"{owner.__name__}.{name} must be a class method, because it is called {when}: write @classmethod, then "
-            f"def {name}({', '.join(given)}) ({place_of(method)})"
-        )
+        text = f"{owner.__name__}.{name} must be a class method, because it is called {when}"
+        mend = f"write @classmethod, then def {name}({', '.join(given)})"
+        raise refusal("class-method", place_of(method), text, mend)
     check_called(method.__func__, given)
 
 
@@ -142,10 +137,9 @@ def _needs_copying(cls: type, name: str) -> bool:
     try:
         return deepcopy(default) is not default or hasattr(default, "__get__")
     except Exception as error:
-        raise HandlerError(
-            f"{cls.__name__}.{name} ({place_of(cls)}): each request gets a copy of the default, but {default!r} "
-            f"can't be copied ({error}): annotate it as ClassVar to share it, or set it when the request begins"
-        ) from None
+        text = f"{cls.__name__}.{name}: each request gets a copy of the default, but {default!r} can't be copied"
+        mend = "annotate it as ClassVar to share it, or set it when the request begins"
+        raise refusal("default", place_of(cls), f"{text} ({error})", mend) from None
 
 
 class ResumableHandler:
@@ -191,7 +185,7 @@ class ResumableHandler:
             setattr(self, name, deepcopy(getattr(type(self), name)))
 
     @classmethod
-    def _unfit(cls) -> str | None:
+    def _unfit(cls) -> Finding | None:
         """Return why this class can't serve requests; None if it can."""
         return None
 

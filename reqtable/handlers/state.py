@@ -29,6 +29,7 @@ from reqtable.handlers.declaration import (
     meant_as_states,
 )
 from reqtable.handlers.discarded import refuse_discarded
+from reqtable.handlers.finding import Finding
 from reqtable.handlers.migration import check_migration, check_saved, migrated
 from reqtable.handlers.resumable import ResumableHandler, log
 from reqtable.handlers.successors import successors
@@ -167,10 +168,16 @@ class StateRequestHandler(ResumableHandler):
         return self._state.name
 
     @classmethod
-    def _unfit(cls) -> str | None:
+    def _unfit(cls) -> Finding | None:
         if cls._initial or cls.start is not StateRequestHandler.start:
             return None
-        return f"{cls.__name__} declares no state: put @state(line()) before a method ({place_of(cls)})"
+        text = f"{cls.__name__} declares no state"
+        return Finding("no-state", place_of(cls), text, "put @state(line()) before a method")
+
+    @classmethod
+    def _entered(cls) -> set[str]:
+        """Return the names of the states that a request enters though no method of the author's names them."""
+        return {cls._initial} if cls.start is StateRequestHandler.start else set()
 
     # -- for the engine -----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 from urllib.parse import quote
 
 from reqtable.handlers.declaration import state
+from reqtable.handlers.finding import Finding
 from reqtable.handlers.transition import Transition
 from reqtable.http.conditions import Range, Validators, http_date, precondition, ranges_of
 from reqtable.http.folder import Folder, Refused, Spot, names_of, status_of
@@ -26,6 +27,7 @@ from reqtable.http.listing import Names, page_of, read_folder
 from reqtable.http.listing_budget import BUDGET
 from reqtable.http.media_types import CODINGS, codings_of, may_have_siblings, type_of
 from reqtable.table.errors import SendFileError
+from reqtable.table.places import place_of
 from reqtable.table.wants import call, flushed
 
 # Up to this many bytes, an answer is read from the file and sent with its head. It is also how much of a larger answer
@@ -86,12 +88,15 @@ class FileRequestHandler(HTTPRequestHandler):
         cls._folder = Folder(os.path.abspath(cls.root), cls.follows_symlinks)
 
     @classmethod
-    def _unfit(cls) -> str | None:
+    def _unfit(cls) -> Finding | None:
         if not cls.root:
-            return f"{cls.__name__} has no folder to serve: derive a class with root = '/path/to/folder'"
-        if not os.path.isdir(cls.root):
-            return f"{cls.__name__}.root = {cls.root!r} is not a folder that this user can enter"
-        return super()._unfit()
+            text, mend = f"{cls.__name__} has no folder to serve", "derive a class with root = '/path/to/folder'"
+        elif not os.path.isdir(cls.root):
+            text = f"{cls.__name__}.root = {cls.root!r} is not a folder that this user can enter"
+            mend = "name another folder"
+        else:
+            return super()._unfit()
+        return Finding("no-folder", place_of(cls), text, mend)
 
     # -- methods of HTTP ----------------------------------------------------------------------------------------------
 

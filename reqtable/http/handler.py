@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from reqtable.handlers.finding import Finding
 from reqtable.handlers.transition import Transition
 from reqtable.http.access import access, log_request
 from reqtable.http.answer import (
@@ -51,14 +52,12 @@ class HTTPRequestHandler(Methods):
     _owes_answers: ClassVar[bool] = True
 
     @classmethod
-    def _unfit(cls) -> str | None:
+    def _unfit(cls) -> Finding | None:
         own = HTTPRequestHandler
         if cls._methods or cls._routes or cls.respond is not own.respond or cls.on_head is not own.on_head:
             return None
-        return (
-            f'{cls.__name__} answers no request: define do_GET(self), or put @route("GET", "/") before a method '
-            f"({place_of(cls)})"
-        )
+        mend = 'define do_GET(self), or put @route("GET", "/") before a method'
+        return Finding("no-state", place_of(cls), f"{cls.__name__} answers no request", mend)
 
     # -- for the author of a handler ----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from reqtable.handlers.declaration import state
+from reqtable.handlers.finding import Finding
 from reqtable.handlers.transition import Transition
 from reqtable.http.frames import GOING_AWAY, INTERNAL_ERROR, TOO_BIG, WebSocketClosed, WebSocketError
 from reqtable.http.handler import HTTPRequestHandler
@@ -15,6 +16,7 @@ from reqtable.http.head import BadRequest
 from reqtable.http.websocket import WebSocketMethods
 from reqtable.http.ws_messages import waits_for_message, ws_message
 from reqtable.table.errors import HandlerError, IncompleteRead, LimitExceeded, TimedOut
+from reqtable.table.places import place_of
 from reqtable.table.table import Entry
 from reqtable.table.want import Want
 
@@ -145,10 +147,15 @@ class WebSocketHandler(WebSocketMethods, HTTPRequestHandler):
         return "a state of this handler, a pair of a state and a want, or None"
 
     @classmethod
-    def _unfit(cls) -> str | None:
+    def _unfit(cls) -> Finding | None:
         if cls._opens_in != "message" or cls.on_message is not WebSocketHandler.on_message:
             return None
-        return f"{cls.__name__} must define on_message(self, message), or a state that waits for ws_message()"
+        mend = "define on_message(self, message), or a state that waits for ws_message()"
+        return Finding("no-state", place_of(cls), f"{cls.__name__} takes no message", mend)
+
+    @classmethod
+    def _entered(cls) -> set[str]:
+        return {*super()._entered(), cls._opens_in}
 
     def _restore(self, saved: tuple[str | None, dict[str, Any], bool], made_at: float) -> None:
         super()._restore(saved, made_at)

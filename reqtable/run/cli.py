@@ -12,6 +12,7 @@ import sys
 import click
 
 from reqtable.handlers.lean import lean
+from reqtable.run.commands.check import check_command
 from reqtable.run.commands.completion import completion_command
 from reqtable.run.commands.http import http_command
 from reqtable.run.commands.inspect import config_command, states_command
@@ -45,6 +46,7 @@ for command in (
     serve_command,
     http_command,
     wsgi_command,
+    check_command,
     states_command,
     config_command,
     ps_command,

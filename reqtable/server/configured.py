@@ -7,12 +7,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from reqtable.config import Config, chosen_dispatch, given_or_found
+from reqtable.dispatch.checks import is_resumable
 from reqtable.dispatch.policy_set import PolicySet
 from reqtable.dispatch.registry import check_policy
+from reqtable.handlers.checked import warn_of_doubts
 from reqtable.net.preamble import PreambleSpec
 from reqtable.server.engine import Engine
 from reqtable.server.stats import Counts
 from reqtable.table.errors import ConfigurationError
+from reqtable.table.snapshot import unwrapped
 
 
 class ConfiguredServer:
@@ -93,6 +96,8 @@ class ConfiguredServer:
         except ConfigurationError:
             self._policies.close(wait=False)
             raise
+        if is_resumable(handler_class):
+            warn_of_doubts(unwrapped(handler_class))
 
     def _make_policies_again(self) -> None:
         """Replace the policies, which have been closed."""

@@ -96,6 +96,15 @@ def _decoder() -> Any:
     return _msgpack().Decoder().decode
 
 
+def refusal_of(value: Any) -> str | None:
+    """Return why a value is no plain data; None if it is. Nothing is written, so this needs no package."""
+    try:
+        _Writer(no_attachment, _SCALARS).written(value, 0)
+    except NotMovable as error:
+        return str(error)
+    return None
+
+
 def place_of(value: Any) -> str:
     """Return the place of what `encode` refuses in `value`, such as "['rooms'][3]"; "" if that is `value` itself."""
     place, depth = "", 0

@@ -1,0 +1,257 @@
+"""What is wrong with a handler class: one list of findings, for `reqtable check` and for a server that starts.
+
+`faults` are certain: a server refuses the class. `doubts` are probable: a server that starts logs a warning for each.
+What a class can't even be made with is raised where the class is made, as a HandlerError that carries its finding.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+from reqtable.handlers.coroutine import AsyncRequestHandler
+from reqtable.handlers.field_types import why_no_data
+from reqtable.handlers.finding import Finding
+from reqtable.handlers.reached import unreached
+from reqtable.handlers.resumable import ResumableHandler, log
+from reqtable.handlers.source import Function, Sources, end_of, statements
+from reqtable.handlers.state import StateRequestHandler
+from reqtable.table.places import owner_of, place_of
+from reqtable.table.snapshot import handler_name, unwrapped
+from reqtable.table.wants import Line, Parsed, Rest, Until
+
+_PACKAGE = __name__.partition(".")[0]
+_LIMITED = (Line, Until, Parsed, Rest)  # the wants whose limit a client can exceed
+_NEVER = {"NoReturn", "Never"}
+
+
+def findings(handler_class: Any) -> list[Finding]:
+    """Return all that is wrong with a handler class, or with a `functools.partial` of one."""
+    return [*faults(handler_class), *doubts(unwrapped(handler_class))]
+
+
+def faults(handler_class: Any) -> Iterator[Finding]:
+    """Yield why handlers of that class can't serve."""
+    own = unwrapped(handler_class)
+    if issubclass(own, ResumableHandler):
+        if (unfit := own._unfit()) is not None:
+            yield unfit
+        yield from _call_fault(handler_class, ("entry",), own._begins_in)
+        return
+    yield from _call_fault(handler_class, ("request", "client_address", "server"), "setup()")
+    handle = getattr(own, "handle", None)
+    if inspect.iscoroutinefunction(handle):
+        name = handler_name(own)
+        text = f"{name}.handle is a coroutine, but a blocking handler's handle() is not awaited"
+        yield Finding("async", place_of(handle), text, f"derive {name} from reqtable.AsyncRequestHandler")
+
+
+def doubts(cls: type) -> tuple[Finding, ...]:
+    """Return what the author of a handler class has probably not meant."""
+    if issubclass(cls, StateRequestHandler):
+        return tuple(_State(cls).doubts())
+    if issubclass(cls, AsyncRequestHandler):
+        return tuple(_not_awaited(cls, Sources()))
+    return ()
+
+
+@lru_cache(maxsize=1024)
+def warn_of_doubts(cls: type) -> None:
+    """Log a warning for each doubt about a handler class: once in a process, and not again in its workers."""
+    for each in doubts(cls):
+        log.warning("%s", each)
+
+
+def _call_fault(handler_class: Any, given: tuple[str, ...], begins_in: str) -> Iterator[Finding]:
+    """Yield a finding if the handler class can't be called with the arguments `given`."""
+    try:
+        signature = inspect.signature(handler_class)
+    except (TypeError, ValueError):  # perhaps a class written in C
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        own: Any = unwrapped(handler_class)
+        owner: Any = owner_of(own, "__init__")
+        yield Finding(
+            "init",
+            place_of(vars(owner)["__init__"]),
+            f"{handler_name(own)} can't be called with ({', '.join(given)}): {error}",
+            "a handler has no parameters of its own: declare fields in the class, as in words: int = 0, and prepare "
+            f"them in {begins_in}",
+        )
+
+
+class _State:
+    """Looks for doubts in a state machine."""
+
+    def __init__(self, cls: type[StateRequestHandler]) -> None:
+        self._cls = cls
+        self._sources = Sources()
+
+    def doubts(self) -> Iterator[Finding]:
+        yield from self._unreached()
+        yield from self._ends()
+        yield from self._limit()
+        yield from self._undeclared()
+        yield from self._no_data()
+
+    def _unreached(self) -> Iterator[Finding]:
+        for name in unreached(self._cls):
+            text = f"{self._cls.__name__}.{name}: no method leads to this state"
+            yield Finding(
+                "unreached",
+                place_of(getattr(self._cls, name)),
+                text,
+                f"return self.{name} somewhere, or remove it",
+                False,
+            )
+
+    def _ends(self) -> Iterator[Finding]:
+        """Find states, and a `start`, that may come to their end without a `return`."""
+        for name in (*self._cls._declared(), "start"):
+            function = getattr(self._cls, name)
+            if not _is_authors(function) or hasattr(function, "__wrapped__"):  # a decorator may return something else
+                continue
+            node = self._sources.function(function)
+            if node is None or _says_none(node):
+                continue
+            end = end_of(node.body, lambda call, function=function: _never_returns(self._cls, function, call))
+            if end is not None:
+                yield Finding(
+                    "no-return",
+                    f"{function.__code__.co_filename}:{end.lineno}",
+                    f"{self._cls.__name__}.{name} may end here without a return, which closes the connection",
+                    f"write return self.{self._cls._example} for the next state, or return None to close",
+                    False,
+                )
+
+    def _limit(self) -> Iterator[Finding]:
+        """Find an `on_limit` that goes back to a state which can't take the input either."""
+        function: Any = self._cls.on_limit
+        node = self._sources.function(function) if _is_authors(function) else None
+        if node is None or "state_name" in function.__code__.co_names:  # it looks which state it was
+            return
+        declared = self._cls._declared()
+        for each in statements(node):
+            if not isinstance(each, ast.Return):
+                continue
+            target = _of_self(each.value, node)
+            if target in declared and isinstance(declared[target].want, _LIMITED):
+                text = (
+                    f"{self._cls.__name__}.on_limit goes to {target}, but what exceeded the limit of {target} is still "
+                    "unread, and would exceed the limit again"
+                )
+                mend = "go to a state that takes it, as in return self.skipped, skip_line()"
+                yield Finding("limit", f"{function.__code__.co_filename}:{each.lineno}", text, mend, False)
+
+    def _undeclared(self) -> Iterator[Finding]:
+        """Find attributes that methods set, but that the class does not declare."""
+        cls, seen = self._cls, set(self._cls._savable)
+        for function in _methods(cls):
+            node = self._sources.function(function)
+            for each in statements(node) if node is not None else ():
+                if not isinstance(each, ast.Attribute) or not isinstance(each.ctx, ast.Store):
+                    continue
+                name = _of_self(each, node)
+                if name is None or name in seen or hasattr(type(inspect.getattr_static(cls, name, None)), "__set__"):
+                    continue
+                seen.add(name)
+                mend = "annotate it in the class, as in words: int = 0"
+                if name[0] == "_":
+                    mend = f"{mend}, under a name without an underscore"
+                text = (
+                    f"{cls.__name__}.{name} is no declared field: a request that has it can't move to another process"
+                )
+                yield Finding("undeclared", f"{function.__code__.co_filename}:{each.lineno}", text, mend, False)
+
+    def _no_data(self) -> Iterator[Finding]:
+        """Find declared fields that can't be data."""
+        cls = self._cls
+        for name in cls._fields:
+            owner = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
+            reason = None if _is_ours(owner.__module__) else why_no_data(cls, owner, name)
+            if reason is not None:
+                yield Finding(
+                    "field",
+                    self._sources.place_of_field(owner, name),
+                    f"{cls.__name__}.{name}: {reason}: a request that has one can't move to another process",
+                    "keep data from which it is made again, or annotate the field as Any if requests need not move",
+                    False,
+                )
+
+
+def _not_awaited(cls: type, sources: Sources) -> Iterator[Finding]:
+    """Find calls of coroutines, and of `send`, that are statements without `await`."""
+    for function in _methods(cls):
+        node = sources.function(function)
+        for each in statements(node) if isinstance(node, ast.AsyncFunctionDef) else ():
+            if not isinstance(each, ast.Expr) or not isinstance(each.value, ast.Call):
+                continue
+            name = _of_self(each.value.func, node)
+            called = getattr(cls, name or "", None)
+            if inspect.iscoroutinefunction(called):
+                problem = "does nothing without await"
+            elif called is AsyncRequestHandler.send:
+                problem = "without await does not wait for a slow client, whose output grows up to its limit"
+            else:
+                continue
+            text = f"{cls.__name__}.{function.__name__}: self.{name}(…) {problem}"
+            place = f"{function.__code__.co_filename}:{each.lineno}"
+            yield Finding("not-awaited", place, text, f"write await self.{name}(…)", False)
+
+
+def _methods(cls: type) -> Iterator[FunctionType]:
+    """Yield the methods that the author has written for `cls`, those of its bases and mix-ins included."""
+    for base in cls.__mro__:
+        if not _is_ours(base.__module__):
+            yield from (each for each in vars(base).values() if isinstance(each, FunctionType) and _is_authors(each))
+
+
+def _is_authors(function: Any) -> bool:
+    return isinstance(function, FunctionType) and not _is_ours(function.__module__)
+
+
+def _is_ours(module: str | None) -> bool:
+    return (module or "").partition(".")[0] == _PACKAGE
+
+
+def _of_self(node: ast.AST | None, function: Any) -> str | None:
+    """Return the name of the attribute if `node` is an attribute of the first argument of `function`."""
+    arguments = [*function.args.posonlyargs, *function.args.args]
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and arguments:
+        return node.attr if node.value.id == arguments[0].arg else None
+    return None
+
+
+def _says_none(node: Function) -> bool:
+    """Return whether the annotation says that the function returns None: it is a last state, and meant to be."""
+    return isinstance(node.returns, ast.Constant) and node.returns.value in (None, "None")
+
+
+def _never_returns(cls: type, function: FunctionType, call: ast.Call) -> bool:
+    """Return whether a call always raises: its function has no `return`, or is annotated so."""
+    called: Any = None
+    if isinstance(call.func, ast.Name):
+        called = function.__globals__.get(call.func.id)
+    elif isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
+        holder = function.__globals__.get(call.func.value.id)
+        called = getattr(
+            cls if call.func.value.id == function.__code__.co_varnames[0] else holder, call.func.attr, None
+        )
+    if called is sys.exit:
+        return True
+    if not isinstance(called, FunctionType):
+        return False
+    returned = called.__annotations__.get("return")
+    if getattr(returned, "__name__", str(returned)).rpartition(".")[2] in _NEVER:
+        return True
+    return not any(
+        each.opname.startswith("RETURN_") and "GENERATOR" not in each.opname for each in dis.get_instructions(called)
+    )
