@@ -6,10 +6,12 @@ PORT ?= 7000
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 RUN := $(BIN)/python -m
+# With REQTABLE_PURE=1 the tests run without the C module. It is built nevertheless.
+INSTALL := REQTABLE_PURE= $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 # what an installation is made from
 BUILT_FROM := pyproject.toml setup.py reqtable/lean.c
 
-.PHONY: run test test-slow simulate faults fuzz http-suites compat reloads moving bench bench-page check static format clean
+.PHONY: run test test-slow simulate faults fuzz http-suites compat reloads moving bench bench-page check dist static format clean
 
 CONNECT = import socket; s = socket.create_connection(("127.0.0.1", $(PORT)))
 TALK = s.sendall(b"put 12\none two two\ncount\nrank\n"); s.shutdown(1); print(s.makefile().read(), end="")
@@ -76,6 +78,15 @@ bench: $(VENV)/bench.stamp
 bench-page: $(VENV)/bench.stamp
 	@$(BIN)/python -m tests.benchmarks $(if $(ADD),add $(ADD),page $(FIGURES))
 
+# build what an index gets into dist/: the sources, a wheel for this platform, and a wheel in pure Python
+dist: $(VENV)/dev.stamp
+	rm -rf dist build/dist
+	REQTABLE_PURE= $(RUN) build --outdir build/dist .
+	REQTABLE_PURE=1 $(RUN) build --wheel --outdir dist .
+	PATH="$(BIN):$$PATH" $(RUN) auditwheel repair --wheel-dir dist build/dist/*-linux_*.whl
+	mv build/dist/*.tar.gz dist
+	$(RUN) twine --no-color check --strict dist/*
+
 check: static test
 
 static: $(VENV)/dev.stamp
@@ -88,28 +99,28 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info reqtable/*.so
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info reqtable/*.so
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("reqtable needs Python 3.11 or later: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.stamp: $(BIN)/python $(BUILT_FROM)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(INSTALL) .
 	@touch $@
 
 $(VENV)/test.stamp: $(BIN)/python $(BUILT_FROM)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,cluster]'
+	$(INSTALL) '.[test]'
 	@touch $@
 
 $(VENV)/http-suites.stamp: $(BIN)/python $(BUILT_FROM)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,http-suites]'
+	$(INSTALL) '.[test,http-suites]'
 	@touch $@
 
 $(VENV)/bench.stamp: $(BIN)/python $(BUILT_FROM)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(INSTALL) '.[bench]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(BIN)/python $(BUILT_FROM)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,cluster,dev]'
+	$(INSTALL) '.[test,dev]'
 	@touch $@

@@ -10,9 +10,12 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import reqtable
 
@@ -23,8 +26,8 @@ HEADERS = Path(sysconfig.get_path("include"))
 CAN_COMPILE = COMPILER is not None and (HEADERS / "Python.h").exists()
 needs_a_compiler = pytest.mark.skipif(not CAN_COMPILE, reason="there is no C compiler, or no Python.h")
 pytestmark = pytest.mark.timeout(2 * BUILD_S)  # on a busy machine; a build takes seconds
-# What tools make in the folder of the repository, and hidden files.
-MADE = (".*", "__pycache__", "build", "dist", "*.egg-info", "*.so")
+# What tools make in the folder of the repository.
+MADE = (".git", ".venv*", ".hypothesis", ".*_cache", "__pycache__", "build", "dist", "*.egg-info", "*.so")
 
 # A server answers one line. Prints whether the module is there.
 SERVES = """
@@ -88,6 +91,13 @@ def installed(wheel: Path, folder: Path) -> Path:
     return python
 
 
+def metadata(wheel: Path) -> Message:
+    """Return what a wheel says of itself."""
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return message_from_bytes(archive.read(name))
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository's files, because a build writes into the folder of its sources."""
@@ -136,9 +146,21 @@ def test_the_archives_have_all_files(sources: Path, archives: tuple[Path, Path])
     archive, wheel = (members(path) for path in archives)
     package = files(sources, "reqtable")
     assert {"reqtable/py.typed", "reqtable/control/page.html", "reqtable/lean.c"} <= package
-    assert archive >= package | files(sources, "docs", "examples", "tests") | {"Makefile", "pyproject.toml", "setup.py"}
+    made = files(sources, "build", "dist", "reqtable.egg-info")
+    assert archive >= files(sources, ".") - made
     in_wheel = {name for name in wheel if name.startswith("reqtable/") and not name.endswith(".so")}
     assert in_wheel == package - {"reqtable/lean.c"}
+
+
+@pytest.mark.slow
+def test_the_sources_have_what_their_tests_need(archives: tuple[Path, Path], tmp_path: Path) -> None:
+    """An archive is a checkout: its tests run in it, with the package in it."""
+    with tarfile.open(archives[0]) as sources:
+        sources.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    tests = ("tests/test_table.py", "tests/test_layering.py", "tests/test_docs.py::test_links_lead_somewhere")
+    said = ran(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests, cwd=unpacked, PYTHONPATH=str(unpacked))
+    assert re.search(r"^[0-9]+ passed", said, re.MULTILINE), said
 
 
 @pytest.mark.slow
@@ -148,8 +170,42 @@ def test_an_index_would_take_the_archives(archives: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.slow
+def test_the_page_of_an_index_has_no_dead_link(archives: tuple[Path, Path]) -> None:
+    """An index shows README.md without the files beside it."""
+    about = metadata(archives[1])
+    page = about.get_payload()
+    assert isinstance(page, str)
+    assert "# reqtable\n" in page
+    assert "(docs/" in (ROOT / "README.md").read_text()
+    assert [link for link in re.findall(r"\]\(([^)]*)\)", page) if not link.startswith("https://")] == []
+
+
+@pytest.mark.slow
+def test_the_extra_all_has_every_extra_for_users(archives: tuple[Path, Path]) -> None:
+    about = metadata(archives[1])
+    needs = [Requirement(each) for each in about.get_all("Requires-Dist", [])]
+    for extra in ("cluster", "http", "metrics", "otel", "top"):
+        assert [each for each in needs if each.marker and each.marker.evaluate({"extra": extra})], extra
+    [refers] = [each for each in needs if each.marker and 'extra == "all"' in str(each.marker)]
+    assert (refers.name, refers.extras) == ("reqtable", {"cluster", "http", "metrics", "otel", "top"})
+    assert {each.name for each in needs if each.marker is None} == {"click", "greenlet", "msgspec"}
+
+
+@pytest.mark.slow
+def test_a_wheel_in_pure_python_is_for_every_platform(archives: tuple[Path, Path], tmp_path: Path) -> None:
+    """It has the files of the other wheel but the module, and is built from the sources, too."""
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir")
+    ran(*pip, archives[0], cwd=tmp_path, REQTABLE_PURE="1")
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"reqtable-{reqtable.__version__}-py3-none-any.whl"
+    assert members(wheel) == {name for name in members(archives[1]) if not name.endswith(".so")}
+    assert ran(installed(wheel, tmp_path / "venv"), "-c", SERVES, cwd=tmp_path) == "None\n"
+
+
+@pytest.mark.slow
 @needs_a_compiler
 def test_the_wheel_has_the_module(archives: tuple[Path, Path], tmp_path: Path) -> None:
+    assert archives[1].name.endswith(f"-{sysconfig.get_platform().replace('-', '_')}.whl")
     python = installed(archives[1], tmp_path / "venv")
     assert ran(python, "-c", SERVES, cwd=tmp_path) == "reqtable._lean\n"
     assert ran(python, "-c", SERVES, cwd=tmp_path, REQTABLE_PURE="1") == "None\n"
