@@ -11,7 +11,7 @@ INSTALL := REQTABLE_PURE= $(BIN)/python -m pip install --quiet --disable-pip-ver
 # what an installation is made from
 BUILT_FROM := pyproject.toml setup.py reqtable/lean.c
 
-.PHONY: run test test-slow simulate faults fuzz http-suites compat reloads moving bench bench-page check dist static format clean
+.PHONY: run test test-slow simulate faults fuzz http-suites compat reloads moving bench bench-page docs check dist static format clean
 
 CONNECT = import socket; s = socket.create_connection(("127.0.0.1", $(PORT)))
 TALK = s.sendall(b"put 12\none two two\ncount\nrank\n"); s.shutdown(1); print(s.makefile().read(), end="")
@@ -87,6 +87,10 @@ dist: $(VENV)/dev.stamp
 	mv build/dist/*.tar.gz dist
 	$(RUN) twine --no-color check --strict dist/*
 
+# build the site of the documentation in build/site; SERVE=1: serve it instead, and build it again after a change
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs $(if $(SERVE),serve,build --quiet)
+
 check: static test
 
 static: $(VENV)/dev.stamp
@@ -110,7 +114,7 @@ $(VENV)/run.stamp: $(BIN)/python $(BUILT_FROM)
 	@touch $@
 
 $(VENV)/test.stamp: $(BIN)/python $(BUILT_FROM)
-	$(INSTALL) '.[test]'
+	$(INSTALL) '.[test,docs]'
 	@touch $@
 
 $(VENV)/http-suites.stamp: $(BIN)/python $(BUILT_FROM)
@@ -121,6 +125,10 @@ $(VENV)/bench.stamp: $(BIN)/python $(BUILT_FROM)
 	$(INSTALL) '.[bench]'
 	@touch $@
 
+$(VENV)/docs.stamp: $(BIN)/python $(BUILT_FROM)
+	$(INSTALL) '.[docs]'
+	@touch $@
+
 $(VENV)/dev.stamp: $(BIN)/python $(BUILT_FROM)
-	$(INSTALL) '.[test,dev]'
+	$(INSTALL) '.[test,docs,dev]'
 	@touch $@

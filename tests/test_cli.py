@@ -511,6 +511,12 @@ def test_states_as_a_diagram_and_as_data() -> None:
         "    command --> body",
         "    command --> command",
     ]
+    assert run("states", NOTES, "--format", "dot").stdout.splitlines()[4:8] == [
+        '    "begin" -> "state command";',
+        '    "state command" [label="command\\nline(limit=512)"];',
+        '    "state command" -> "state body";',
+        '    "state command" -> "state command";',
+    ]
     assert [each["name"] for each in json.loads(run("states", NOTES, "--format", "json").stdout)] == [
         "command",
         "body",

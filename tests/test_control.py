@@ -196,6 +196,7 @@ def test_configuration_is_shown_and_set(tmp_path: Path) -> None:
             ({"limits.entries_mx": 3}, b"there is no key limits.entries_mx: did you mean limits.entries_max?"),
             ({"limits.entries_max": "many"}, b"entries_max must be a whole number above 0"),
             ({"workers": 3}, b"workers can't be set while the server runs"),
+            ({"takeover": True}, b"takeover can't be set while the server runs"),
             ({"control.socket": "/x"}, b"control.socket can't be set while the server runs"),
             ({"limits": 3}, b"limits is a table: name a key in it"),
             ({"limits.entries_max": 3, "pool.size": -1}, b"pool.size must be a whole number above 0"),

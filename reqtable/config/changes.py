@@ -11,7 +11,7 @@ from reqtable.config.config import Config, effective
 from reqtable.config.options import hints, mend_of_key
 from reqtable.table.errors import ConfigurationError
 
-_AT_START = ("workers", "control", "origins")  # these count only when a program starts
+_AT_START = ("workers", "takeover", "control", "origins")  # these count only when a program starts
 
 
 def changed(config: Config, changes: Mapping[str, Any], origin: str) -> Config:
@@ -37,14 +37,20 @@ def differences(before: Config, now: Config) -> list[dict[str, Any]]:
     old = {key: value for key, value, _ in effective(before)}
     new = {key: (value, origin) for key, value, origin in effective(now)}
     return [
-        {"key": key, "before": was, "now": is_now, "origin": origin, "after_restart": _waits(key, was, is_now)}
+        {
+            "key": key,
+            "before": was,
+            "now": is_now,
+            "origin": origin,
+            "after_restart": at_restart(key, was, is_now),
+        }
         for key in {**old, **new}
         for was, (is_now, origin) in [(old.get(key), new.get(key, (None, "")))]
         if was != is_now
     ]
 
 
-def _waits(key: str, before: Any, now: Any) -> bool:
+def at_restart(key: str, before: Any, now: Any) -> bool:
     """Return whether a change counts only after a restart. A supervisor takes another number of workers as it runs."""
     return None in (before, now) if key == "workers" else key.partition(".")[0] in _AT_START
 

@@ -5,45 +5,11 @@ file; the class attribute `dispatch`, which a mix-in sets; the default. The file
 `[tool.reqtable]` of `pyproject.toml`:
 
     dispatch = "pool"
-    call_on = "thread"            # where a call() without `on` runs
-    workers = 4                   # processes that serve; without it, the process itself
-    takeover = true               # another worker continues the requests of one that has crashed
-    takeover_attempts = 1         # how often a step that was cut off by a crash runs again
 
-    [limits]                      # any field of reqtable.Limits
+    [limits]
     entries_max = 10_000
 
-    [thread]
-    threads_max = 200
-    [pool]
-    size = 8
-    [fork]
-    max_children = 40
-    [greenlet]
-    suspend_all_sockets = true    # blocking handlers: any socket and time.sleep suspend the request, not the loop
-    [executor]                    # for policy "executor"; without it, a pool of processes
-    factory = "module:callable"
-    arguments = { max_workers = 4 }
-    [executors.cluster]           # call(…, on="cluster")
-    factory = "module:callable"
-
-    [tls]                         # for tls:// binds; paths of PEM files
-    cert = "server.pem"
-    key = "server.key"
-    client_ca = "clients.pem"     # ask clients for a certificate of these authorities
-    alpn = ["h2", "http/1.1"]
-    [tls.names."b.example"]       # for clients that ask for this name (SNI)
-    cert = "b.pem"
-
-    [control]                     # how an operator looks at the table; see docs/how-to/look-at-a-server.md
-    socket = "/run/notes.sock"    # the commands that serve have one by default
-    page = "127.0.0.1:9101"       # a live page; off by default
-    token = "a long random text"  # allows actions on the page
-    metrics = "127.0.0.1:9100"    # for Prometheus; off by default
-
-    [proxy]                       # connections from these begin with a PROXY protocol header
-    trusted = ["10.0.0.0/8", "::1", "unix"]
-
+The text below each field of `Config`, and of the classes in it, says what the key means and when to change it.
 An unknown key, or a value of the wrong type, is an error that names the key, the value, the file and the line.
 """
 
@@ -74,7 +40,11 @@ from reqtable.table.errors import ConfigurationError
 from reqtable.table.limits import Limits
 
 DISPATCH_VARIABLE = "REQTABLE_DISPATCH"
+"""The environment variable that names the policy."""
+
 CONFIG_VARIABLE = "REQTABLE_CONFIG"
+"""The environment variable that names the configuration file."""
+
 _BUILT_IN_EXECUTORS = {"thread", "process", "fork"}
 
 
@@ -82,32 +52,65 @@ _BUILT_IN_EXECUTORS = {"thread", "process", "fork"}
 class Config:
     """Holds the configuration of a server.
 
-    `call_on` says where a `call` without `on` runs. `executors` are the executors that `on` may name, besides the
-    built-in ones. `workers` is how many processes `serve()` starts; None: `serve()` serves in the calling process.
-    With `takeover`, another worker continues the requests of a worker that has crashed. The step that was cut off runs
-    again, after at most `takeover_attempts` crashes.
-    `origins` says, for each key that was set, where its value came from.
-
     Raises ConfigurationError, naming the key, for a value that can't be used.
     """
 
     dispatch: str | None = None
+    """The policy: where handlers run. `REQTABLE_DISPATCH` and `--dispatch` are stronger than the file. None: the server
+    class decides, by default `"inline"`; for a blocking handler, `reqtable serve` and `serve()` use `"greenlet"`. Set
+    it if a step computes or waits so long that it delays other requests."""
+
     call_on: str = "thread"
+    """Where a `call(…)` without `on` runs: `"thread"`, `"process"`, `"fork"`, or a name in `executors`. Set it to
+    `"process"` if the functions compute."""
+
     workers: int | None = None
+    """How many processes `serve()` starts; `--workers` is stronger. None: the calling process serves. Set it to the
+    number of processors if one process is always busy."""
+
     takeover: bool = False
+    """Whether another worker continues the requests of a worker that has crashed (`--takeover`). It needs `workers`.
+    Set it if clients must not be cut off by a crash; each request then costs more."""
+
     takeover_attempts: int = 1
+    """How many crashes may cut off the same step of a request; one more ends the request. Raise it if crashes have
+    nothing to do with the step."""
+
     limits: Limits = field(default_factory=Limits)
+    """The bounds of an engine."""
+
     thread: ThreadOptions = field(default_factory=ThreadOptions)
+    """The options of policy `thread`."""
+
     pool: PoolOptions = field(default_factory=PoolOptions)
+    """The options of policy `pool`."""
+
     fork: ForkOptions = field(default_factory=ForkOptions)
+    """The options of policy `fork`."""
+
     greenlet: GreenletOptions = field(default_factory=GreenletOptions)
+    """The options of policy `greenlet`."""
+
     executor: ExecutorOptions = field(default_factory=ExecutorOptions)
+    """The executor of policy `executor`."""
+
     executors: Mapping[str, ExecutorOptions] = field(default_factory=dict)
+    """The executors that `on` of a `call(…)` may name, besides the built-in ones."""
+
     tls: TLSOptions = field(default_factory=TLSOptions)
+    """The TLS of stream servers."""
+
     proxy: ProxyOptions = field(default_factory=ProxyOptions)
+    """The proxies in front of the server."""
+
     control: ControlOptions = field(default_factory=ControlOptions)
+    """Where an operator reaches the control API."""
+
     restart: RestartOptions = field(default_factory=RestartOptions)
+    """How the next version of the program takes over."""
+
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where the value of each key that was set came from."""
 
     def __post_init__(self) -> None:
         check(self, origins=self.origins)

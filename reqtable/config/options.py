@@ -16,19 +16,23 @@ if TYPE_CHECKING:
 TLS_VERSIONS = ("1.2", "1.3")
 UNMOVABLE = ("drain", "refuse")
 ARGUMENT = "argument"
+"""Where a value came from: from the program, or from the command line."""
+
 DEFAULT = "default"
+"""Where a value came from: nothing has set it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThreadOptions:
-    """Sets the options of policy `thread`. Above `threads_max`, requests wait in the table. None: no bound.
-
-    With `reuse`, a thread that has served its request waits a while for the next one. So what a handler puts into a
-    `threading.local` outlives the request.
-    """
+    """Sets the options of policy `thread`."""
 
     threads_max: int | None = None
+    """Threads at the same time; above this number, requests wait in the table. Set it if a thread costs much memory, or
+    if a database allows few connections."""
+
     reuse: bool = False
+    """Whether a thread that has served its request waits a while for the next one. It makes short requests cheaper. But
+    what a handler puts into a `threading.local` then outlives the request."""
 
     def __post_init__(self) -> None:
         check(self, "thread.")
@@ -36,9 +40,10 @@ class ThreadOptions:
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """Sets the options of policy `pool`. `size` is the number of its threads."""
+    """Sets the options of policy `pool`."""
 
     size: int = 8
+    """The number of threads. Raise it if steps mostly wait; set it to the number of processors if they compute."""
 
     def __post_init__(self) -> None:
         check(self, "pool.")
@@ -46,12 +51,11 @@ class PoolOptions:
 
 @dataclass(frozen=True, slots=True)
 class ForkOptions:
-    """Sets the options of policy `fork`. Above `max_children`, requests wait in the table.
-
-    None: the server class decides (its `max_children`, by default 40).
-    """
+    """Sets the options of policy `fork`."""
 
     max_children: int | None = None
+    """Children at the same time; above this number, requests wait in the table. None: the server class decides (its
+    `max_children`, by default 40). Set it by the memory that one child needs."""
 
     def __post_init__(self) -> None:
         check(self, "fork.")
@@ -59,13 +63,11 @@ class ForkOptions:
 
 @dataclass(frozen=True, slots=True)
 class GreenletOptions:
-    """Sets the options of policy `greenlet`.
-
-    With `suspend_all_sockets`, whatever a blocking handler waits for suspends only its request: any socket, `select`,
-    `time.sleep`, a name look-up. Otherwise only the request's own socket does.
-    """
+    """Sets the options of policy `greenlet`."""
 
     suspend_all_sockets: bool = False
+    """Whether any wait of a blocking handler suspends only its request: any socket, `select`, `time.sleep`, a name
+    look-up. Otherwise only the request's own socket does. Set it for handlers that use other services."""
 
     def __post_init__(self) -> None:
         check(self, "greenlet.")
@@ -73,13 +75,14 @@ class GreenletOptions:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorOptions:
-    """Sets the options of an executor. `factory` is `module:callable`, which is called with `arguments`.
-
-    The factory's result must have the interface of `concurrent.futures.Executor`. None: a pool of processes.
-    """
+    """Sets the options of an executor."""
 
     factory: str | None = None
+    """`module:callable`, which is called with `arguments`. The result must have the interface of
+    `concurrent.futures.Executor`. None: a pool of processes. Set it for a cluster, or for another kind of pool."""
+
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    """The arguments of `factory`, by name. Set what the factory needs, such as an address or a number of processes."""
 
     def __post_init__(self) -> None:
         check(self, "executor.")
@@ -89,10 +92,13 @@ class ExecutorOptions:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Holds paths of PEM files: a certificate with its chain, and its key, which may be in the same file."""
+    """Names PEM files: a certificate with its chain, and its key."""
 
     cert: str = ""
+    """The path of the certificate with its chain."""
+
     key: str | None = None
+    """The path of the key. None: it is in the same file as the certificate."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -102,21 +108,36 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class TLSOptions:
-    """Sets the TLS options of stream servers. Without `cert` there is no TLS.
-
-    `names` has other certificates, by the name that a client asks for (SNI). With `client_ca`, clients are asked for a
-    certificate of one of its authorities. A client without one is refused, unless `client_cert_required` is false.
-    `alpn` lists the server's protocols in order of preference.
-    """
+    """Sets the TLS options of stream servers."""
 
     cert: str | None = None
+    """The path of the PEM file with the certificate and its chain. None: no TLS. Set it for `tls://` binds."""
+
     key: str | None = None
+    """The path of the PEM file with the key. None: it is in the file of `cert`."""
+
     names: Mapping[str, Certificate] = field(default_factory=dict)
+    """Other certificates, by the name that a client asks for (SNI), such as `"b.example"` or `"*.example"`. Set it if
+    one address serves several names."""
+
     client_ca: str | None = None
+    """The path of a PEM file with authorities. Clients are then asked for a certificate of one of them. Set it to serve
+    only clients that you know."""
+
     client_cert_required: bool = True
+    """Whether a client without a certificate is refused, if there is a `client_ca`. Set it to false if the handler
+    decides by `self.tls.getpeercert()`."""
+
     min_version: str = "1.2"
+    """The oldest version of TLS that is accepted: `"1.2"` or `"1.3"`. Raise it if all your clients know TLS 1.3."""
+
     alpn: tuple[str, ...] = ()
-    ciphers: str | None = None  # for TLS 1.2, in the format of OpenSSL's ciphers(1)
+    """The protocols that the server offers, the preferred one first (RFC 7301). Set it if clients choose one by
+    name."""
+
+    ciphers: str | None = None
+    """The ciphers of TLS 1.2, in the format of OpenSSL's ciphers(1). None: those of Python's `ssl`. Set it if a policy
+    of your organisation demands it."""
 
     def __post_init__(self) -> None:
         check(self, "tls.")
@@ -134,12 +155,12 @@ class TLSOptions:
 
 @dataclass(frozen=True, slots=True)
 class ProxyOptions:
-    """Names the proxies. Connections from them, and no others, begin with a PROXY protocol header.
-
-    `trusted` lists IP addresses and networks. `unix` stands for every connection by a Unix socket.
-    """
+    """Names the proxies in front of the server."""
 
     trusted: tuple[str, ...] = ()
+    """IP addresses and networks. Connections from them, and no others, begin with a PROXY protocol header. `"unix"`
+    stands for every connection by a Unix socket. Set it if a proxy sends such headers; name no address that clients can
+    use."""
 
     def __post_init__(self) -> None:
         check(self, "proxy.")
@@ -163,16 +184,24 @@ class ProxyOptions:
 
 @dataclass(frozen=True, slots=True)
 class ControlOptions:
-    """Says where an operator reaches the control API: `docs/how-to/look-at-a-server.md`.
-
-    `socket` is the path of a Unix socket. `page` and `metrics` are `host:port`, and read-only: actions on the page need
-    `token`.
-    """
+    """Says where an operator reaches the control API."""
 
     socket: str | None = None
+    """The path of the Unix socket of the control API. `REQTABLE_CONTROL` is used if this key is not set. None: the
+    commands that serve open one that `reqtable ps` finds; other programs open none. Set it if operators need a fixed
+    place."""
+
     page: str | None = None
+    """The `host:port` of the live page. The page is read-only without a `token`. Set it to look at a server in a
+    browser; use an address that only operators can reach."""
+
     metrics: str | None = None
+    """The `host:port` of the metrics for Prometheus. It is read-only. Set it if Prometheus watches the server; use an
+    address that only the monitoring can reach."""
+
     token: str | None = None
+    """A long random text, which allows actions on the page. Set it if operators may end requests and change limits
+    there."""
 
     def __post_init__(self) -> None:
         check(self, "control.")
@@ -191,17 +220,23 @@ class ControlOptions:
 
 @dataclass(frozen=True, slots=True)
 class RestartOptions:
-    """Sets how the next version of the program takes the place of this one.
-
-    `command` starts it; without one, it is started as this process was. It must be ready `start_timeout_s` later.
-    At most `slice_rows` requests are frozen at the same time. `unmovable` says what becomes of requests that can't
-    move: they "drain" in this process, or they "refuse" the restart.
-    """
+    """Sets how the next version of the program takes the place of this one."""
 
     command: tuple[str, ...] = ()
+    """The command that starts the next version. Empty: the program is started as this process was. Set it if the new
+    version has another path or other arguments."""
+
     start_timeout_s: float = 30.0
+    """How long the next version may take until it is ready; otherwise this one goes on. Raise it if the program loads
+    much when it starts."""
+
     slice_rows: int = 250
+    """How many requests are frozen at the same time. Lower it for shorter pauses; raise it above the number of requests
+    if requests need each other while they move."""
+
     unmovable: str = "drain"
+    """What becomes of requests that can't move: `"drain"` lets them finish in this process, `"refuse"` refuses the
+    restart. Set it to `"refuse"` if the old process must not remain."""
 
     def __post_init__(self) -> None:
         check(self, "restart.")

@@ -93,8 +93,8 @@ class StreamRequestHandler(BaseRequestHandler):
     timeout: float | None = None
     disable_nagle_algorithm: bool = False
 
-    rfile: BinaryIO
-    wfile: BinaryIO
+    rfile: BinaryIO  # the input
+    wfile: BinaryIO  # the output
 
     def setup(self) -> None:
         self.connection: socket.socket = self.request
@@ -122,8 +122,8 @@ class StreamRequestHandler(BaseRequestHandler):
 class DatagramRequestHandler(BaseRequestHandler):
     """Serves a request of a datagram server: `rfile` holds the datagram; `finish()` sends `wfile` as one datagram."""
 
-    rfile: BinaryIO
-    wfile: BinaryIO
+    rfile: BinaryIO  # the input
+    wfile: BinaryIO  # the output
 
     def setup(self) -> None:
         self.packet, self.socket = self.request

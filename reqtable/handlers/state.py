@@ -101,6 +101,7 @@ class StateRequestHandler(ResumableHandler):
         return first
 
     send = ResumableHandler._send
+    """Queue bytes for the client; the request need not wait. Raises LimitExceeded above `output_bytes_max`."""
 
     def on_timeout(self) -> Transition:
         """Handle the timeout of the state. May return a transition; the default closes."""

@@ -58,3 +58,4 @@ Transition = (
     | DecoratedByState
     | None
 )
+"""What a step returns: a state, `(a state, a want)` to wait for another want than the state's own, or None to end."""

@@ -25,7 +25,10 @@ class _Missing(Enum):
 
 
 MISSING: Final = _Missing.MISSING
+"""What `take` and `first` return if the item has not arrived."""
+
 Missing = _Missing
+"""The type of `MISSING`, for annotations."""
 
 
 def parse_at(parse: Parse[Any], data: bytes | bytearray, start: int, limit: int) -> tuple[Any, int] | int | None:

@@ -28,19 +28,44 @@ PEER_END = 8  # the peer has ended its output, even if some of it is still unrea
 class State(Enum):
     """Says what a request waits for. The value is the letter that a listing shows."""
 
-    OPENING = "O"  # a PROXY header, a TLS handshake, or its first step
-    CONNECTING = "N"  # an outgoing connection: its peer to accept it
-    READING = "R"  # bytes from the peer
-    WAITING = "T"  # one of several things: messages, timers, calls, bytes from its peer or from another connection
-    READY = "Y"  # its turn: it has used up its share of this pass
-    RUNNING = "X"  # the end of its step, which the loop is running
-    WRITING = "W"  # the peer to take output
-    SLEEPING = "S"  # a timer
-    OFFLOADED = "F"  # the result of a call, or of a step, that runs elsewhere
-    DELEGATED = "D"  # the thread or the child that owns the rest of the request
-    LINGERING = "L"  # the peer's end of file, after our last byte
-    MOVING = "M"  # another process to take it over, or this one to go on with it
-    CLOSED = "C"  # nothing: the request has ended
+    OPENING = "O"
+    """The request waits for a PROXY header, for a TLS handshake, or for its first step."""
+
+    CONNECTING = "N"
+    """An outgoing connection waits for its peer to accept it."""
+
+    READING = "R"
+    """The request waits for bytes from its client."""
+
+    WAITING = "T"
+    """The request waits for one of several things: a message, a timer, a call, its client, another connection."""
+
+    READY = "Y"
+    """The request waits for its turn, because it has used up its share of this pass."""
+
+    RUNNING = "X"
+    """The loop is running a step of the request."""
+
+    WRITING = "W"
+    """The request waits for its client to take output."""
+
+    SLEEPING = "S"
+    """The request waits for a timer."""
+
+    OFFLOADED = "F"
+    """The request waits for the result of a call, or of a step, that runs elsewhere."""
+
+    DELEGATED = "D"
+    """The request waits for the thread or the child that runs the rest of it."""
+
+    LINGERING = "L"
+    """The request waits for its client's end of file, after our last byte."""
+
+    MOVING = "M"
+    """The request waits for another process to take it over, or for this process to go on with it."""
+
+    CLOSED = "C"
+    """The request has ended."""
 
     # Members are singletons, so identity is the right hash. It runs in C; the Enum's own hash runs in Python.
     __hash__ = object.__hash__
@@ -54,30 +79,70 @@ class Event(Enum):
     """
 
     OPENED = "opened"
+    """The header and the handshake are done, and the request begins."""
+
     CONNECTED = "connected"
+    """An outgoing connection has been made."""
+
     INPUT_ARRIVED = "input arrived"
+    """The item that the request waits for has arrived."""
+
     INPUT_ENDED = "input ended"
+    """The peer has ended its output."""
+
     OUTPUT_TAKEN = "output taken"
+    """The peer has taken enough output."""
+
     OUTPUT_BLOCKED = "output blocked"
+    """The kernel takes no more output for now."""
+
     TURN_CAME = "turn came"
+    """The turn of a READY request has come."""
+
     DEADLINE_PASSED = "deadline passed"
+    """The deadline of the wait has passed."""
+
     RESULT_POSTED = "result posted"
+    """A thread, a child or an executor has given its result."""
 
     AWAITS_INPUT = "awaits input"
+    """The step waits for input."""
+
     AWAITS_ANY = "awaits any of several"
+    """The step waits for the first of several things."""
+
     AWAITS_TURN = "awaits its turn"
+    """The request has used up its share of this pass."""
+
     AWAITS_TIMER = "awaits a timer"
+    """The step waits for a time."""
+
     AWAITS_RESULT = "awaits a result"
+    """The step waits for a result from elsewhere."""
+
     HANDED_OFF = "handed off"
+    """The step gives the rest of the request to a thread or a child."""
+
     FINISHED = "finished"
+    """The request is done, and waits for its client's end of file."""
+
     RELEASED = "released"
+    """The request is done, and need not linger."""
 
     FROZEN = "frozen"
+    """The request stands still, so that it can move to another process."""
+
     THAWED = "thawed"
+    """The request goes on in this process."""
+
     MOVED = "moved"
+    """The request goes on in another process."""
 
     CANCELLED = "cancelled"
+    """The program, or an operator, has ended the request."""
+
     LOST = "lost"
+    """The connection has broken."""
 
     __hash__ = object.__hash__
 
@@ -85,15 +150,32 @@ class Event(Enum):
 class Ending(Enum):
     """How a request ended. The value is the name by which `stats()` and the access log count it."""
 
-    DONE = "done"  # the handler returned, or the peer ended between two items
-    TIMEOUT = "timeout"  # a deadline passed
-    LIMIT = "limit"  # more input, output or requests than a limit allows
-    RESET = "reset"  # the peer, or the network, broke the connection
-    UPSTREAM = "upstream"  # another connection of the request could not be made, or broke
-    ERROR = "error"  # the handler, a hook or the engine failed
-    CANCELLED = "cancelled"  # the program ended the request
-    DRAINED = "drained"  # the server was told to end before the request was done
-    MOVED = "moved"  # another process goes on with the request
+    DONE = "done"
+    """The handler returned, or the peer ended between two items."""
+
+    TIMEOUT = "timeout"
+    """A deadline passed."""
+
+    LIMIT = "limit"
+    """More input, output or requests than a limit allows."""
+
+    RESET = "reset"
+    """The peer, or the network, broke the connection."""
+
+    UPSTREAM = "upstream"
+    """Another connection of the request could not be made, or broke."""
+
+    ERROR = "error"
+    """The handler, a hook or the engine failed."""
+
+    CANCELLED = "cancelled"
+    """The program ended the request."""
+
+    DRAINED = "drained"
+    """The server was told to end before the request was done."""
+
+    MOVED = "moved"
+    """Another process goes on with the request."""
 
     __hash__ = object.__hash__
 
@@ -155,6 +237,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.MOVING: _ENDS | {Event.THAWED: State.READY, Event.MOVED: State.CLOSED},
     State.CLOSED: {},
 }
+"""The next state, by the state and the event: `TRANSITIONS[State.READING][Event.INPUT_ARRIVED]`."""
 
 INTEREST: dict[State, int] = {
     State.OPENING: 0,
@@ -171,3 +254,4 @@ INTEREST: dict[State, int] = {
     State.MOVING: 0,
     State.CLOSED: 0,
 }
+"""What the loop polls the request's socket for, by the state: `READ`, `WRITE`, `RESET` or nothing."""

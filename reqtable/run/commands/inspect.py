@@ -20,7 +20,14 @@ from reqtable.table.snapshot import handler_name, unwrapped
 
 @click.command("states")
 @click.argument("handler", type=HandlerClass())
-@click.option("--format", "form", type=click.Choice(["table", "mermaid", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "mermaid", "dot", "json"]),
+    default="table",
+    show_default=True,
+    help="dot: a graph for Graphviz; mermaid: a diagram for Markdown.",
+)
 def states_command(handler: Any, form: str) -> None:
     """Print the states of HANDLER: what each waits for, for how long, and what may follow."""
     handler = unwrapped(handler)
@@ -29,7 +36,7 @@ def states_command(handler: Any, form: str) -> None:
     states = handler.states()
     if not states:
         raise click.UsageError(f"{handler_name(handler)} declares no state: put @state(line()) before a method")
-    click.echo({"table": _as_table, "mermaid": _as_mermaid, "json": _as_json}[form](states))
+    click.echo({"table": _as_table, "mermaid": _as_mermaid, "dot": as_dot, "json": _as_json}[form](states))
 
 
 def _as_table(states: list[StateInfo]) -> str:
@@ -63,6 +70,31 @@ def _as_mermaid(states: list[StateInfo]) -> str:
         lines.append(f"    {each.name}: {each.name} · {each.want}")
         lines += [f"    {each.name} --> {name or '[*]'}" for name in each.successors]
     return "\n".join(lines)
+
+
+def as_dot(states: list[StateInfo]) -> str:
+    """Return states as a graph in the language of Graphviz."""
+    lines = ["digraph states {", "    node [shape=box, style=rounded, fontname=sans];"]
+    lines.append('    "begin" [shape=point];')
+    if any(None in each.successors for each in states):
+        lines.append('    "end" [shape=doublecircle, label="", width=0.12];')
+    for each in states:
+        own = _node(each.name)
+        if each.initial:
+            lines.append(f'    "begin" -> {own};')
+        lines.append(f"    {own} [label={_quoted(each.name, each.want)}];")
+        lines += [f"    {own} -> {_node(name)};" for name in each.successors]
+    return "\n".join([*lines, "}"])
+
+
+def _node(name: str | None) -> str:
+    """Return the node of a state, or that of the end. No state has the name of another node: all begin with "state"."""
+    return '"end"' if name is None else f'"state {name}"'
+
+
+def _quoted(*lines: str) -> str:
+    """Return the lines as a string of Graphviz."""
+    return '"' + "\\n".join(each.replace("\\", "\\\\").replace('"', '\\"') for each in lines) + '"'
 
 
 def _as_json(states: list[StateInfo]) -> str:

@@ -87,8 +87,20 @@ def serving_options(default_bind: str) -> Callable[[Callable[..., None]], Callab
         TAKEOVER_OPTION,
         CONFIG_OPTION,
         click.option("--access-log", is_flag=True, help="Log a line for every finished request."),
-        click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True),
-        click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True),
+        click.option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="json: each record is one line of JSON.",
+        ),
+        click.option(
+            "--log-level",
+            type=click.Choice(LEVELS),
+            default="info",
+            show_default=True,
+            help="Log records of this level and above.",
+        ),
         click.option(
             "--log-file",
             metavar="PATH",
