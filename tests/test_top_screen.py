@@ -37,8 +37,8 @@ class Terminal:
         self._ours, self.theirs = pty.openpty()
         termios.tcsetwinsize(self.theirs, (lines, columns))
         self.modes = termios.tcgetattr(self.theirs)
-        self._screen = pyte.Screen(columns, lines)
-        self._stream = pyte.ByteStream(self._screen)
+        self.screen = pyte.Screen(columns, lines)
+        self._stream = pyte.ByteStream(self.screen)
         self.sent = b""  # everything that the program has written
         environment = {
             name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")
@@ -66,7 +66,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        return [line.rstrip() for line in self._screen.display]
+        return [line.rstrip() for line in self.screen.display]
 
     def press(self, *keys: str) -> Terminal:
         for key in keys:
@@ -91,7 +91,7 @@ class Terminal:
 
     def resize(self, columns: int, lines: int) -> None:
         termios.tcsetwinsize(self.theirs, (lines, columns))
-        self._screen.resize(lines, columns)
+        self.screen.resize(lines, columns)
         self.process.send_signal(signal.SIGWINCH)
 
     def ids(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Type checkers mark wrong programs, and no right one: mypy and pyright run over tests/typed, the examples and a page."""
+"""Type checkers mark wrong programs, and no right one: mypy and pyright read tests/typed, the examples and a page."""
 
 from __future__ import annotations
 

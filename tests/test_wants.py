@@ -208,6 +208,7 @@ WANTS = {
     "readable()": READABLE,
     "writable()": WRITABLE,
     "call(slow)": call(slow, 1),
+    "parsed(parse=slow, limit=65536)": parsed(slow),
     "call(TestCase.method)": call(type("TestCase", (), {"method": lambda: None}).method),
 }
 WANTS["call(TestCase.method)"].fn.__qualname__ = "TestCase.method"

@@ -76,7 +76,7 @@ class Want(Generic[T_co]):
     def __repr__(self) -> str:
         # A factory has the name of its class, in lower case. A protocol's own want need not be a dataclass.
         names: list[str] = [field.name for field in fields(self)] if is_dataclass(self) else []
-        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        values = ", ".join(f"{name}={_name_of(getattr(self, name))}" for name in names)
         return f"{type(self).__name__.lower()}({values})"
 
 
@@ -90,6 +90,12 @@ class WantOf(Want[T_co]):
 
     if TYPE_CHECKING:
         _items: Literal["of a well-known type"]  # type: ignore[assignment]  # so that it is no `OtherWant`
+
+
+def _name_of(value: object) -> str:
+    """Return the repr of a value. A function has its name instead: its address says nothing to a reader."""
+    name = getattr(value, "__qualname__", None)
+    return name if isinstance(name, str) else repr(value)
 
 
 @dataclass_transform(frozen_default=True)

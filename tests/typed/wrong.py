@@ -1,4 +1,4 @@
-"""Wrong programs. A type checker without strict rules marks each line that says so, with a message that has its words."""
+"""Wrong programs. A type checker without strict rules marks each line that says so, with its words in the message."""
 
 # pyright: basic
 
