@@ -443,8 +443,36 @@ def test_an_error_of_the_file_is_said_with_its_line(text: str, said: str, tmp_pa
     file = tmp_path / "app.py"
     file.write_text(text)
     result = run("serve", f"{file}:H")
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert f"'{file}:H' {said.format(file=file)}" in result.stderr
+    first, *traceback = result.stderr.splitlines(keepends=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"'{file}:H' {said.format(file=file)}" in first
+    assert set(re.findall(r'File "(.*?)"', "".join(traceback))) <= {str(file)}
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said", "frames"),
+    [
+        ("def f():\n    return 1 / 0\nf()\n", 2, "ZeroDivisionError: division by zero, in f ({file}:2)", [3, 2]),
+        (
+            "import reqtable\nclass H(reqtable.StateRequestHandler):\n    @reqtable.state()\n    def one(self, _): ...\n"
+            "    @classmethod\n    def on_start(cls, server):\n        raise OSError('no database')\n",
+            1,
+            "OSError: no database, in H.on_start ({file}:7)",
+            [7],
+        ),
+    ],
+)
+def test_the_traceback_of_an_error_at_the_start_has_the_users_frames(
+    text: str, code: int, said: str, frames: list[int], tmp_path: Path
+) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(text)
+    result = run("serve", f"{file}:H", "--bind", "tcp://127.0.0.1:0")
+    first, *traceback = result.stderr.splitlines()
+    assert result.returncode == code
+    assert first.endswith(said.format(file=file))
+    assert re.findall(r'File "(.*?)", line (\d+)', "\n".join(traceback)) == [(str(file), str(each)) for each in frames]
+    assert all(each.startswith("    ") for each in traceback)
 
 
 def test_it_serves_without_a_standard_error() -> None:

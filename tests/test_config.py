@@ -177,6 +177,7 @@ factory = "n:g"
         ("[executors.mine]\nfactory = 'x'\n", "reqtable.toml:2: executor factory 'x': write it as module:callable"),
         ("pool = { size = -1 }\n", "reqtable.toml:1: pool.size must be a whole number above 0, not -1"),
         ("dispatch = \n", "reqtable.toml: not TOML: Invalid value (at line 1, column 12)"),
+        ("\nworkers = null # none\n", "reqtable.toml:2: TOML has no null: leave workers out"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(text: str, said: str) -> None:

@@ -20,6 +20,7 @@ import reqtable
 from reqtable import Config, Engine, HandlerError, line, state
 from tests.support import WAIT_S, Client, serving, wait_until
 from tests.test_cli import ROOT
+from tests.test_handler_classes import line_of
 
 ANY = ("127.0.0.1", 0)
 
@@ -401,7 +402,7 @@ def test_what_on_stop_raises_is_logged_unless_it_ends_the_program(
     server = recording(log, Machine)
 
     def fail(*_: Any) -> None:
-        raise problem
+        raise problem  # on_stop
 
     fail.__qualname__ = "Handler.on_stop"
     server.RequestHandlerClass.on_stop = classmethod(fail)
@@ -410,8 +411,8 @@ def test_what_on_stop_raises_is_logged_unless_it_ends_the_program(
         server.serve_forever()
     assert log == [*STARTS, "server stops"]
     messages = [record.getMessage() for record in caplog.records]
-    assert messages == (["Handler.on_stop raised ValueError"] if problem is ValueError else [])
-    server.server_close()
+    said = f"Handler.on_stop raised ValueError, in fail ({line_of('# on_stop', __file__)})"
+    assert messages == ([said] if problem is ValueError else [])
 
 
 def test_on_stop_is_called_if_an_exception_ends_the_loop() -> None:

@@ -312,6 +312,11 @@ def test_exercise_raises_a_broken_rule_without_our_frames() -> None:
     assert all(each == __file__ or each.startswith(f"{PACKAGE}/testing/") for each in files)
 
 
+def test_exercise_names_wrong_limits() -> None:
+    with pytest.raises(TypeError, match="limits must be Limits"):
+        exercise(OfState, limits={})  # type: ignore[arg-type]
+
+
 def test_simulate_names_the_users_line() -> None:
     with pytest.raises(SimulationFailed) as caught:
         simulate(lambda: reqtable.TCPServer(("127.0.0.1", 0), OfState), [Script().send(b"x\n").take_rest()])

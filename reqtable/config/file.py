@@ -28,7 +28,7 @@ class File:
         except OSError as error:
             raise ConfigurationError(f"{path}: {(error.strerror or str(error)).lower()}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path}: not TOML: {error}") from error
+            raise ConfigurationError(f"{path}{_null_in(self._text) or f': not TOML: {error}'}") from error
         self.prefix = ("tool", "reqtable") if path.name == PROJECT_FILE else ()
         self.table: Any = document
         for key in self.prefix:
@@ -74,6 +74,14 @@ def _made(kind: Any, table: Any, key: tuple[str, ...], file: File, origins: dict
     except (ValueError, ConfigurationError) as error:
         [at, *_] = [name for name in values if re.search(rf"\b{name}\b", str(error))] or [""]
         raise ConfigurationError(f"{file.place((*key, at) if at else key)}: {error}") from error
+
+
+def _null_in(text: str) -> str:
+    """Return the rest of a message about the first key of a file that has `null`, which TOML lacks; "" if none has."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := re.match(r"\s*([\w.-]+)\s*=\s*(null|None|nil)\s*(#|$)", line):
+            return f":{number}: TOML has no {found[2]}: leave {found[1]} out"
+    return ""
 
 
 def _dotted(key: tuple[str, ...]) -> str:

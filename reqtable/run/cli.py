@@ -1,7 +1,8 @@
 """The command line: commands that serve, that print what would be served, and that ask a running server.
 
 Exit codes: 0 fine, 2 usage, 3 a server that could not be asked, 78 configuration (sysexits(3)), 1 anything else. An
-error is one line that names the thing and the mend.
+error is one line that names the thing and the mend. If the user's code has raised it, the traceback follows, without
+our frames.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from reqtable.run.commands.steering import (
 from reqtable.run.commands.top import top_command
 from reqtable.run.commands.wsgi import wsgi_command
 from reqtable.server.operator import HANDOVER_VARIABLE
-from reqtable.table.errors import ConfigurationError
+from reqtable.table.errors import ConfigurationError, HandlerError
+from reqtable.table.tracebacks import account_of, shown, trim
 
 USAGE, CONFIGURATION, FAILURE = 2, 78, 1
 FORM = "C module" if lean else "pure Python"
@@ -80,7 +82,7 @@ def _run(arguments: list[str] | None) -> int:
         if not sys.argv[1:] and arguments is None:
             click.echo(cli.get_help(click.Context(cli, info_name="reqtable")))
             return USAGE
-        _complain(error.format_message())
+        _complain(error.format_message(), cause=error.__context__)
         return USAGE
     except click.ClickException as error:
         _complain(error.format_message())
@@ -91,16 +93,24 @@ def _run(arguments: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except ConfigurationError as error:
-        _complain(str(error))
+        _complain(str(error), cause=error.__cause__)
         return CONFIGURATION
-    except OSError as error:
-        _complain(error.strerror or str(error))
+    except Exception as error:
+        if not trim(error):
+            if not isinstance(error, OSError):
+                raise
+            _complain(error.strerror or str(error))
+            return FAILURE
+        _complain(account_of(error), cause=error)  # such as that of an `on_start`
         return FAILURE
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, cause: BaseException | None = None) -> None:
+    """Print one line and, if the user's code raised `cause`, the traceback from there. A broken rule needs none."""
     line = " ".join(message.split())
     click.echo(f"reqtable: {line}", err=True)
+    if cause is not None and not isinstance(cause, HandlerError | ConfigurationError | SystemExit) and trim(cause):
+        click.echo(shown(cause), err=True)
     if HANDOVER_VARIABLE in os.environ:  # this process was to take the place of another one
         from reqtable.run.inherited import refuse_to_begin  # only here, because it needs msgspec
 

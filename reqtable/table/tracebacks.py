@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -57,6 +58,12 @@ def account_of(error: BaseException) -> str:
     return said + place
 
 
+def shown(error: BaseException) -> str:
+    """Return the traceback of `error` and of what led to it, indented as the log indents it."""
+    text = "".join(traceback.format_exception(error)).rstrip()
+    return "\n".join("    " + printable(each) for each in text.split("\n"))
+
+
 def note_traceback(error: BaseException) -> None:
     """Add the user's part of the traceback to `error` as a note, which goes with it to another process."""
     trim(error)
@@ -102,15 +109,21 @@ def _users_part(trace: TracebackType | None) -> TracebackType | None:
     """Return `trace` without the frames of what ran the user's code; None if no frame is the user's."""
     kept: list[TracebackType] = []
     ours: list[TracebackType] = []  # the frames since the user's last one, if the first of them is a runner's
+    others: list[TracebackType] = []  # then the frames of the standard library: ours or the user's have called it
     for each in _frames(trace):
         package = package_of(each.tb_frame)
-        if package == _PACKAGE or (package in RUNNERS and (ours or not kept)):
-            ours.append(each)
+        is_inside = bool(ours) or not kept
+        if package == _PACKAGE or (package in RUNNERS and is_inside):
+            ours += [*others, each]
+            others = []
+        elif is_inside and package in sys.stdlib_module_names:
+            others.append(each)
         else:
-            kept.append(each)
-            ours = []
+            kept += [*others, each]
+            ours, others = [], []
     if not kept:
         return None
+    ours += others
     if ours and not _is_for_user(ours):
         kept += ours
     for one, following in pairwise(kept):

@@ -55,6 +55,8 @@ def exercise(
             "handler needs a socket, such as one end of socket.socketpair()"
         )
     check_servable(handler_class)
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits must be Limits, such as Limits(inbox_max=10), not {limits!r}")
     begun = Exercise(handler_class, datagrams, peer, limits, server)
     return begun if dialogue is None else begun.play(dialogue)
 
