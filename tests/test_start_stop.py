@@ -413,6 +413,7 @@ def test_what_on_stop_raises_is_logged_unless_it_ends_the_program(
     messages = [record.getMessage() for record in caplog.records]
     said = f"Handler.on_stop raised ValueError, in fail ({line_of('# on_stop', __file__)})"
     assert messages == ([said] if problem is ValueError else [])
+    server.server_close()
 
 
 def test_on_stop_is_called_if_an_exception_ends_the_loop() -> None:

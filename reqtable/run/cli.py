@@ -28,6 +28,7 @@ from reqtable.run.commands.steering import (
     reload_command,
     set_command,
 )
+from reqtable.run.commands.talk import talk_command
 from reqtable.run.commands.top import top_command
 from reqtable.run.commands.wsgi import wsgi_command
 from reqtable.server.operator import HANDOVER_VARIABLE
@@ -49,6 +50,7 @@ for command in (
     http_command,
     wsgi_command,
     check_command,
+    talk_command,
     states_command,
     config_command,
     ps_command,

@@ -1,0 +1,105 @@
+"""`reqtable talk`: a small client for a server of lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import click
+
+from reqtable.run.commands.asking import Asked
+from reqtable.run.commands.finding import CouldNotAsk
+from reqtable.run.talking import Talk, Where, in_lines, talk_to_person
+from reqtable.table.addresses import printable
+
+
+class _NotConnected(click.ClickException):
+    exit_code = 2
+
+
+@click.command("talk", short_help="Send lines to a server, and show its answers.")
+@click.argument("address", required=False)
+@click.option("--crlf", is_flag=True, help="End each line by CR LF, as HTTP and SMTP do.")
+@click.option("--hex", "as_hex", is_flag=True, help="Read and show bytes as hexadecimal digits.")
+@click.option("--insecure", is_flag=True, help="With tls://, accept any certificate.")
+def talk_command(address: str | None, crlf: bool, as_hex: bool, insecure: bool) -> None:
+    """Connect to ADDRESS, send the lines that you type, and show at once what comes back.
+
+    ADDRESS is tcp://HOST:PORT, tls://HOST:PORT, unix:///PATH or HOST:PORT; without it, the only bind of the only server
+    that is running. Ctrl-D ends your half of the connection, Ctrl-C ends the command. If standard input is no terminal,
+    all of it is sent, and the command ends when the server closes.
+    """
+    text = address or _only_bind()
+    try:
+        own = Where.read(text).connect(insecure)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        raise _NotConnected(f"can't connect to {printable(text)}: {(error.strerror or str(error)).lower()}") from None
+    is_person = sys.stdin is not None and sys.stdin.isatty()
+    encode_line = _from_hex if as_hex else (lambda line: line + (b"\r\n" if crlf else b"\n"))
+    try:
+        with own:
+            if is_person:
+                talk_to_person(own, encode_line, _show_hex if as_hex else _show_text)
+                click.echo("the server has closed the connection", err=True)
+            else:
+                encode = in_lines(encode_line) if crlf or as_hex else bytes
+                Talk(own, _standard_input(), encode, _show_hex if as_hex else _show).run()
+    except KeyboardInterrupt:
+        raise click.Abort from None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise click.ClickException(f"{printable(text)}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _only_bind() -> str:
+    """Return the address of the only bind of the only server that is running."""
+    try:
+        servers = Asked(None).get("/v1/stats")["servers"]
+    except CouldNotAsk:
+        raise click.UsageError(
+            "no server of this user is running: name the ADDRESS, such as tcp://127.0.0.1:7000"
+        ) from None
+    addresses = [each["address"] for each in servers]
+    if len(addresses) != 1:
+        raise click.UsageError(f"the server has several binds: name one ADDRESS of {', '.join(addresses)}")
+    return str(addresses[0])
+
+
+def _standard_input() -> int:
+    return os.open(os.devnull, os.O_RDONLY) if sys.stdin is None else sys.stdin.fileno()
+
+
+def _from_hex(line: bytes) -> bytes:
+    try:
+        return bytes.fromhex(line.decode("ascii"))
+    except ValueError:
+        raise ValueError(f"not hexadecimal digits, such as 68 69 0a: {printable(line.decode('latin-1'))}") from None
+
+
+def _show(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _show_hex(data: bytes) -> None:
+    _show(data.hex(" ").encode() + b"\n")
+
+
+def _show_text(data: bytes) -> None:
+    """Show text above what the person is typing. The server's escape sequences have no effect."""
+    text = data.decode("utf-8", "backslashreplace").replace("\r\n", "\n")
+    safe = "".join(each if each in "\n\t" else printable(each) for each in text)
+    typed = _typed()
+    _show((f"\r\x1b[K{safe}{typed}" if typed else safe).encode(sys.stdout.encoding, "backslashreplace"))
+
+
+def _typed() -> str:
+    readline = sys.modules.get("readline")
+    found: Callable[[], str] = getattr(readline, "get_line_buffer", str)
+    return found()

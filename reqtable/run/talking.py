@@ -1,0 +1,190 @@
+"""A small client: sends what a source gives, and shows at once what the server answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+CONNECT_S = 10.0
+_SIZE = 65536
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Where(NamedTuple):
+    """Says where a server is. `address` is `(host, port)`, or the path of a Unix socket."""
+
+    scheme: str
+    address: Any
+
+    @classmethod
+    def read(cls, text: str) -> Where:
+        """Read `tcp://host:port`, `tls://host:port`, `unix:///path` or `host:port`. Raises ValueError."""
+        scheme, separator, rest = text.partition("://")
+        if not separator:
+            scheme, rest = ("unix" if text.startswith("/") else "tcp"), text
+        if scheme == "unix" and rest:
+            return cls(scheme, "\0" + rest[1:] if rest.startswith("@") else rest)
+        parts = urlsplit(f"//{rest}")
+        if scheme not in ("tcp", "tls") or parts.port is None:
+            raise ValueError(f"{text!r}: write tcp://HOST:PORT, tls://HOST:PORT, unix:///PATH or HOST:PORT")
+        return cls(scheme, (parts.hostname or "127.0.0.1", parts.port))
+
+    def connect(self, trusts_all: bool) -> socket.socket:
+        """Connect, by TLS if the scheme says so. With `trusts_all`, no certificate is checked. Raises OSError."""
+        if self.scheme == "unix":
+            own = socket.socket(socket.AF_UNIX)
+            own.settimeout(CONNECT_S)
+            try:
+                own.connect(self.address)
+            except BaseException:
+                own.close()
+                raise
+        else:
+            own = socket.create_connection(self.address, CONNECT_S)
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.scheme == "tls":
+            context = ssl.create_default_context()
+            if trusts_all:
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            own = context.wrap_socket(own, server_hostname=self.address[0])
+        own.setblocking(False)
+        return own
+
+
+class Talk:
+    """Carries bytes from the descriptor `source` to a connection, and gives `show` what comes back.
+
+    At the end of the source it ends its half of the connection, and goes on until the server closes. `encode` makes
+    what is sent of what was read; at the end of the source it gets `b""`.
+    """
+
+    def __init__(
+        self, own: socket.socket, source: int, encode: Callable[[bytes], bytes], show: Callable[[bytes], None]
+    ) -> None:
+        self._own = own
+        self._source: int | None = source
+        self._encode = encode
+        self._show = show
+        self._unsent = b""
+
+    def run(self) -> None:
+        """Talk until the server closes. Raises OSError if the connection breaks."""
+        with selectors.SelectSelector() as selector:  # which takes files, as epoll doesn't
+            selector.register(self._own, _READ)
+            while True:
+                self._watch_source(selector)
+                ready = [key.fileobj for key, _ in selector.select()]
+                if self._source in ready:
+                    self._take()
+                if self._own in ready and not self._receive():
+                    return
+                self._flush()
+                selector.modify(self._own, _READ | (_WRITE if self._unsent else 0))
+
+    def _watch_source(self, selector: selectors.BaseSelector) -> None:
+        """Watch the source while the server takes what it gave."""
+        watched = [key.fileobj for key in selector.get_map().values() if key.fileobj is not self._own]
+        wanted = [] if self._source is None or self._unsent else [self._source]
+        if watched != wanted:
+            for each in watched:
+                selector.unregister(each)
+            for each in wanted:
+                selector.register(each, _READ)
+
+    def _take(self) -> None:
+        assert self._source is not None
+        data = os.read(self._source, _SIZE)
+        self._unsent += self._encode(data)
+        if not data:
+            self._source = None
+
+    def _receive(self) -> bool:
+        """Show what has come. Returns False at the server's end of file."""
+        try:
+            while data := self._own.recv(_SIZE):
+                self._show(data)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return True
+        except ssl.SSLEOFError:
+            pass  # a server that closes without a word
+        return False
+
+    def _flush(self) -> None:
+        """Send what can be sent now and then, at the end of the source, the end."""
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[self._own.send(self._unsent) :]
+            if self._source is None:
+                self._half_close()
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except (BrokenPipeError, ConnectionResetError):  # the server takes no more, but may have answered
+            self._unsent, self._source = b"", None
+
+    def _half_close(self) -> None:
+        if isinstance(self._own, ssl.SSLSocket):
+            self._own.unwrap()  # sends the end, and raises SSLWantReadError until the server has sent its own
+        else:
+            self._own.shutdown(socket.SHUT_WR)
+
+
+def in_lines(encode_line: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    """Return an `encode` that calls `encode_line` with each line, without its end."""
+    rest = b""
+
+    def encode(data: bytes) -> bytes:
+        nonlocal rest
+        *lines, rest = (rest + data).split(b"\n")
+        if not data and rest:
+            lines, rest = [rest], b""
+        return b"".join(map(encode_line, lines))
+
+    return encode
+
+
+def talk_to_person(own: socket.socket, encode_line: Callable[[bytes], bytes], show: Callable[[bytes], None]) -> None:
+    """Send each line that a person types, with the history of readline if Python has that, until the server closes.
+
+    Raises KeyboardInterrupt if the person ends it, ValueError for a line that can't be sent, OSError if the connection
+    breaks.
+    """
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  # it gives input() its history
+    source, typed = os.pipe()
+    person = threading.get_ident()
+    ended = threading.Event()
+    failures: list[OSError] = []
+
+    def listen() -> None:
+        try:
+            Talk(own, source, bytes, show).run()
+        except OSError as error:
+            failures.append(error)
+        ended.set()
+        signal.pthread_kill(person, signal.SIGINT)  # input() waits for the person
+
+    listener = threading.Thread(target=listen, name="reqtable-talk", daemon=True)
+    try:
+        listener.start()
+        with open(typed, "wb", buffering=0) as end, contextlib.suppress(EOFError):
+            while True:
+                end.write(encode_line(input().encode(sys.stdin.encoding or "utf-8", "surrogateescape")))
+        listener.join()
+        threading.Event().wait()  # for its signal
+    except KeyboardInterrupt:
+        if not ended.is_set():
+            raise
+    finally:
+        if ended.is_set():
+            os.close(source)
+    if failures:
+        raise failures[0]
