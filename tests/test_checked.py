@@ -122,6 +122,11 @@ BAD = [
         "def __init__(self, entry, words):",
     ),
     (
+        "class Bad(Login):\n    words: int = 0\n    def __init__(self, entry):\n        self.words = 1\n",
+        "init",
+        "def __init__(self, entry):",
+    ),
+    (
         "class Bad(Login):\n    def __init__(self, entry):\n        super().__init__(entry)\n        self.words = 0\n",
         "undeclared",
         "self.words = 0",

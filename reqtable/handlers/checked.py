@@ -42,7 +42,7 @@ def faults(handler_class: Any) -> Iterator[Finding]:
     if issubclass(own, ResumableHandler):
         if (unfit := own._unfit()) is not None:
             yield unfit
-        yield from _call_fault(handler_class, ("entry",), own._begins_in)
+        yield from list(_call_fault(handler_class, ("entry",), own._begins_in)) or _init_fault(own)
         return
     yield from _call_fault(handler_class, ("request", "client_address", "server"), "setup()")
     handle = getattr(own, "handle", None)
@@ -86,6 +86,18 @@ def _call_fault(handler_class: Any, given: tuple[str, ...], begins_in: str) -> I
             "a handler has no parameters of its own: declare fields in the class, as in words: int = 0, and prepare "
             f"them in {begins_in}",
         )
+
+
+def _init_fault(own: type) -> Iterator[Finding]:
+    """Yield a finding if an `__init__` leaves out that of its base, by the names in its code, and sets no `entry`."""
+    owner: Any = owner_of(own, "__init__")
+    init = vars(owner)["__init__"]
+    if not _is_authors(init) or hasattr(init, "__wrapped__"):
+        return
+    names = init.__code__.co_names
+    if not {"__init__", "entry"} & set(names) and not any(callable(getattr(own, each, None)) for each in names):
+        text = f"{owner.__name__}.__init__ does not call that of its base"
+        yield Finding("init", place_of(init), text, "write super().__init__(entry)")
 
 
 class _State:

@@ -82,7 +82,7 @@ def _uncalled(function: FunctionType, instructions: list[dis.Instruction]) -> It
 def _makes_want(thing: Any) -> bool:
     if not isinstance(thing, FunctionType) or thing.__module__ not in _WANTS:
         return False
-    return str(thing.__annotations__.get("return")).startswith("Want[")
+    return str(thing.__annotations__.get("return")).startswith(("Want[", "WantOf["))
 
 
 def _start(instruction: dis.Instruction) -> tuple[int, int] | None:

@@ -21,12 +21,13 @@ class Sources:
     """Finds the syntax trees of functions and of classes. Each file is parsed once."""
 
     def __init__(self) -> None:
-        self._files: dict[str, dict[str, ast.AST]] = {}  # file -> the line of a function, or the name of a class
+        # file -> the line of a function, or the name of a class -> its tree
+        self._files: dict[str, dict[int | str, ast.AST]] = {}
 
     def function(self, function: FunctionType) -> Function | None:
         """Return the tree of a function; None if there is no source, or if the file has changed since."""
         code = function.__code__
-        found = self._of(code.co_filename).get(str(code.co_firstlineno))
+        found = self._of(code.co_filename).get(code.co_firstlineno)
         return found if isinstance(found, Function) and found.name == code.co_name else None
 
     def place_of_field(self, cls: type, name: str) -> str:
@@ -37,11 +38,11 @@ class Sources:
                 return f"{file}:{each.lineno}"
         return place_of(cls)
 
-    def _of(self, file: str) -> dict[str, ast.AST]:
+    def _of(self, file: str) -> dict[int | str, ast.AST]:
         if file not in self._files:
             try:
                 tree = ast.parse("".join(linecache.getlines(file)))
-            except SyntaxError:  # it is no Python any more
+            except (SyntaxError, ValueError, RecursionError):  # it is no Python any more
                 tree = ast.Module([], [])
             self._files[file] = dict(_keyed(tree, ""))
         return self._files[file]
@@ -151,12 +152,12 @@ def _suppresses(manager: ast.expr) -> bool:
     return getattr(function, "attr", getattr(function, "id", None)) == "suppress"
 
 
-def _keyed(tree: ast.AST, above: str) -> Iterator[tuple[str, ast.AST]]:
+def _keyed(tree: ast.AST, above: str) -> Iterator[tuple[int | str, ast.AST]]:
     """Yield the functions of a tree by their first lines, and its classes by their qualified names."""
     for each in ast.iter_child_nodes(tree):
         inner = above
         if isinstance(each, Function):
-            yield str(min([each.lineno, *(found.lineno for found in each.decorator_list)])), each
+            yield min([each.lineno, *(found.lineno for found in each.decorator_list)]), each
             inner = f"{above}{each.name}.<locals>."
         elif isinstance(each, ast.ClassDef):
             yield f"{above}{each.name}", each
