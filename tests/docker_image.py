@@ -137,7 +137,8 @@ def _copy(text: str, stage: Stage, stages: dict[str, Stage]) -> None:
 def context() -> list[Path]:
     """Return the files of the repository that .dockerignore lets into the image."""
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
-    files = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    kept = [ROOT / pattern[1:] for pattern in patterns if pattern[0] == "!"]  # all else is excluded
+    files = (path.relative_to(ROOT) for each in kept for path in (each, *each.rglob("*")) if path.is_file())
     return [path for path in files if not _is_ignored(path, patterns)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests import docker_image
 from tests.support import WAIT_S
 
 ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "how-to" / "run-in-docker.md").read_text()
 HADOLINT = Path(sys.executable).parent / "hadolint"
 APP = """
 import reqtable
@@ -28,18 +30,20 @@ class Handler(reqtable.StateRequestHandler):
     @reqtable.state(reqtable.line())
     def only(self, text):
         self.send(text.upper())
+        return self.only if text == b"one\\n" else None
 """
-# A client in the container's network: it sends half a line, and the other half once a line comes on standard input.
+# A client in the container's network: it sends a line and a half, and the other half once standard input has a line.
 CLIENT = """
 import fcntl, socket, struct, sys
 with socket.socket() as own:
     fcntl.ioctl(own, 0x8914, struct.pack("16sh14x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
     own.connect(("127.0.0.1", 7000))
-    own.sendall(b"he")
-    print("begun", flush=True)
+    own.sendall(b"one\\nhe")
+    answers = own.makefile()
+    print(answers.readline(), end="", flush=True)
     input()
     own.sendall(b"llo\\n")
-    print(own.makefile().read(), end="", flush=True)
+    print(answers.read(), end="", flush=True)
 """
 
 
@@ -72,13 +76,13 @@ class Container:
     def __init__(self, image: docker_image.Stage, options: list[str]) -> None:
         self._image = image
         words = [word for name in ("ENTRYPOINT", "CMD") for word in docker_image.words(image.set[name])] + options
-        own = ["unshare", "--mount", "--pid", "--net", "--fork", "--kill-child", *image.command(words)]
+        own = ["unshare", "--mount", "--pid", "--net", "--fork", *image.command(words)]
         self.process = subprocess.Popen(own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def said(self, words: str) -> None:
         """Read the output up to a line with these words. Ends the container if none comes in time."""
         assert self.process.stdout is not None
-        alarm = threading.Timer(WAIT_S, self.process.kill)
+        alarm = threading.Timer(WAIT_S, self.kill)
         alarm.start()
         lines = []
         while not lines or (words not in lines[-1] and lines[-1]):
@@ -108,8 +112,12 @@ class Container:
 
     def stop(self) -> None:
         """Send the first process the signal that `docker stop` sends."""
-        signal_number = getattr(signal, self._image.set["STOPSIGNAL"])
-        subprocess.run(["kill", f"-{signal_number.value}", str(self.first)], check=True, timeout=WAIT_S)
+        os.kill(self.first, signal.Signals[self._image.set["STOPSIGNAL"]])
+
+    def kill(self) -> None:
+        """End all processes of the container: they end with the first one."""
+        with suppress(OSError, ValueError):  # it has ended already
+            os.kill(self.first, signal.SIGKILL)
 
 
 @contextmanager
@@ -118,7 +126,7 @@ def running(image: docker_image.Stage, options: list[str]) -> Iterator[Container
     try:
         yield container
     finally:
-        container.process.kill()
+        container.kill()
         container.process.communicate(timeout=WAIT_S)
 
 
@@ -143,7 +151,7 @@ def test_a_container_drains_when_it_is_stopped(image: docker_image.Stage, option
         command = container.enter(["python", "-c", CLIENT], user="0:0")
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
             assert client.stdout is not None
-            assert client.stdout.readline() == "begun\n"
+            assert client.stdout.readline() == "ONE\n"
             container.stop()
             container.said("ending when 1 request is done")
             answer, _ = client.communicate("\n", timeout=WAIT_S)
@@ -171,6 +179,41 @@ def test_the_image_names_a_program_that_is_not_there(image: docker_image.Stage) 
     try:
         with running(image, []) as container:
             container.said("app.py")
-            assert container.process.wait(WAIT_S) == 78
+            assert container.process.wait(WAIT_S) == 2
     finally:
         program.write_text(text)
+
+
+@builds
+def test_the_image_of_the_page_serves(image: docker_image.Stage) -> None:
+    """The page's image is made from ours: its steps run in ours."""
+    [block] = re.findall(r"```dockerfile\n(.*?)```", PAGE, re.DOTALL)
+    first, *steps, (name, command) = docker_image.parsed(block)
+    assert (first, name) == (("FROM", "reqtable"), "CMD")
+    user, known = image.user, image.set["CMD"]
+    for name, text in steps:
+        if name == "USER":
+            image.user = text
+        elif name == "RUN":
+            image.run(["/bin/sh", "-c", text])
+        else:
+            assert (name, text) == ("COPY", "app.py .")
+    assert image.user == user
+    image.set["CMD"] = command
+    try:
+        with running(image, []) as container:
+            container.said("2 of 2 workers are ready")
+    finally:
+        image.set["CMD"] = known
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="needs the client of Docker")
+def test_docker_knows_the_options_of_the_page() -> None:
+    commands = re.findall(r"^\$ docker (.*)$", PAGE, re.MULTILINE)
+    assert {line.split()[0] for line in commands} == {"build", "exec", "run"}
+    commands.append(*re.findall(r"`docker (stop .*?)`", PAGE)[:1])
+    for line in commands:
+        command, *words = line.split()
+        told = subprocess.run(["docker", command, "--help"], capture_output=True, text=True, timeout=WAIT_S)
+        for word in words:
+            assert not word.startswith("-") or word in told.stdout.split(), line

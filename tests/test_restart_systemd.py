@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 import signal
 import socket
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.restarted import LEDGER, ROOT, Program, ask, next_version
+from tests.restarted import LEDGER, Program, ask, next_version
 from tests.support import WAIT_S
 
 Told = tuple[int, dict[str, str]]
@@ -107,24 +104,6 @@ def test_the_new_process_feeds_the_watchdog(tmp_path: Path, systemd: Systemd) ->
         assert all("WATCHDOG" in told for sender, told in before if sender != program.pid)
         for _ in range(3):
             assert systemd.up_to("WATCHDOG")[-1][0] == program.pids[1]
-
-
-def units() -> list[tuple[str, str]]:
-    """Return the units in the pages, each with its name."""
-    text = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
-    return re.findall(r"```ini\n# /etc/systemd/system/(\S+)\n(.*?)```", text, re.DOTALL)
-
-
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_systemd_accepts_the_units_of_the_pages(tmp_path: Path) -> None:
-    assert {name for name, _ in units()} >= {"app.service", "app.socket"}
-    for name, text in units():
-        text = re.sub(r"(Exec\w+=)\S*/(reqtable) ", r"\1/bin/true ", text)
-        (tmp_path / name).write_text(text)
-    paths = [str(tmp_path / name) for name, _ in units()]
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *paths], capture_output=True, text=True, timeout=60)
-    wrong = [line for line in done.stderr.splitlines() if str(tmp_path) in line or line.startswith("app.")]
-    assert (wrong, done.returncode) == ([], 0), done.stderr
 
 
 def test_supervisors_tell_the_same(tmp_path: Path, systemd: Systemd) -> None:

@@ -122,7 +122,9 @@ class RestartingPool(Executor):
                 made = thing_at(factory)(**arguments)
         except (Exception, SystemExit) as error:
             what = f"factory {factory!r}" if factory else "the pool of processes"
-            raise ConfigurationError(f"{self._place}: {what}: {account_of(error)}") from error
+            is_dask_missing = isinstance(error, ModuleNotFoundError) and error.name in ("dask", "distributed")
+            mend = ": pip install 'reqtable[cluster]'" if is_dask_missing else ""
+            raise ConfigurationError(f"{self._place}: {what}: {account_of(error)}{mend}") from error
         if not isinstance(made, Executor):
             raise ConfigurationError(
                 f"{self._place}: factory {factory!r} returned {made!r}, not a concurrent.futures.Executor"

@@ -63,7 +63,7 @@ def send_valid(server: Any) -> tuple[int, Counter[str], list[tuple[Case, list[in
 
 def run(quick: bool) -> str:
     if corpus.path() is None:
-        raise Skipped("http_requests.jsonl is missing: set REQTABLE_CORPORA to its folder")
+        raise Skipped(corpus.MISSING)
     with served(Answers) as server:
         counted, let_through = send_invalid(server)
         accepted, refused, unexpected = send_valid(server)

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+MISSING = "http_requests.jsonl is missing: set REQTABLE_CORPORA to its folder"
 _BESIDE = Path(__file__).resolve().parents[3]
 
 
