@@ -149,6 +149,14 @@ def test_a_call_runs_in_an_executor_of_ones_own() -> None:
         assert client.ask(b"\n").startswith(b"'reqtable-call-mine"), "call_on is where a call runs that does not say"
 
 
+def test_a_call_that_its_executor_cancels_is_an_error_and_not_a_wait_for_ever() -> None:
+    mine = ExecutorOptions("tests.shipped:Cancelling")
+    with calling(os.getpid, executors={"mine": mine}) as (_, client):
+        answer = client.ask(b"mine\n")
+        assert answer == b"HandlerError: call(getpid) was cancelled by its executor, 'mine'\n"
+        assert int(client.ask(b"\n")) == os.getpid()
+
+
 def test_a_child_has_the_executors_of_the_configuration() -> None:
     options = ExecutorOptions("concurrent.futures:ThreadPoolExecutor", {"thread_name_prefix": "reqtable-call-mine"})
     with calling(os.getpid, executors={"mine": options}, dispatch="fork") as (server, client):

@@ -669,6 +669,14 @@ def test_several_servers_are_listed(empty: Path) -> None:
         assert json.loads(command("workers", "--json", "--control", listed[0].split()[0]).out)
 
 
+def test_top_shows_all_running_servers(empty: Path) -> None:
+    with usual() as one, usual() as two:
+        done = command("top", "--json", "--once", "--interval", "0.1")
+        [frame] = map(json.loads, done.out.splitlines())
+        pids = {str(each.pid): each.pid for each in (one, two)}
+        assert {own["control"]: own["worker"] for own in frame["stats"]["workers"]} == pids
+
+
 def test_a_folder_that_others_can_write_is_not_trusted(empty: Path) -> None:
     with usual():
         empty.chmod(0o777)

@@ -12,9 +12,9 @@ import click
 import pytest
 
 from reqtable.control.query import ORDERS, QueryError
-from reqtable.run.commands import top
-from reqtable.run.commands.asking import Asked
+from reqtable.run.commands import servers
 from reqtable.run.commands.finding import Found
+from reqtable.run.commands.servers import Servers
 from reqtable.run.top.controls import SORT_KEYS, filters_of, press
 from reqtable.run.top.figures import Figures
 from reqtable.run.top.keys import keys_of
@@ -123,11 +123,11 @@ def test_the_rates_of_workers_are_added_and_a_new_one_begins_without() -> None:
     figures = Figures()
     figures.take([stats(1, accepted=5), stats(2, accepted=1000)], at=0)
     figures.take([stats(1, accepted=7), stats(2, accepted=1001), stats(3, accepted=900)], at=1)
-    rates = [figures.rates(worker) for worker in (1, 2, 3, None)]
+    rates = [figures.rates(worker=worker) for worker in (1, 2, 3, None)]
     assert [each and each.accepted for each in rates] == [2, 1, None, 3]
     figures.take([stats(3, accepted=903)], at=2)  # the others are stuck, or have ended
     figures.take([stats(1, accepted=8), stats(3, accepted=904)], at=3)
-    rates = [figures.rates(worker) for worker in (1, 3, None)]
+    rates = [figures.rates(worker=worker) for worker in (1, 3, None)]
     assert [each and each.accepted for each in rates] == [None, 1, 1]
 
 
@@ -563,56 +563,200 @@ def test_keys(text: str, keys: list[str], rest: str) -> None:
 class Recorded:
     """Answers like `Asked`, and records what it was asked."""
 
-    def __init__(self, error: click.ClickException | None = None) -> None:
+    def __init__(self, *rows: dict[str, Any], worker: int = WORKER, error: click.ClickException | None = None) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.rows = rows or (row(1),)
+        self.worker = worker
         self.error = error
-        self.looked_again = 0
 
     def get(self, place: str, **query: Any) -> Any:
         if self.error is not None:
             raise self.error
         self.asked.append((place, query))
-        return stats() if place == "/v1/stats" else [row(1)]
+        return stats(self.worker) if place == "/v1/stats" else list(self.rows)
 
     def find(self, place: str) -> Any:
         self.asked.append((place, {}))
+        return next((each for each in self.rows if place == f"/v1/requests/{each['id']}"), None)
 
-    def find_again(self) -> None:
-        self.looked_again += 1
+    def send(self, method: str, place: str, body: Any, also: int | None = None) -> Any:
+        self.asked.append((place, body))
+        return {"cancelled": body.get("ids"), "entries": 2}
+
+
+def asking(**recorded: Recorded) -> Servers:
+    """Return the servers with these names; the only one if it is named `only`."""
+    made = Servers(["some.sock"])
+    made._asked = {None if name == "only" else name: each for name, each in recorded.items()}  # type: ignore[misc]
+    return made
 
 
 def test_each_interval_costs_the_server_two_questions() -> None:
     model, server = model_of(3), Recorded()
-    sample = top._look(server, model.wanted())  # type: ignore[arg-type]
+    sample = asking(only=server).look(model.wanted())
     assert server.asked == [("/v1/stats", {}), ("/v1/requests", {"sort": "age", "limit": 5})]
     assert list(sample.rows) == [row(1)]
     press(model, "enter")
     server.asked.clear()
-    top._look(server, model.wanted())  # type: ignore[arg-type]
+    asking(only=server).look(model.wanted())
     assert server.asked == [("/v1/stats", {}), ("/v1/requests/1", {})]
 
 
-def test_a_server_that_does_not_answer_is_looked_for_again() -> None:
-    server = Recorded(click.ClickException("it has ended"))
-    with pytest.raises(Unanswered, match="it has ended"):
-        top._looked(server, Model().wanted())  # type: ignore[arg-type]
-    assert server.looked_again == 1
-
-
-def test_the_only_server_that_runs_is_found_again_unless_a_path_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    servers = [Found("old.sock", 1, "reqtable serve")]
-    monkeypatch.setattr("reqtable.run.commands.finding.running", lambda: servers)
-    monkeypatch.setattr("reqtable.run.commands.asking.running", lambda: servers)
-    found, named = Asked(None), Asked("old.sock")
-    assert (found.path, named.path) == ("old.sock", "old.sock")
-    servers[:] = [Found("new.sock", 2, "reqtable serve")]
-    assert found.path == "old.sock"
+def test_a_server_that_does_not_answer_is_looked_for_again_unless_a_path_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = [Found("/run/1.sock", 1, "reqtable serve")]
+    monkeypatch.setattr("reqtable.run.commands.finding.running", lambda: running)
+    found, named = Servers([]), Servers(["/run/1.sock"])
+    running[:] = [Found("/run/2.sock", 2, "reqtable serve"), Found("/run/3.sock", 3, "reqtable serve")]
     for each in (found, named):
-        each.find_again()
-    assert (found.path, named.path) == ("new.sock", "old.sock")
-    servers += [Found("third.sock", 3, "reqtable serve")]
-    found.find_again()
-    assert found.path == "new.sock"
+        with pytest.raises(Unanswered, match=r"^/run/1\.sock: there is no such socket"):
+            each.look(Model().wanted())
+    assert {name: each.path for name, each in found._asked.items()} == {"2": "/run/2.sock", "3": "/run/3.sock"}
+    assert [each.path for each in named._asked.values()] == ["/run/1.sock"]
+    running.clear()
+    with pytest.raises(Unanswered):
+        found.look(Model().wanted())
+    assert set(found._asked) == {"2", "3"}, "none runs now: the ones before are asked on"
+
+
+# -- several servers --------------------------------------------------------------------------------------------------
+
+
+def looked_at(model: Model, **recorded: Recorded) -> Servers:
+    """Have a model look at servers once. Returns the servers."""
+    made = asking(**recorded)
+    model.take(made.look(model.wanted()))
+    return made
+
+
+def test_several_servers_share_a_table_with_a_column_for_the_server() -> None:
+    model = Model()
+    looked_at(model, a=Recorded(row(1), row(3), worker=11), b=Recorded(row(1), row(2), worker=12))
+    lines = screen(model, 120)
+    assert lines[0].startswith("reqtable top  a Notes 127.0.0.1:80; b Notes 127.0.0.1:80  ")
+    assert lines[1] == "requests  6, at most 2000 in all servers   connections 0   buffers 0"
+    assert lines[4] == "workers   a 11 3 req, b 12 3 req"
+    assert [line.split()[:2] for line in lines[8:13]] == [
+        ["control", "id"],
+        ["a", "1"],
+        ["b", "1"],
+        ["b", "2"],
+        ["a", "3"],
+    ]
+
+
+def test_the_rates_of_several_servers_are_added_although_their_workers_have_the_same_number() -> None:
+    model, a, b = Model(), Recorded(), Recorded()
+    made = asking(a=a, b=b)
+    for count in (0, 8):
+        sample = made.look(model.wanted())
+        own = [{**each, **stats(WORKER, accepted=count), "at": float(count)} for each in sample.stats["workers"]]
+        model.take(sample._replace(stats={**sample.stats, "workers": own}))
+    found = model.rates()
+    assert found is not None
+    assert found.accepted == 2, "one a second in each"
+
+
+def test_a_kill_goes_to_the_server_of_the_request() -> None:
+    model, a, b = Model(), Recorded(row(1), worker=11), Recorded(row(1), worker=12)
+    made = looked_at(model, a=a, b=b)
+    type_in(model, "down", "K")
+    assert screen(model)[-1] == "End request 1 of b (127.0.0.1:50001, Notes at command)? y/n"
+    act = press(model, "y")
+    assert act == Act("cancel", 1, "b")
+    a.asked.clear()
+    assert made.act(act) == "ended request 1"
+    assert (a.asked, b.asked[-1]) == ([], ("/v1/requests/cancel", {"ids": [1]}))
+    with pytest.raises(Unanswered, match=r"^c has ended$"):
+        made.act(Act("cancel", 1, "c"))
+
+
+def test_the_selection_follows_a_request_of_its_server() -> None:
+    model = Model()
+    looked_at(model, a=Recorded(row(1)), b=Recorded(row(1)))
+    press(model, "down")
+    looked_at(model, a=Recorded(row(1, age_s=1.0)), b=Recorded(row(1)))
+    assert (model.place, model.selected) == (0, {**row(1), "control": "b"})
+
+
+def test_the_request_of_one_server_is_opened_there_only() -> None:
+    model, a, b = Model(), Recorded(), Recorded()
+    looked_at(model, a=a, b=b)
+    type_in(model, "down", "enter")
+    a.asked.clear()
+    b.asked.clear()
+    looked_at(model, a=a, b=b)
+    assert a.asked == [("/v1/stats", {})]
+    assert b.asked == [("/v1/stats", {}), ("/v1/requests/1", {})]
+    assert (model.detail, model.has_ended) == ({**row(1), "control": "b"}, False)
+    looked_at(model, a=a, b=Recorded(row(2)))
+    assert model.has_ended
+
+
+def test_w_goes_through_the_servers_and_a_drain_is_about_the_chosen_one() -> None:
+    model, a, b = Model(), Recorded(row(1), worker=11), Recorded(row(2), worker=12)
+    looked_at(model, a=a, b=b)
+    press(model, "D")
+    assert screen(model)[-1] == "there are several servers: choose one with w"
+    found = []
+    for _ in range(3):
+        assert press(model, "w") == Act("look")
+        looked_at(model, a=a, b=b)
+        found.append((model.wanted().filters, [each["control"] for each in model.rows], model.stats()["entries"]))
+    assert found == [({"control": "a"}, ["a"], 3), ({"control": "b"}, ["b"], 3), ({}, ["a", "b"], 6)]
+    type_in(model, "w", "w", "D")
+    assert screen(model)[-1] == "Drain the server b? It ends when its requests are done. y/n"
+    assert press(model, "y") == Act("drain", None, "b")
+
+
+def test_w_goes_through_the_workers_of_each_server() -> None:
+    model = Model()
+    own = [{**stats(pid), "control": name} for name, pid in (("a", 11), ("a", 12), ("b", 11))]
+    answer(model, [], {**summed(*own)}, servers={"a": {}, "b": {}})
+    assert model.choices() == [("a", None), ("a", 11), ("a", 12), ("b", None)]
+    type_in(model, "w", "w", "D")
+    assert screen(model)[-1] == "Drain worker 11 of a? Another one takes its place. y/n"
+    assert press(model, "y") == Act("drain", 11, "a")
+
+
+def test_a_server_is_chosen_by_a_filter() -> None:
+    model = Model()
+    looked_at(model, a=Recorded(), b=Recorded())
+    assert type_in(model, "f", *"control=b older=3", "enter")[-1] == Act("look")
+    a, b = Recorded(), Recorded()
+    looked_at(model, a=a, b=b)
+    assert a.asked == [("/v1/stats", {})]
+    assert b.asked[1] == ("/v1/requests", {"sort": "age", "limit": model.height + 1, "older": "3"})
+    assert [each["control"] for each in model.rows] == ["b"]
+
+
+def test_a_server_that_does_not_answer_leaves_the_others_on_the_screen() -> None:
+    model, gone = Model(), Recorded(error=click.ClickException("b.sock: there is no such socket"))
+    looked_at(model, a=Recorded(row(7)), b=gone)
+    lines = screen(model, 120)
+    assert "a Notes 127.0.0.1:80  b: b.sock: there is no such socket" in lines[0]
+    assert any(line.split()[:2] == ["a", "7"] for line in lines)
+    with pytest.raises(Unanswered, match=r"^b\.sock: there is no such socket; b\.sock: there is no such socket$"):
+        asking(b=gone, c=gone).look(model.wanted())
+
+
+def test_a_restart_of_one_server_is_told_with_its_name() -> None:
+    model = Model()
+    going = {"phase": "moving", "check": False, "pid": 12, "moved": 3, "left": 1, "ago_s": 1.0, "problem": None}
+    whole = {"a": stats(11, restart=None, taken=None), "b": stats(12, restart=going, taken=None)}
+    answer(model, [], summed(*whole.values()), servers=whole)
+    assert "restart   b: 3 of 4 requests moved to process 12" in screen(model)
+
+
+def test_servers_are_named_by_their_sockets() -> None:
+    paths = [["/run/a.sock", "/run/b.sock"], ["/run/1/c.sock", "/run/2/c.sock"], ["/run/a.sock"]]
+    assert [list(Servers(each)._asked) for each in paths] == [["a", "b"], ["c", "c-2"], [None]]
+
+
+def test_a_defect_in_one_answer_is_raised() -> None:
+    with pytest.raises(KeyError):
+        servers._each({"a": Recorded(), "b": Recorded()}, lambda name, _: {"a": 1}[name])  # type: ignore[arg-type, index]
 
 
 def test_without_rich_the_extra_is_named() -> None:

@@ -191,13 +191,13 @@ def test_pause_drops_an_answer_to_a_question_of_before(server: Controlled, tmp_p
     os.mkfifo(asked)
     os.mkfifo(taken)
     program = (
-        "import reqtable.run.commands.top as top, reqtable.run.top.screen as screen\n"
-        "look, take = top._looked, screen.Screen._looked\n"
+        "import reqtable.run.commands.servers as servers, reqtable.run.top.screen as screen\n"
+        "first, look, take = iter([1]), servers.Servers.look, screen.Screen._looked\n"
         "def looked(*given):\n"
-        f"    if not open({str(asked)!r}).read(): raise screen.Unanswered('no answer')\n"
+        f"    if not next(first, None) and not open({str(asked)!r}).read(): raise screen.Unanswered('no answer')\n"
         "    return look(*given)\n"
         f"def took(*given): take(*given), open({str(taken)!r}, 'w').close()\n"
-        "top._looked, screen.Screen._looked = looked, took\n" + RUN
+        "servers.Servers.look, screen.Screen._looked = looked, took\n" + RUN
     )
 
     def answer(text: str) -> None:
@@ -306,9 +306,12 @@ def test_an_exception_restores_the_terminal(server: Controlled, where: str) -> N
 
 def test_an_exception_of_a_question_restores_the_terminal(server: Controlled) -> None:
     program = (
-        "import reqtable.run.commands.top as top\n"
-        "def fail(*_): raise RuntimeError('a mistake')\n"
-        "top._looked = fail\n" + RUN
+        "import reqtable.run.commands.servers as servers\n"
+        "first, look = iter([1]), servers._look\n"
+        "def look_once(*given):\n"
+        "    if not next(first, None): raise RuntimeError('a mistake')\n"
+        "    return look(*given)\n"
+        "servers._look = look_once\n" + RUN
     )
     with Terminal(server.path, program=program) as top:
         assert top.ends() == 1
@@ -398,3 +401,30 @@ def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = command("top", "--control", f"{tmp_path}/c.sock")
     assert (done.code, done.out) == (3, "")
     assert re.fullmatch(r"reqtable: \S+/c.sock: there is no such socket: .*\n", done.err)
+
+
+# -- several servers --------------------------------------------------------------------------------------------------
+
+
+def test_a_kill_on_the_screen_of_two_servers_ends_a_request_of_the_chosen_one(server: Controlled) -> None:
+    with controlled() as other, clients(server, 1) as ours, clients(other, 1) as theirs:
+        with Terminal(server.path, "--control", other.path, columns=120) as top:
+            top.shows(
+                "^requests  2, at most .* in all servers", "^workers   c .*, c-2 ", "^control +id", "^c +1 ", "^c-2 +1 "
+            )
+            top.press("w", "w").shows("control=c-2").hides("^c +1 ")
+            top.press("K").shows("^End request 1 of c-2 ").press("y").shows("^ended request 1")
+            [kept], [killed] = ours.values(), theirs.values()
+            assert is_ended(killed)
+            assert kept.ask(b"still here\n") == b"still here\n"
+            assert top.press("q").ends() == 0
+
+
+def test_a_server_that_ends_leaves_the_other_on_the_screen(server: Controlled) -> None:
+    with clients(server, 1), controlled() as other:
+        with Terminal(server.path, "--control", other.path, columns=160) as top:
+            top.shows("^requests  1", "^workers   c .*, c-2 ")
+            other.signal(signal.SIGINT)
+            assert other.wait() == 0
+            top.shows("^reqtable top .* c-2: .*there is no such socket", "^c +1 ")
+            assert top.press("q").ends() == 0

@@ -49,7 +49,8 @@ class Executors:
 
     def begin_call(self, entry: Entry, want: Call[Any]) -> Callable[[], Any]:
         """Run the function of a `call` and have its result delivered. Returns a function that gives the call up."""
-        executor = self.named(want.on or self._host.config.call_on)
+        name = want.on or self._host.config.call_on
+        executor = self.named(name)
         is_sent = isinstance(executor, RestartingPool)  # perhaps to another process
         if is_sent:
             future = executor.submit(guarded, want.fn, want.args, want.kwargs)
@@ -58,13 +59,19 @@ class Executors:
         number = entry.call_number
         owner = entry.table.owner
         assert owner is not None
+        is_given_up = False
 
         def post(done: Future[Any]) -> None:
-            if not done.cancelled():
-                owner.post_result(entry, number, _outcome(want, done, is_sent))
+            if not is_given_up:
+                owner.post_result(entry, number, _outcome(want, name, done, is_sent))
+
+        def give_up() -> None:
+            nonlocal is_given_up
+            is_given_up = True
+            future.cancel()
 
         future.add_done_callback(post)
-        return future.cancel
+        return give_up
 
     def close(self, wait: bool) -> None:
         """Shut the executors down. With `wait`, running calls return first."""
@@ -100,7 +107,9 @@ class Executors:
         return f"there is no executor {name!r}; there are {names}"
 
 
-def _outcome(want: Call[Any], done: Future[Any], is_sent: bool) -> Any:
+def _outcome(want: Call[Any], name: str, done: Future[Any], is_sent: bool) -> Any:
+    if done.cancelled():  # a cluster does this to everything that it runs when its scheduler has gone
+        return Failure(HandlerError(f"{want!r} was cancelled by its executor, {name!r}"))
     error = done.exception()
     if error is None:
         return done.result()

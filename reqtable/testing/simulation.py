@@ -7,6 +7,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -80,6 +81,7 @@ def simulate(
     seed: int = 0,
     faults: Faults | None = None,
     passes_max: int = 200_000,
+    executor: Callable[[Callable[..., None]], Executor] | None = None,
 ) -> Report:
     """Make a server with `server_factory()`, and have it serve `clients` on a simulated network.
 
@@ -89,11 +91,15 @@ def simulate(
     are simulated, and `seed` decides all that is left to chance: the same arguments give the same trace, byte for byte.
     The simulation ends when the clients are done and the table is empty.
 
+    `executor(after)` makes what runs every `call`, such as a model of a cluster. `after(seconds, function, *args)` has
+    the function called when so much simulated time has passed. Without `executor`, eight threads run the calls, and
+    each call takes a time that the seed decides.
+
     Raises TypeError or ValueError if the arguments can't be simulated. Raises SimulationFailed if a client's
     expectation is not met, a handler raises an error that is not the peer's fault, a client or request waits for ever,
     anything is left over, or an invariant of the engine is broken.
     """
-    simulation = _Simulation(seed, faults, passes_max, names)
+    simulation = _Simulation(seed, faults, passes_max, names, executor)
     report = simulation.run(server_factory, clients, upstreams)
     if report.problems:
         raise SimulationFailed(report)
@@ -119,11 +125,17 @@ def _check_upstreams(upstreams: Any) -> None:
 
 class _Simulation:
     def __init__(
-        self, seed: int, faults: Faults | None, passes_max: int, names: Mapping[str, Sequence[str]] | None
+        self,
+        seed: int,
+        faults: Faults | None,
+        passes_max: int,
+        names: Mapping[str, Sequence[str]] | None,
+        executor: Callable[[Callable[..., None]], Executor] | None,
     ) -> None:
         self.network = SimNetwork(seed, faults, latency_s=_LATENCY_S, names=names)
         self.report = Report(seed, faults=self.network.dice.injected, faults_by_kind=self.network.dice.by_kind)
         self._passes_max = passes_max
+        self._executor = executor
         self._states: dict[int, State] = {}
 
     def run(
@@ -175,8 +187,14 @@ class _Simulation:
         except BaseException:
             server.server_close()
             raise
-        server._policies.executors.run_calls_by(lambda name: self.network.system.executor(_THREADS, name, bool))
+        server._policies.executors.run_calls_by(self._calls)
         return server
+
+    def _calls(self, name: str) -> Executor:
+        """Make the executor of that name."""
+        if self._executor is not None:
+            return self._executor(self.network.after)
+        return self.network.system.executor(_THREADS, name, bool)
 
     def _check(self, server: LoopServer) -> None:
         if server._host.system is not self.network.system:

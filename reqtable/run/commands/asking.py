@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 import click
 
 from reqtable.control.workers import ANSWER_S as WORKER_S
-from reqtable.run.commands.finding import CouldNotAsk, SeveralRun, found_path, listener_of, running
+from reqtable.run.commands.finding import CouldNotAsk, SeveralRun, found_path, listener_of
 from reqtable.run.commands.stuck import stuck_in
 from reqtable.run.operated import CONTROL_VARIABLE
 from reqtable.table.errors import ConfigurationError
@@ -67,11 +67,6 @@ class Asked:
     def wait_at_most(self, seconds: float) -> None:
         """From now on, give the server so many seconds for an answer."""
         self._timeout_s = seconds
-
-    def find_again(self) -> None:
-        """Ask the only server that is running from here on, unless a path was given: the one before may have ended."""
-        if self._path is None and len(servers := running()) == 1:
-            self.path = servers[0].path
 
     def get(self, place: str, **query: Any) -> Any:
         """Return the answer to a GET."""
@@ -212,20 +207,24 @@ def _handles(pid: int, number: int) -> bool:
     return bool(caught) and bool(int(caught[0], 16) >> (number - 1) & 1)
 
 
+def control_option(**given: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option `--control`."""
+    return click.option("--control", metavar="PATH", envvar=CONTROL_VARIABLE, type=click.Path(readable=False), **given)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 def asks(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options `--control` and `--json`, and the arguments `server` and `as_json`.
 
     At its end the command says which workers its answers lack.
     """
 
-    @click.option(
-        "--control",
-        metavar="PATH",
-        envvar=CONTROL_VARIABLE,
-        type=click.Path(readable=False),
-        help=f"The control socket of the server; otherwise ${CONTROL_VARIABLE}, or that of the only server.",
+    @control_option(
+        help=f"The control socket of the server; otherwise ${CONTROL_VARIABLE}, or that of the only server."
     )
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @json_option
     @functools.wraps(command)
     def run(*args: Any, control: str | None, **given: Any) -> Any:
         server = Asked(control)

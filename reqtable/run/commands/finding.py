@@ -45,6 +45,18 @@ def found_path() -> str:
 
     Raises CouldNotAsk if there is none, and SeveralRun if there are several.
     """
+    servers = _some_running()
+    if len(servers) > 1:
+        raise SeveralRun(servers)
+    return servers[0].path
+
+
+def found_paths() -> list[str]:
+    """Return the control sockets of all servers of this user that are running. Raises CouldNotAsk if there is none."""
+    return [each.path for each in _some_running()]
+
+
+def _some_running() -> list[Found]:
     servers = running()
     if not servers:
         looked = ", ".join(folders())
@@ -52,9 +64,7 @@ def found_path() -> str:
             f"no server of this user is running: no control socket answers in {looked}: start a server, or name its "
             "socket by --control PATH"
         )
-    if len(servers) > 1:
-        raise SeveralRun(servers)
-    return servers[0].path
+    return servers
 
 
 def running() -> list[Found]:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable
 
 from reqtable.control.query import ORDERS, ROW_ORDERS, Query, QueryError
-from reqtable.run.top.model import Act, Model, Page, Prompt, Question
+from reqtable.run.top.model import Act, Model, Page, Prompt, Question, key_of
 from reqtable.table.addresses import printable
 
 PROMPT_MAX = 200  # characters
@@ -16,7 +16,7 @@ LOOK = Act("look")
 
 
 def press(model: Model, key: str) -> Act | None:
-    """Do what a key means. Returns what the server must be asked for, if anything."""
+    """Do what a key means. Returns what a server must be asked for, if anything."""
     if key == "ctrl-c":
         return Act("quit")
     if model.prompt is not None:
@@ -89,7 +89,7 @@ def filters_of(text: str) -> dict[str, str]:
         if not separator or name in ("sort", "limit"):
             raise QueryError(f"{word}: write a filter as NAME=VALUE; / searches for a text")
         found[name] = value.upper() if name == "state" else value
-    Query.of(found)
+    Query.of({name: value for name, value in found.items() if name != "control"})
     return found
 
 
@@ -108,16 +108,18 @@ def _drop_search(model: Model) -> Act | None:
     return _search(model, "") if model.search else None
 
 
-def _next_worker(model: Model) -> Act | None:
-    """Choose the next worker, and all of them after the last one."""
-    pids = model.worker_pids()
-    if len(pids) < 2 and model.worker is None:
+def _next_part(model: Model) -> Act | None:
+    """Choose the next server or worker, and all of them after the last one."""
+    parts = model.choices()
+    chosen = (model.control or "", model.worker or 0)
+    if not parts and not any(chosen):
         model.message = "the server has only one process"
         return None
-    later = pids if model.worker is None else [pid for pid in pids if pid > model.worker]
-    model.filters.pop("worker", None)
-    if later:
-        model.filters["worker"] = str(later[0])
+    control, worker = next((each for each in parts if (each[0] or "", each[1] or 0) > chosen), (None, None))
+    for name, value in (("control", control), ("worker", worker)):
+        model.filters.pop(name, None)
+        if value is not None:
+            model.filters[name] = str(value)
     model.go_to_top()
     return LOOK
 
@@ -148,7 +150,7 @@ def _open(model: Model) -> Act | None:
     row = model.selected
     if row is None:
         return None
-    model.page, model.opened, model.detail, model.has_ended, model.scroll = Page.DETAIL, row["id"], row, False, 0
+    model.page, model.opened, model.detail, model.has_ended, model.scroll = Page.DETAIL, key_of(row), row, False, 0
     return LOOK
 
 
@@ -170,16 +172,23 @@ def _kill(model: Model) -> None:
     if row is not None:
         at = "" if row["handler_state"] is None else f" at {printable(row['handler_state'])}"
         whose = f"{printable(row['peer'])}, {printable(row['handler'])}{at}"
-        model.question = Question(f"End request {row['id']} ({whose})?", Act("cancel", row["id"]))
+        control, id = key_of(row)
+        of_server = "" if control is None else f" of {printable(control)}"
+        model.question = Question(f"End request {id}{of_server} ({whose})?", Act("cancel", id, control))
 
 
 def _drain(model: Model) -> None:
     """Ask whether to drain the chosen worker, or the server."""
-    if model.worker is not None and len(model.worker_pids()) > 1:
-        text = f"Drain worker {model.worker}? Another one takes its place."
-        model.question = Question(text, Act("drain", model.worker))
+    control, worker = model.control, model.worker
+    name = "" if control is None else f" {printable(control)}"
+    if model.controls() and control is None:
+        model.message = "there are several servers: choose one with w"
+    elif worker is not None and len(model.worker_pids(control)) > 1:
+        text = f"Drain worker {worker}{name and ' of' + name}? Another one takes its place."
+        model.question = Question(text, Act("drain", worker, control))
     else:
-        model.question = Question("Drain the server? It ends when its requests are done.", Act("drain"))
+        text = f"Drain the server{name}? It ends when its requests are done."
+        model.question = Question(text, Act("drain", None, control))
 
 
 _STEPS: dict[str, Callable[[Model], int]] = {
@@ -222,5 +231,5 @@ _ON_ROWS: dict[str, Callable[[Model], Act | None]] = {
     "s": _next_sort,
     "f": _ask_filter,
     "/": _ask_search,
-    "w": _next_worker,
+    "w": _next_part,
 }

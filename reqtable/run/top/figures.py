@@ -86,29 +86,33 @@ class Rates:
         return self.lag / self.due if self.due else None
 
 
+Worker = tuple[str | None, int]  # the name of its server, if there are several, and its process number
+
+
 class Figures:
     """Remembers the counts of each worker, and gives the rates since the look before."""
 
     def __init__(self) -> None:
-        self._known: dict[int, Counted] = {}
-        self._rates: dict[int, Rates] = {}
+        self._known: dict[Worker, Counted] = {}
+        self._rates: dict[Worker, Rates] = {}
 
     def take(self, workers: Iterable[Mapping[str, Any]], at: float) -> None:
         """Take the statistics of all workers that have answered.
 
         A worker that is new has no rates yet: when its counts began is not known. One that has ended is forgotten.
         """
-        now = {own["worker"]: Counted.of(own, at) for own in workers}
+        now = {(own.get("control"), own["worker"]): Counted.of(own, own.get("at", at)) for own in workers}
         self._rates = {
-            pid: Rates.between(self._known[pid], counts) for pid, counts in now.items() if pid in self._known
+            worker: Rates.between(self._known[worker], counts)
+            for worker, counts in now.items()
+            if worker in self._known
         }
         self._known = now
 
-    def rates(self, worker: int | None = None) -> Rates | None:
-        """Return the rates of one worker, or the sums of all; None if they are not known yet."""
-        if worker is not None:
-            return self._rates.get(worker)
+    def rates(self, control: str | None = None, worker: int | None = None) -> Rates | None:
+        """Return the sums of the rates of one worker, of one server, or of all; None if none is known yet."""
         whole = None
-        for each in self._rates.values():
-            whole = each if whole is None else whole + each
+        for (server, pid), each in self._rates.items():
+            if control in (None, server) and worker in (None, pid):
+                whole = each if whole is None else whole + each
         return whole

@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+from reqtable.control.joining import summed
 from reqtable.run.top.figures import Figures, Rates
 from reqtable.table.addresses import printable
 
 SEARCH_ROWS = 1000  # how many rows a search looks through
 
 
+RequestKey = tuple[str | None, int]  # the name of its server, if there are several, and its id there
+
+
 class Unanswered(Exception):
-    """The server has not answered. The message says why, in one line."""
+    """No server has answered. The message says why, in one line."""
 
 
 class Page(Enum):
@@ -26,16 +30,17 @@ class Page(Enum):
 
 
 class Wanted(NamedTuple):
-    """Says what to ask the server for."""
+    """Says what to ask the servers for."""
 
-    filters: Mapping[str, str]
+    filters: Mapping[str, str]  # `control` is the name of a server: only its rows
     sort: str
     limit: int
     id: int | None  # of a request to show in detail, instead of the rows
+    control: str | None = None  # the server of that request; None: there is only one
 
 
 class Sample(NamedTuple):
-    """Holds what the server has answered."""
+    """Holds what the servers have answered. If there are several, each row and worker has its server as `control`."""
 
     wanted: Wanted
     at: float  # the time of the statistics, by any clock that only goes forward
@@ -44,6 +49,8 @@ class Sample(NamedTuple):
     rows: Sequence[Mapping[str, Any]] = ()
     detail: Mapping[str, Any] | None = None  # None: not asked for, or there is no such request
     workers: Sequence[Mapping[str, Any]] = ()  # only if one is missing in the statistics
+    servers: Mapping[str, Mapping[str, Any]] = {}  # if there are several: the statistics of each that has answered
+    problems: Mapping[str, str] = {}  # if there are several: why the others have not
 
 
 class Act(NamedTuple):
@@ -51,6 +58,7 @@ class Act(NamedTuple):
 
     verb: str
     of: int | None = None
+    control: str | None = None  # the name of the server; None: there is only one
 
 
 class Question(NamedTuple):
@@ -82,16 +90,16 @@ class Model:
     prompt: Prompt | None = None
     question: Question | None = None
     message: str = ""  # what the last action has done
-    problem: str = ""  # why the server does not answer
+    problem: str = ""  # why no server answers
     sample: Sample | None = None  # the last answer
     rows: list[Mapping[str, Any]] = field(default_factory=list)
     place: int = 0  # of the selected row
     offset: int = 0  # of the first row on the screen
-    opened: int | None = None  # the request on the detail page
+    opened: RequestKey | None = None  # the request on the detail page
     detail: Mapping[str, Any] | None = None  # stays when the request has ended
     has_ended: bool = False  # whether the opened request has
     scroll: int = 0  # of the detail page
-    _selected: int | None = None  # the request that the selection follows; None: whatever is in that place
+    _selected: RequestKey | None = None  # the request that the selection follows; None: whatever is in that place
     _may_be_more: bool = False
     _figures: Figures = field(default_factory=Figures)
 
@@ -100,15 +108,16 @@ class Model:
     def wanted(self) -> Wanted:
         """Return what to ask the server for: the rows on the screen, and one more."""
         limit = SEARCH_ROWS if self.search else self.offset + self.height + 1
-        return Wanted(dict(self.filters), self.sort, limit, self.opened)
+        control, id = self.opened or (None, None)
+        return Wanted(dict(self.filters), self.sort, limit, id, control)
 
     def take(self, sample: Sample) -> None:
-        """Show what the server has answered."""
+        """Show what the servers have answered."""
         self.problem = ""
         self._figures.take(own_stats(sample.stats), sample.at)
         self.sample = sample
         if sample.wanted.id is not None:
-            if sample.wanted.id == self.opened:
+            if (sample.wanted.control, sample.wanted.id) == self.opened:
                 self.detail, self.has_ended = sample.detail or self.detail, sample.detail is None
             return
         if (sample.wanted.filters, sample.wanted.sort) == (self.filters, self.sort):
@@ -116,20 +125,20 @@ class Model:
             self.show(sample.rows)
 
     def fail(self, problem: str) -> None:
-        """Say why the server does not answer. Its last answers stay on the screen."""
+        """Say why no server answers. The last answers stay on the screen."""
         self.problem = problem
 
     def show(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show those of the rows that the search finds. The selection follows its request."""
         self.rows = [row for row in rows if not self.search or matches(row, self.search)]
-        places = {row["id"]: place for place, row in enumerate(self.rows)}
+        places = {key_of(row): place for place, row in enumerate(self.rows)}
         if self._selected in places:
             self.place = places[self._selected]
         else:
             if not self._may_be_more:  # otherwise the row may come with the next answer
                 self.place = max(0, min(self.place, len(self.rows) - 1))
             row = self.selected
-            self._selected = row["id"] if row is not None and self.place else None
+            self._selected = key_of(row) if row is not None and self.place else None
         self._scroll_to_place()
 
     # -- what the view asks -------------------------------------------------------------------------------------------
@@ -140,32 +149,60 @@ class Model:
         return int(self.filters["worker"]) if "worker" in self.filters else None
 
     @property
+    def control(self) -> str | None:
+        """The server whose requests and figures are shown; None: all."""
+        return self.filters.get("control")
+
+    def is_shown(self, own: Mapping[str, Any]) -> bool:
+        """Return whether the requests of a worker are shown."""
+        return self.control in (None, own.get("control")) and self.worker in (None, own["worker"])
+
+    @property
     def selected(self) -> Mapping[str, Any] | None:
         """The selected row."""
         return self.rows[self.place] if self.place < len(self.rows) else None
 
-    def rates(self, worker: int | None = None) -> Rates | None:
-        """Return the rates of a worker, or of all."""
-        return self._figures.rates(worker)
+    def rates(self) -> Rates | None:
+        """Return the sums of the rates of all workers that are shown; None if none is known yet."""
+        return self._figures.rates(self.control, self.worker)
+
+    def rates_of(self, own: Mapping[str, Any]) -> Rates | None:
+        """Return the rates of one worker."""
+        return self._figures.rates(own.get("control"), own["worker"])
 
     def stats(self) -> Mapping[str, Any]:
-        """Return the statistics of the chosen worker, or the sums of all. Empty if there are none."""
+        """Return the statistics of what is shown: of a worker, of a server, or of all. Empty if there are none."""
         if self.sample is None or "loop" not in self.sample.stats:  # no worker has answered
             return {}
-        if self.worker is None:
+        if self.worker is None and self.control is None:
             return self.sample.stats
-        return next((own for own in own_stats(self.sample.stats) if own["worker"] == self.worker), {})
+        own = [each for each in own_stats(self.sample.stats) if self.is_shown(each)]
+        return own[0] if len(own) == 1 else summed([[each] for each in own]) if own else {}
+
+    def controls(self) -> list[str]:
+        """Return the names of the servers, if there are several."""
+        return [] if self.sample is None else sorted([*self.sample.servers, *self.sample.problems])
 
     def stuck(self) -> list[Mapping[str, Any]]:
         """Return the workers that do not answer."""
         return [] if self.sample is None else [each for each in self.sample.workers if each["is_stuck"]]
 
-    def worker_pids(self) -> list[int]:
-        """Return the process numbers of all workers, the stuck ones included."""
+    def worker_pids(self, control: str | None = None) -> list[int]:
+        """Return the process numbers of all workers of a server, or of all; the stuck ones included."""
         if self.sample is None:
             return []
-        answering = {own["worker"] for own in own_stats(self.sample.stats)}
-        return sorted(answering | {each["worker"] for each in self.stuck()})
+        every = [*own_stats(self.sample.stats), *self.stuck()]
+        return sorted({each["worker"] for each in every if control in (None, each.get("control"))})
+
+    def choices(self) -> list[tuple[str | None, int | None]]:
+        """Return what can be shown alone: each of several servers, and each of several workers of a server."""
+        found: list[tuple[str | None, int | None]] = []
+        controls: Sequence[str | None] = self.controls() or (None,)
+        for control in controls:
+            pids = self.worker_pids(control)
+            found += [] if control is None else [(control, None)]
+            found += [(control, pid) for pid in pids if len(pids) > 1]
+        return found
 
     # -- the selection ------------------------------------------------------------------------------------------------
 
@@ -174,7 +211,7 @@ class Model:
         most = self.place + by if self._may_be_more else len(self.rows) - 1
         self.place = max(0, min(self.place + by, most))
         row = self.selected
-        self._selected = row["id"] if row is not None and self.place else None
+        self._selected = key_of(row) if row is not None and self.place else None
         self._scroll_to_place()
 
     @property
@@ -200,6 +237,11 @@ def own_stats(stats: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the statistics of each worker; those of the only process if it has no workers."""
     found: list[Mapping[str, Any]] = stats.get("workers", [stats])
     return [own for own in found if "worker" in own]
+
+
+def key_of(row: Mapping[str, Any]) -> RequestKey:
+    """Return what tells a request from all others."""
+    return row.get("control"), row["id"]
 
 
 def matches(row: Mapping[str, Any], text: str) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from rich.cells import chop_cells
@@ -20,7 +19,7 @@ from reqtable.run.commands.shown import Column
 from reqtable.run.commands.stuck import stack_lines
 from reqtable.run.top.controls import SORT_KEYS
 from reqtable.run.top.figures import Rates
-from reqtable.run.top.model import SEARCH_ROWS, Model, Page, own_stats
+from reqtable.run.top.model import SEARCH_ROWS, Model, Page, Sample, own_stats
 from reqtable.table.states import State
 
 _STATE_STYLES = {
@@ -49,7 +48,7 @@ _HELP = [
     ("f", "filter: NAME=VALUE …, such as older=40 handler=Notes state=R"),
     ("", "names: state handler handler_state peer path policy older idle"),
     ("/", f"search for a text in the first {SEARCH_ROWS:,} rows; Esc shows all again"),
-    ("w", "show the next worker only, and all after the last one"),
+    ("w", "show the next server or worker only, and all after the last one"),
     ("up k down j", "select a row; also page-up, page-down, home"),
     ("Enter", "open the selected request: its fields, input, stack"),
     ("K", "end the selected request (asks)"),
@@ -97,21 +96,19 @@ def _fitted(line: Text, width: int) -> Text:
 
 def _header(model: Model, width: int, now: float) -> list[Text]:
     stats = model.stats()
-    lines = [_title(model, now), _requests(stats), _flow(model.rates(model.worker)), _loop(model, stats)]
+    lines = [_title(model, now), _requests(model, stats), _flow(model.rates()), _loop(model, stats)]
     if model.sample is not None and "workers" in model.sample.stats:
         lines.append(_workers(model, width))
-    if model.sample is not None and (said := news(model.sample.stats)) is not None:
-        has_failed = (model.sample.stats["restart"] or {}).get("phase") == "failed"
-        lines.append(Text(f"restart   {said}", style="bold red" if has_failed else "bold yellow"))
+    if model.sample is not None:
+        lines += _restarts(model.sample)
     return [*lines, *_state_bar(stats.get("states", {}), width), _choice(model)]
 
 
 def _title(model: Model, now: float) -> Text:
     line = Text("reqtable top  ", style="bold")
-    servers = model.sample.stats.get("servers", ()) if model.sample is not None else ()
-    line.append(
-        ", ".join(f"{shown.text(each['handler'])} {shown.text(each['address'])}" for each in islice(servers, 3))
-    )
+    line.append(_names(model.sample))
+    for name, problem in model.sample.problems.items() if model.sample is not None else ():
+        line.append(f"  {shown.text(name)}: {shown.text(problem)}", style="bold red")
     line.append(time.strftime("  %H:%M:%S", time.localtime(now)), style="bright_black")
     if model.stats().get("is_draining"):
         line.append("  DRAINING", style="bold yellow")
@@ -122,11 +119,32 @@ def _title(model: Model, now: float) -> Text:
     return line
 
 
-def _requests(stats: Mapping[str, Any]) -> Text:
+def _names(sample: Sample | None) -> str:
+    """Return the handlers and addresses of the servers, after the name of each if there are several."""
+    if sample is None:
+        return ""
+    found = []
+    for name, stats in sample.servers.items() or [("", sample.stats)]:
+        every = [f"{shown.text(each['handler'])} {shown.text(each['address'])}" for each in stats.get("servers", ())]
+        found.append(" ".join([*([shown.text(name)] if name else []), ", ".join(every[:3])]))
+    return "; ".join(found)
+
+
+def _restarts(sample: Sample) -> Iterator[Text]:
+    """Yield a line for each server whose restart is news."""
+    for name, stats in sample.servers.items() or [("", sample.stats)]:
+        if (said := news(stats)) is not None:
+            has_failed = (stats["restart"] or {}).get("phase") == "failed"
+            words = f"restart   {name and shown.text(name) + ': '}{said}"
+            yield Text(words, style="bold red" if has_failed else "bold yellow")
+
+
+def _requests(model: Model, stats: Mapping[str, Any]) -> Text:
     if not stats:
         return Text("requests  -")
     line = Text(f"requests  {stats['entries']}")
-    most = f", at most {stats['entries_max']}{' in all workers' if 'workers' in stats else ''}"
+    among = "servers" if model.controls() and model.control is None else "workers"
+    most = f", at most {stats['entries_max']}{f' in all {among}' if 'workers' in stats else ''}"
     return line.append(f"{most}   connections {stats['connections']}   buffers {shown.size(stats['buffered_bytes'])}")
 
 
@@ -149,7 +167,7 @@ def _rate(value: float) -> str:
 
 def _loop(model: Model, stats: Mapping[str, Any]) -> Text:
     line = Text("loop      ")
-    rates = model.rates(model.worker)
+    rates = model.rates()
     if rates is None or not stats:
         line.append("busy -   pass -   late -")
     else:
@@ -175,15 +193,17 @@ def _workers(model: Model, width: int) -> Text:
     """Return a line with the stuck workers first, and as many of the others as there is room for."""
     assert model.sample is not None
     stuck = model.stuck()
-    parts = [Text(f"{each['worker']} STUCK {shown.age(each['heard_s'])}", style="bold red") for each in stuck]
-    known = {each["worker"] for each in stuck}
-    others = [own for own in own_stats(model.sample.stats) if own["worker"] not in known]
+    parts = [Text(f"{_worker(each)} STUCK {shown.age(each['heard_s'])}", style="bold red") for each in stuck]
+    known = {_worker(each) for each in stuck}
+    others = [own for own in own_stats(model.sample.stats) if _worker(own) not in known]
     for own in sorted(others, key=lambda own: -own["entries"]):
-        rates = model.rates(own["worker"])
+        rates = model.rates_of(own)
         busy = "" if rates is None else f" {rates.busy:.0%}"
         draining = " drains" if own["is_draining"] else ""
-        style = "reverse" if own["worker"] == model.worker else "" if rates is None else _busy_style(rates.busy)
-        parts.append(Text(f"{own['worker']}{busy} {own['entries']} req{draining}", style=style))
+        style = "" if rates is None else _busy_style(rates.busy)
+        if model.is_shown(own) and not (model.worker is None and model.control is None):
+            style = "reverse"
+        parts.append(Text(f"{_worker(own)}{busy} {own['entries']} req{draining}", style=style))
     line = Text("workers   ")
     for place, part in enumerate(parts):
         left = len(parts) - place
@@ -191,6 +211,11 @@ def _workers(model: Model, width: int) -> Text:
             return line.append(f", {left} more")
         line.append("" if not place else ", ").append_text(part)
     return line
+
+
+def _worker(own: Mapping[str, Any]) -> str:
+    """Return the number of a worker, after the name of its server if there are several."""
+    return f"{shown.text(own['control'])} {own['worker']}" if "control" in own else str(own["worker"])
 
 
 def _state_bar(counts: Mapping[str, int], width: int) -> list[Text]:
@@ -238,13 +263,16 @@ def _bounded(column: Column, most: int) -> Column:
     return Column(column.heading, cell, column.is_number)
 
 
-_COLUMNS = {name: _bounded(COLUMNS[name], _WIDEST.get(name, 12)) for name in USUAL}
-_OPTIONAL = [_COLUMNS[name] for name in NOT_ALWAYS]
+_COLUMNS = {
+    "control": _bounded(Column("control", lambda row: shown.text(row.get("control"))), 12),
+    **{name: _bounded(COLUMNS[name], _WIDEST.get(name, 12)) for name in USUAL},
+}
+_OPTIONAL = [_COLUMNS[name] for name in ("control", *NOT_ALWAYS)]
 
 
 def _body(model: Model) -> list[Text]:
     for each in model.stuck():
-        if each["worker"] == model.worker:
+        if model.worker is not None and model.is_shown(each):
             title = Text(f"worker {model.worker} is stuck in", style="bold red")
             return [title, *(Text(f"  {shown.text(line)}") for line in stack_lines(each["stack"]))]
     rows = model.rows[model.offset : model.offset + model.height]
@@ -261,7 +289,8 @@ def _body(model: Model) -> list[Text]:
 def _detail(model: Model, width: int, room: int) -> list[Text]:
     detail = model.detail or {}
     heading = Text(f"request {detail.get('id')}", style="bold")
-    if model.has_ended and any(each["worker"] == detail.get("worker") for each in model.stuck()):
+    worker = (detail.get("control"), detail.get("worker"))
+    if model.has_ended and any((each.get("control"), each["worker"]) == worker for each in model.stuck()):
         heading.append("  its worker does not answer", style="bold red")
     elif model.has_ended:
         heading.append("  has ended: this is how it was last seen", style="bold red")

@@ -1,0 +1,198 @@
+"""The example of docs/how-to/outgrow-one-machine.md: a Dask cluster, two servers, HAProxy, and what dies of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.cluster.simulated import Costs, measure
+from examples.cluster.stamps import BITS_MAX, Stamps, is_stamp, mint
+from reqtable.testing import Client as Script
+from reqtable.testing import exercise
+from tests.support import Client
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_S = 60.0  # these programs take seconds to start on a busy machine
+LONG, LONG_STAMP = b"mint 18 b\n", 576915  # a second of work
+needs_cluster = pytest.mark.skipif(
+    shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin") is None, reason="HAProxy is not installed"
+)
+
+
+# -- the handler ------------------------------------------------------------------------------------------------------
+
+
+def test_a_stamp_is_minted_and_checked() -> None:
+    stamp = mint(8, b"a text")
+    assert is_stamp(stamp, 8, b"a text")
+    assert not any(is_stamp(each, 8, b"a text") for each in range(stamp))
+    sent = b"mint 8 a text\ncheck %d 8 a text\ncheck %d 8 a text\nping\n" % (stamp, stamp + 1)
+    exercise(Stamps, Script().send(sent).expect(b"%d\nyes\nno\npong\n" % stamp))
+
+
+@pytest.mark.parametrize("wrong", [b"mint", b"mint 25 a", b"mint -1 a", b"check 1 a", b"mint 8", b"check 1 99 a", b""])
+def test_a_line_that_is_no_command_is_answered_by_the_usage(wrong: bytes) -> None:
+    usage = b"mint BITS TEXT, check STAMP BITS TEXT, or ping; BITS is at most %d\n" % BITS_MAX
+    exercise(Stamps, Script().send(wrong + b"\n").expect(usage))
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+def test_the_model_has_as_many_tasks_done_as_workers_and_scheduler_allow() -> None:
+    few, many = (measure(workers, Costs(0.060, 0.002), clients=32, each=5) for workers in (4, 64))
+    assert few.per_s == pytest.approx(4 / 0.060, rel=0.05), "each worker has always something to do"
+    assert few.p50_s == pytest.approx(32 * 0.060 / 4, rel=0.1)
+    assert many.per_s < 32 / 0.060, "never more than one task for each client"
+    bound = measure(64, Costs(0.060, 0.010), clients=32, each=5)
+    assert bound.per_s == pytest.approx(1 / 0.010, rel=0.1), "the scheduler takes them one after the other"
+
+
+def test_the_model_is_the_same_each_time() -> None:
+    first, second = (measure(3, Costs(0.060, 0.002), clients=8, each=4) for _ in range(2))
+    assert first == second
+
+
+# -- the programs -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def together(folder: Path, workers: int = 2) -> Iterator[Any]:
+    pytest.importorskip("distributed")
+    from examples.cluster.together import Together
+
+    with Together(folder, workers) as made:
+        yield made
+
+
+def ask(address: Any, *lines: bytes) -> list[bytes]:
+    """Ask over a new connection, one line after the other."""
+    with contextlib.closing(Client(address)) as client:
+        client.socket.settimeout(PATIENCE_S)
+        return [client.ask(each) for each in lines]
+
+
+def reqtable(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "reqtable", *words], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class Asking:
+    """Asks in threads, and keeps the answers."""
+
+    def __init__(self, address: Any, count: int, lines: list[bytes]) -> None:
+        self.answers: list[bytes] = []
+        self._threads = [threading.Thread(target=self._ask, args=(address, lines)) for _ in range(count)]
+        for each in self._threads:
+            each.start()
+
+    def _ask(self, address: Any, lines: list[bytes]) -> None:
+        self.answers += ask(address, *lines)
+
+    def join(self) -> list[bytes]:
+        for each in self._threads:
+            each.join(PATIENCE_S)
+            assert not each.is_alive()
+        return self.answers
+
+
+def rows(made: Any) -> list[dict[str, Any]]:
+    """The rows of both servers, as `reqtable top` has them."""
+    controls = [word for name in made.servers for word in ("--control", str(made.control(name)))]
+    found: list[dict[str, Any]] = json.loads(reqtable("top", "--json", "--once", *controls))["requests"]
+    return found
+
+
+def until(condition: Any) -> None:
+    """Look again and again, each time by a program that takes a while itself."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+
+
+@needs_cluster
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_worker_killed_under_load_delays_its_requests_and_fails_none(tmp_path: Path) -> None:
+    with together(tmp_path) as made:
+        asking = Asking(made.address, 6, [LONG, b"ping\n"])
+        until(lambda: sum(row["state"] == "OFFLOADED" for row in rows(made)) >= 3)  # more than one for each worker
+        assert {row["control"] for row in rows(made)} == {"a", "b"}, "HAProxy gives some to each server"
+        made.workers[0].process.kill()
+        assert sorted(asking.join()) == sorted([b"%d\n" % LONG_STAMP, b"pong\n"] * 6)
+
+
+@needs_cluster
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_dead_scheduler_is_an_error_for_each_request_until_it_is_back(tmp_path: Path) -> None:
+    with together(tmp_path, workers=1) as made:
+        asking = Asking(made.address, 2, [LONG, b"ping\n"])
+        until(lambda: sum(row["state"] == "OFFLOADED" for row in rows(made)) == 2)
+        made.scheduler.process.kill()
+        gone = b"failed: call(mint) was cancelled by its executor, 'cluster'\n"
+        answers = asking.join()
+        assert sorted(answers) == sorted([gone, b"pong\n"] * 2), answers
+        away = b"failed: the scheduler of the cluster, %b, is away\n" % made.scheduler_address.encode()
+        assert ask(made.address, b"mint 8 b\n", b"check 5 8 b\n") == [away, b"no\n"]
+        made.workers[0].process.wait(PATIENCE_S)  # a worker without a scheduler ends
+        made.start_scheduler()
+        made.start_worker("worker-2").says("(Registered to)")
+        stamp = b"%d\n" % mint(8, b"b")
+        for port in made.ports.values():  # each server has a client of its own, which finds the scheduler again
+            until(lambda: ask(made.address, b"mint 8 b\n") == [stamp])
+            assert port
+
+
+@needs_cluster
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_server_is_restarted_and_one_dies_behind_haproxy(tmp_path: Path) -> None:
+    with together(tmp_path) as made:
+        lines = [b"mint 10 %d\n" % number for number in range(40)]
+        asking = Asking(made.address, 4, lines)
+        until(lambda: len(rows(made)) == 4)
+        assert "moved to process" in reqtable("restart", "--control", str(made.control("a")))
+        expected = sorted(b"%d\n" % mint(10, b"%d" % number) for number in range(40))
+        assert sorted(asking.join()) == sorted(expected * 4), "no request has failed"
+        os.killpg(made.servers["b"].pid, signal.SIGKILL)
+        assert ask(made.address, b"ping\n", lines[0]) == [b"pong\n", b"%d\n" % mint(10, b"0")]
+
+
+@needs_cluster
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_one_command_starts_all_of_it_and_ctrl_c_ends_all_of_it() -> None:
+    pytest.importorskip("distributed")
+    command = [sys.executable, "-m", "examples.cluster", "--port", "0", "--workers", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            printed = list(iter(process.stdout.readline, "Ctrl-C ends all of them.\n"))
+            pids = [int(found) for line in printed for found in re.findall(r"process (\d+)", line)]
+            assert len(pids) == 5, printed
+            [port] = [int(line.split()[1].rpartition(":")[2]) for line in printed if line.startswith("HAProxy")]
+            assert ask(("127.0.0.1", port), b"mint 8 b\n") == [b"%d\n" % mint(8, b"b")]
+            [watch] = [line.split()[2:] for line in printed if line.startswith("Watch:")]
+            assert "in all servers" in reqtable(*watch, "--once")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 0
+            assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        finally:
+            process.send_signal(signal.SIGTERM)
