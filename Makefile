@@ -89,7 +89,7 @@ dist: $(VENV)/dev.stamp
 
 # build the site of the documentation in build/site; SERVE=1: serve it instead, and build it again after a change
 docs: $(VENV)/docs.stamp
-	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs $(if $(SERVE),serve,build --quiet)
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs $(if $(SERVE),serve,build)
 
 check: static test
 

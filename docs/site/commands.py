@@ -35,8 +35,7 @@ def _part(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=name, **command.context_settings)
     usage = f"{name} {' '.join(command.collect_usage_pieces(context))}"
     records = [record for each in command.get_params(context) if (record := each.get_help_record(context))]
-    rows = ((f"`{option}`".replace("|", "\\|"), _escaped(text)) for option, text in records)
-    options = table(("option", "meaning"), rows)
+    options = "\n\n".join(f"`{option}`\n:   {_escaped(text)}" for option, text in records if text)
     return f"## {name} {{ #{anchor(name)} }}\n\n```\n{usage}\n```\n\n{_help(command)}\n\n{options}"
 
 

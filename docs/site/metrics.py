@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from docs.site.texts import table
-from reqtable.control.figures import METRICS
+from reqtable.control.figures import METRICS, Metric
 
 
 def metrics() -> str:
-    """Return the table of the metrics."""
-    rows = (
-        (
-            f'<span id="{each.name}"></span>`{each.name}`',
-            each.kind,
-            ", ".join(f"`{label}`" for label in each.labels) or "-",
-            each.text,
-            "the largest value" if each.takes_largest else "the sum",
-        )
+    """Return a part for each metric."""
+    return "\n\n".join(
+        f"## `{each.name}` {{ #{each.name} }}\n\n{_facts(each)}\n{{ .facts }}\n\n{each.text}"
         for each in METRICS.values()
     )
-    return table(("metric", "type", "labels", "meaning", "with workers"), rows)
+
+
+def _facts(metric: Metric) -> str:
+    labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+    workers = "largest value" if metric.takes_largest else "sum"
+    return f"{metric.kind} · labels: {labels} · of several workers: the {workers}"

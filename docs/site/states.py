@@ -34,11 +34,10 @@ def endings() -> str:
 def transitions() -> str:
     """Return the table of the transitions."""
     rows = (
-        (f"`{state.name}`", f"`{event.name}`", f"`{following.name}`")
+        (f"`{state.name}`", "<br>".join(f"{event.value} → `{following.name}`" for event, following in by_event.items()))
         for state, by_event in TRANSITIONS.items()
-        for event, following in by_event.items()
     )
-    return table(("state", "event", "next state"), rows)
+    return table(("state", "event → next state"), rows)
 
 
 def transition_diagram() -> str:
@@ -48,7 +47,7 @@ def transition_diagram() -> str:
         for event, following in by_event.items():
             if event not in _EVERYWHERE:
                 events_of[state.name, following.name].append(event.value)
-    lines = ["digraph transitions {", "rankdir=LR; nodesep=0.35; ranksep=0.9;"]
+    lines = ["digraph transitions {", "rankdir=LR; nodesep=0.3; ranksep=0.5;"]
     lines.append("node [shape=box, style=rounded, fontname=sans]; edge [fontname=sans, fontsize=11];")
     for (state, following), named in events_of.items():
         label = "\\n".join(named)

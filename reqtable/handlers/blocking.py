@@ -88,10 +88,10 @@ class StreamRequestHandler(BaseRequestHandler):
     sockets.
     """
 
-    rbufsize: int = -1
-    wbufsize: int = 0
-    timeout: float | None = None
-    disable_nagle_algorithm: bool = False
+    rbufsize: int = -1  # bytes of the buffer of `rfile`; -1: as Python chooses
+    wbufsize: int = 0  # bytes of the buffer of `wfile`; 0: none
+    timeout: float | None = None  # seconds for each read and write; None: no bound
+    disable_nagle_algorithm: bool = False  # send small pieces at once (TCP_NODELAY in tcp(7))
 
     rfile: BinaryIO  # the input
     wfile: BinaryIO  # the output

@@ -55,7 +55,7 @@ class StateRequestHandler(ResumableHandler):
     }
 
     # The version of the states and the fields. A program that changes them raises it, and writes `migrate`.
-    state_version: ClassVar[int] = 1
+    state_version: ClassVar[int] = 1  # raise it when fields or states change, and define `migrate`
 
     _begins_in: ClassVar[str] = "start()"
 

@@ -55,8 +55,8 @@ class WebSocketMethods:
     websocket: WebSocket | None = None
     entry: Entry
 
-    message_bytes_max: ClassVar[int] = MESSAGE_BYTES_MAX  # of a message that comes, as `ws_message()` bounds it
-    subprotocols: ClassVar[Sequence[str]] = ()  # those that the handler speaks, the best one first
+    message_bytes_max: ClassVar[int] = MESSAGE_BYTES_MAX  # bytes of a message that comes, as for `ws_message()`
+    subprotocols: ClassVar[Sequence[str]] = ()  # the protocols that the handler speaks, the best one first
     compressed_bytes: ClassVar[range] = range(1024, 262_145)  # the sizes of messages that are sent compressed
     ping_s: ClassVar[float | None] = None  # a silent client gets a ping after so long, and is lost after twice that
 

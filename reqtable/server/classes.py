@@ -31,7 +31,7 @@ class BaseServer(LoopServer):
     bound, for a policy that does not exist or can't run the handler.
     """
 
-    timeout: float | None = None
+    timeout: float | None = None  # seconds that `handle_request` waits; None: for ever
 
     def __init__(
         self,
@@ -115,11 +115,11 @@ class TCPServer(BaseServer):
     fails, it closes what it opened.
     """
 
-    address_family: int = socket.AF_INET
+    address_family: int = socket.AF_INET  # or socket.AF_INET6
     socket_type: int = socket.SOCK_STREAM
-    request_queue_size: int = 5
-    allow_reuse_address: bool = False
-    allow_reuse_port: bool = False
+    request_queue_size: int = 5  # connections that the kernel queues, if a class sets another number
+    allow_reuse_address: bool = False  # set SO_REUSEADDR (socket(7))
+    allow_reuse_port: bool = False  # set SO_REUSEPORT (socket(7))
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class UDPServer(TCPServer):
     """
 
     socket_type: int = socket.SOCK_DGRAM
-    max_packet_size: int = 8192
+    max_packet_size: int = 8192  # bytes of a datagram; the rest is cut off
     _watches_destinations = False
 
     @property

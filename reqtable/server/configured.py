@@ -21,7 +21,7 @@ from reqtable.table.snapshot import unwrapped
 class ConfiguredServer:
     """Makes what depends on a server's configuration: policies, preamble, limits."""
 
-    dispatch: str = "inline"
+    dispatch: str = "inline"  # the policy, if nothing stronger names one
 
     _policies: PolicySet
     _preamble: PreambleSpec | None

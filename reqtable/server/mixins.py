@@ -83,8 +83,8 @@ class ThreadingMixIn(_MixIn):
     """
 
     dispatch: str = "thread"
-    daemon_threads: bool = False
-    block_on_close: bool = True
+    daemon_threads: bool = False  # neither `server_close` nor the interpreter's exit waits for the threads
+    block_on_close: bool = True  # `server_close` waits for the threads
 
     @property
     def _threads(self) -> _Threads:
@@ -134,8 +134,8 @@ class ForkingMixIn(_MixIn):
     dispatch: str = "fork"
     timeout: float | None = 300
     active_children: set[int] | None = None
-    max_children: int = 40
-    block_on_close: bool = True
+    max_children: int = 40  # at the same time, unless the configuration has `fork.max_children`
+    block_on_close: bool = True  # `server_close` waits for the children
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Reap the children that have exited. With `blocking`, wait for all children. The loop does it by itself."""
