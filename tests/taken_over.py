@@ -12,7 +12,7 @@ import signal
 from typing import Any, NoReturn
 
 import reqtable
-from reqtable import exactly, line, sleep, state
+from reqtable import exactly, line, sleep, start_tls, state
 from reqtable.handover import journal, journalled, taking_over
 from reqtable.handover.journal import Journal, Slot
 from reqtable.handover.journalled_steps import JournalledSteps
@@ -214,6 +214,9 @@ class TakenOver(reqtable.StateRequestHandler):
         elif verb == b"sleep":
             self.send(b"sleeping\n")
             return self.awake, sleep(float(rest[0]))
+        elif verb == b"tls":
+            self.send(b"go\n")
+            return self.secured, start_tls(cert=rest[0].decode())
         elif verb == b"take":
             return self.taken, exactly(int(rest[0]))
         elif verb == b"bye":
@@ -225,6 +228,10 @@ class TakenOver(reqtable.StateRequestHandler):
 
     @state()
     def awake(self, _: None) -> Any:
+        return self.add(0)
+
+    @state()
+    def secured(self, _: None) -> Any:
         return self.add(0)
 
     @state()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from reqtable.handover import sleeper
+from tests.certificates import begin_tls, write_certificate
 from tests.control import Operator
 from tests.moving.points import KILLS, converse
 from tests.service import WAIT_S, Service, children_of, is_sleeper, state_of, wait_gone
@@ -236,6 +237,23 @@ def test_rows_and_figures_say_what_was_taken_over(tmp_path: Path) -> None:
         assert [row["moves"] for row in rows] == [1, 1]
         assert all(row["idle_s"] <= row["age_s"] for row in rows)
         assert b"reqtable_requests_taken_total 2" in operator.ask("/metrics")[1]
+
+
+def test_a_connection_that_start_tls_has_encrypted_is_served_until_its_worker_dies(tmp_path: Path) -> None:
+    cert = write_certificate(tmp_path).encode()
+    with service() as found, Client(found.address) as plain, Client(found.address) as client:
+        assert plain.ask(b"add 1\n") == b"1 1\n"
+        assert client.ask(b"add 2\n") == b"1 2\n"
+        assert client.ask(b"tls %b\n" % cert) == b"go\n"
+        begin_tls(client)
+        assert client.line() == b"2 2 0\n"
+        assert client.ask(b"add 3\n") == b"3 2 0 3\n"
+        assert plain.ask(b"add 4\n") == b"2 1 4\n"
+        kill_worker(found)
+        assert is_cut_off(client)
+        assert plain.ask(b"add 5\n") == b"3 1 4 5\n"
+        found.wait_for("took over 1 request of")
+        found.wait_for(r"1 not continued \(1 without a record\)")
 
 
 def test_a_step_that_crashes_runs_again_once() -> None:

@@ -62,6 +62,8 @@ class _DrivenStream(Stream):
 
     __slots__ = ("is_silent", "lock", "progress")
 
+    may_encrypt = False  # the loop that the request came from ends the connection, and knows its plain socket
+
     def __init__(self, steps: Steps, request: Any) -> None:
         super().__init__(steps, request)
         self.lock = threading.Lock()  # of the two that follow, and of each send

@@ -182,6 +182,15 @@ class JournalledStream(Stream):
         if self.slot is not None:
             self.journal.free(self.slot)
 
+    def give_to_tls(self) -> None:
+        """Leave the journal: its keys die with the process, so no successor can continue the connection."""
+        super().give_to_tls()
+        assert self.slot is not None
+        self.journal.free(self.slot)
+        self.slot = None
+        self.journal.run(0)  # the page may be this row's
+        self.noted = True  # the step that runs has nothing more to note
+
     # -- the journal --------------------------------------------------------------------------------------------------
 
     def note(self, output: bytes | None) -> bool:

@@ -266,9 +266,16 @@ class TakingOver:
                 self.result.begun += 1
                 self._engine.intake.arrived(server, connection, connection.getpeername())
             else:
-                self.result.lost[_manner_of(server)] += 1
+                self.result.lost[self._manner_of(server)] += 1
                 connection.close()
         self._sockets.clear()
+
+    def _manner_of(self, server: Hosted) -> str:
+        if server._begins_with_tls:
+            return "TLS"
+        if self._kinds[self._engine.servers.index(server)] is not None:
+            return "without a record"  # such as one that start_tls() has encrypted
+        return str(server._policies.chosen.name)
 
     def _server_of(self, connection: socket.socket) -> Hosted | None:
         """Return the server that has accepted a connection; None if none has."""
@@ -320,12 +327,6 @@ def _is_untouched(connection: socket.socket) -> bool:
         return has_totals(connection) and totals(connection) == (0, 0)
     except OSError:
         return False
-
-
-def _manner_of(server: Hosted) -> str:
-    if server._begins_with_tls:
-        return "TLS"
-    return str(server._policies.chosen.name)
 
 
 def _stream_of(entry: Entry) -> JournalledStream:

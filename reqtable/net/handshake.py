@@ -270,8 +270,7 @@ class BegunTLS(Reaching[None]):
     def shake_hands(self, side: Entry) -> None:
         """Begin the handshake of `side`, whose output is taken and whose input is empty."""
         before: Any = side.transport
-        # Of a request that a thread or a child has, another loop ends the connection, and knows its plain socket.
-        if type(before) is not Stream and not isinstance(before, Outgoing):
+        if not (isinstance(before, Stream) and before.may_encrypt):
             raise HandlerError("start_tls() is for streams whose handler runs on the loop, not in a thread or a child")
         tls = self._want.tls
         name = None
@@ -280,7 +279,7 @@ class BegunTLS(Reaching[None]):
         else:
             context = client_context(tls)
             name = tls.server_name or _host_of(side)
-        before.watch(0)
+        before.give_to_tls()
         self._securing = _Securing(before)
         self._securing.handshake = Handshake(self._steps, before.request, context, self._secured, self._failed, name)
         side.transport = self._securing  # type: ignore[assignment]  # nobody sets its `request`

@@ -48,6 +48,7 @@ class Stream(Selectable):
 
     timeout_s: float | None = None
     immovable: ClassVar[str | None] = None
+    may_encrypt: ClassVar[bool] = True  # whether start_tls() may replace this transport
 
     def __init__(self, steps: Steps, request: Any) -> None:
         self.watched = 0
@@ -65,6 +66,10 @@ class Stream(Selectable):
     @property
     def poller(self) -> Poller:
         return self.steps.poller
+
+    def give_to_tls(self) -> None:
+        """Leave the socket to a TLS handshake."""
+        self.watch(0)
 
     def on_ready(self, mask: int) -> None:
         entry = self.entry
