@@ -28,7 +28,7 @@ def mypy(folder: Path, paths: list[Path], *options: str) -> Marks:
     done = subprocess.run([*command, *options, *map(str, paths)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     marks: Marks = defaultdict(str)
-    for found in map(json.loads, done.stdout.splitlines()):
+    for found in map(json.loads, filter(None, done.stdout.splitlines())):
         if found["severity"] == "error":
             marks[Path(found["file"]).name, found["line"]] += found["message"] + "\n"
     return marks
@@ -39,7 +39,8 @@ def pyright(folder: Path, paths: list[Path]) -> Marks:
     settings = {"include": [os.path.relpath(path, folder) for path in paths], "extraPaths": [str(ROOT)]}
     (folder / "pyrightconfig.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "pyright", f"--project={folder}", f"--pythonpath={sys.executable}", "--outputjson"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    quiet = os.environ | {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}  # else it asks whether there is a newer version
+    done = subprocess.run(command, cwd=folder, env=quiet, capture_output=True, text=True)
     if not done.stdout.startswith("{"):
         pytest.skip(f"pyright can't run: it needs node, and once a registry of npm: {done.stderr[-500:]}")
     said = json.loads(done.stdout)

@@ -24,7 +24,7 @@ from reqtable.table.engine_wants import (
     WRITABLE,
     Sleeping,
 )
-from reqtable.table.errors import LimitExceeded
+from reqtable.table.errors import HandlerError, LimitExceeded
 from reqtable.table.input import MISSING, Inbox, Input
 from reqtable.table.limits import Limits
 from reqtable.table.output import Output
@@ -345,3 +345,36 @@ def test_a_protocol_can_add_a_want():
     assert Netstring(4).awaits is Event.AWAITS_INPUT
     with pytest.raises(NotImplementedError):
         Want().take(an_entry())
+
+
+WANTED = [
+    "call(len, b'')",
+    "chunk()",
+    "connect('tcp://127.0.0.1:7')",
+    "datagram()",
+    "disconnected()",
+    "either(line())",
+    "end_output()",
+    "exactly(3)",
+    "flushed()",
+    "hand_off('thread')",
+    "line()",
+    "nothing()",
+    "parsed(len)",
+    "rest(3)",
+    "skip_line()",
+    "sleep(3)",
+    "start_tls(cert='server.pem')",
+    "told()",
+    "until(b';')",
+]
+
+
+@pytest.mark.parametrize("want", WANTED)
+def test_a_handler_that_makes_a_want_and_drops_it_is_refused(want, tmp_path):
+    module = tmp_path / f"drops_{WANTED.index(want)}.py"
+    module.write_text(
+        f"from reqtable import *\n\nclass Drops(AsyncRequestHandler):\n    async def handle(self):\n        {want}\n"
+    )
+    with pytest.raises(HandlerError, match=want.partition("(")[0] + r"\("):
+        exec(compile(module.read_text(), str(module), "exec"), {"__name__": module.stem})

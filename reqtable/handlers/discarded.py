@@ -14,11 +14,12 @@ from types import FunctionType
 from typing import Any
 
 from reqtable.handlers.finding import refusal
-from reqtable.table.connecting import Connect
+from reqtable.net.connection import connect
+from reqtable.table.connecting import StartTLS
 from reqtable.table.reaching import Either
 from reqtable.table.wants import Nothing
 
-_WANTS = {Nothing.__module__, Either.__module__, Connect.__module__}
+_WANTS = {Nothing.__module__, Either.__module__, StartTLS.__module__, connect.__module__}
 
 
 def refuse_discarded(cls: type, style: type, methods: tuple[str, ...] = ()) -> None:

@@ -52,7 +52,7 @@ class _MixIn(_Base):
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        bases = cls.__bases__
+        bases: tuple[type, ...] = cls.__bases__
         others = [base for base in bases if not issubclass(base, _MixIn)]
         if not issubclass(cls, _LoopSide) and any(hasattr(base, "process_request") for base in others):
             behind = 1 + next(place for place, base in enumerate(bases) if issubclass(base, _MixIn))

@@ -222,8 +222,8 @@ def program() -> None:
     serve(Machine, port=7000)  # error: port
     serve(Machine, config={"workers": 2})  # error: serve
     TCPServer(("127.0.0.1", 0))  # error: RequestHandlerClass
-    TCPServer(("127.0.0.1", 0), "Machine")  # error: TCPServer
-    TCPServer(("127.0.0.1", 0), Machine, dispatch=3)  # error: TCPServer
+    TCPServer(("127.0.0.1", 0), "Machine")  # error: Any
+    TCPServer(("127.0.0.1", 0), Machine, dispatch=3)  # error: dispatch
 
 
 def test() -> None:
