@@ -47,5 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Return the text of a page as mkdocs needs it: with its generated parts, and with links that stay in the site."""
     text = re.sub(r"^<!-- generated: (.+) -->$", lambda found: PARTS[found[1]](), markdown, flags=re.MULTILINE)
-    text = re.sub(r"^( *```\w+) (?!title=).+$", r"\1", text, flags=re.MULTILINE)  # a label, by which a test finds the block
+    text = re.sub(
+        r"^( *```\w+) (?!title=).+$", r"\1", text, flags=re.MULTILINE
+    )  # a label, by which a test finds the block
     return re.sub(r"\]\((?:\.\./)+examples/", "](../examples/", text)
