@@ -454,7 +454,7 @@ def test_an_error_of_the_file_is_said_with_its_line(text: str, said: str, tmp_pa
     [
         ("def f():\n    return 1 / 0\nf()\n", 2, "ZeroDivisionError: division by zero, in f ({file}:2)", [3, 2]),
         (
-            "import reqtable as r\nclass H(r.StateRequestHandler):\n    @r.state()\n    def one(self, _): ...\n"
+            "import reqtable as r\nclass H(r.StateRequestHandler):\n    @r.state()\n    def one(self, _): return None\n"
             "    @classmethod\n    def on_start(cls, server):\n        raise OSError('no database')\n",
             1,
             "OSError: no database, in H.on_start ({file}:7)",
