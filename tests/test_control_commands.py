@@ -33,6 +33,7 @@ from reqtable.run.commands.rows import COLUMNS, LETTERS
 from reqtable.run.commands.seconds import seconds_of
 from reqtable.run.commands.stuck import GRACE_S
 from reqtable.table.states import State
+from tests.pages import PAGES, Command, blocks, commands, write_files
 from tests.service import WAIT_S, Service
 from tests.support import Client, slow_but
 from tests.test_workers import until
@@ -1027,19 +1028,13 @@ def test_the_shell_completes_words_that_are_known(words: str, completes: list[st
     assert completed(*words.split()) == completes
 
 
-# -- docs/how-to/look-at-a-server.md ----------------------------------------------------------------------------------
-
-PAGE = (ROOT / "docs" / "how-to" / "look-at-a-server.md").read_text().partition("## Commands")[2]
+# -- the pages ---------------------------------------------------------------------------------------------------------
 
 
-def blocks(*, of_workers: bool) -> list[tuple[list[str], str]]:
-    """Return the commands that the page shows, each as words, and what it prints."""
-    found = []
-    for block in re.findall(r"^```console\n\$ reqtable (.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):
-        line, _, output = block.partition("\n")
-        if (line == "workers") is of_workers:
-            found.append((line.split(), output))
-    return found
+def shown_on(*pages: str) -> list[Command]:
+    """Return the commands of how-to pages whose output is shown."""
+    found = [block for page in pages for block in blocks(f"docs/how-to/{page}.md", "console")]
+    return [each for block in found for each in commands(block) if each.output]
 
 
 def shape(text: str) -> list[str]:
@@ -1049,7 +1044,7 @@ def shape(text: str) -> list[str]:
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
-def test_the_page_shows_what_the_commands_print(tmp_path: Path) -> None:
+def test_the_pages_show_what_the_commands_print(tmp_path: Path) -> None:
     path = tmp_path / "reqtable.toml"
     path.write_text("[limits]\nentries_max = 50000\n")
     with (
@@ -1073,10 +1068,10 @@ def test_the_page_shows_what_the_commands_print(tmp_path: Path) -> None:
         until(lambda: len(server.json("ps", "--handler-state", "body")) == 2)
         path.write_text("[limits]\nentries_max = 20000\n")
         assert server.run("reload").code == 0
-        for words, output in blocks(of_workers=False):
-            if words == ["stats"]:
+        for each in shown_on("find-a-stuck-request", "see-who-uses-the-server", "read-the-figures"):
+            if each.words == ("reqtable", "stats"):
                 until(lambda: server.json("stats")["servers"][0]["finished"]["cancelled"] == 1)
-            assert shape(server.run(*words).out) == shape(output), words
+            assert shape(server.run(*each.words[1:]).out) == shape(each.output), each.words
         server.signal(signal.SIGINT)
         assert server.wait() == 0
 
@@ -1085,9 +1080,9 @@ def test_the_page_shows_a_worker_that_is_stuck(workers: Controlled) -> None:
     with Client(workers.address) as held:
         held.send(b"hold\n")
         until(lambda: "STUCK" in workers.run("workers").out)
-        [(words, output)] = blocks(of_workers=True)
-        out = "\n".join(shape(workers.run(*words).out))
-        for part in "\n".join(shape(output)).split("…"):
+        [command] = shown_on("find-a-stuck-worker")
+        out = "\n".join(shape(workers.run(*command.words[1:]).out))
+        for part in "\n".join(shape(command.output)).split("…"):
             rows = part.strip()
             if rows.startswith("worker"):  # either worker may be the stuck one
                 assert sorted(rows.splitlines()) == sorted(out.splitlines()[: rows.count("\n") + 1])
@@ -1097,7 +1092,41 @@ def test_the_page_shows_a_worker_that_is_stuck(workers: Controlled) -> None:
         os.kill(stuck, signal.SIGKILL)
 
 
-def test_the_page_names_every_command_that_asks_a_server() -> None:
+def test_the_page_shows_workers_that_serve(workers: Controlled) -> None:
+    [command] = shown_on("run-several-workers")
+    until(lambda: shape(workers.run(*command.words[1:]).out) == shape(command.output))
+
+
+def test_the_readme_shows_its_server(tmp_path: Path) -> None:
+    write_files("README.md", tmp_path)
+    serving, looking = blocks("README.md", "console")
+    _, talk = commands(serving)
+    *typed, answer = talk.output.splitlines(keepends=True)
+    with Controlled(handler=f"{tmp_path}/notes.py:Notes") as server, Client(server.address) as client:
+        assert client.send("".join(typed).encode()).line() == answer.encode()
+        (ps,) = commands(looking)
+        until(lambda: shape(server.run(*ps.words[1:]).out) == shape(ps.output))
+
+
+def test_the_page_shows_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Controlled(handler=str(ROOT / "examples" / "notes.py") + ":Notes") as server, Client(server.address) as client:
+        client.send(b"put 10\nhal")
+        until(lambda: server.rows(1)[0]["buffered_in"] == 3)
+        save, record = shown_on("save-a-request")
+        assert shape(server.run(*save.words[1:]).out) == shape(save.output)
+        lines = iter(shape(command(*record.words[1:]).out))
+        assert [each for each in shape(record.output) if each != "…" and each not in lines] == []
+
+
+def test_the_pages_show_every_command_that_asks_a_server() -> None:
     asking = {name for name, each in cli.commands.items() if any(option.name == "as_json" for option in each.params)}
-    assert len(asking) == 13
-    assert {name for name in asking if f"| `reqtable {name}" not in PAGE} == set()
+    assert len(asking) == 14
+    typed = {
+        each.words[1]
+        for page in PAGES
+        for block in blocks(page, "console", "sh")
+        for each in commands(block)
+        if each.words[0] == "reqtable"
+    }
+    assert asking - typed == set()

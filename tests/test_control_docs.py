@@ -1,10 +1,8 @@
-"""The curl lines of docs/how-to/look-at-a-server.md work as they stand."""
+"""The curl lines of docs/reference/control-api.md work as they stand."""
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -12,30 +10,26 @@ import pytest
 
 from examples.notes import Notes
 from reqtable.control.api import ControlHandler
+from tests.pages import Command, blocks, commands, text_of
 from tests.test_control import clients, controlled
 
-PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "look-at-a-server.md").read_text()
-LINES = [
-    text.removeprefix("$ ")
-    for block in re.findall(r"^```console\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
-    for text in block.splitlines()
-    if text.startswith("$ curl")
-]
+PAGE = "docs/reference/control-api.md"
+LINES = [command for block in blocks(PAGE, "console") for command in commands(block)]
 
 
 def test_there_are_lines() -> None:
     assert len(LINES) >= 10
 
 
-@pytest.mark.parametrize("text", LINES)
-def test_a_curl_line_is_answered(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line.block.place)
+def test_a_curl_line_is_answered(tmp_path: Path, line: Command) -> None:
     with controlled(tmp_path, Notes) as (server, operator), clients(server, 2) as made:
         operator.rows_once(lambda rows: len(rows) == 2)
-        command = shlex.split(text.replace("$CONTROL", operator.path))
+        command = [word.replace("$CONTROL", operator.path) for word in line.words]
         ran = subprocess.run([*command, "-w", "\n%{http_code}"], capture_output=True, text=True, timeout=20)
         body, _, status = ran.stdout.rpartition("\n")
         assert status == "200", ran
-        if "/v1/events" in text:
+        if "/v1/events" in command[-1]:
             assert body.startswith(":")
         else:
             json.loads(body)
@@ -47,4 +41,4 @@ def test_every_resource_is_in_the_page() -> None:
     paths = {path for each in methods for _, path in getattr(each, "routes", ())}
     assert len(paths) >= 14
     for path in paths:
-        assert path.replace("{id}", "ID") in PAGE, path
+        assert path.replace("{id}", "ID") in text_of(PAGE), path

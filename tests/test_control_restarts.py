@@ -32,6 +32,7 @@ from reqtable.table.describing import HEAD_BYTES
 from reqtable.table.errors import ReqtableError
 from reqtable.table.saving import FORMAT, head_of
 from tests.control import Operator, UnixConnection
+from tests.pages import blocks, commands
 from tests.support import Client, serving
 from tests.test_control import clients
 from tests.test_control_commands import Controlled, Done, command
@@ -370,6 +371,22 @@ def test_the_command_prints_what_has_moved_and_what_ends_in_the_old_process(tmp_
             "  10  its connection is encrypted",
             "   2  it is red",
         ]
+
+
+def test_the_page_shows_what_a_restart_prints(tmp_path: Path) -> None:
+    check, restart, *_ = (
+        each for block in blocks("docs/how-to/deploy-without-a-cut.md", "console") for each in commands(block)
+    )
+    reasons = {"its connection is encrypted": 12}
+    outcomes = {
+        check: restart_at("checked", left=5000, immovable=reasons),
+        restart: restart_at(
+            "draining", moved=4988, left=12, immovable=reasons, pid=4711, took_s=0.93, longest_freeze_s=0.041
+        ),
+    }
+    for typed, outcome in outcomes.items():
+        with controlled(tmp_path, Staged(restart_at("starting"), outcome)) as (_, operator):
+            assert run(operator, *typed.words[1:]).out == typed.output
 
 
 def test_the_command_says_what_the_new_code_has_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What docs/how-to/http.md, docs/how-to/serve-a-folder.md and docs/how-to/move-from-gunicorn.md show works."""
+"""The servers and handlers of the pages on HTTP work, and the page on gunicorn names settings that exist."""
 
 from __future__ import annotations
 
@@ -19,21 +19,16 @@ from reqtable.config import Config, effective
 from reqtable.http import WSGIHandler
 from reqtable.run.commands.wsgi import wsgi_command
 from tests.http_client import Asking
+from tests.pages import blocks, text_of, titled, write_files
 from tests.support import WAIT_S, Client, served, wait_until
 
-DOCS = Path(__file__).parent.parent / "docs"
-PAGE = (DOCS / "how-to/http.md").read_text()
+HOW_TO = "docs/how-to"
 
 
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-
-
-def defined(label: str) -> dict[str, Any]:
-    """Run the blocks of docs/how-to/http.md with that label, and return what they define."""
-    found: dict[str, Any] = {"__name__": label}
-    for block in blocks(PAGE, f"python {label}"):
-        exec(compile(block, "docs/how-to/http.md", "exec"), found)
+def defined(page: str, title: str) -> dict[str, Any]:
+    """Run a file of a page, and return the names that it defines."""
+    found: dict[str, Any] = {"__name__": Path(title).stem}
+    exec(compile(titled(f"{HOW_TO}/{page}.md", title), title, "exec"), found)
     return found
 
 
@@ -54,25 +49,31 @@ def typed(block: str, folder: Path) -> Iterator[tuple[str, int]]:
             process.wait(WAIT_S)
 
 
-@pytest.mark.parametrize("index", [0, 1, 2], ids=["folder", "flask", "chat"])
-def test_five_minutes(tmp_path: Path, index: int) -> None:
-    for name in ("hello", "chat"):
-        (tmp_path / f"{name}.py").write_text(blocks(PAGE, f"python {name}")[0])
-    shown = blocks(PAGE, "sh")
-    assert len(shown) == 3
-    with typed(shown[index], tmp_path) as address, Asking(address) as client:
-        body = client.get("/").body
-        assert (b"<h1>Hello</h1>\n", b"Hello from Flask", body)[index] == body
-        if index == 2:
-            assert b"new WebSocket(" in body
-            uri = f"ws://127.0.0.1:{address[1]}"
-            with connect(uri) as ann, connect(uri) as bob:
-                ann.send("hello")  # to the three requests: one is no WebSocket
-                assert ann.recv(WAIT_S) == bob.recv(WAIT_S) == "hello"
+def first_sh(page: str, folder: Path, index: int = 0) -> str:
+    """Write the files of a page, and return one of the blocks that are typed."""
+    write_files(f"{HOW_TO}/{page}.md", folder)
+    return blocks(f"{HOW_TO}/{page}.md", "sh")[index].text
+
+
+@pytest.mark.parametrize(
+    ("page", "body"), [("serve-a-folder", b"<h1>Hello</h1>\n"), ("serve-wsgi", b"Hello\n")], ids=["folder", "flask"]
+)
+def test_typed_as_it_stands(page: str, body: bytes, tmp_path: Path) -> None:
+    with typed(first_sh(page, tmp_path), tmp_path) as address, Asking(address) as client:
+        assert client.get("/").body == body
+
+
+def test_the_chat(tmp_path: Path) -> None:
+    with typed(first_sh("write-a-websocket", tmp_path, 1), tmp_path) as address, Asking(address) as client:
+        assert b"new WebSocket(" in client.get("/").body
+        uri = f"ws://127.0.0.1:{address[1]}"
+        with connect(uri) as ann, connect(uri) as bob:
+            ann.send("hello")  # to the three requests: one is no WebSocket
+            assert ann.recv(WAIT_S) == bob.recv(WAIT_S) == "hello"
 
 
 def test_the_api() -> None:
-    found = defined("notes")
+    found = defined("write-an-http-api", "notes.py")
     with served(found["Notes"]) as server, Asking(server.server_address) as client:
         client.send(b"PUT /notes/2 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nbread")
         assert client.answer().status == 204
@@ -81,13 +82,16 @@ def test_the_api() -> None:
 
 
 def test_an_answer_in_pieces() -> None:
-    with served(defined("numbers")["Numbers"]) as server, Asking(server.server_address) as client:
+    with (
+        served(defined("stream-an-answer", "counting.py")["Numbers"]) as server,
+        Asking(server.server_address) as client,
+    ):
         for _ in range(2):
             assert client.get("/").body.split() == [b"%d" % number for number in range(1000)]
 
 
 def test_events() -> None:
-    news = defined("events")["News"]
+    news = defined("stream-events", "news.py")["News"]
     with served(news) as server, Client(server.server_address) as client:
         client.send(b"GET / HTTP/1.0\r\n\r\n")
         wait_until(server, lambda: [each.handler.state_name for each in server.table] == ["listening"])
@@ -99,22 +103,18 @@ def test_events() -> None:
         assert client.rest() == b"\n"
 
 
-def test_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (program,) = blocks((DOCS / "how-to/serve-a-folder.md").read_text(), "python")
+def test_the_folder(tmp_path: Path) -> None:
+    program = titled(f"{HOW_TO}/serve-a-folder.md", "folder.py").replace("/srv/www", str(tmp_path))
     (tmp_path / "page.html").write_text("<p>hello")
-    served_as: list[Any] = []
-    monkeypatch.setattr(reqtable, "serve", lambda handler, _: served_as.append(handler))
-    exec(
-        compile(program.replace("/srv/www", str(tmp_path)), "docs/how-to/serve-a-folder.md", "exec"),
-        {"__name__": "folder"},
-    )
-    with served(served_as[0]) as server, Asking(server.server_address) as client:
+    found: dict[str, Any] = {"__name__": "folder"}
+    exec(program, found)
+    with served(found["Site"]) as server, Asking(server.server_address) as client:
         assert client.get("/page.html").fields["cache-control"] == "max-age=3600"
         assert client.get("/").status == 403
 
 
 def test_the_page_on_moving_names_settings_that_exist() -> None:
-    page = (DOCS / "how-to/move-from-gunicorn.md").read_text()
+    page = text_of(f"{HOW_TO}/move-from-gunicorn.md")
     ours = "\n".join(line.split("|")[3] for line in page.splitlines() if line.startswith("| "))
     options = {option for each in wsgi_command.params for option in each.opts}
     assert set(re.findall(r"--[a-z][\w-]*", ours)) <= options

@@ -30,6 +30,7 @@ from reqtable.control.watch import machines_of
 from reqtable.http import HTTPRequestHandler
 from reqtable.server.operator import Operator
 from reqtable.table.states import State
+from tests.pages import played
 from tests.scraping import ask, samples_in, scraped, value, whole
 from tests.support import WAIT_S, Client, serving, wait_until
 
@@ -513,29 +514,15 @@ def test_sums_add_everything_but_what_is_shared() -> None:
 # -- what is written about it -----------------------------------------------------------------------------------------
 
 
-PAGE = (ROOT / "docs/how-to/look-at-a-server.md").read_text()
-
-
-def test_the_pages_settings_and_program_work(tmp_path: Path) -> None:
-    [settings] = [each for each in re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S) if "metrics" in each]
-    (tmp_path / "reqtable.toml").write_text(settings)
-    assert Config.load(tmp_path / "reqtable.toml").control.metrics == "127.0.0.1:9100"
-    [program] = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+def test_the_program_of_the_page_on_traces_can_stop(tmp_path: Path) -> None:
+    with played("docs/how-to/trace-requests.md", tmp_path) as names:
+        trace = names["trace"]
     with reqtable.TCPServer(ANY, Notes) as server:
         plain = hooks_of(server, Notes)
-        names: dict[str, Any] = {"server": server}
-        exec(program, names)
+        stop = trace(server)
         assert hooks_of(server, Notes) != plain
-        names["stop"]()
+        stop()
         assert hooks_of(server, Notes) == plain
-
-
-def test_the_page_lists_every_metric() -> None:
-    rows = re.findall(r"^\| `(reqtable_\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", PAGE, re.M)
-    assert rows == [
-        (name, each.kind, ", ".join(f"`{label}`" for label in each.labels) or "-", each.text)
-        for name, each in METRICS.items()
-    ]
 
 
 def test_the_dashboard_names_only_metrics_that_there_are() -> None:

@@ -17,6 +17,7 @@ import reqtable
 from reqtable import Config, ControlOptions, Transition
 from reqtable.control.page import HIDDEN, page_file
 from reqtable.http import HTTPRequestHandler
+from tests.pages import blocks
 from tests.support import WAIT_S, Client, serving
 from tests.test_control import Store, clients
 
@@ -254,11 +255,9 @@ def test_a_refusal_does_not_wait_for_the_body(caplog: pytest.LogCaptureFixture) 
 
 
 def test_the_settings_in_the_documentation(tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "how-to" / "look-at-a-server.md").read_text()
-    found = [each for each in re.findall(r"^```toml\n(.*?)^```", text, re.M | re.S) if "page" in each]
     options = []
-    for each in found:
-        (tmp_path / "reqtable.toml").write_text(each)
+    for block in blocks("docs/how-to/show-the-live-page.md", "toml"):
+        (tmp_path / "reqtable.toml").write_text(block.text)
         options.append(Config.load(tmp_path / "reqtable.toml").control)
     assert options == [
         ControlOptions(page="127.0.0.1:9101"),

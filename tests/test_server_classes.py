@@ -7,7 +7,6 @@ import errno
 import http.server
 import logging
 import os
-import re
 import signal
 import socket
 import socketserver
@@ -30,9 +29,10 @@ from reqtable.config import TLSOptions
 from reqtable.server.configured import reconfigure
 from reqtable.server.engine import Engine
 from tests.certificates import client_context, write_certificate
+from tests.pages import titled
 from tests.service import Service, wait_gone
 from tests.support import WAIT_S, open_descriptors
-from tests.test_cli import ROOT, run
+from tests.test_cli import run
 
 ANY = "tcp://127.0.0.1:0"
 PROGRAM = "tests/programs/server_classes.py"
@@ -529,14 +529,11 @@ def test_a_function_that_may_make_handlers_still_makes_handlers() -> None:
         assert ask(address, b"line\n") == b"LINE\n"
 
 
-# -- docs/how-to/deploy.md ------------------------------------------------------------------------------------------
+# -- docs/how-to/serve-a-server-class.md -----------------------------------------------------------------------------
 
 
 def test_the_function_of_the_page_makes_a_site() -> None:
-    [block] = re.findall(
-        r"^```python wsgi\n(.*?)^```$", (ROOT / "docs/how-to/deploy.md").read_text(), re.MULTILINE | re.DOTALL
-    )
     found: dict[str, Any] = {}
-    exec(compile(block, "docs/how-to/deploy.md", "exec"), found)
+    exec(titled("docs/how-to/serve-a-server-class.md", "website.py"), found)
     with serving(found["make_site"], ANY) as (_, [address]):
         assert ask(address) == b"hello\n"

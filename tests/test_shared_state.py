@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -16,7 +15,8 @@ from reqtable.handover.channel import Assembler, packets_of
 from reqtable.handover.messages import Share
 from reqtable.server.shared_state import SharedState, restore_states, save_states
 from reqtable.table import plain
-from tests.restarted import ROOT, Program
+from tests.pages import titled
+from tests.restarted import Program
 from tests.websockets_by_hand import handshake, text
 
 ANY = ("127.0.0.1", 0)
@@ -337,16 +337,8 @@ def test_an_attribute_that_is_no_field_keeps_its_request_in_the_old_process(tmp_
         assert ann.ask(b"say y\n") == b"y\n"
 
 
-def shown(page: str, label: str) -> str:
-    """Return the program with that label on a page of the documents."""
-    (program,) = re.findall(
-        rf"^```python {label}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE
-    )
-    return str(program)
-
-
 def test_the_room_of_the_documents_moves(tmp_path: Path) -> None:
-    with Program(tmp_path, shown("how-to/keep-shared-data.md", 'title="room.py"'), handler="Room") as program:
+    with Program(tmp_path, titled("docs/how-to/keep-shared-data.md", "room.py"), handler="Room") as program:
         with program.client() as ann, program.client() as bob:
             for each, name in ((ann, b"ann\n"), (bob, b"bob\n")):
                 assert each.send(name).ask(b"in\n") == name.strip() + b": in\n"
@@ -357,7 +349,7 @@ def test_the_room_of_the_documents_moves(tmp_path: Path) -> None:
 
 
 def test_the_rooms_of_the_documents_move(tmp_path: Path) -> None:
-    with Program(tmp_path, shown("how-to/websockets.md", "rooms"), handler="Chat") as program:
+    with Program(tmp_path, titled("docs/how-to/keep-websockets-open.md", "rooms.py"), handler="Chat") as program:
         with program.client() as ann, program.client() as bob, program.client() as other:
             for each, path in ((ann, b"/tea"), (bob, b"/tea"), (other, b"/cake")):
                 each.send(handshake(path=path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +20,7 @@ from reqtable.run.top.keys import keys_of
 from reqtable.run.top.model import SEARCH_ROWS, Act, Model, Page, Sample, Unanswered
 from reqtable.run.top.view import frame, plain_frame, shares
 from reqtable.table.states import State
+from tests.pages import text_of
 
 WORKER = 4711
 
@@ -527,7 +527,7 @@ def test_why_there_is_no_answer_is_shown_until_there_is_one() -> None:
 
 
 def test_the_page_in_the_docs_names_every_key() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "how-to" / "look-at-a-server.md").read_text()
+    page = text_of("docs/how-to/watch-on-a-screen.md")
     keys = page.partition("| key | what it does |")[2].partition("\n\n")[0]
     for key in ("s", "f", "/", "w", "j", "k", "K", "D", "p", "?", "q", *SORT_KEYS):
         assert f"`{key}`" in keys, key

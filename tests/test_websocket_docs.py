@@ -1,37 +1,37 @@
-"""The handlers on docs/how-to/websockets.md work, and the page names what a handler has."""
+"""The handlers on docs/how-to/write-a-websocket.md work, and the page names what a handler has."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reqtable.http import AsyncWebSocketHandler, WebSocketHandler
 from reqtable.http.websocket import WebSocketMethods
+from tests.pages import text_of, titled
 from tests.support import WAIT_S, served, wait_until
 from tests.test_websocket import talking
 
-PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "websockets.md").read_text()
+PAGE = "docs/how-to/write-a-websocket.md"
 
 
-def handlers() -> dict[str, Any]:
+def handler(title: str, name: str) -> Any:
+    """Run a file of the page, and return the handler that it defines."""
     found: dict[str, Any] = {"__name__": "page"}
-    for block in re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE):
-        exec(compile(block, "docs/how-to/websockets.md", "exec"), found)
-    return found
+    exec(compile(titled(PAGE, title), title, "exec"), found)
+    return found[name]
 
 
 def test_the_echo() -> None:
-    with served(handlers()["Echo"]) as server, talking(server) as client:
+    with served(handler("echo.py", "Echo")) as server, talking(server) as client:
         for message in ("text", b"bytes"):
             client.send(message)
             assert client.recv(WAIT_S) == message
 
 
 def test_the_room() -> None:
-    with served(handlers()["Room"]) as server, talking(server) as ann, talking(server) as bob:
+    with served(handler("room.py", "Room")) as server, talking(server) as ann, talking(server) as bob:
         ann.send("ann")
         bob.send("bob")
         wait_until(server, lambda: sorted(entry.handler.name for entry in server.table) == ["ann", "bob"])
@@ -40,7 +40,7 @@ def test_the_room() -> None:
 
 
 def test_the_coroutine(capsys: pytest.CaptureFixture[str]) -> None:
-    with served(handlers()["Upper"]) as server:
+    with served(handler("upper.py", "Upper")) as server:
         with talking(server) as client:
             client.send("text")
             assert client.recv(WAIT_S) == "TEXT"
@@ -54,5 +54,5 @@ def test_the_page_names_all_that_a_handler_has() -> None:
     own |= {name for cls in (WebSocketMethods,) for name in cls.__annotations__}
     public = {name for name in own if not name.startswith("_")} - {"entry", "send"}
     general = {"on_head", "on_eof", "on_error", "on_limit", "on_timeout", "respond", "message"}
-    tables = "".join(re.findall(r"^\|.*\n", PAGE, flags=re.MULTILINE))
+    tables = "".join(re.findall(r"^\|.*\n", text_of(PAGE), flags=re.MULTILINE))
     assert {name for name in public - general if f"`{name}" not in tables} == set()

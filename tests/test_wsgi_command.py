@@ -10,11 +10,10 @@ import subprocess
 import sys
 import textwrap
 import threading
-from pathlib import Path
 
 import pytest
 
-from reqtable.run.commands.wsgi import wsgi_command
+from tests.pages import write_files
 from tests.support import WAIT_S, Client
 
 HELLO = """
@@ -200,19 +199,8 @@ def test_the_loop_is_interrupted_at_the_deadline(site):
         assert command.get().startswith(b"HTTP/1.1 504 ")
 
 
-def test_the_page_on_wsgi_runs_as_it_stands(tmp_path):
-    page = (Path(__file__).parent.parent / "docs" / "how-to" / "serve-wsgi.md").read_text()
-    flask, program = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    (tmp_path / "hello.py").write_text(flask)
-    with running(tmp_path, "hello:app") as command:
+@pytest.mark.parametrize("module", ["hello", "program"])
+def test_the_applications_of_the_page_on_wsgi_run(module, tmp_path):
+    write_files("docs/how-to/serve-wsgi.md", tmp_path)
+    with running(tmp_path, f"{module}:app") as command:
         assert command.get().endswith(b"\r\n\r\nHello\n")
-    (tmp_path / "program.py").write_text(program.partition("if __name__")[0])
-    with running(tmp_path, "program:app") as command:
-        assert command.get().endswith(b"\r\n\r\nHello\n")
-    compile(program, "program.py", "exec")
-
-
-def test_the_page_on_wsgi_names_every_option():
-    page = (Path(__file__).parent.parent / "docs" / "how-to" / "serve-wsgi.md").read_text()
-    of_every_server = ["--takeover", "--log-level", "--log-file", "--user", "--group", "--control", "--no-control"]
-    assert [each.opts[0] for each in wsgi_command.params[1:] if each.opts[0] not in page] == of_every_server

@@ -1,4 +1,4 @@
-"""The control API: HTTP/1.1 with JSON, on a Unix socket. `docs/how-to/look-at-a-server.md` describes its resources."""
+"""The control API: HTTP/1.1 with JSON, on a Unix socket. `docs/reference/control-api.md` describes its resources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of one engine. `docs/how-to/look-at-a-server.md` says what each of them means."""
+"""The figures of one engine. `docs/reference/control-api.md` says what each of them means."""
 
 from __future__ import annotations
 
