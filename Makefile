@@ -13,16 +13,15 @@ BUILT_FROM := pyproject.toml setup.py reqtable/lean.c
 
 .PHONY: run test test-slow simulate faults fuzz http-suites compat reloads moving bench bench-page docs check dist static format clean
 
-CONNECT = import socket; s = socket.create_connection(("127.0.0.1", $(PORT)))
-TALK = s.sendall(b"put 12\none two two\ncount\nrank\n"); s.shutdown(1); print(s.makefile().read(), end="")
-
+# serve an example, and show its table in the last line of the terminal; PORT=7001: at another port
 run: $(VENV)/run.stamp
-	@echo "In another terminal (it answers 3, then rank 9):"
-	@printf '%s\n' '    $(PYTHON) -c '\''$(CONNECT); $(TALK)'\'
-	@echo "With a client connected, see the table of unfinished requests:"
-	@printf '%s\n' '    $(PYTHON) -i -c '\''$(CONNECT)'\'
-	@echo "    $(VENV)/bin/reqtable ps"; echo "Ctrl-C stops."; \
-	    exec $(BIN)/reqtable serve examples/notes.py:Notes --bind tcp://127.0.0.1:$(PORT)
+	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || \
+	    { echo "Port $(PORT) is in use by another program. Choose another one: make run PORT=7001"; exit 1; }
+	@echo "In another terminal, talk to the server. Type put 12, one two two, count, then rank; Ctrl-D ends:"
+	@echo "    $(VENV)/bin/reqtable talk 127.0.0.1:$(PORT)"
+	@echo "Meanwhile, see the table of unfinished requests below, or in a third terminal:"
+	@echo "    $(VENV)/bin/reqtable ps"
+	@echo "Ctrl-C stops."; exec $(BIN)/reqtable serve examples/notes.py:Notes --bind tcp://127.0.0.1:$(PORT)
 
 # run all but the slow tests, in eight minutes on two cores; ARGS="tests/test_table.py -k cancel": only these
 test: $(VENV)/test.stamp

@@ -344,3 +344,14 @@ def test_the_errors_of_a_group_are_trimmed() -> None:
         exercise(Grouped).jump(2)
     [inner] = caught.value.exceptions
     assert [each.name for each in traceback.extract_tb(inner.__traceback__)] == ["later", "fails"]
+
+
+def test_the_page_about_errors_shows_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(PACKAGE).parent / "docs" / "how-to" / "read-an-error.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    [said] = re.findall(r"^    127\.0\.0\.1:50000, (.*)$", page, re.MULTILINE)
+    (tmp_path / "sums.py").write_text(code)
+    found: dict[str, Any] = {"__name__": "sums"}
+    exec(compile(code, "sums.py", "exec"), found)
+    first, *_ = log_of(found["Sums"], "inline", b"1 two\n", tmp_path / "log").splitlines()
+    assert first.partition(", ")[2] == said

@@ -18,6 +18,7 @@ from reqtable.run.commands.completion import completion_command
 from reqtable.run.commands.http import http_command
 from reqtable.run.commands.inspect import config_command, states_command
 from reqtable.run.commands.looking import stats_command, watch_command, workers_command
+from reqtable.run.commands.new import new_command
 from reqtable.run.commands.record import record_command
 from reqtable.run.commands.restart import restart_command
 from reqtable.run.commands.rows import kill_command, ps_command, show_command
@@ -51,6 +52,7 @@ for command in (
     wsgi_command,
     check_command,
     talk_command,
+    new_command,
     states_command,
     config_command,
     ps_command,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from logging.handlers import WatchedFileHandler
+from shutil import get_terminal_size
 from typing import Any, NamedTuple
 
 import click
@@ -26,6 +27,8 @@ from reqtable.server.engine import Engine
 
 log = logging.getLogger("reqtable.control")
 http_access = logging.getLogger("reqtable.access.http")
+
+_SHOWN_MAX = 8  # requests in the status line
 
 LEVELS = ["debug", "info", "warning", "error"]
 
@@ -204,10 +207,14 @@ def _log_to_the_streams(serving: Serving, has_workers: bool) -> None:
 
 
 def _show_status(engine: Engine) -> None:
-    """Show on a terminal, once a second, how many requests the server has: a sign of life."""
+    """Show on a terminal, once a second, the table in one line: how many requests there are, and the oldest of them."""
 
     def show() -> None:
-        TERMINAL.show(status=f"{len(engine.table)} in the table, {engine.table.last_id} so far ")
+        table = engine.table
+        rows = table.snapshot(limit=_SHOWN_MAX) if len(table) else []
+        said = [f"{len(table)} in the table, {table.last_id} so far"]
+        said += [f"{row['id']} {row['handler_state'] or row['state']} {row['age_s']:.0f} s" for row in rows]
+        TERMINAL.show(status=" | ".join(said)[: get_terminal_size().columns - 2] + " ")
 
     engine.post(show)
     engine.every(1.0, show)
