@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from examples.cluster.simulated import Costs, measure
 from examples.cluster.stamps import BITS_MAX, Stamps, is_stamp, mint
 from reqtable.testing import Client as Script
 from reqtable.testing import exercise
+from tests.control import Operator
 from tests.support import Client
 
 ROOT = Path(__file__).parent.parent
-PATIENCE_S = 60.0  # these programs take seconds to start on a busy machine
-LONG, LONG_STAMP = b"mint 18 b\n", 576915  # a second of work
+PATIENCE_S = 120.0  # these programs take seconds to start on a busy machine
+LONG, LONG_STAMP = b"mint 18 d\n", 165_686  # a quarter of a second of work
 needs_cluster = pytest.mark.skipif(
     shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin") is None, reason="HAProxy is not installed"
 )
@@ -78,7 +79,7 @@ def together(folder: Path, workers: int = 2) -> Iterator[Any]:
         yield made
 
 
-def ask(address: Any, *lines: bytes) -> list[bytes]:
+def ask(address: Any, lines: Iterable[bytes]) -> list[bytes]:
     """Ask over a new connection, one line after the other."""
     with contextlib.closing(Client(address)) as client:
         client.socket.settimeout(PATIENCE_S)
@@ -96,14 +97,14 @@ def reqtable(*words: str) -> str:
 class Asking:
     """Asks in threads, and keeps the answers."""
 
-    def __init__(self, address: Any, count: int, lines: list[bytes]) -> None:
+    def __init__(self, address: Any, count: int, lines: Callable[[], Iterable[bytes]]) -> None:
         self.answers: list[bytes] = []
         self._threads = [threading.Thread(target=self._ask, args=(address, lines)) for _ in range(count)]
         for each in self._threads:
             each.start()
 
-    def _ask(self, address: Any, lines: list[bytes]) -> None:
-        self.answers += ask(address, *lines)
+    def _ask(self, address: Any, lines: Callable[[], Iterable[bytes]]) -> None:
+        self.answers += ask(address, lines())
 
     def join(self) -> list[bytes]:
         for each in self._threads:
@@ -112,15 +113,22 @@ class Asking:
         return self.answers
 
 
-def rows(made: Any) -> list[dict[str, Any]]:
-    """The rows of both servers, as `reqtable top` has them."""
-    controls = [word for name in made.servers for word in ("--control", str(made.control(name)))]
-    found: list[dict[str, Any]] = json.loads(reqtable("top", "--json", "--once", *controls))["requests"]
+def states(made: Any) -> dict[str, list[str]]:
+    """The states of the requests of each server."""
+    found = {}
+    for name in made.servers:
+        _, body = Operator(made.control(name)).ask("/v1/requests")
+        found[name] = [row["state"] for row in json.loads(body)]
     return found
 
 
+def are_out(made: Any) -> int:
+    """How many requests wait for the cluster."""
+    return sum(each.count("OFFLOADED") for each in states(made).values())
+
+
 def until(condition: Any) -> None:
-    """Look again and again, each time by a program that takes a while itself."""
+    """Look again and again; each look asks another program."""
     end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end
@@ -131,9 +139,9 @@ def until(condition: Any) -> None:
 @pytest.mark.timeout(180)
 def test_a_worker_killed_under_load_delays_its_requests_and_fails_none(tmp_path: Path) -> None:
     with together(tmp_path) as made:
-        asking = Asking(made.address, 6, [LONG, b"ping\n"])
-        until(lambda: sum(row["state"] == "OFFLOADED" for row in rows(made)) >= 3)  # more than one for each worker
-        assert {row["control"] for row in rows(made)} == {"a", "b"}, "HAProxy gives some to each server"
+        asking = Asking(made.address, 6, lambda: [LONG, b"ping\n"])
+        until(lambda: are_out(made) >= 4)  # two for each worker
+        assert all(states(made).values()), "HAProxy gives some to each server"
         made.workers[0].process.kill()
         assert sorted(asking.join()) == sorted([b"%d\n" % LONG_STAMP, b"pong\n"] * 6)
 
@@ -143,21 +151,19 @@ def test_a_worker_killed_under_load_delays_its_requests_and_fails_none(tmp_path:
 @pytest.mark.timeout(300)
 def test_a_dead_scheduler_is_an_error_for_each_request_until_it_is_back(tmp_path: Path) -> None:
     with together(tmp_path, workers=1) as made:
-        asking = Asking(made.address, 2, [LONG, b"ping\n"])
-        until(lambda: sum(row["state"] == "OFFLOADED" for row in rows(made)) == 2)
+        asking = Asking(made.address, 2, lambda: [LONG, b"ping\n"])
+        until(lambda: are_out(made) == 2)
         made.scheduler.process.kill()
         gone = b"failed: call(mint) was cancelled by its executor, 'cluster'\n"
         answers = asking.join()
         assert sorted(answers) == sorted([gone, b"pong\n"] * 2), answers
         away = b"failed: the scheduler of the cluster, %b, is away\n" % made.scheduler_address.encode()
-        assert ask(made.address, b"mint 8 b\n", b"check 5 8 b\n") == [away, b"no\n"]
+        assert ask(made.address, [b"mint 8 b\n", b"check 5 8 b\n"]) == [away, b"no\n"]
         made.workers[0].process.wait(PATIENCE_S)  # a worker without a scheduler ends
         made.start_scheduler()
         made.start_worker("worker-2").says("(Registered to)")
         stamp = b"%d\n" % mint(8, b"b")
-        for port in made.ports.values():  # each server has a client of its own, which finds the scheduler again
-            until(lambda: ask(made.address, b"mint 8 b\n") == [stamp])
-            assert port
+        until(lambda: [ask(made.address, [b"mint 8 b\n"]) for _ in made.servers] == [[stamp]] * 2)  # in each server
 
 
 @needs_cluster
@@ -165,14 +171,25 @@ def test_a_dead_scheduler_is_an_error_for_each_request_until_it_is_back(tmp_path
 @pytest.mark.timeout(240)
 def test_a_server_is_restarted_and_one_dies_behind_haproxy(tmp_path: Path) -> None:
     with together(tmp_path) as made:
-        lines = [b"mint 10 %d\n" % number for number in range(40)]
+        stamp, restarted = b"%d\n" % mint(10, b"b"), threading.Event()
+
+        def lines() -> Iterator[bytes]:
+            while not restarted.is_set():
+                yield b"mint 10 b\n"
+            yield from [b"mint 10 b\n"] * 2
+
         asking = Asking(made.address, 4, lines)
-        until(lambda: len(rows(made)) == 4)
-        assert "moved to process" in reqtable("restart", "--control", str(made.control("a")))
-        expected = sorted(b"%d\n" % mint(10, b"%d" % number) for number in range(40))
-        assert sorted(asking.join()) == sorted(expected * 4), "no request has failed"
+        try:
+            until(lambda: all(states(made).values()))
+            assert re.match("[1-9].* moved to process", reqtable("restart", "--control", str(made.control("a"))))
+        finally:
+            restarted.set()
+        answers = asking.join()
+        assert len(answers) >= 12
+        assert set(answers) == {stamp}, "no request has failed"
         os.killpg(made.servers["b"].pid, signal.SIGKILL)
-        assert ask(made.address, b"ping\n", lines[0]) == [b"pong\n", b"%d\n" % mint(10, b"0")]
+        made.servers["b"].process.wait(PATIENCE_S)
+        assert ask(made.address, [b"ping\n", b"mint 10 b\n"]) == [b"pong\n", stamp]
 
 
 @needs_cluster
@@ -188,7 +205,7 @@ def test_one_command_starts_all_of_it_and_ctrl_c_ends_all_of_it() -> None:
             pids = [int(found) for line in printed for found in re.findall(r"process (\d+)", line)]
             assert len(pids) == 5, printed
             [port] = [int(line.split()[1].rpartition(":")[2]) for line in printed if line.startswith("HAProxy")]
-            assert ask(("127.0.0.1", port), b"mint 8 b\n") == [b"%d\n" % mint(8, b"b")]
+            assert ask(("127.0.0.1", port), [b"mint 8 b\n"]) == [b"%d\n" % mint(8, b"b")]
             [watch] = [line.split()[2:] for line in printed if line.startswith("Watch:")]
             assert "in all servers" in reqtable(*watch, "--once")
             process.send_signal(signal.SIGINT)
