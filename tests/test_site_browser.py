@@ -18,7 +18,11 @@ from tests.support import served
 
 pytestmark = pytest.mark.timeout(BUILD_S + 60)  # the first test waits for the build
 WIDTHS = (360, 800, 1440)
-SHOWN = ["index", "reference/configuration", "reference/commands", "reference/handlers", "reference/states"]
+SHOWN = [
+    "index",
+    "how-to/index",
+    *(f"reference/{name}" for name in ("configuration", "commands", "handlers", "states")),
+]
 PAGES = sorted(path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in (ROOT / "docs").glob("**/*.md"))
 
 
@@ -67,7 +71,11 @@ def picture(browser: Browser, name: str) -> None:
     (folder / f"{name}.png").write_bytes(base64.b64decode(made["data"]))
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    # A page takes a second, so that all hundred pages take too long for each run.
+    "page",
+    [page if page in SHOWN else pytest.param(page, marks=pytest.mark.slow) for page in PAGES],
+)
 def test_a_page_fits_each_width_and_loads_nothing_from_elsewhere(shown: tuple[Browser, Any], page: str) -> None:
     browser, server = shown
     browser.show(server, f"/{page}.html")

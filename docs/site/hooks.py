@@ -18,6 +18,7 @@ from docs.site.commands import commands
 from docs.site.configuration import configuration
 from docs.site.machines import machines
 from docs.site.metrics import metrics
+from docs.site.navigation import expanded
 from docs.site.states import endings, events, states, transition_diagram, transitions
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -33,6 +34,13 @@ PARTS: dict[str, Callable[[], str]] = {
     "transition diagram": transition_diagram,
     "transitions": transitions,
 }
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages of a folder into the navigation."""
+    assert config.nav is not None
+    config.nav = expanded(config.nav)
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
