@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from websockets.sync.client import ClientConnection, connect
 
 from reqtable.handover import sleeper
+from tests.browser import browsing
+from tests.support import WAIT_S, served
 from tests.tutorial import Reader
 
 TUTORIALS = Path(__file__).parent.parent / "docs" / "tutorials"
@@ -34,3 +39,58 @@ def test_an_smtp_receiver(tmp_path: Path) -> None:
 def test_a_flask_application(tmp_path: Path) -> None:
     with Reader(TUTORIALS / "flask.md", tmp_path / "guests") as reader:
         reader.read()
+
+
+def say(member: ClientConnection, text: str, answer: str) -> None:
+    member.send(text)
+    assert member.recv(WAIT_S) == answer
+
+
+@pytest.mark.slow  # it restarts the server
+def test_a_chat(tmp_path: Path) -> None:
+    with ExitStack() as stack, Reader(TUTORIALS / "chat.md", tmp_path / "chat") as reader:
+        members: list[ClientConnection] = []
+
+        def join() -> None:
+            address = f"ws://127.0.0.1:{reader.port(8000)}/tea"
+            for name in ("ann", "bob"):
+                member = stack.enter_context(connect(address, open_timeout=WAIT_S, proxy=None, ping_interval=None))
+                members.append(member)
+                say(member, name, f"{name} has joined")
+            assert members[0].recv(WAIT_S) == "bob has joined"
+            say(members[0], "/who", "ann: /who")
+            assert members[1].recv(WAIT_S) == "ann: /who"
+
+        reader.before["reqtable restart --check"] = join
+        reader.read()
+        ann, bob = members
+        say(ann, "/who", "here: ann, bob")
+        say(ann, "still here", "ann: still here")
+        assert bob.recv(WAIT_S) == "ann: still here"
+
+
+def test_the_page_of_the_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attack = "<img src=x onerror=document.title='run'>"
+    with Reader(TUTORIALS / "chat.md", tmp_path) as reader:
+        reader.write_files()
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {"__name__": "chat"}
+    exec(compile((tmp_path / "chat.py").read_text(), "chat.py", "exec"), found)
+    with browsing(tmp_path / "profile") as browser, served(found["Chat"]) as server:
+
+        def enter(text: str, shown: int) -> None:
+            """Enter a text when so many lines are shown."""
+            browser.until(f"document.querySelectorAll('li').length === {shown}")
+            browser.find("input").send_keys(text + "\n")
+
+        browser.show(server, "/tea")
+        enter("ann", 1)
+        with browser.new_tab():
+            browser.show(server, "/tea")
+            enter("bob", 1)
+            enter(attack, 2)
+            browser.until("document.querySelectorAll('li').length === 3")
+        browser.until("document.querySelectorAll('li').length === 5")
+        assert browser.texts("li")[1:] == ["ann has joined", "bob has joined", f"bob: {attack}", "bob has left"]
+        assert browser.run("return [document.images.length, document.title]") == [0, "Chat"]
+        browser.driver.get("about:blank")

@@ -25,8 +25,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -112,10 +114,12 @@ class Reader:
         self.server: Terminal | None = None
         self.client: Terminal | None = None
         self.background: list[Terminal] = []
-        runtime = folder.parent / "run"
-        runtime.mkdir(mode=0o700, exist_ok=True)
+        self.before: dict[str, Callable[[], None]] = {}  # what to do once before a command
+        self.sockets = tempfile.TemporaryDirectory(prefix="reqtable-tutorial-")  # short, as paths of sockets must be
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("REQTABLE", "PYTEST"))}
-        self.env |= {"XDG_RUNTIME_DIR": str(runtime), "PYTHONUNBUFFERED": "1", "COLUMNS": "120", "NO_COLOR": "1"}
+        # The commands find the reader's server, although other servers may run on this machine.
+        self.env["REQTABLE_CONTROL"] = f"{self.sockets.name}/control.sock"
+        self.env |= {"PYTHONUNBUFFERED": "1", "COLUMNS": "120", "NO_COLOR": "1"}
         self.env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
     def __enter__(self) -> Reader:
@@ -127,6 +131,7 @@ class Reader:
                 terminal.stop()
                 if kind is not None:
                     print(f"$ {terminal.command}\n{terminal.text}")
+        self.sockets.cleanup()
 
     def port(self, shown: int) -> int:
         return int(self.same[str(shown)])
@@ -136,10 +141,16 @@ class Reader:
         for language, title, block in self.blocks:
             if language == "console":
                 self._follow(title, block)
-            elif title:
+            else:
                 self._write(self.folder / title, self._as_here(block))
 
     # -- files --------------------------------------------------------------------------------------------------------
+
+    def write_files(self) -> None:
+        """Write the files as they are at the end of the page, and run nothing."""
+        for language, title, block in self.blocks:
+            if language != "console":
+                self._write(self.folder / title, block)
 
     def _write(self, path: Path, block: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +173,7 @@ class Reader:
     def _run(self, command: str, shown: list[str]) -> None:
         if command.startswith(INSTALLS):
             return
+        self.before.pop(command, lambda: None)()
         command = self._as_here(command)
         if command == "wait":
             self._wait(shown)
