@@ -1,4 +1,4 @@
-"""The navigation of a folder of pages, as the folder's `index.md` has it: its chapters, and the pages in their tables."""
+"""The navigation of a folder of pages: the chapters of its `index.md`, and the pages in their tables."""
 
 from __future__ import annotations
 

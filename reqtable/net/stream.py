@@ -131,18 +131,15 @@ class Stream(Selectable):
             self._receive()
 
     def _receive(self) -> None:
+        """Receive for a WAITING request; b"" is the end of its input."""
+        entry, steps = self.entry, self.steps
         try:
-            data = self.request.recv(self.steps.table.limits.recv_bytes)
+            data = self.request.recv(steps.table.limits.recv_bytes)
         except _NOT_NOW:
             return
         except OSError as error:
             self._unreadable(error)
             return
-        self._take_in(data)
-
-    def _take_in(self, data: bytes) -> None:
-        """Give what was received to a WAITING request; b"" is the end of its input."""
-        entry, steps = self.entry, self.steps
         if data:
             entry.bytes_in += len(data)
             if entry.input.data or not steps.waiting.give(entry, None, data, _INPUT_ARRIVED):
