@@ -104,7 +104,8 @@ class Stream(Selectable):
         elif state is _WAITING:
             self._while_waiting(mask)
         elif state is _LINGERING:
-            self._discard()
+            if discarded_all(self.request, self.steps.table.limits.recv_bytes):
+                self.steps.end(self.entry, _INPUT_ENDED)
         elif state is not _CLOSED:
             on_hang_up(self, self.request, mask)
 
@@ -131,15 +132,18 @@ class Stream(Selectable):
             self._receive()
 
     def _receive(self) -> None:
-        """Receive for a WAITING request; b"" is the end of its input."""
-        entry, steps = self.entry, self.steps
         try:
-            data = self.request.recv(steps.table.limits.recv_bytes)
+            data = self.request.recv(self.steps.table.limits.recv_bytes)
         except _NOT_NOW:
             return
         except OSError as error:
             self._unreadable(error)
             return
+        self._take_in(data)
+
+    def _take_in(self, data: bytes) -> None:
+        """Give what was received to a WAITING request; b"" is the end of its input."""
+        entry, steps = self.entry, self.steps
         if data:
             entry.bytes_in += len(data)
             if entry.input.data or not steps.waiting.give(entry, None, data, _INPUT_ARRIVED):
@@ -158,10 +162,6 @@ class Stream(Selectable):
             self.steps.output_taken(self.entry)
         elif self.entry.bytes_out > before:
             self.steps.output_moved(self.entry)
-
-    def _discard(self) -> None:
-        if discarded_all(self.request, self.steps.table.limits.recv_bytes):
-            self.steps.end(self.entry, _INPUT_ENDED)
 
     def flush(self) -> bool:
         entry = self.entry
