@@ -181,7 +181,7 @@ def test_a_server_is_restarted_and_one_dies_behind_haproxy(tmp_path: Path) -> No
         asking = Asking(made.address, 4, lines)
         try:
             until(lambda: all(states(made).values()))
-            assert re.match("[1-9].* moved to process", reqtable("restart", "--control", str(made.control("a"))))
+            assert "moved to process" in reqtable("restart", "--control", str(made.control("a")))
         finally:
             restarted.set()
         answers = asking.join()

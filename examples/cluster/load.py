@@ -8,6 +8,7 @@ what a task takes each program in processor time. `--bits 1` measures tasks that
 
 import argparse
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8, help="how many clients ask at the same time; 8")
     parser.add_argument("--rounds", type=int, default=3, help=f"each client asks {len(_TEXTS)} times so often; 3")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the programs of the example end, too
     print("                                     processor ms for a request")
     print("workers    per s   p50 ms   p99 ms   scheduler   workers   servers")
     for workers in (1, 2, 4):
