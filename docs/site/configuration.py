@@ -26,9 +26,9 @@ def configuration() -> str:
         if name != chapter:
             chapter = name
             parts.append(f"## `[{chapter}]` {{ #{chapter} }}\n\n{(cls.__doc__ or '').splitlines()[0]}")
-        parts.append(
-            f"### `{key}` {{ #{key} }}\n\n{' · '.join(_facts(key, field, cls))}\n\n{texts_of(cls)[field.name]}"
-        )
+        heading = f'### `{key}` {{ #{key} data-toc-label="{field.name}" }}'
+        facts = " · ".join(_facts(key, field, cls))
+        parts.append(f"{heading}\n\n{facts}\n{{ .facts }}\n\n{texts_of(cls)[field.name]}")
     return "\n\n".join(parts)
 
 
