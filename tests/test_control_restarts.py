@@ -374,7 +374,7 @@ def test_the_command_prints_what_has_moved_and_what_ends_in_the_old_process(tmp_
 
 
 def test_the_page_shows_what_a_restart_prints(tmp_path: Path) -> None:
-    check, restart, *_ = (
+    check, restart = (
         each for block in blocks("docs/how-to/deploy-without-a-cut.md", "console") for each in commands(block)
     )
     reasons = {"its connection is encrypted": 12}

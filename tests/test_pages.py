@@ -42,6 +42,10 @@ pytest.importorskip("flask")
 RUN_ELSEWHERE = {
     "README.md": "tests/test_control_commands.py plays its server and its client",
     "docs/tutorials/": "tests/test_tutorials.py reads each tutorial from top to bottom",
+    "docs/how-to/outgrow-one-machine.md": "tests/test_outgrow_page.py runs each of its blocks",
+    "docs/how-to/read-an-error.md": "tests/test_users_line.py compares its line of the log",
+    "docs/how-to/start-a-handler.md": "tests/test_new.py types its commands",
+    "docs/how-to/talk-to-a-server.md": "tests/test_talk.py types its command",
     "docs/how-to/use-types.md": "tests/test_types.py compares its wrong lines with mypy and pyright",
     "docs/how-to/run-in-docker.md": "tests/test_docker.py compares its commands with the image",
     "docs/how-to/run-under-systemd.md": "tests/test_systemd_units.py verifies its units",
@@ -57,6 +61,15 @@ NOT_RUN = {  # where a block begins: why it is not run here
     "ssh -N": "it needs another machine",
     "compat, testing": "a list of the floors; tests/test_layering.py checks them",
     "            listener readable": "a drawing",
+}
+OUTPUT_COMPARED = {  # pages with the output of commands that ask a server: the test that compares it
+    "docs/how-to/deploy-without-a-cut.md": "tests/test_control_restarts.py",
+    "docs/how-to/find-a-stuck-request.md": "tests/test_control_commands.py",
+    "docs/how-to/find-a-stuck-worker.md": "tests/test_control_commands.py",
+    "docs/how-to/read-the-figures.md": "tests/test_control_commands.py",
+    "docs/how-to/run-several-workers.md": "tests/test_control_commands.py",
+    "docs/how-to/save-a-request.md": "tests/test_control_commands.py",
+    "docs/how-to/see-who-uses-the-server.md": "tests/test_control_commands.py",
 }
 RUN = ("python", "toml", "console", "sh")
 OURS = [page for page in PAGES if not page.startswith(tuple(RUN_ELSEWHERE))]
@@ -90,6 +103,8 @@ def test_no_block_escapes() -> None:
     assert [block.place for block in ours() if block.language not in RUN] == []
     for beginning in NOT_RUN:
         assert any(block.text.startswith(beginning) for block in everything), f"no block begins with {beginning!r}"
+    for page, reason in RUN_ELSEWHERE.items():
+        assert Path(page).stem in text_of(reason.split()[0]), f"{page}: {reason}"
     for page in PAGES:
         assert text_of(page).count("\n```") == 2 * len(blocks(page)), f"{page}: a fence is indented, or has no end"
 
@@ -205,6 +220,13 @@ def prepare(page: str, folder: Path) -> None:
 def prints(command: Command) -> bool:
     """Return whether the page shows the output of a command that asks no server."""
     return command.words[1] in ("check", "config", "states") and command.output != ""
+
+
+def test_no_output_escapes() -> None:
+    pages = {each.block.page for each in COMMANDS if each.output and not prints(each)}
+    assert pages == set(OUTPUT_COMPARED)
+    for page, test in OUTPUT_COMPARED.items():
+        assert Path(page).stem in text_of(test), page
 
 
 @pytest.mark.parametrize("command", of("reqtable", only=prints))
