@@ -34,20 +34,17 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def test_what_make_run_says_to_type_works() -> None:
-    """The commands need only Python: many machines lack nc, and its versions differ."""
     with served(Notes) as server:
         command = ["make", "-n", "run", f"PYTHON={sys.executable}", f"PORT={server.server_address[1]}"]
         recipe = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         prints = [line for line in recipe.partition("exec")[0].splitlines() if line.startswith(("echo", "printf"))]
         hint = subprocess.run(["sh"], input="\n".join(prints), capture_output=True, text=True).stdout
-        [talk] = re.findall(rf"^    ({sys.executable} -c .*)$", hint, re.MULTILINE)
-        done = subprocess.run(talk, shell=True, capture_output=True, text=True, timeout=WAIT_S)
+        [words] = re.findall(r"^    \S+/bin/reqtable (talk .*)$", hint, re.MULTILINE)
+        [typed] = re.findall(r"Type (.*?), (.*?), (.*?), then (.*?);", hint)
+        talk = [sys.executable, "-m", "reqtable", *words.split()]
+        lines = "".join(f"{line}\n" for line in typed)
+        done = subprocess.run(talk, cwd=ROOT, input=lines, capture_output=True, text=True, timeout=WAIT_S)
         assert (done.stdout, done.stderr) == ("3\nrank 9\n", "")
-        [connect] = re.findall(rf"^    ({sys.executable} -i -c .*)$", hint, re.MULTILINE)
-        with subprocess.Popen(connect, shell=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            wait_until(server, lambda: len(server.table) == 1)
-            process.communicate(timeout=WAIT_S)
-    assert "it answers 3, then rank 9" in hint
     assert re.search(r"^    \S+/bin/reqtable ps$", hint, re.MULTILINE)
 
 
