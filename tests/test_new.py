@@ -22,7 +22,7 @@ STYLES = {
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=2 * WAIT_S, check=False)
 
 
 def new(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

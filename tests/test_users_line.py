@@ -207,7 +207,7 @@ class MistakenAwaiting(AsyncRequestHandler):
     async def handle(self) -> None:
         item = await self.read(line())
         if item == b"text\n":
-            self.send("text")  # type: ignore[arg-type]  # of an awaiting text
+            await self.send("text")  # type: ignore[arg-type]  # of an awaiting text
         await Future()  # of an awaited mistake
 
 

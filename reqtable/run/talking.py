@@ -75,6 +75,7 @@ class Talk:
         self._encode = encode
         self._show = show
         self._unsent = b""
+        self._has_ended = False  # our half of the connection
 
     def run(self) -> None:
         """Talk until the server closes. Raises OSError if the connection breaks."""
@@ -114,8 +115,8 @@ class Talk:
                 self._show(data)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return True
-        except ssl.SSLEOFError:
-            pass  # a server that closes without a word
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            pass  # both ends are sent, or the server has closed without a word
         return False
 
     def _flush(self) -> None:
@@ -123,16 +124,18 @@ class Talk:
         try:
             while self._unsent:
                 self._unsent = self._unsent[self._own.send(self._unsent) :]
-            if self._source is None:
+            if self._source is None and not self._has_ended:
                 self._half_close()
+                self._has_ended = True
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
-        except (BrokenPipeError, ConnectionResetError):  # the server takes no more, but may have answered
-            self._unsent, self._source = b"", None
+        except OSError:  # the server takes no more, but may have answered
+            self._unsent, self._source, self._has_ended = b"", None, True
 
     def _half_close(self) -> None:
         if isinstance(self._own, ssl.SSLSocket):
-            self._own.unwrap()  # sends the end, and raises SSLWantReadError until the server has sent its own
+            with contextlib.suppress(ssl.SSLWantReadError):  # the end is sent; the server has not sent its own
+                self._own.unwrap()
         else:
             self._own.shutdown(socket.SHUT_WR)
 
