@@ -20,6 +20,9 @@ from tests.service import Service
 from tests.support import WAIT_S, Client
 
 
+ROOT = Path(__file__).parent.parent
+
+
 class Echo(StateRequestHandler):
     @state(line())
     def command(self, item: bytes) -> Any:
@@ -169,3 +172,19 @@ def test_only_root_can_become_another_user(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ConfigurationError, match="only root can become another user"):
         Account.of("nobody", None)
     assert Account.of(None, None) is None
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_signals_are_handled_once_the_log_says_what_is_served(workers: int | None) -> None:
+    """A SIGTERM right after that line must drain, and not kill."""
+    program = (
+        "import logging, os, reqtable, signal\n"
+        "from tests.test_serving import Echo\n"
+        "class Log(logging.Handler):\n"
+        "    def emit(self, record): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "logging.getLogger('reqtable.serving').addHandler(Log())\n"
+        "logging.getLogger('reqtable.serving').setLevel('INFO')\n"
+        f"reqtable.serve(Echo, 'tcp://127.0.0.1:0', workers={workers})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=WAIT_S, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

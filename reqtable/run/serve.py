@@ -78,13 +78,11 @@ def serve(
             _log_policies(engine)
         names = [name_of(each) for each in engine.servers]  # type: ignore[arg-type]
         say = partial(_say_what_is_served, engine, [maker for maker, _ in parts], config, names)
-        if inherited is None:
-            say()
-        else:
-            inherited.on_listening = say  # until then the process before serves
         if on_listening is not None:
             on_listening(names)
-        _run(engine, config, workers, reload or (lambda: given), on_engine, inherited)
+        if inherited is not None:
+            inherited.on_listening = say  # until then the process before serves
+        _run(engine, config, workers, reload or (lambda: given), on_engine, inherited, say)
 
 
 def _run(
@@ -94,20 +92,26 @@ def _run(
     reload: Callable[[], Config],
     on_engine: Callable[[Engine], None] | None,
     inherited: Any,
+    say: Callable[[], None],
 ) -> None:
-    """Serve in this process, or in workers."""
+    """Serve in this process, or in workers. `say` tells of it, once a loop runs: signals are handled by then."""
     if config.workers is None:
         OPERATORS[engine] = operator = Operator(engine, config, reload)
         if on_engine is not None:
             on_engine(engine)
-        if inherited is not None:
+        if inherited is None:
+            engine.post(say)
+        else:
             inherited.attach(engine)
         _serve_alone(engine, operator, inherited)
     else:
         from reqtable.run.supervisor import Supervisor  # only here, because it needs msgspec
 
         OPERATORS[engine] = None
-        Supervisor(engine, config, workers, reload, on_engine, inherited).run()
+        supervisor = Supervisor(engine, config, workers, reload, on_engine, inherited)
+        if inherited is None:
+            supervisor.engine.post(say)
+        supervisor.run()
 
 
 def _bound(
