@@ -19,7 +19,6 @@ from tests.control import Operator
 from tests.service import Service
 from tests.support import WAIT_S, Client
 
-
 ROOT = Path(__file__).parent.parent
 
 
