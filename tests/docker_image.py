@@ -6,12 +6,14 @@ Each step runs in a change root in that overlay, as written. This needs root, an
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -80,8 +82,17 @@ def words(text: str) -> list[str]:
     return found
 
 
+@functools.cache
 def can_build() -> bool:
-    return sys.platform == "linux" and os.geteuid() == 0 and bool(shutil.which("unshare") and shutil.which("nsenter"))
+    """Return whether a step can run here. Root may lack the right to mount, or the disk may bear no overlay."""
+    if sys.platform != "linux" or os.geteuid() or not (shutil.which("unshare") and shutil.which("nsenter")):
+        return False
+    with tempfile.TemporaryDirectory(prefix="reqtable-") as folder:
+        try:
+            Stage(Path(folder) / "probe", _base_environment()).run(["true"])
+        except AssertionError:
+            return False
+    return True
 
 
 def build(dockerfile: Path, folder: Path) -> Stage:
