@@ -137,7 +137,9 @@ def status(pid: int) -> dict[str, str]:
 
 def builds(test: Any) -> Any:
     """Mark a test that builds the image."""
-    can_build = pytest.mark.skipif(not docker_image.can_build(), reason="needs Linux, root, unshare, nsenter, and the right to mount overlays")
+    can_build = pytest.mark.skipif(
+        not docker_image.can_build(), reason="needs Linux, root, unshare, nsenter, and the right to mount overlays"
+    )
     return pytest.mark.slow(pytest.mark.timeout(2 * docker_image.STEP_S)(can_build(test)))
 
 
