@@ -247,6 +247,8 @@ def markdown(names: list[str], lines: list[list[str]]) -> list[str]:
 
 HEAD = """# What it costs
 
+This page has all figures of the benchmark: what a request costs under reqtable, and under other servers.
+
 **A state machine serves lines at {uvloop} × the CPU of a uvloop protocol, and at {asyncio} × the CPU of asyncio's
 streams.**
 
@@ -267,8 +269,8 @@ of magnitude, not differences of a few percent.**
 """
 
 COUNTS = """`python -m tests.benchmarks.profile` counts these figures. They don't depend on the machine's load. A call
-into C counts as one bytecode. The instructions are those of the server's process, without the kernel's; callgrind
-counts them. With 50 clients, all send at once. With one client, each line takes a pass of the loop for itself.
+into C counts as one bytecode. callgrind counts the instructions: those of the server's process, without the kernel's.
+With 50 clients, all clients send at once. With one client, each line takes a pass of the loop for itself.
 """
 
 KINDS = {"lines": "a line", "redis": "a Redis GET, -P 16", "hello": "an HTTP hello", "file": "an HTTP file"}
@@ -282,10 +284,10 @@ POLICIES = """## What each policy costs, and when to choose which
 - **A coroutine, inline** also keeps its frames. Choose it if the protocol is easier to read from top to bottom.
 - **`greenlet`** runs unchanged blocking handlers with many slow clients. Each request costs a suspended stack in
   memory, and switches between stacks. A handler that waits for anything except its own socket delays all other
-  requests.
-- **`thread`** costs a thread for each connection. A line is cheap, because the kernel waits for it and wakes the right
-  thread. A new connection is expensive, and each thread needs memory. Choose it for handlers that wait for databases or
-  locks.
+  requests, unless `suspend_all_sockets` is on.
+- **`thread`** costs a thread for each connection. A line is cheap, because the kernel waits for the line and wakes the
+  right thread. A new connection is expensive, and each thread needs memory. Choose it for handlers that wait for
+  databases or locks.
 - **`fork`** costs a process for each connection, which takes milliseconds. Choose it if you need isolation: changes to
   memory end with the request, and each request can use its own core.
 - **`pool`** costs a switch to a thread and back for each step. Choose it if steps wait for other things, and there are
@@ -303,8 +305,9 @@ don't have. In `reqtable-thread-reuse`, a thread that has served a connection wa
 """,
     "redis-16": """The servers with a protocol parse with the same function as reqtable.
 """,
-    "forward-lines": """Each line passes the forwarder twice: to a server that echoes it, and back. The load is both
-ends, so the echo costs the forwarder nothing. HAProxy is the limit: a forwarder in C with all that users need.
+    "forward-lines": """Each line passes the forwarder twice: to a server that echoes it, and back. The load is
+both ends, so the echo costs the forwarder nothing. HAProxy shows the limit: it is a forwarder in C that has everything
+that users need.
 """,
     "forward-bulk-10-256": """A larger read costs fewer system calls for each MB. reqtable reads 64 KiB at once, unless
 `recv_bytes` and the limit of `chunk()` say more. HAProxy keeps its own size of 16 KiB.
@@ -321,8 +324,8 @@ interpreter, and each hand-over wakes a thread on another core.
     "takeover": """`reqtable-takeover` keeps a journal, from which another worker continues the requests after a crash.
 `reqtable-worker` is a worker without a journal.
 """,
-    "honest-slow": """The processor time includes that of the slow clients, who together send 2,000 bytes and take 2,000
-pieces of 256 bytes every second.
+    "honest-slow": """The processor time includes that of the slow clients. Every second, all of them together send
+2,000 bytes and take 2,000 pieces of 256 bytes.
 """,
     "snapshot": """In a step, `snapshot()` holds up the loop until its list is complete. If there are thousands of
 requests, use `call(self.server.table.snapshot, on="thread")`: in a thread it lets the loop run after every 250 rows.
