@@ -106,6 +106,29 @@ def test_every_public_name_has_an_entry_with_a_text(site: Path) -> None:
     assert without == []
 
 
+def signatures(site: Path, name: str) -> str:
+    """Return all signatures of a page of the reference as text."""
+    found = re.findall(r'<div class="[^"]*doc-signature.*?</div>', (site / "reference" / name).read_text(), re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]+>", "", "\n".join(found)))
+
+
+def test_a_default_is_shown_by_its_value(site: Path) -> None:
+    assert "line(limit: int = 65536)" in signatures(site, "wants.html")
+    assert "want: Want[Any] = nothing()," in signatures(site, "handlers.html")
+    names = {
+        (page.name, name)
+        for page in (site / "reference").glob("*.html")
+        for name in re.findall(r"= (_\w+|[A-Z_]{3,}\b)", signatures(site, page.name))
+    }
+    assert names == {("testing.html", "AF_INET"), ("testing.html", "SOCK_STREAM")}, "the reader needs the value"
+
+
+def test_a_method_and_a_property_are_shown_as_such(site: Path) -> None:
+    assert "send(data: bytes | bytearray | memoryview) -> None" in signatures(site, "handlers.html")
+    assert "engine: Engine" in signatures(site, "servers.html")
+    assert "engine()" not in signatures(site, "servers.html")
+
+
 def test_every_configuration_key_has_an_entry_with_a_text(site: Path) -> None:
     shown = reference(site, "configuration")
     keys = [key for key, _, _ in effective(Config())]
