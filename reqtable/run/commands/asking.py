@@ -222,7 +222,7 @@ def asks(command: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @control_option(
-        help=f"The control socket of the server; otherwise ${CONTROL_VARIABLE}, or that of the only server."
+        help=f"The control socket of the server. By default ${CONTROL_VARIABLE}, or the socket of the only server."
     )
     @json_option
     @functools.wraps(command)

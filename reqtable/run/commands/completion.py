@@ -8,11 +8,11 @@ from click.shell_completion import get_completion_class
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command("completion", short_help="Completion of these words by the shell.")
+@click.command("completion", short_help="Code with which a shell completes these commands.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> None:
-    """Print what has SHELL complete the words of `reqtable`: commands, options, and the ids of requests.
+    """Print code for SHELL, which then completes commands, options, and the ids of requests.
 
     \b
     bash: eval "$(reqtable completion bash)"       in ~/.bashrc

@@ -20,7 +20,7 @@ from reqtable.run.commands.serving import Serving, serve_as, serving_options
     "cache_s",
     type=click.IntRange(min=0),
     metavar="SECONDS",
-    help="How long browsers may use a file without asking again; 0: they ask each time.",
+    help="The time during which browsers need not ask again for a file; 0: they ask each time.",
 )
 @serving_options("tcp://127.0.0.1:8000")
 @http_options

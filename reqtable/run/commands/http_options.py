@@ -32,7 +32,7 @@ def http_options(command: Callable[..., None]) -> Callable[..., None]:
         "keep_alive_s",
         type=positive,
         metavar="S",
-        help=f"How long a connection may be silent between two requests ([limits] idle_timeout_s), "
+        help=f"The time that a connection may be silent between two requests ([limits] idle_timeout_s), "
         f"{KEEP_ALIVE_S:g} by default.",
     )
     graceful = click.option(
@@ -40,7 +40,7 @@ def http_options(command: Callable[..., None]) -> Callable[..., None]:
         "graceful_timeout_s",
         type=positive,
         metavar="S",
-        help="How long requests in progress may take after SIGTERM ([limits] drain_timeout_s).",
+        help="The time for requests in progress after SIGTERM ([limits] drain_timeout_s).",
     )
     return keep_alive(graceful(run))
 

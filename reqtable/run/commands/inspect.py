@@ -18,7 +18,7 @@ from reqtable.run.commands.serving import CONFIG_OPTION, WORKERS_OPTION
 from reqtable.table.snapshot import handler_name, unwrapped
 
 
-@click.command("states")
+@click.command("states", short_help="The states of a handler, with their waits and successors.")
 @click.argument("handler", type=HandlerClass())
 @click.option(
     "--format",
@@ -29,7 +29,7 @@ from reqtable.table.snapshot import handler_name, unwrapped
     help="dot: a graph for Graphviz; mermaid: a diagram for Markdown.",
 )
 def states_command(handler: Any, form: str) -> None:
-    """Print the states of HANDLER: what each waits for, for how long, and what may follow."""
+    """Print the states of HANDLER: the want of each state, its timeout, and the states that may follow."""
     handler = unwrapped(handler)
     if not issubclass(handler, StateRequestHandler):
         raise click.UsageError(f"{handler_name(handler)} is not a state machine: derive it from StateRequestHandler")
@@ -101,12 +101,12 @@ def _as_json(states: list[StateInfo]) -> str:
     return json.dumps([each._asdict() for each in states], indent=2)
 
 
-@click.command("config")
+@click.command("config", short_help="The value of each key of the configuration, and its source.")
 @click.option("--dispatch", type=click.Choice(policy_names()), help="As for `reqtable serve`.")
 @WORKERS_OPTION
 @CONFIG_OPTION
 def config_command(dispatch: str | None, workers: int | None, config: str | None) -> None:
-    """Print the configuration that `reqtable serve` would use: each value, and where it comes from."""
+    """Print the configuration that `reqtable serve` would use: each value and its source."""
 
     loaded = Config.load(config, dispatch=dispatch, workers=workers)
     check_policy(*chosen_dispatch(None, loaded, "inline"))

@@ -56,7 +56,7 @@ def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{shown.text(name)} {count}" for name, count in counts.items() if count) or "-"
 
 
-@click.command("stats", short_help="Figures: memory, how late the loop is, last change.")
+@click.command("stats", short_help="Figures: requests, memory, lateness of the loop.")
 @asks
 def stats_command(server: Asked, as_json: bool) -> None:
     """Print the figures of a running server: requests, memory, how late its loop is, and the last change of its
@@ -102,12 +102,13 @@ def _mean_and_most(loop: dict[str, float], name: str) -> str:
     return f"{shown.brief(loop[f'{name}_mean'])} on average, {shown.brief(loop[f'{name}_max'])} at most"
 
 
-@click.command("workers", short_help="Workers: which is stuck, and in what.")
+@click.command("workers", short_help="Workers, and the code that holds up a stuck worker.")
 @asks
 def workers_command(server: Asked, as_json: bool) -> None:
-    """Print the workers of a running server. A worker that does not answer is STUCK; its stack shows in what.
+    """Print the workers of a running server. A worker that does not answer is STUCK.
 
-    `heard` says how long ago the worker's loop has told that it runs. `leaving` says that a worker was told to end.
+    The stack of a stuck worker shows the code that holds it up. `heard` is the time since the worker's loop last
+    reported. `leaving` says that a worker was told to end.
     """
     found = server.get("/v1/workers")
     if as_json:

@@ -20,11 +20,11 @@ _WHY_MAX = 200  # characters of the reason why a file can't be read: it may repe
 _PARTS = ("fields", "told", "unsent_else", "connections", "files")  # lists and mappings: they come last
 
 
-@click.command("record", short_help="What is in a file that reqtable show --save has written.")
+@click.command("record", short_help="A record that `reqtable show --save` has written.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def record_command(file: Path, as_json: bool) -> None:
-    """Print the record of a request in FILE: its handler, its state, its fields, what it has not read and not sent.
+    """Print the record of a request in FILE: its handler, its state, its fields, its unread input, its unsent output.
 
     Nothing of the program is imported. Long values, and all but the first bytes of input and output, are left out.
     """

@@ -26,7 +26,9 @@ _SAYS = {
 
 
 @click.command("restart", short_help="Move all requests to the next version of the program.")
-@click.option("--check", is_flag=True, help="Only find out whether that would work, and what could not move.")
+@click.option(
+    "--check", is_flag=True, help="Only find out whether a restart would work, and which requests could not move."
+)
 @asks
 def restart_command(server: Asked, as_json: bool, check: bool) -> None:
     """Start the program anew beside the server, with its new code, and move all requests there. No client notices.

@@ -172,18 +172,18 @@ def _row_lines(rows: Iterator[Any], names: list[str] | None = None) -> Iterator[
     return shown.table([COLUMNS[name] for name in names or USUAL], rows, optional)
 
 
-@click.command("ps", short_help="Requests: what is stuck, what holds memory, who has most.")
+@click.command("ps", short_help="Requests: the stuck ones, the largest, the busiest clients.")
 @_filters
-@click.option("--sort", type=click.Choice(list(ORDERS)), help="The largest first; `id`: the first first.")
+@click.option("--sort", type=click.Choice(list(ORDERS)), help="The largest first; with `id`, the oldest first.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Only the first N.")
 @click.option(
     "--columns",
     callback=_chosen,
     metavar="A,B,…",
-    help="Which columns, in which order.",
+    help="The columns, in this order.",
     shell_complete=list_of(COLUMNS),
 )
-@click.option("--by", type=click.Choice(list(GROUPS)), help="Print groups instead: how many requests each has.")
+@click.option("--by", type=click.Choice(list(GROUPS)), help="Print the number of requests in each group instead.")
 @asks
 @_explained
 def ps_command(
@@ -269,13 +269,13 @@ def _print_groups(server: Asked, as_json: bool, filters: dict[str, Any], by: str
     "--save",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write its record into a new file instead, which reqtable record prints. The request goes on.",
+    help="Write the request's record into a new file instead. The request goes on. `reqtable record` prints the file.",
 )
 @asks
 def show_command(server: Asked, as_json: bool, id: int, save: Path | None) -> None:
     """Print everything about the request ID: its row, its fields, its unread input, and where its code is.
 
-    `immovable` says why it could not go to another process now.
+    `immovable` says why the request could not go to another process now.
     """
     found = server.find(f"/v1/requests/{id}")
     if found is None:
@@ -347,8 +347,8 @@ def kill_command(
 ) -> int:
     """End the requests with these IDs, or all requests that match filters. Their unsent output is dropped.
 
-    With filters, the command prints the requests, and asks before it ends them: those, and no others. The exit code is
-    1 if a request was not there, or if nothing matches.
+    With filters, the command prints the requests that match, and asks. Then it ends these requests and no others. The
+    exit code is 1 if there is no request with one of the IDs, or if nothing matches.
     """
     if bool(ids) == bool(filters):
         raise click.UsageError("name the ids of requests, or a filter such as --older 40: one of these")

@@ -35,14 +35,14 @@ LEVELS = ["debug", "info", "warning", "error"]
 CONFIG_OPTION = click.option(
     "--config",
     metavar="FILE",
-    help="TOML; otherwise $REQTABLE_CONFIG, reqtable.toml, or pyproject.toml [tool.reqtable].",
+    help="A TOML file. By default $REQTABLE_CONFIG, reqtable.toml, or pyproject.toml [tool.reqtable].",
 )
 
 WORKERS_OPTION = click.option(
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="How many processes serve; without it, this process does.",
+    help="The number of processes that serve. By default this process serves.",
 )
 
 
@@ -110,14 +110,18 @@ def serving_options(default_bind: str) -> Callable[[Callable[..., None]], Callab
             help="Write the log to this file. It is opened again when another program has renamed it.",
         ),
         click.option("--user", metavar="NAME", help="Once everything is bound, go on as this user. Only for root."),
-        click.option("--group", metavar="NAME", help="And as this group; otherwise that of the user."),
+        click.option(
+            "--group",
+            metavar="NAME",
+            help="Once everything is bound, go on as this group. By default the group of --user.",
+        ),
         click.option(
             "--control",
             metavar="PATH",
-            help=f"The socket for reqtable ps and the like; otherwise [control] socket, ${CONTROL_VARIABLE}, or one "
-            "that these commands find by themselves.",
+            help=f"The control socket, for `reqtable ps` and similar commands. By default [control] socket, "
+            f"${CONTROL_VARIABLE}, or a socket that these commands find by themselves.",
         ),
-        click.option("--no-control", is_flag=True, help="Open no socket for them."),
+        click.option("--no-control", is_flag=True, help="Open no control socket."),
     ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -52,14 +52,14 @@ def drain_command(server: Asked, as_json: bool, worker: int | None, stay: bool) 
         click.echo(f"{counted(answer['entries'], 'request')} in progress: {then}")
 
 
-@click.command("reload", short_help="Read the configuration again; what changed.")
+@click.command("reload", short_help="Read the configuration again, and print the changes.")
 @asks
 def reload_command(server: Asked, as_json: bool) -> None:
-    """Read the configuration again, and serve new requests by it. Print what has changed.
+    """Read the configuration again, and serve new requests by it. Print the changes.
 
-    A server with workers replaces them all, one after another, if a value or a certificate's file has changed. A worker
-    that is replaced drains: clients that are idle see end of file, and requests that last longer than
-    limits.drain_timeout_s are cut off.
+    If a value or a certificate's file has changed, a server with workers replaces all of them, one after another. The
+    former worker drains: its idle clients see end of file. Requests that last longer than limits.drain_timeout_s are
+    cut off.
     """
     found = server.send("POST", "/v1/reload", {})
     _print_changes(found, as_json)

@@ -20,11 +20,17 @@ _AROUND_ROWS = 10  # lines
 
 
 @click.command("top", short_help="A live screen of requests, rates and the loop.")
-@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, metavar="S", help="Ask every S seconds; 1.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    metavar="S",
+    help="Ask every S seconds; by default every second.",
+)
 @click.option("--once", is_flag=True, help="Print one frame, with the rates of S seconds, and end.")
 @control_option(
     multiple=True,
-    help="The control socket of a server; repeatable. Otherwise the sockets of all your servers that run.",
+    help="The control socket of a server; repeatable. By default the sockets of all your servers that run.",
 )
 @json_option
 def top_command(control: tuple[str, ...], as_json: bool, interval: float, once: bool) -> int:

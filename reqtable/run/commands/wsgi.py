@@ -130,11 +130,13 @@ class _Quota:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@click.command("wsgi")
+@click.command("wsgi", short_help="Serve a WSGI application until SIGINT or SIGTERM.")
 @click.argument("application", metavar="APPLICATION")
 @serving_options("tcp://127.0.0.1:8000")
 @http_options
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="How many threads pool has ([pool] size).")
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="The number of threads of policy pool ([pool] size)."
+)
 @click.option("--prefix", callback=_path, default="", help="SCRIPT_NAME: the path under which the application is.")
 @click.option(
     "--health-path", callback=_path, help="A path that the loop answers with 200, even if all threads are busy."
@@ -144,7 +146,7 @@ class _Quota:
     "timeout_s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="S",
-    help="How long the application may take until it sends something; then 504. Refused under thread.",
+    help="The time until the application must send something; then 504. Not for the policy thread.",
 )
 @click.option(
     "--body-max",
@@ -179,7 +181,7 @@ class _Quota:
     type=click.IntRange(min=0),
     metavar="N",
     default=0,
-    help="Up to N requests more, by chance.",
+    help="Add a random number of requests, at most N, to --max-requests.",
 )
 @click.option("--reload-code", is_flag=True, help="Start again when a file of the program changes: for development.")
 def wsgi_command(
