@@ -65,16 +65,16 @@ class Config:
     `"process"` if the functions compute."""
 
     workers: int | None = None
-    """How many processes `serve()` starts; `--workers` is stronger. None: the calling process serves. Set it to the
-    number of processors if one process is always busy."""
+    """The number of processes that `serve()` starts; `--workers` is stronger. None: the calling process serves. Set it
+    to the number of processors if one process is always busy."""
 
     takeover: bool = False
     """Whether another worker continues the requests of a worker that has crashed (`--takeover`). It needs `workers`.
     Set it if clients must not be cut off by a crash; each request then costs more."""
 
     takeover_attempts: int = 1
-    """How many crashes may cut off the same step of a request; one more ends the request. Raise it if crashes have
-    nothing to do with the step."""
+    """The number of crashes that may cut off the same step of a request; one more ends the request. Raise it if crashes
+    have nothing to do with the step."""
 
     limits: Limits = field(default_factory=Limits)
     """The bounds of an engine."""

@@ -27,12 +27,12 @@ class ThreadOptions:
     """Sets the options of policy `thread`."""
 
     threads_max: int | None = None
-    """Threads at the same time; above this number, requests wait in the table. Set it if a thread costs much memory, or
-    if a database allows few connections."""
+    """The most threads at the same time; above this number, requests wait in the table. Set it if a thread costs much
+    memory, or if a database allows few connections."""
 
     reuse: bool = False
     """Whether a thread that has served its request waits a while for the next one. It makes short requests cheaper. But
-    what a handler puts into a `threading.local` then outlives the request."""
+    data that a handler puts into a `threading.local` then outlives the request."""
 
     def __post_init__(self) -> None:
         check(self, "thread.")
@@ -54,8 +54,8 @@ class ForkOptions:
     """Sets the options of policy `fork`."""
 
     max_children: int | None = None
-    """Children at the same time; above this number, requests wait in the table. None: the server class decides (its
-    `max_children`, by default 40). Set it by the memory that one child needs."""
+    """The most children at the same time; above this number, requests wait in the table. None: the server class decides
+    (its `max_children`, by default 40). Set it by the memory that one child needs."""
 
     def __post_init__(self) -> None:
         check(self, "fork.")
@@ -227,15 +227,15 @@ class RestartOptions:
     version has another path or other arguments."""
 
     start_timeout_s: float = 30.0
-    """How long the next version may take until it is ready; otherwise this one goes on. Raise it if the program loads
+    """The time until the next version must be ready; otherwise this version goes on. Raise it if the program loads
     much when it starts."""
 
     slice_rows: int = 250
-    """How many requests are frozen at the same time. Lower it for shorter pauses; raise it above the number of requests
-    if requests need each other while they move."""
+    """The number of requests that are frozen at the same time. Lower it for shorter pauses; raise it above the number
+    of requests if requests need each other while they move."""
 
     unmovable: str = "drain"
-    """What becomes of requests that can't move: `"drain"` lets them finish in this process, `"refuse"` refuses the
+    """The fate of requests that can't move: `"drain"` lets them finish in this process, `"refuse"` refuses the
     restart. Set it to `"refuse"` if the old process must not remain."""
 
     def __post_init__(self) -> None:

@@ -21,11 +21,11 @@ _NS = 1_000_000_000
 
 
 def trace(served: Any, tracer: Any = None) -> Callable[[], None]:
-    """Make a span for each request that begins from now on. Returns a function that ends this.
+    """Make a span of OpenTelemetry for each request that begins from now on. Returns a function that ends this.
 
-    `served` is an engine, or a server: then this is for all servers of its engine. `tracer` is one of OpenTelemetry;
-    None: the one named "reqtable" of the global provider. Call it before the loop runs, or in its thread. Raises
-    ConfigurationError if the package opentelemetry-api is not installed.
+    `served` is an engine or a server. All servers of the engine are traced. `tracer` is a `Tracer` of OpenTelemetry;
+    None: the tracer "reqtable" of the global provider. Call `trace` before the loop runs, or in the loop's thread.
+    Raises ConfigurationError if the package opentelemetry-api is not installed.
     """
     engine: Engine = served if isinstance(served, Engine) else served.engine
     traced = Traced(tracer)

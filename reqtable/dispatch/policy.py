@@ -118,7 +118,9 @@ class Policy(ABC):
 
     def take_over(self, entry: Entry) -> Want[Any]:
         """Take over the rest of a request. Returns the want that the entry waits for until the request is done."""
-        raise ConfigurationError(f"policy {self.name!r} can't take over a request: hand it off to 'thread' or 'fork'")
+        raise ConfigurationError(
+            f"policy {self.name!r} can't take over a request: hand it off to 'thread', 'pool' or 'fork'"
+        )
 
     # -- a request comes in -------------------------------------------------------------------------------------------
 

@@ -10,9 +10,10 @@ _LINE_END = re.compile("\r\n|\r|\n")
 
 
 def encode_event(data: str = "", event: str | None = None, id: str | None = None, retry: int | None = None) -> bytes:
-    """Return an event as bytes. `event` is its type, `retry` milliseconds. Without anything, return a comment.
+    """Return a server-sent event as bytes (HTML Living Standard, 9.2). Without arguments, return a comment.
 
-    Raises HandlerError if the type or the id has an end of line, or the id a NUL: it would be another event.
+    `event` is the type of the event. `retry` is the time in milliseconds after which a client connects again. Raises
+    HandlerError if the type or the id has an end of line, or if the id has a NUL: a client would read another event.
     """
     lines = []
     for name, value in (("event", event), ("id", id)):

@@ -37,8 +37,8 @@ class Exchange(StateRequestHandler):
 
     _not_fields = StateRequestHandler._not_fields | {"_is_over"}
 
-    head_bytes_max: ClassVar[int] = HEAD_BYTES  # bytes of a head; above it, a request is answered with 431, or with 414
-    body_bytes_max: ClassVar[int] = 2**20  # bytes of a body; above it, a request is answered with 413
+    head_bytes_max: ClassVar[int] = HEAD_BYTES  # the longest head, in bytes; above it 431, or 414
+    body_bytes_max: ClassVar[int] = 2**20  # the longest body, in bytes; above it 413
 
     _hooks = StateRequestHandler._hooks | {"on_head": ("self",), "on_body": ("self", "piece")}
 

@@ -63,14 +63,14 @@ class _Chosen:
 
 
 class FileRequestHandler(HTTPRequestHandler):
-    """Serves the files below `root`."""
+    """Serves the files below `root` to GET and HEAD (RFC 9110)."""
 
-    root: ClassVar[str] = ""  # the folder
-    index_files: ClassVar[tuple[str, ...]] = ("index.html", "index.htm")  # served in place of their folder
-    lists_folders: ClassVar[bool] = True  # show the names in a folder that has no index file
-    shows_dot_files: ClassVar[bool] = False  # serve names that begin with a dot
-    follows_symlinks: ClassVar[bool] = False  # follow symbolic links that lead out of the folder
-    cache_seconds: ClassVar[int | None] = None  # how long a file may be used without asking again; None: not said
+    root: ClassVar[str] = ""  # the path of the folder
+    index_files: ClassVar[tuple[str, ...]] = ("index.html", "index.htm")  # sent in place of their folder
+    lists_folders: ClassVar[bool] = True  # true: a folder without an index file shows its names
+    shows_dot_files: ClassVar[bool] = False  # true: names that begin with a dot are served
+    follows_symlinks: ClassVar[bool] = False  # true: symbolic links may lead out of the folder
+    cache_seconds: ClassVar[int | None] = None  # the max-age of Cache-Control; None: no such field
 
     _kept = ("_file", "_version", "_last")
     _not_fields = HTTPRequestHandler._not_fields | {"_listed"}

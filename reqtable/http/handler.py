@@ -38,14 +38,14 @@ _OURS = {"content-length", "transfer-encoding", "connection"}
 
 
 class HTTPRequestHandler(Methods):
-    """Serves HTTP/1.1. Define `do_GET`, `do_POST` and so on, or methods with a `@route("GET", "/notes/{id}")`.
+    """Serves HTTP/1.1 (RFC 9112). Define `do_GET` and so on, or methods with a `@route("GET", "/notes/{id}")`.
 
     Each returns a transition, such as `self.answer(200, …)`. It is called when the request is whole; `self.request` has
     it. The method for GET also serves HEAD. To answer before the body has come, or to refuse it, override `on_head`; to
     take the body in pieces, `on_body`.
     """
 
-    server_name: ClassVar[str | None] = "reqtable"  # the field Server; None: left out
+    server_name: ClassVar[str | None] = "reqtable"  # the value of the field Server; None: no such field
 
     _logs_requests: ClassVar[bool] = True  # so the engine logs no line for the connection
     _is_in_access_log: ClassVar[bool] = True
@@ -86,9 +86,9 @@ class HTTPRequestHandler(Methods):
     ) -> Transition:
         """Send a whole answer. Returns the transition to the next request, or to the end.
 
-        A body of text is sent in UTF-8. Without a body and a content type, an error gets a line of text. A Content-Type
-        among the fields is sent in place of `content_type`. Raises HandlerError, and sends nothing, for what can't be
-        sent.
+        `fields` is a mapping, or pairs of names and values. A body of text is sent in UTF-8. Without a body and a
+        content type, an error gets a line of text. A Content-Type among the fields is sent in place of `content_type`.
+        Raises HandlerError, and sends nothing, if the status, a field or the body can't be sent.
         """
         if type(status) is not int:
             check_status(status)
@@ -221,7 +221,7 @@ class HTTPRequestHandler(Methods):
     def send_event(
         self, data: str = "", event: str | None = None, id: str | None = None, retry: int | None = None
     ) -> None:
-        """Send a server-sent event. `event` is its type, `retry` milliseconds. Without anything, send a comment.
+        """Send a server-sent event. The arguments are those of `encode_event`, which raises HandlerError.
 
         To send one event to many clients, encode it once: `self.write(encode_event(…))`.
         """

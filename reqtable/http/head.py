@@ -56,21 +56,21 @@ class BadRequest(PeerError):
 
 @dataclass(slots=True, unsafe_hash=True)  # not frozen: a frozen one takes three times as long to make
 class Head:
-    """Holds the head of a request. It is plain data. Nobody changes it."""
+    """Holds the head of a request (RFC 9112). It is plain data, which never changes."""
 
     method: str
-    target: str  # as it was sent
+    target: str  # the target of the request line, as it was sent
     version: tuple[int, int]
     fields: Fields
     content_length: int | None  # bytes of the body; None: there is no body, or it comes in chunks
     is_chunked: bool
-    keep_alive: bool  # the client can send another request on this connection
-    expects_continue: bool  # the client waits for 100 before it sends the body
-    upgrade: str | None  # what the client would like to speak instead, in lower case
+    keep_alive: bool  # true: the client can send another request on this connection
+    expects_continue: bool  # true: the client waits for 100 before it sends the body
+    upgrade: str | None  # the protocol of the field Upgrade, in lower case
 
     @property
     def path(self) -> str:
-        """The path, still with its escapes; "*" of OPTIONS."""
+        """The path, still with its escapes; "*" for `OPTIONS *`."""
         return _origin_form(self.target).partition("?")[0]
 
     @property

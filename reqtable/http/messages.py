@@ -29,11 +29,11 @@ NO_HEAD = Head("-", "/", (1, 1), (), None, False, False, False, None)
 
 @dataclass(slots=True)
 class Request:
-    """Holds what has come of a request."""
+    """Holds a request, as far as it has come."""
 
-    head: Head = NO_HEAD
+    head: Head = NO_HEAD  # the head; before it has come, a head with the method "-"
     body: bytes = b""  # the whole body, once it has come
-    trailers: Fields = ()
+    trailers: Fields = ()  # the fields after a chunked body
     pieces: list[bytes] = field(default_factory=list)  # of a body that is still coming
     received: int = 0  # bytes of the body so far
     left: int = 0  # bytes of the body, or of this chunk, that are still to come
@@ -86,15 +86,15 @@ class Request:
 
 @dataclass(slots=True)
 class Reply:
-    """Holds what was sent of an answer. A connection has one, which is used again for each request."""
+    """Holds the state of an answer. A connection has one, which is used again for each request."""
 
-    status: int = 0  # 0: nothing yet
+    status: int = 0  # the status; 0: nothing was sent yet
     has_body: bool = True
     is_chunked: bool = False
     left: int | None = None  # bytes of the body that are still to be sent; None: not known beforehand
     sent: int = 0  # bytes of the body so far
-    keep_alive: bool = False
-    is_done: bool = True  # nothing more is owed to the client
+    keep_alive: bool = False  # true: the connection stays open after the answer
+    is_done: bool = True  # true: nothing more is owed to the client
 
     def owe(self) -> None:
         """Owe the client an answer, of which nothing was sent yet."""

@@ -143,7 +143,11 @@ def _why_no_size(seen: bytes) -> BadRequest:
 
 @lru_cache(maxsize=64)
 def head(limit: int = HEAD_BYTES) -> Want[Head]:
-    """Wait for the head of a request, at most `limit` bytes. The handler gets BadRequest if it is not well-formed."""
+    """Wait for the head of a request (RFC 9112, 2.1), at most `limit` bytes. The item is a `Head`.
+
+    The handler gets BadRequest if the head is too long or not well-formed. Raises TypeError or ValueError for a limit
+    that is not a whole number of 64 or more.
+    """
     return WholeHead(whole_bytes("limit", limit, 64))
 
 

@@ -32,10 +32,10 @@ _LEAST_S = 1e-6  # a timeout with less than this left is over
 
 @dataclass(slots=True)
 class WebSocket:
-    """Holds what is known of an open WebSocket, or of one that was open. It is plain data."""
+    """Describes an open WebSocket, or one that was open (RFC 6455). It is plain data."""
 
-    is_open: bool = True  # neither side has sent a close frame
-    subprotocol: str | None = None  # the one agreed upon
+    is_open: bool = True  # true: neither side has sent a close frame
+    subprotocol: str | None = None  # the chosen subprotocol
     window_bits: int = 0  # of the messages that we compress; 0: the client did not offer compression
     # The code of the client's close frame: 1005 if that had none, 1006 if the connection ended without one, 0 before.
     close_code: int = 0
@@ -55,10 +55,10 @@ class WebSocketMethods:
     websocket: WebSocket | None = None
     entry: Entry
 
-    message_bytes_max: ClassVar[int] = MESSAGE_BYTES_MAX  # bytes of a message that comes, as for `ws_message()`
-    subprotocols: ClassVar[Sequence[str]] = ()  # the protocols that the handler speaks, the best one first
-    compressed_bytes: ClassVar[range] = range(1024, 262_145)  # the sizes of messages that are sent compressed
-    ping_s: ClassVar[float | None] = None  # a silent client gets a ping after so long, and is lost after twice that
+    message_bytes_max: ClassVar[int] = MESSAGE_BYTES_MAX  # the longest incoming message, in bytes
+    subprotocols: ClassVar[Sequence[str]] = ()  # the subprotocols of the handler, the best one first
+    compressed_bytes: ClassVar[range] = range(1024, 262_145)  # sizes in bytes: such messages are sent compressed
+    ping_s: ClassVar[float | None] = None  # seconds: a silent client gets a ping, and is lost after twice that
 
     send: Any
 
@@ -77,27 +77,32 @@ class WebSocketMethods:
         return is_same_origin(origin, self.request.get("host"))
 
     def send_text(self, text: str) -> Any:
-        """Queue a message of text. It is dropped unless `is_open`. Other requests may call this too."""
+        """Queue a text message; drop it unless `is_open`. Other requests may call this too. Raises TypeError for
+        bytes."""
         if not isinstance(text, str):
             raise TypeError(f"send_text() takes str, not {type(text).__name__}: bytes are sent by send_bytes()")
         return self._send_message(TEXT, text.encode())
 
     def send_bytes(self, data: bytes | bytearray | memoryview) -> Any:
-        """Queue a binary message. It is dropped unless `is_open`. Other requests may call this too."""
+        """Queue a binary message; drop it unless `is_open`. Other requests may call this too. Raises TypeError for
+        str."""
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"send_bytes() takes bytes, not {type(data).__name__}: text is sent by send_text()")
         return self._send_message(BINARY, bytes(data))
 
     def ping(self, data: bytes = b"") -> Any:
-        """Queue a ping with at most 125 bytes of data, unless the WebSocket is closed. The client answers by a pong."""
+        """Queue a ping, unless the WebSocket is closed. The client answers by a pong (RFC 6455, 5.5.2).
+
+        Raises ValueError for more than 125 bytes of data.
+        """
         if len(data) > 125:
             raise ValueError(f"a ping takes at most 125 bytes, not {len(data)}")
         return self.send(build_frame(PING, data) if self.is_open else b"")
 
     def close_ws(self, code: int = NORMAL, reason: str = "") -> None:
-        """Send a close frame, unless one was sent or has come. After this, no message is sent.
+        """Send a close frame, unless one was sent or has come. After this, no message is sent (RFC 6455, 5.5.1).
 
-        To end the request, go to no other state. Raises ValueError for a code that can't be sent.
+        To end the request, go to no other state. Raises ValueError for a code that can't be sent (RFC 6455, 7.4).
         """
         payload = close_payload(code, reason)
         if self.websocket is not None and self.websocket.is_open:

@@ -205,7 +205,9 @@ class WSMessage(WantOf[str | bytes]):
 def ws_message(limit: int | None = None) -> WantOf[str | bytes]:
     """Wait for a whole WebSocket message, at most `limit` bytes: `str` if it is text, `bytes` if it is binary.
 
-    None: the handler's `message_bytes_max`. Pings are answered meanwhile.
+    The item is the message. `limit` is None for the handler's `message_bytes_max`. Pings are answered meanwhile. A
+    longer message ends the WebSocket with the code 1009 (RFC 6455, 7.4.1). Raises TypeError or ValueError for a limit
+    that is not a whole number of bytes.
     """
     return _WS_MESSAGE if limit is None else _ws_message(limit)
 

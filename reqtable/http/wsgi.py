@@ -40,19 +40,19 @@ _HEALTHY = b"ok\n"
 
 
 class WSGIHandler(HTTPRequestHandler):
-    """Serves the WSGI application `wsgi_app`: `class Site(WSGIHandler): wsgi_app = staticmethod(app)`."""
+    """Serves a WSGI application (PEP 3333): `class Site(WSGIHandler): wsgi_app = staticmethod(app)`."""
 
-    wsgi_app: ClassVar[Callable[..., Any] | None] = None
+    wsgi_app: ClassVar[Callable[..., Any] | None] = None  # the application
 
     body_bytes_max: ClassVar[int] = 128 * 2**20
-    spool_bytes: ClassVar[int] = 65_536  # a longer body is kept in a file without a name
-    prefix: ClassVar[str] = ""  # SCRIPT_NAME; any other path is answered with 404
-    health_path: ClassVar[str | None] = None  # answered with 200 by the loop
-    timeout_s: ClassVar[float | None] = None  # how long the application may be silent; under pool and greenlet
-    trusted: ClassVar[Networks] = ()  # the proxies that are believed
-    trusts_unix: ClassVar[bool] = False  # clients by Unix sockets are proxies, too
-    proxy_headers: ClassVar[str] = "x-forwarded"  # or "forwarded": the fields that the proxies set
-    multiprocess: ClassVar[bool] = False  # other processes serve the application, too
+    spool_bytes: ClassVar[int] = 65_536  # a body of more bytes is kept in a file without a name
+    prefix: ClassVar[str] = ""  # the path of the application: SCRIPT_NAME; any other path gets 404
+    health_path: ClassVar[str | None] = None  # the loop answers this path with 200
+    timeout_s: ClassVar[float | None] = None  # the silence that ends a request, in seconds; not under thread
+    trusted: ClassVar[Networks] = ()  # the networks of the trusted proxies
+    trusts_unix: ClassVar[bool] = False  # true: clients at Unix sockets are trusted proxies, too
+    proxy_headers: ClassVar[str] = "x-forwarded"  # the fields that proxies set: these, or "forwarded" (RFC 7239)
+    multiprocess: ClassVar[bool] = False  # the value of wsgi.multiprocess: other processes serve, too
     on_answered: ClassVar[Any] = None  # a function that is called for each request that the application gets
 
     _asks_policy = True

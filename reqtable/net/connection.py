@@ -33,11 +33,14 @@ class Keeper(Protocol):
 class Connection:
     """Talks to another service. A request opens it with `connect`, and it ends with its request.
 
-    Its many methods are those of a handler's own connection: a want, or an action.
+    It has many methods, because it has those of a handler's own connection: each is a want, or an action.
 
     The wants have the arguments and items of the functions of the same names. They are for the request that has opened
-    the connection. At the end of file, `line`, `chunk` and `rest` give what is left, and then `b""`, once; `until` and
-    `exactly` raise IncompleteRead. An error of the connection has it as the attribute `connection`.
+    the connection. At the end of file, `line`, `chunk` and `rest` give the remaining bytes, and then `b""`, once.
+    `until` and `exactly` raise IncompleteRead. An error has this connection as its attribute `connection`.
+
+    Using the connection raises HandlerError after `release()`, `close()` or the end of its request, and in a step of
+    another request. A second `close()` does nothing.
     """
 
     __slots__ = ("keeper", "posted", "queued", "row")
@@ -95,7 +98,7 @@ class Connection:
         return self._of(wants.exactly(n))
 
     def chunk(self, limit: int = wants.LIMIT_BYTES) -> WantOf[bytes]:
-        """Wait for whatever arrives, as `chunk` does."""
+        """Wait for input of any length, as `chunk` does."""
         return self._of(wants.chunk(limit))
 
     def rest(self, limit: int) -> WantOf[bytes]:
@@ -141,7 +144,7 @@ class Connection:
     def send(self, data: bytes | bytearray | memoryview) -> Any:
         """Queue output. In a coroutine, `await` suspends while more than `high_water_bytes` wait for the other side.
 
-        Raises LimitExceeded if more than `output_bytes_max` bytes would wait.
+        Raises LimitExceeded if more than `output_bytes_max` bytes would wait, and TypeError for anything but bytes.
         """
         if type(data) is not bytes:
             if not isinstance(data, bytes | bytearray | memoryview):
@@ -166,7 +169,7 @@ class Connection:
         return DONE if output.held <= table.limits.high_water_bytes else Room(self.flushed(), warns=False)
 
     def send_file(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
-        """Queue `count` bytes of `file` from `offset`, as the handler's `send_file` does."""
+        """Queue `count` bytes of `file` from `offset`, as the handler's `send_file` does, with the same errors."""
         if count is None:
             count = size_of(file) - offset
         if offset < 0 or count < 0:
@@ -176,7 +179,10 @@ class Connection:
             _put(self, FileSlice(file, offset, count))
 
     def end_output(self) -> None:
-        """End the output after what is queued: the other side sees end of file. It may go on sending."""
+        """End the output after what is queued: the other side sees end of file, and may go on sending.
+
+        Raises HandlerError for datagrams.
+        """
         row = self._own(ended_is_fine=True)
         if not row.input.is_stream:
             raise HandlerError(f"end_output() of {row.address}: each datagram is whole by itself")
@@ -193,8 +199,8 @@ class Connection:
     def release(self) -> None:
         """Give the connection back: a later `connect(…, reuse=True)` to the same address may take it.
 
-        It is closed instead if it can't be used again: it has unread input or unsent output, one side has ended it, or
-        it was encrypted by `start_tls`.
+        The connection is closed instead if it has unread input or unsent output, if one side has ended its output, or
+        if `start_tls` has encrypted the connection.
         """
         self._own(ended_is_fine=True)
         _leave(self, self.keeper.keep)
@@ -250,9 +256,16 @@ def connect(
 
     `address` is `tcp://host:port`, `tls://host:port`, `udp://host:port` or `unix:///path`. `timeout` is in seconds, for
     the name look-up, all addresses and TLS together; None: `connect_timeout_s`. If `reuse` is true, a connection to
-    the same address that was released is taken. The other options are for TLS: `ClientTLS` describes them.
+    the same address that was released is taken.
 
-    The handler gets ConnectFailed if the connection can't be made. Raises ValueError for an address that can't be used.
+    The other options are for `tls://` addresses. Files are PEM files. `verify`: check the certificate of the other
+    side, by the certificates in `ca` (None: those of the system). `server_name` is the name that the certificate must
+    have (None: the host of the address). `cert` and `key` are the certificate and the key of this side. `alpn` has the
+    protocols to offer, the preferred one first (RFC 7301). An `ssl.SSLContext` in `context` replaces all of these
+    options but `server_name`.
+
+    The addresses of a name are tried in turn (RFC 8305). The handler gets ConnectFailed if the connection can't be
+    made. Raises TypeError or ValueError for an address, a timeout or an option of TLS that can't be used.
     """
     if not isinstance(address, str):
         raise TypeError(f"connect() takes an address such as 'tcp://127.0.0.1:9000', not {address!r}")

@@ -162,10 +162,11 @@ def _error(text: str, mend: str) -> ValueError:
 def start_tls(*, cert: str | None = None, key: str | None = None, context: Any = None) -> WantOf[None]:
     """Encrypt the client's connection from here on (STARTTLS), as its server. The item is None.
 
-    Give the PEM files of a certificate and its key, or an `ssl.SSLContext`. Queued output is sent before. Input that
-    came before the handshake is an error: somebody may have slipped it in (RFC 3207, 4.2). If the handshake fails, the
-    handler gets a ConnectionError, and then sees the end of the input. Without a timeout, `handshake_timeout_s` holds.
-    The handler must run on the loop: under `thread` and `fork` it gets HandlerError.
+    Give the PEM files of a certificate and its key, or an `ssl.SSLContext`. Queued output is sent before. If input has
+    come before the handshake, the handler gets PeerError: an attacker may have inserted it (RFC 3207, 4.2). If the
+    handshake fails, the handler gets a ConnectionError, and then sees the end of the input. Without a timeout,
+    `handshake_timeout_s` holds. The handler must run on the loop: under `thread` and `fork` it gets HandlerError.
+    Raises ValueError unless exactly one of `cert` and `context` is given, and TypeError for a wrong `context`.
     """
     if context is not None and not hasattr(context, "wrap_socket"):
         raise TypeError(f"context must be an ssl.SSLContext, not {context!r}")

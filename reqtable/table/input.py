@@ -91,7 +91,7 @@ class Input:
         self.data += data
 
     def through(self, separator: bytes, limit: int) -> bytes | Missing:
-        """Take the bytes up to and including `separator`, at most `limit` of them."""
+        """Take the bytes up to and including `separator`. Raises LimitExceeded if these are more than `limit`."""
         data, start, sought = self.data, self._start, self._sought
         found = data.find(separator, start if sought is None or sought[0] != separator else sought[1])
         if found < 0:
@@ -114,7 +114,7 @@ class Input:
         return self._take_to(end)
 
     def exactly(self, count: int) -> bytes | Missing:
-        """Take exactly `count` bytes."""
+        """Take exactly `count` bytes. Returns MISSING until so many have come."""
         data = self.data
         start = self._start
         end = start + count
@@ -125,12 +125,12 @@ class Input:
         return self._take_to(end) if end <= len(data) else MISSING
 
     def peek(self, count: int, skip: int = 0) -> bytes:
-        """The first unread bytes after `skip`, at most `count`. They stay unread."""
+        """Return at most `count` unread bytes, after the first `skip`. They stay unread."""
         start = self._start + skip
         return bytes(self.data[start : start + count])
 
     def searched(self, separator: bytes) -> int:
-        """How many of the first unread bytes `through` has searched in vain for the begin of `separator`."""
+        """Return the number of unread bytes in which `through` has already looked for `separator`, in vain."""
         sought = self._sought
         return sought[1] - self._start if sought is not None and sought[0] == separator else 0
 
@@ -142,13 +142,16 @@ class Input:
         return self._take_to(self._start + min(size, limit))
 
     def rest(self, limit: int) -> bytes | Missing:
-        """Take everything, once the input has ended."""
+        """Take everything, once the input has ended. Raises LimitExceeded for more than `limit` bytes."""
         if len(self.data) - self._start > limit:
             raise LimitExceeded("the rest of the input", limit)
         return self._take_to(len(self.data)) if self.ended else MISSING
 
     def parsed(self, parse: Parse[Any], limit: int) -> Any:
-        """Take the message that `parse` finds at the beginning of the unread input."""
+        """Take the message that `parse` finds at the beginning of the unread input, as `parsed()` describes.
+
+        Raises LimitExceeded if `limit` bytes have no whole message, and any error of `parse`.
+        """
         data, start, sought = self.data, self._start, self._sought
         if sought is not None and sought[0] is parse and len(data) < min(sought[1], start + limit):
             return MISSING  # it has said that it needs more

@@ -30,10 +30,12 @@ class Limits:
     """
 
     entries_max: int = 100_000
-    """Requests in the table. Lower it if the machine's memory, or the limit of descriptors, allows fewer."""
+    """The largest number of requests in the table. Lower it if the machine's memory, or the limit of descriptors,
+    allows fewer."""
 
     entries_per_peer_max: int | None = None
-    """Requests from one address, or from one /64 network of IPv6. Set it if one client must not take all places."""
+    """The largest number of requests from one address, or from one /64 network of IPv6. Set it if one client must not
+    take all places."""
 
     when_full: str = "wait"
     """What happens to new connections when the table is full. `"wait"` leaves them in the kernel's queue. `"reject"`
@@ -41,12 +43,12 @@ class Limits:
     request that has been idle longest: choose it if most clients are idle."""
 
     accepts_per_s_max: int | None = None
-    """New connections a second, on average; others wait in the kernel's queue. Set it if a storm of reconnecting
-    clients slows down those that are connected."""
+    """The most new connections a second, on average; others wait in the kernel's queue. Set it if a storm of
+    reconnecting clients slows down those that are connected."""
 
     buffered_bytes_max: int | None = 2**30
-    """Input and output in the buffers of all requests. Above it the request with the largest buffers ends. Set it well
-    below the machine's memory."""
+    """Bytes of input and output in the buffers of all requests. Above it the request with the largest buffers ends. Set
+    it well below the machine's memory."""
 
     accepts_per_pass: int = 16
     """New requests that one listener may accept in one pass of the loop. Raise it if the kernel's queue overflows in
@@ -101,14 +103,14 @@ class Limits:
     compute."""
 
     handshake_timeout_s: float = 10.0
-    """A PROXY header and a TLS handshake together. Raise it for clients far away or on slow machines."""
+    """The time for a PROXY header and a TLS handshake together. Raise it for clients far away or on slow machines."""
 
     connect_timeout_s: float = 10.0
-    """Making an outgoing connection: name look-up, all addresses and the TLS handshake together. Lower it if a client
-    should hear sooner that another service is down."""
+    """The time to make an outgoing connection: name look-up, all addresses and the TLS handshake together. Lower it if
+    a client should hear sooner that another service is down."""
 
     connections_idle_s: float = 60.0
-    """How long an outgoing connection that was released is kept for reuse. Keep it below the idle timeout of the other
+    """The time for which a released outgoing connection is kept for reuse. Keep it below the idle timeout of the other
     service."""
 
     idle_timeout_s: float | None = None
@@ -141,23 +143,23 @@ class Limits:
     """The silence of a datagram session whose handler names no timeout. Set it to how long your protocol retries."""
 
     request_timeout_s: float | None = None
-    """A whole request, in every state; for HTTP, each request of a connection. It can't end a blocking handler that
-    runs under policy `inline`. Set it as a last resort against requests that never end."""
+    """The time for a whole request, in every state; for HTTP, each request of a connection. It can't end a blocking
+    handler that runs under policy `inline`. Set it as a last resort against requests that never end."""
 
     loop_stall_s: float = 0.5
-    """A warning names the line of a step that holds up the loop for longer. Lower it to find blocking calls; `inf`: no
-    warning."""
+    """The time after which a warning names the line of a step that holds up the loop. Lower it to find blocking calls;
+    `inf`: no warning."""
 
     drain_timeout_s: float = 30.0
-    """When the server is told to end, how long the remaining requests may take. Keep it below the time after which the
+    """The time for the remaining requests when the server was told to end. Keep it below the time after which the
     service manager kills the server (systemd's `TimeoutStopSec=`)."""
 
     drain_idle_s: float = 1.0
-    """During a drain, connections idle for so long see end of file, as if their client had closed. Raise it if clients
-    pause between two parts of one task."""
+    """The silence after which a connection sees end of file during a drain, as if its client had closed. Raise it if
+    clients pause between two parts of one task."""
 
     accept_pause_s: float = 0.5
-    """How long accepting pauses when the system is out of descriptors or memory. There is seldom a reason to change
+    """The pause of accepting when the system is out of descriptors or memory. There is seldom a reason to change
     it."""
 
     def __post_init__(self) -> None:

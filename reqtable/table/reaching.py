@@ -287,9 +287,11 @@ def _is_begun(want: Want[Any]) -> bool:
 def either(*wants: Want[Any]) -> WantOf[Arrived]:
     """Wait for the first of `wants` that is satisfied. The item is `Arrived(index, item)`.
 
-    If several are ready, they are taken in turn. The others keep their bytes and items; a `sleep` is dropped, a `call`
-    given up, a `connect` closed. At the end of an input, `chunk`, `line` and `rest` give what is left, and then `b""`,
-    once.
+    If several are ready, they are taken in turn. The others keep their bytes and items. A `sleep` is dropped, a `call`
+    is given up, and a `connect` is closed. At the end of an input, `chunk`, `line` and `rest` give the remaining bytes,
+    and then `b""`, once. If no want can be satisfied any more, the handler gets InvalidTransition.
+
+    Raises TypeError for no want, for another `either`, and for `hand_off`.
     """
     if not wants:
         raise TypeError("either() takes one want or more, as in either(line(), sleep(5))")
@@ -306,14 +308,14 @@ def either(*wants: Want[Any]) -> WantOf[Arrived]:
 
 
 def told() -> Want[Any]:
-    """Wait for the next item that `handler.tell(item)` has put in."""
+    """Wait for the next item that `handler.tell(item)` has given the request. It may be of any type."""
     return _TOLD
 
 
 def disconnected() -> WantOf[None]:
-    """Wait until the client has gone: it has ended its output. The item is None.
+    """Wait until the client has ended its output, even if input is still unread. The item is None.
 
-    A client may end its output and still read. A client that resets the connection ends its request anyway.
+    A client may end its output and still read. If a client resets the connection, its request ends without this want.
     """
     return _DISCONNECTED
 
@@ -321,7 +323,8 @@ def disconnected() -> WantOf[None]:
 def end_output() -> WantOf[None]:
     """End the output to the client after what is queued: the client sees end of file. The item is None, at once.
 
-    The client may go on sending. Nothing can be sent to it after this.
+    The client may go on sending. Nothing can be sent to the client after this. The handler gets HandlerError if the
+    request has datagrams, not a stream.
     """
     return _END_OUTPUT
 

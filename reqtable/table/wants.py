@@ -218,12 +218,20 @@ class Failure:
 
 
 def line(limit: int = LIMIT_BYTES) -> WantOf[bytes]:
-    """Wait for the bytes up to and including `b"\\n"`, at most `limit` of them."""
+    """Wait for the bytes up to and including `b"\\n"`, at most `limit` of them. The item is these bytes.
+
+    A longer line gives the handler LimitExceeded. Raises TypeError or ValueError for a limit that is not a whole number
+    of 1 or more.
+    """
     return _line(limit)
 
 
 def until(separator: bytes, limit: int = LIMIT_BYTES) -> WantOf[bytes]:
-    """Wait for the bytes up to and including `separator`, at most `limit` of them."""
+    """Wait for the bytes up to and including `separator`, at most `limit` of them. The item is these bytes.
+
+    If more bytes come before the separator, the handler gets LimitExceeded. Raises TypeError or ValueError for a
+    separator that is not 1 or more bytes, or for a limit that is not a whole number of 1 or more.
+    """
     return _until(separator, limit)
 
 
@@ -239,8 +247,9 @@ def parsed(parse: Parse[T], limit: int = LIMIT_BYTES) -> Want[T]:
     """Wait for a whole message, at most `limit` bytes of input, as `parse` finds it.
 
     `parse(data)` gets the unread input. It returns the pair of the message and its length in bytes. If the message is
-    incomplete, it returns None, or the number of bytes that it needs at least: it is not asked again before so many are
-    there. An exception that it raises goes to the handler.
+    incomplete, `parse` returns None, or the least number of bytes that it needs: it is not called again before so many
+    have come. An exception that `parse` raises goes to the handler. The handler gets LimitExceeded if a message is
+    longer than `limit`. Raises TypeError or ValueError for a wrong argument.
     """
     if not callable(parse):
         raise TypeError(f"parsed() takes a function of the input, not {parse!r}")
@@ -248,27 +257,41 @@ def parsed(parse: Parse[T], limit: int = LIMIT_BYTES) -> Want[T]:
 
 
 def exactly(n: int) -> WantOf[bytes]:
-    """Wait for exactly `n` bytes, at most the engine's `input_bytes_max`. `exactly(0)` gives `b""` at once."""
+    """Wait for exactly `n` bytes. The item is these bytes. `exactly(0)` gives `b""` at once.
+
+    The handler gets LimitExceeded if `n` is above the engine's `input_bytes_max`. Raises TypeError or ValueError if `n`
+    is not a whole number of 0 or more.
+    """
     return _exactly(n)
 
 
 def chunk(limit: int = LIMIT_BYTES) -> WantOf[bytes]:
-    """Wait for whatever arrives: at least 1 byte, at most `limit`."""
+    """Wait for input of any length: at least 1 byte, at most `limit`. The item is these bytes; more bytes stay unread.
+
+    Raises TypeError or ValueError for a limit that is not a whole number of 1 or more.
+    """
     return _chunk(limit)
 
 
 def rest(limit: int) -> WantOf[bytes]:
-    """Wait for everything up to the peer's end of file, at most `limit` bytes."""
+    """Wait for everything up to the peer's end of file, at most `limit` bytes. The item is these bytes.
+
+    If more bytes come, the handler gets LimitExceeded. Raises TypeError or ValueError for a limit that is not a whole
+    number of 1 or more.
+    """
     return _rest(limit)
 
 
 def datagram() -> WantOf[bytes]:
-    """Wait for the peer's next datagram (datagram servers only). The request becomes the session of that peer."""
+    """Wait for the peer's next datagram. The item is its bytes. The request becomes the session of that peer.
+
+    This want is for datagram servers: the handler of a stream gets TypeError.
+    """
     return _DATAGRAM
 
 
 def sleep(seconds: float) -> WantOf[None]:
-    """Wait for `seconds`. The item is None."""
+    """Wait for `seconds`, 0 or more. The item is None. Raises TypeError or ValueError for anything else."""
     return _sleep(seconds)
 
 
@@ -289,6 +312,7 @@ def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any)
 
     `on` says where `fn` runs: `"thread"`, `"process"` (function, arguments and result must pickle), `"fork"` (only the
     result must pickle), or the name of a configured executor. None: the configuration's `call_on`, by default a thread.
+    Raises TypeError if `fn` is not callable, or `on` is no name.
     """
     if not callable(fn):
         raise TypeError(f"call() takes a function and its arguments, as in call(f, x), not {fn!r}")
@@ -298,7 +322,10 @@ def call(fn: Callable[..., T], *args: Any, on: str | None = None, **kwargs: Any)
 
 
 def hand_off(policy: str) -> WantOf[None]:
-    """Have the rest of this request run under `policy`: `"thread"`, `"pool"` or `"fork"`. The item is None."""
+    """Have the rest of this request run under `policy`: `"thread"`, `"pool"` or `"fork"`. The item is None.
+
+    The handler gets ConfigurationError for another policy. Raises TypeError if `policy` is no string.
+    """
     return _hand_off(policy)
 
 

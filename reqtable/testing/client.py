@@ -22,7 +22,8 @@ class Client:
         Client().send(b"put 5\\n").pause(3).send(b"a b c").send(b"count\\n").expect(b"3\\n").end().expect_end()
 
     Each step begins when the previous step is done. The client closes its connection at the end of the script. With a
-    datagram server, each `send` sends one datagram and each `expect` takes one.
+    datagram server, each `send` sends one datagram and each `expect` takes one. An argument that a step can't use
+    raises TypeError or ValueError.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class Client:
         return self._add("may_fail")
 
     def then(self, play: Callable[[Peer], Iterator[Any]]) -> Self:
-        """Run a generator function that takes the `Peer` and waits by `yield from peer.receive(timeout_s=1)` etc."""
+        """Run a generator function of the `Peer`, which waits by `yield from peer.receive()` or `peer.send(data)`."""
         if not inspect.isgeneratorfunction(inspect.unwrap(play) if callable(play) else play):
             raise TypeError(f"then() takes a generator function of a Peer, not {play!r}: it waits by `yield from`")
         return self._add("then", play)

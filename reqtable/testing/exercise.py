@@ -46,8 +46,11 @@ def exercise(
     """Begin a request of a state or async handler, and return an `Exercise` that acts as its peer.
 
     A `dialogue` is played at once, as by `Exercise.play`. With `datagrams`, each `send` sends one datagram and each
-    `expect` takes one. `server` becomes the handler's `self.server`. Raises TypeError for a blocking handler, which
-    needs a socket, and ConfigurationError for a class that no server would accept.
+    `expect` takes one. `peer` is the address of the client, from RFC 5737 by default. `limits` are the limits of the
+    engine; None: the defaults. The handler's `self.server` has the attributes of `server`.
+
+    Raises TypeError for a blocking handler, which needs a socket, and ConfigurationError for a class that no server
+    would accept.
     """
     if not is_resumable(handler_class):
         raise TypeError(
@@ -64,7 +67,8 @@ def exercise(
 class Exercise(Side):
     """Runs one request and acts as its client. `accept` and `refuse` answer its connects. Calls can be chained.
 
-    A call raises the error that it causes in the handler, unless the handler catches it.
+    A call raises the error that it causes in the handler, unless the handler catches the error. A call raises
+    AssertionError if an expectation is not met, or if the request can't take the action.
     """
 
     def __init__(self, handler_class: Any, datagrams: bool, peer: Any, limits: Limits | None, server: Any) -> None:
@@ -106,14 +110,14 @@ class Exercise(Side):
         return self._go_on()
 
     def accept(self, address: str) -> Other:
-        """Accept the connect to `address`, and return what plays the other end of the connection."""
+        """Accept the oldest open connect to `address`. Returns the other end of the connection."""
         row = self._asked(address)
         other = Other(self, row, self._selector.new_wire(row.target.scheme == "udp"))
         self._others.accept(row, other._wire)
         return other._go_on()
 
     def refuse(self, address: str, reason: str = "connection refused") -> Self:
-        """Refuse the connect to `address`: the handler gets ConnectFailed."""
+        """Refuse the oldest open connect to `address`: the handler gets ConnectFailed with this `reason`."""
         self._others.fail(self._asked(address), reason)
         return self._go_on()
 

@@ -39,8 +39,11 @@ class SimNetwork:
     """Simulates a network, the kernel's sockets, and the passing of time.
 
     A server that is made in `with network.installed():` uses this network. `seed` and `faults` (None: the default
-    faults) decide what goes wrong. `latency_s` is the shortest time that a byte travels. `names` has the addresses of
-    the names that can be looked up. Not thread-safe.
+    faults) decide what goes wrong. `clock` is the clock that the network moves; None: a new one. `latency_s` is the
+    shortest time in seconds that a byte travels. `descriptors_max` is the number of descriptors that can be open at the
+    same time; None: any. `names` has the addresses of the names that can be looked up. Not thread-safe.
+
+    Raises TypeError for a `seed` that is no whole number, or for `faults` that are no `Faults`.
     """
 
     def __init__(

@@ -44,25 +44,25 @@ class Report:
     """Describes what happened in a simulation."""
 
     seed: int
-    clients: list[Peer] = field(default_factory=list)  # see their `received`, `datagrams`, `ended`
-    upstreams: list[UpstreamPeer] = field(default_factory=list)  # the same of each connection that an upstream got
+    clients: list[Peer] = field(default_factory=list)  # the clients, with `received`, `datagrams` and `ended`
+    upstreams: list[UpstreamPeer] = field(default_factory=list)  # the connections of upstreams, with the same
     trace: str = ""  # a line for each transition of an entry and for each fault; the same seed gives the same trace
     faults: list[str] = field(default_factory=list)  # the names of the injected faults
-    faults_by_kind: Counter[str] = field(default_factory=Counter)
-    errors: list[BaseException] = field(default_factory=list)  # raised by handlers and passed to handle_error
-    problems: list[str] = field(default_factory=list)  # any problem makes the simulation fail
-    requests: int = 0
-    were_upstreams_hit: bool = False  # by a fault that a request may notice: no client is held to its expectations
-    passes: int = 0
-    steps: int = 0
-    transitions: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    simulated_s: float = 0.0
+    faults_by_kind: Counter[str] = field(default_factory=Counter)  # the number of injected faults of each kind
+    errors: list[BaseException] = field(default_factory=list)  # the errors of handlers that handle_error got
+    problems: list[str] = field(default_factory=list)  # the reasons why the simulation failed
+    requests: int = 0  # the number of requests, and of their outgoing connections
+    were_upstreams_hit: bool = False  # true: a fault of the second group hit an upstream, so no expectation is checked
+    passes: int = 0  # the passes of the loop
+    steps: int = 0  # the steps of all requests
+    transitions: int = 0  # the transitions of all requests
+    bytes_in: int = 0  # the bytes that requests and their connections have received
+    bytes_out: int = 0  # the bytes that requests and their connections have sent
+    simulated_s: float = 0.0  # the simulated time, in seconds
 
 
 class SimulationFailed(AssertionError):
-    """Raised when an expectation was not met or an invariant of the engine was broken. `report` has the details."""
+    """A simulation has failed, for one of the reasons that `simulate` lists. `report` has the details."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -93,7 +93,8 @@ def simulate(
 
     `executor(after)` makes what runs every `call`, such as a model of a cluster. `after(seconds, function, *args)` has
     the function called when so much simulated time has passed. Without `executor`, eight threads run the calls, and
-    each call takes a time that the seed decides.
+    each call takes a time that the seed decides. The simulation fails if it has not ended after `passes_max` passes of
+    the loop.
 
     Raises TypeError or ValueError if the arguments can't be simulated. Raises SimulationFailed if a client's
     expectation is not met, a handler raises an error that is not the peer's fault, a client or request waits for ever,
