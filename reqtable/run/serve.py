@@ -54,15 +54,17 @@ def serve(
     to the file that `REQTABLE_CONFIG` names. `workers` is how many processes serve, each with its own table; it
     defaults to the configuration's number, and None means that this process serves.
 
-    SIGHUP calls `reload` for a new configuration, and reads certificates again. New requests are served as these say,
-    requests in the table end as they began. SIGUSR1 logs the table. SIGUSR2 moves all requests to the next version of
-    the program. Logger `reqtable.serving` says at level INFO what is served where; if the program has set up no
-    logging, standard error does. `on_listening` is called once with the same addresses (port 0 resolved). `on_engine`
-    is called with the engine before it serves, in each worker if there are any: for timers, for `table`, for `post`
-    from other threads.
+    SIGHUP calls `reload` for a new configuration, and reads certificates again. New requests use the new configuration,
+    and requests in the table keep the old one. SIGUSR1 logs the table. SIGUSR2 moves all requests to the next version
+    of the program.
 
-    Raises ConfigurationError for what can't work, before anything is bound, and OSError for a bind that fails, before
-    anything is served.
+    The logger `reqtable.serving` names each handler and its address at level INFO. If the program has set up no
+    logging, these lines go to standard error. `on_listening` is called once with the same addresses (port 0 resolved).
+    `on_engine` is called with the engine before it serves, in each worker if there are any: for timers, for `table`,
+    for `post` from other threads.
+
+    Raises ConfigurationError, before anything is bound, for arguments or a configuration that can't work. Raises
+    OSError, before anything is served, for a bind that fails.
     """
     check_not_importing()
     if config is None and os.environ.get(CONFIG_VARIABLE):
