@@ -36,7 +36,7 @@ def restart_command(server: Asked, as_json: bool, check: bool) -> None:
     Requests that can't move end in the old process, which then exits. If the new code can't start, or can't go on with
     the requests, the old process serves as before, and this command fails: the exit code is 1.
 
-    On a terminal, a line shows how far the restart is. It goes on if you press Ctrl-C.
+    On a terminal, a line shows the progress of the restart. Ctrl-C ends the command, not the restart.
     """
     server.wait_at_most(_SILENT_S)
     found: dict[str, Any] = {}

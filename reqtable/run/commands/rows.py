@@ -106,8 +106,8 @@ _LETTERS_HELP = "\b\nThe letters under `st` say what a request waits for:\n" + "
     f"  {state.value}  {state.name.ljust(10)}  {meaning}" for state, meaning in LETTERS.items()
 )
 _COLUMNS_HELP = (
-    f"The columns are {', '.join(COLUMNS)}; their headings name them, too. `mem` is what the buffers of a request "
-    "hold, `moves` how often it has gone to another process, and `immovable` why it could not go to one now."
+    f"The columns are {', '.join(COLUMNS)}; their headings name them, too. `mem` is the size of a request's "
+    "buffers. `moves` is the number of its moves to another process. `immovable` is the reason why it can't move now."
 )
 
 
@@ -116,25 +116,25 @@ def _upper(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 _FILTERS = {
-    "older": click.option(
-        "--older", type=Seconds(), metavar="S", help="Begun more than S seconds ago, such as 40 or 2m23s."
-    ),
-    "idle": click.option("--idle", type=Seconds(), metavar="S", help="Silent for more than S seconds."),
+    "older": click.option("--older", type=Seconds(), metavar="S", help="Requests older than S, such as 40 or 2m23s."),
+    "idle": click.option("--idle", type=Seconds(), metavar="S", help="Requests silent for more than S seconds."),
     "state": click.option(
         "--state",
         callback=_upper,
         metavar="STATE",
-        help="In this state: its name or its letter.",
+        help="Requests in this state: its name or its letter.",
         shell_complete=one_of(state.name for state in LETTERS),
     ),
-    "handler": click.option("--handler", metavar="NAME", help="Of this handler class."),
-    "handler_state": click.option("--handler-state", metavar="NAME", help="In this state of the handler's own."),
-    "peer": click.option("--peer", metavar="HOST[:PORT]", help="Of this client."),
-    "path": click.option("--path", metavar="PATH", help="HTTP: for this path."),
+    "handler": click.option("--handler", metavar="NAME", help="Requests of this handler class."),
+    "handler_state": click.option("--handler-state", metavar="NAME", help="Requests in this state of their handler."),
+    "peer": click.option("--peer", metavar="HOST[:PORT]", help="Requests of this client."),
+    "path": click.option("--path", metavar="PATH", help="HTTP requests for this path."),
     "policy": click.option(
-        "--policy", metavar="NAME", help="Under this dispatch policy.", shell_complete=one_of(policy_names())
+        "--policy", metavar="NAME", help="Requests under this dispatch policy.", shell_complete=one_of(policy_names())
     ),
-    "worker": click.option("--worker", type=int, metavar="PID", help="Of this worker.", shell_complete=known_workers),
+    "worker": click.option(
+        "--worker", type=int, metavar="PID", help="Requests of this worker.", shell_complete=known_workers
+    ),
 }
 
 
