@@ -146,6 +146,33 @@ def test_a_worker_killed_under_load_delays_its_requests_and_fails_none(tmp_path:
         assert sorted(asking.join()) == sorted([b"%d\n" % LONG_STAMP, b"pong\n"] * 6)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_connection_that_fails_in_any_way_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    from examples.cluster import executor
+
+    class Closed:
+        status = "closed"
+
+    tried: list[str] = []
+
+    def client(address: str, **_: Any) -> Closed:
+        tried.append(address)
+        if len(tried) == 2:
+            raise RuntimeError("can't start new thread")
+        return Closed()
+
+    monkeypatch.setattr(executor, "Client", client)
+    cluster = executor.Cluster("tcp://gone")
+
+    def has_tried_again() -> bool:
+        with pytest.raises(ConnectionError):
+            cluster.submit(len, "")
+        return len(tried) > 2
+
+    until(has_tried_again)
+
+
 @needs_cluster
 @pytest.mark.slow
 @pytest.mark.timeout(300)

@@ -339,7 +339,7 @@ def test_a_kill_is_asked_and_is_about_the_request_that_was_selected() -> None:
     assert type_in(model, "down", "K") == [None, None]
     answer(model, [row(3), row(1)])
     assert screen(model)[-1] == "End request 2 (127.0.0.1:50002, Notes at command)? y/n"
-    assert press(model, "y") == Act("cancel", 2)
+    assert press(model, "y") == Act("cancel", 2, None, "127.0.0.1:50002")
     for key in ("n", "enter", "escape", "q", "K"):
         press(model, "K")
         assert press(model, key) is None
@@ -371,7 +371,7 @@ def test_a_request_is_opened_killed_and_left() -> None:
     assert r"'\x1b[2J'" in "\n".join(lines)
     assert "".join(lines).count("x") >= 300, "a long value is continued in the next line"
     assert press(model, "K") is None
-    assert press(model, "y") == Act("cancel", 2)
+    assert press(model, "y") == Act("cancel", 2, None, "127.0.0.1:50002")
     answer(model, [], detail=None)
     assert screen(model)[1] == "request 2  has ended: this is how it was last seen"
     assert press(model, "q") == Act("look")
@@ -664,12 +664,23 @@ def test_a_kill_goes_to_the_server_of_the_request() -> None:
     type_in(model, "down", "K")
     assert screen(model)[-1] == "End request 1 of b (127.0.0.1:50001, Notes at command)? y/n"
     act = press(model, "y")
-    assert act == Act("cancel", 1, "b")
+    assert act == Act("cancel", 1, "b", "127.0.0.1:50001")
     a.asked.clear()
     assert made.act(act) == "ended request 1"
     assert (a.asked, b.asked[-1]) == ([], ("/v1/requests/cancel", {"ids": [1]}))
     with pytest.raises(Unanswered, match=r"^c has ended$"):
         made.act(Act("cancel", 1, "c"))
+
+
+def test_a_kill_spares_the_request_of_a_server_that_has_taken_the_place() -> None:
+    model = Model()
+    looked_at(model, only=Recorded(row(1)))
+    press(model, "K")
+    act = press(model, "y")
+    assert act is not None
+    another = Recorded(row(1, peer="127.0.0.1:40000"))
+    assert asking(only=another).act(act) == "request 1 had ended already"
+    assert another.asked == [("/v1/requests/1", {})]
 
 
 def test_the_selection_follows_a_request_of_its_server() -> None:

@@ -331,6 +331,29 @@ def test_a_long_text_is_cut_in_the_line() -> None:
     assert account_of(ValueError("x" * 5000)) == f"ValueError: {'x' * 300}…"
 
 
+class Silent(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise TypeError("not this one")
+
+
+def test_an_error_without_a_text_is_named() -> None:
+    assert account_of(Silent()) == "Silent: <its str() failed>"
+    assert account_of(SyntaxError(None)) == "SyntaxError: None"
+    assert account_of(type("Two\nlines", (Exception,), {})()) == r"Two\nlines"
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JSONFormatter()])
+def test_a_very_long_traceback_loses_its_middle(formatter: logging.Formatter) -> None:
+    error = ValueError("\x1b" * 10_000_000 + "end")
+    record = logging.LogRecord("reqtable", logging.ERROR, __file__, 1, "failed", None, (ValueError, error, None))
+    line = formatter.format(record)
+    assert len(line) < 1_000_000
+    assert "characters left out)" in line
+    assert line.rstrip('"}').endswith("end")
+
+
 def test_the_errors_of_a_group_are_trimmed() -> None:
     class Grouped(StateRequestHandler):
         @state(sleep(1))

@@ -52,11 +52,13 @@ class Cluster(Executor):
                 threading.Thread(target=self._replace_client, name="reqtable-call-cluster", daemon=True).start()
 
     def _replace_client(self) -> None:
-        with suppress(OSError):  # the next call tries again
-            client = self._connect()
-            with self._lock:
-                if self._is_shut:
-                    client.close()
-                else:
-                    self._client = client
-        self._is_connecting = False
+        try:
+            with suppress(OSError):  # the next call tries again
+                client = self._connect()
+                with self._lock:
+                    if self._is_shut:
+                        client.close()
+                    else:
+                        self._client = client
+        finally:
+            self._is_connecting = False

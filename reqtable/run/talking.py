@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 CONNECT_S = 10.0
 _SIZE = 65536
+_AGAIN_S = 0.2
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -33,13 +34,20 @@ class Where(NamedTuple):
             scheme, rest = ("unix" if text.startswith("/") else "tcp"), text
         if scheme == "unix" and rest:
             return cls(scheme, "\0" + rest[1:] if rest.startswith("@") else rest)
-        parts = urlsplit(f"//{rest}")
-        if scheme not in ("tcp", "tls") or parts.port is None:
+        try:
+            parts = urlsplit(f"//{rest}")
+            host, port = parts.hostname, parts.port
+        except ValueError:  # a bracket is missing, or the port is too large
+            port = None
+        if scheme not in ("tcp", "tls") or port is None:
             raise ValueError(f"{text!r}: write tcp://HOST:PORT, tls://HOST:PORT, unix:///PATH or HOST:PORT")
-        return cls(scheme, (parts.hostname or "127.0.0.1", parts.port))
+        return cls(scheme, (host or "127.0.0.1", port))
 
     def connect(self, trusts_all: bool) -> socket.socket:
-        """Connect, by TLS if the scheme says so. With `trusts_all`, no certificate is checked. Raises OSError."""
+        """Connect, by TLS if the scheme says so. With `trusts_all`, no certificate is checked.
+
+        Raises OSError, or UnicodeError for a host that no name service can have.
+        """
         if self.scheme == "unix":
             own = socket.socket(socket.AF_UNIX)
             own.settimeout(CONNECT_S)
@@ -64,7 +72,7 @@ class Talk:
     """Carries bytes from the descriptor `source` to a connection, and gives `show` what comes back.
 
     At the end of the source it ends its half of the connection, and goes on until the server closes. `encode` makes
-    what is sent of what was read; at the end of the source it gets `b""`.
+    what is sent of what was read. At the end of the source, `encode` gets `b""`; at the server's end, `show` does.
     """
 
     def __init__(
@@ -86,10 +94,19 @@ class Talk:
                 ready = [key.fileobj for key, _ in selector.select()]
                 if self._source in ready:
                     self._take()
-                if self._own in ready and not self._receive():
+                data = self._received() if self._own in ready else None
+                if data is not None:
+                    self._show(data)
+                if data == b"":
                     return
                 self._flush()
-                selector.modify(self._own, _READ | (_WRITE if self._unsent else 0))
+                if self._is_ending() and (data is None or not isinstance(self._own, ssl.SSLSocket)):
+                    self._end_half()
+                selector.modify(self._own, _READ | (_WRITE if self._unsent or self._is_ending() else 0))
+
+    def _is_ending(self) -> bool:
+        """Return whether only the end of our half of the connection is left to send."""
+        return self._source is None and not self._unsent and not self._has_ended
 
     def _watch_source(self, selector: selectors.BaseSelector) -> None:
         """Watch the source while the server takes what it gave."""
@@ -108,36 +125,40 @@ class Talk:
         if not data:
             self._source = None
 
-    def _receive(self) -> bool:
-        """Show what has come. Returns False at the server's end of file."""
+    def _received(self) -> bytes | None:
+        """Return some of what has come, so that the source has its turn between: `b""` at the end, None for nothing."""
         try:
-            while data := self._own.recv(_SIZE):
-                self._show(data)
+            return self._own.recv(_SIZE)  # of TLS, one record: the rest is left in the kernel, for the selector
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return True
+            return None
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            pass  # both ends are sent, or the server has closed without a word
-        return False
+            return b""  # both ends are sent, or the server has closed without a word
 
     def _flush(self) -> None:
-        """Send what can be sent now and then, at the end of the source, the end."""
+        """Send what can be sent now."""
         try:
             while self._unsent:
                 self._unsent = self._unsent[self._own.send(self._unsent) :]
-            if self._source is None and not self._has_ended:
-                self._half_close()
-                self._has_ended = True
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError:  # the server takes no more, but may have answered
             self._unsent, self._source, self._has_ended = b"", None, True
 
-    def _half_close(self) -> None:
-        if isinstance(self._own, ssl.SSLSocket):
-            with contextlib.suppress(ssl.SSLWantReadError):  # the end is sent; the server has not sent its own
+    def _end_half(self) -> None:
+        """End our half of the connection. With TLS, nothing may have come: `unwrap` reads, and drops what it finds."""
+        self._has_ended = True
+        try:
+            if isinstance(self._own, ssl.SSLSocket):
                 self._own.unwrap()
-        else:
-            self._own.shutdown(socket.SHUT_WR)
+            else:
+                self._own.shutdown(socket.SHUT_WR)
+        except ssl.SSLWantReadError:
+            pass  # the end is sent; the server has not sent its own
+        except ssl.SSLWantWriteError:
+            self._has_ended = False
+        except OSError as error:  # the server is gone, but may have answered
+            if getattr(error, "reason", None) == "APPLICATION_DATA_AFTER_CLOSE_NOTIFY":
+                raise ConnectionResetError("an answer came while the end was sent, and OpenSSL dropped it") from None
 
 
 def in_lines(encode_line: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
@@ -164,7 +185,7 @@ def talk_to_person(own: socket.socket, encode_line: Callable[[bytes], bytes], sh
         import readline  # noqa: F401  # it gives input() its history
     source, typed = os.pipe()
     person = threading.get_ident()
-    ended = threading.Event()
+    ended, left = threading.Event(), threading.Event()  # the connection has; the person has
     failures: list[OSError] = []
 
     def listen() -> None:
@@ -172,8 +193,11 @@ def talk_to_person(own: socket.socket, encode_line: Callable[[bytes], bytes], sh
             Talk(own, source, bytes, show).run()
         except OSError as error:
             failures.append(error)
-        ended.set()
-        signal.pthread_kill(person, signal.SIGINT)  # input() waits for the person
+        finally:
+            ended.set()
+            while not left.is_set():  # input() waits for the person, and misses a signal that comes as it begins
+                signal.pthread_kill(person, signal.SIGINT)
+                left.wait(_AGAIN_S)
 
     listener = threading.Thread(target=listen, name="reqtable-talk", daemon=True)
     try:
@@ -184,9 +208,11 @@ def talk_to_person(own: socket.socket, encode_line: Callable[[bytes], bytes], sh
         listener.join()
         threading.Event().wait()  # for its signal
     except KeyboardInterrupt:
+        left.set()
         if not ended.is_set():
             raise
     finally:
+        left.set()
         if ended.is_set():
             os.close(source)
     if failures:

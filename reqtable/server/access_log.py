@@ -14,6 +14,7 @@ from reqtable.table.addresses import address_text, printable
 from reqtable.table.snapshot import handler_name
 from reqtable.table.states import Ending
 from reqtable.table.table import Entry
+from reqtable.table.tracebacks import bounded
 
 access = logging.getLogger("reqtable.access")
 # Off by default: a log handler may be a client of this very server, and each line would cause another.
@@ -59,7 +60,7 @@ class TextFormatter(logging.Formatter):
         return "\n".join(map(printable, super().format(record).split("\n")))
 
     def formatException(self, *error: Any) -> str:  # noqa: N802
-        return "    " + super().formatException(*error).replace("\n", "\n    ")
+        return "    " + bounded(super().formatException(*error)).replace("\n", "\n    ")
 
 
 class JSONFormatter(logging.Formatter):
@@ -81,7 +82,7 @@ class JSONFormatter(logging.Formatter):
         if id is not None:
             line["id"] = id
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = bounded(self.formatException(record.exc_info))
         return json.dumps(line | getattr(record, "request", {}))  # ASCII, for any terminal and encoding
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802

@@ -25,6 +25,7 @@ _RAISES = opmap["RAISE_VARARGS"]
 _AT = "_raised_at"  # the attribute of an error from another process that has its place there
 NOTED = {_AT, "__notes__"}  # the attributes that `note_traceback` sets
 _TEXT_MAX = 300  # characters of an error's text in one line of the log
+_HALF_MAX = 32_768  # characters of a traceback that are shown of its beginning, and of its end
 _HAS_PLACE = re.compile(r"\(\S+:\d+\)$")
 
 
@@ -49,19 +50,25 @@ def account_of(error: BaseException) -> str:
     The function is left out if a module failed. The line is left out if the text ends with a line already, or if no
     line of the user's is to blame.
     """
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    text = printable(" ".join(text.split()))
+    text = " ".join(_text_of(error).split())
     if len(text) > _TEXT_MAX:
         text = f"{text[:_TEXT_MAX]}…"
-    said = ": ".join(filter(None, (type(error).__name__, text)))
+    text = printable(text)
+    said = ": ".join(filter(None, (printable(type(error).__name__), text)))
     place = "" if _HAS_PLACE.search(text) else _raised_at(error)
     return said + place
 
 
 def shown(error: BaseException) -> str:
     """Return the traceback of `error` and of what led to it, indented as the log indents it."""
-    text = "".join(traceback.format_exception(error)).rstrip()
+    text = bounded("".join(traceback.format_exception(error)).rstrip())
     return "\n".join("    " + printable(each) for each in text.split("\n"))
+
+
+def bounded(text: str) -> str:
+    """Return a traceback with the middle left out if it is very long: an error's text may have all that a peer sent."""
+    left_out = len(text) - 2 * _HALF_MAX
+    return text if left_out <= 0 else f"{text[:_HALF_MAX]}…\n({left_out:,} characters left out)\n…{text[-_HALF_MAX:]}"
 
 
 def note_traceback(error: BaseException) -> None:
@@ -70,7 +77,7 @@ def note_traceback(error: BaseException) -> None:
     place = _raised_at(error)
     if place:
         setattr(error, _AT, place)
-    error.add_note("In the worker:\n" + "".join(traceback.format_exception(error)).rstrip())
+    error.add_note("In the worker:\n" + bounded("".join(traceback.format_exception(error)).rstrip()))
 
 
 def is_of_program(file: str) -> bool:
@@ -86,6 +93,14 @@ def is_installed(file: str) -> bool:
 def package_of(frame: FrameType) -> str:
     name: str = frame.f_globals.get("__name__") or ""
     return name.partition(".")[0]
+
+
+def _text_of(error: BaseException) -> str:
+    """Return the text of an error, whose class may be the user's."""
+    try:
+        return str((isinstance(error, SyntaxError) and error.msg) or error)
+    except Exception:
+        return "<its str() failed>"
 
 
 def _raised_at(error: BaseException) -> str:

@@ -159,6 +159,9 @@ def _joined(wanted: Wanted, samples: Mapping[str, Sample], problems: Mapping[str
 def _acted(server: Asked, act: Act) -> str:
     """Have the server do what a key has asked for. Returns what was done."""
     if act.verb == "cancel":
+        row = server.find(f"/v1/requests/{act.of}")
+        if row is None or row["peer"] != act.peer:
+            return f"request {act.of} had ended already"
         answer = server.send("POST", "/v1/requests/cancel", {"ids": [act.of]}, also=_NOT_FOUND)
         return f"ended request {act.of}" if answer["cancelled"] else f"request {act.of} had ended already"
     answer = server.send("POST", "/v1/drain", {} if act.of is None else {"worker": act.of})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 from collections.abc import Callable
+from ssl import SSLCertVerificationError
 
 import click
 
@@ -32,17 +35,19 @@ def talk_command(address: str | None, crlf: bool, as_hex: bool, insecure: bool) 
     """
     text = address or _only_bind()
     try:
-        own = Where.read(text).connect(insecure)
+        where = Where.read(text)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    except OSError as error:
-        raise _NotConnected(f"can't connect to {printable(text)}: {(error.strerror or str(error)).lower()}") from None
+    try:
+        own = where.connect(insecure)
+    except (OSError, UnicodeError) as error:
+        raise _NotConnected(f"can't connect to {printable(text)}: {_why(error)}") from None
     is_person = sys.stdin is not None and sys.stdin.isatty()
     encode_line = _from_hex if as_hex else (lambda line: line + (b"\r\n" if crlf else b"\n"))
     try:
         with own:
             if is_person:
-                talk_to_person(own, encode_line, _show_hex if as_hex else _show_text)
+                talk_to_person(own, encode_line, _show_hex if as_hex else Transcript().show)
                 click.echo("the server has closed the connection", err=True)
             else:
                 encode = in_lines(encode_line) if crlf or as_hex else bytes
@@ -54,7 +59,13 @@ def talk_command(address: str | None, crlf: bool, as_hex: bool, insecure: bool) 
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise click.ClickException(f"{printable(text)}: {(error.strerror or str(error)).lower()}") from None
+        raise click.ClickException(f"{printable(text)}: {_why(error)}") from None
+
+
+def _why(error: OSError | UnicodeError) -> str:
+    if isinstance(error, SSLCertVerificationError):
+        return f"the certificate is refused: {error.verify_message}: --insecure accepts any certificate"
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def _only_bind() -> str:
@@ -88,15 +99,23 @@ def _show(data: bytes) -> None:
 
 
 def _show_hex(data: bytes) -> None:
-    _show(data.hex(" ").encode() + b"\n")
+    if data:
+        _show(data.hex(" ").encode() + b"\n")
 
 
-def _show_text(data: bytes) -> None:
-    """Show text above what the person is typing. The server's escape sequences have no effect."""
-    text = data.decode("utf-8", "backslashreplace").replace("\r\n", "\n")
-    safe = "".join(each if each in "\n\t" else printable(each) for each in text)
-    typed = _typed()
-    _show((f"\r\x1b[K{safe}{typed}" if typed else safe).encode(sys.stdout.encoding, "backslashreplace"))
+class Transcript:
+    """Shows text above what the person is typing. The server's escape sequences have no effect."""
+
+    def __init__(self) -> None:
+        utf8 = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+
+    def show(self, data: bytes) -> None:
+        """Show some bytes. A character or a line end may come in two pieces. No bytes: nothing follows."""
+        text = self._decoder.decode(data, final=not data)
+        safe = "".join(each if each in "\n\t" else printable(each) for each in text)
+        typed = _typed()
+        _show((f"\r\x1b[K{safe}{typed}" if typed and safe else safe).encode(sys.stdout.encoding, "backslashreplace"))
 
 
 def _typed() -> str:

@@ -174,7 +174,7 @@ def _kill(model: Model) -> None:
         whose = f"{printable(row['peer'])}, {printable(row['handler'])}{at}"
         control, id = key_of(row)
         of_server = "" if control is None else f" of {printable(control)}"
-        model.question = Question(f"End request {id}{of_server} ({whose})?", Act("cancel", id, control))
+        model.question = Question(f"End request {id}{of_server} ({whose})?", Act("cancel", id, control, row["peer"]))
 
 
 def _drain(model: Model) -> None:

@@ -59,6 +59,7 @@ class Act(NamedTuple):
     verb: str
     of: int | None = None
     control: str | None = None  # the name of the server; None: there is only one
+    peer: str | None = None  # of the request: another server may have taken the place, and have the id, too
 
 
 class Question(NamedTuple):
