@@ -67,7 +67,7 @@ class Room(WebSocketHandler):
 
     @state(ws_message(limit=NAME_BYTES_MAX), timeout=30)
     def hello(self, message: str | bytes) -> Transition:
-        name = str(message).strip()
+        name = message.strip() if isinstance(message, str) else ""
         here = self.rooms.get(self.room, {})
         if not name or name in here:
             self.close_ws(NAME_REFUSED, "that name is taken" if name else "a name is needed")

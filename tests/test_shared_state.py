@@ -17,7 +17,7 @@ from reqtable.server.shared_state import SharedState, restore_states, save_state
 from reqtable.table import plain
 from tests.pages import titled
 from tests.restarted import Program
-from tests.websockets_by_hand import handshake, text
+from tests.websockets_by_hand import binary, handshake, text
 
 ANY = ("127.0.0.1", 0)
 
@@ -343,6 +343,8 @@ def test_the_room_of_the_documents_moves(tmp_path: Path) -> None:
             for each, name in ((ann, b"ann\n"), (bob, b"bob\n")):
                 assert each.send(name).ask(b"in\n") == name.strip() + b": in\n"
             assert ann.line() == b"bob: in\n"
+            with program.client() as nameless:
+                nameless.send(b"\n")
             program.moved()
             ann.send(b"hello\n")
             assert (ann.line(), bob.line()) == (b"ann: hello\n", b"ann: hello\n")
@@ -356,7 +358,7 @@ def test_the_rooms_of_the_documents_move(tmp_path: Path) -> None:
                 while each.line() != b"\r\n":
                     pass
             program.moved()
-            ann.send(text("hello"))
+            ann.send(binary(b"\xff\xfe") + text("hello"))
             assert [each.receive(7) for each in (ann, bob)] == [b"\x81\x05hello"] * 2
             other.send(text("alone"))
             assert other.receive(7) == b"\x81\x05alone"

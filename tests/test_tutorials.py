@@ -11,7 +11,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from reqtable.handover import sleeper
 from tests.browser import browsing
-from tests.support import WAIT_S, served
+from tests.support import WAIT_S, served, wait_until
 from tests.tutorial import Reader
 
 TUTORIALS = Path(__file__).parent.parent / "docs" / "tutorials"
@@ -39,6 +39,16 @@ def test_an_smtp_receiver(tmp_path: Path) -> None:
 def test_a_flask_application(tmp_path: Path) -> None:
     with Reader(TUTORIALS / "flask.md", tmp_path / "guests") as reader:
         reader.read()
+
+
+def the_chat(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the handler as it is at the end of the page."""
+    with Reader(TUTORIALS / "chat.md", folder) as reader:
+        reader.write_files()
+    monkeypatch.chdir(folder)
+    found: dict[str, Any] = {"__name__": "chat"}
+    exec(compile((folder / "chat.py").read_text(), "chat.py", "exec"), found)
+    return found["Chat"]
 
 
 def say(member: ClientConnection, text: str, answer: str) -> None:
@@ -69,14 +79,31 @@ def test_a_chat(tmp_path: Path) -> None:
         assert bob.recv(WAIT_S) == "ann: still here"
 
 
+def test_the_chat_goes_on_after_a_bad_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(the_chat(tmp_path, monkeypatch)) as server:
+        address = f"ws://127.0.0.1:{server.server_address[1]}/tea"
+
+        def member() -> ClientConnection:
+            return stack.enter_context(connect(address, open_timeout=WAIT_S, proxy=None, ping_interval=None))
+
+        with ExitStack() as stack:
+            nameless, ann, bob = member(), member(), member()
+            for name in ("", b"", b"\xff\xfe"):
+                nameless.send(name)
+                assert nameless.recv(WAIT_S) == "Your name?"
+            nameless.close()
+            wait_until(server, lambda: len(server.table) == 2)
+            say(ann, "ann", "ann has joined")
+            say(bob, "bob", "bob has joined")
+            assert ann.recv(WAIT_S) == "bob has joined"
+            ann.send(b"\xff\xfe")
+            say(ann, "hello", "ann: hello")
+            assert bob.recv(WAIT_S) == "ann: hello"
+
+
 def test_the_page_of_the_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attack = "<img src=x onerror=document.title='run'>"
-    with Reader(TUTORIALS / "chat.md", tmp_path) as reader:
-        reader.write_files()
-    monkeypatch.chdir(tmp_path)
-    found: dict[str, Any] = {"__name__": "chat"}
-    exec(compile((tmp_path / "chat.py").read_text(), "chat.py", "exec"), found)
-    with browsing(tmp_path / "profile") as browser, served(found["Chat"]) as server:
+    with browsing(tmp_path / "profile") as browser, served(the_chat(tmp_path, monkeypatch)) as server:
 
         def enter(text: str, shown: int) -> None:
             """Enter a text when so many lines are shown."""

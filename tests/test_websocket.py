@@ -661,7 +661,8 @@ def test_the_example_is_a_chat_room_for_browsers() -> None:
             ann.send(b"bytes")
             assert json.loads(bob.recv(WAIT_S)) == {"text": "ann has left"}
             assert ends_with(ann) == (1003, "this room is for text")
-        with talking(server) as nameless:
-            nameless.send(" ")
-            assert ends_with(nameless) == (NAME_REFUSED, "a name is needed")
+        for name in ("", " ", b"", b"\xff\xfe"):
+            with talking(server) as nameless:
+                nameless.send(name)
+                assert ends_with(nameless) == (NAME_REFUSED, "a name is needed")
         wait_until(server, lambda: not len(server.table))

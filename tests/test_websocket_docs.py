@@ -11,7 +11,7 @@ from reqtable.http import AsyncWebSocketHandler, WebSocketHandler
 from reqtable.http.websocket import WebSocketMethods
 from tests.pages import text_of, titled
 from tests.support import WAIT_S, served, wait_until
-from tests.test_websocket import talking
+from tests.test_websocket import ends_with, talking
 
 PAGE = "docs/how-to/write-a-websocket.md"
 
@@ -35,8 +35,23 @@ def test_the_room() -> None:
         ann.send("ann")
         bob.send("bob")
         wait_until(server, lambda: sorted(entry.handler.name for entry in server.table) == ["ann", "bob"])
+        ann.send(b"\xff\xfe")
         ann.send("hello")
         assert bob.recv(WAIT_S) == "ann: hello"
+
+
+@pytest.mark.parametrize("name", ["", b"", b"\xff\xfe"])
+def test_the_room_refuses_a_bad_name(name: str | bytes) -> None:
+    with served(handler("room.py", "Room")) as server, talking(server) as client:
+        client.send(name)
+        assert ends_with(client) == (4000, "a name is needed")
+
+
+def test_the_chat_drops_bytes() -> None:
+    with served(handler("chat.py", "Chat")) as server, talking(server) as client:
+        client.send(b"\xff\xfe")
+        client.send("hello")
+        assert client.recv(WAIT_S) == "hello"
 
 
 def test_the_coroutine(capsys: pytest.CaptureFixture[str]) -> None:
