@@ -341,6 +341,12 @@ def test_the_command_prints_rows_of_several_handlers(tmp_path: Path) -> None:
     assert json.loads(check("good.py:Login", "--json", folder=tmp_path).stdout) == []
 
 
+def test_what_a_module_prints_is_no_finding(tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(HEAD + "print('loud')\n")
+    result = check("loud.py:Login", "--json", folder=tmp_path)
+    assert (result.returncode, json.loads(result.stdout), result.stderr) == (0, [], "loud\n")
+
+
 def test_what_can_not_be_checked_is_a_wrong_argument(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import reqtable\n1 / 0\n")
     result = check("broken.py:Any", folder=tmp_path)

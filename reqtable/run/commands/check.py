@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from contextlib import redirect_stdout
 
 import click
 
@@ -38,7 +40,9 @@ def check_command(ctx: click.Context, handlers: tuple[str, ...], as_json: bool) 
 def _found(handler: str, ctx: click.Context) -> list[Finding]:
     """Return the findings about one handler; if its module can't be imported because of a finding, that one."""
     try:
-        return findings(HandlerClass().convert(handler, ctx.command.params[0], ctx))
+        with redirect_stdout(sys.stderr):  # what the module prints is no finding
+            handler_class = HandlerClass().convert(handler, ctx.command.params[0], ctx)
+        return findings(handler_class)
     except click.BadParameter as error:
         found = finding_in(error.__context__)
         if found is None:
