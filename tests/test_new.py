@@ -72,12 +72,19 @@ def test_it_overwrites_nothing(exists: str, tmp_path: Path) -> None:
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(exists, "mine")]
 
 
-@pytest.mark.parametrize("name", ["smtp", "a-b.py", "json.py", "1.py"])
+@pytest.mark.parametrize(
+    "name", ["smtp", "a-b.py", "json.py", "1.py", "class.py", "_.py", "reqtable.py", "pytest.py", "__main__.py"]
+)
 def test_a_file_that_can_not_be_imported_is_refused(name: str, tmp_path: Path) -> None:
     refused = new(tmp_path, name)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith(f"reqtable: {name}: name a module that Python can import")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_nothing_is_a_file_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "smtp.py").symlink_to("none")
+    assert new(tmp_path, "smtp.py").stderr == "reqtable: smtp.py exists already: choose another name\n"
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:

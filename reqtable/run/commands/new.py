@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from importlib.util import find_spec
+from keyword import iskeyword
 from pathlib import Path
 from string import Template
 
@@ -23,13 +26,13 @@ def new_command(file: Path, style: str) -> None:
 
     Nothing is written if one of them exists.
     """
-    module = file.stem
-    if file.suffix != ".py" or not module.isidentifier() or module in sys.stdlib_module_names:
-        raise click.UsageError(f"{file}: name a module that Python can import and does not have, such as smtp.py")
     test = file.with_name(f"test_{file.name}")
     for each in (file, test):
-        if each.exists():
+        if os.path.lexists(each):
             raise click.UsageError(f"{each} exists already: choose another name")
+    module = file.stem
+    if file.suffix != ".py" or not _is_free(module):
+        raise click.UsageError(f"{file}: name a module that Python can import and does not have, such as smtp.py")
     names = {"module": module, "Name": "".join(each[:1].upper() + each[1:] for each in module.split("_"))}
     for path, template in ((file, f"{style}.txt"), (test, f"{style}_test.txt")):
         text = Template((_TEMPLATES / template).read_text("utf-8")).substitute(names)
@@ -38,3 +41,10 @@ def new_command(file: Path, style: str) -> None:
     click.echo(f"{file} has a handler, and {test} its test. Next:")
     click.echo(f"    python -m pytest {test}")
     click.echo(f"    reqtable serve {file}:{names['Name']}")
+
+
+def _is_free(module: str) -> bool:
+    """Return whether a module may have that name: it would hide an installed package of the same name."""
+    if not module.isidentifier() or iskeyword(module) or not module.strip("_"):
+        return False
+    return module not in sys.modules and find_spec(module) is None
