@@ -309,7 +309,7 @@ def test_nothing_is_found_in_the_examples() -> None:
 
 
 def test_the_page_shows_what_the_command_prints(tmp_path: Path) -> None:
-    [source] = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    [source] = re.findall(r"^```python[^\n]*\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     [shown] = re.findall(r"^```console\n\$ reqtable check (.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     arguments, _, output = shown.partition("\n")
     (tmp_path / "letters.py").write_text(source)
