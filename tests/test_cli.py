@@ -526,8 +526,8 @@ def test_states_as_a_table() -> None:
     assert [re.split(r"  +", line.strip()) for line in result.stdout.splitlines()] == [
         ["state", "waits for", "timeout", "then"],
         ["> command", "line(limit=512)", "30 s", "body, command, ranked, done", "Read a command."],
-        ["body", "nothing()", "60 s", "command", "Take the note."],
-        ["ranked", "nothing()", "-", "command", "The slow work is done."],
+        ["body", "by the transition", "60 s", "command", "Take the note."],
+        ["ranked", "by the transition", "-", "command", "The slow work is done."],
     ]
 
 

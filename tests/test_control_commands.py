@@ -260,7 +260,12 @@ def test_kill_ends_the_requests_that_are_named(server: Controlled) -> None:
         done = server.run("kill", first["id"], 88888)
         assert done == Done(1, f"did not find 2 requests: {first['id']}, 88888\n", "")
         [row] = server.rows(1)
-        assert server.json("kill", row["id"]) == {"cancelled": [row["id"]], "missing": [], "goes_on": []}
+        assert server.json("kill", row["id"]) == {
+            "cancelled": [row["id"]],
+            "missing": [],
+            "goes_on": [],
+            "call_threads": None,
+        }
         assert two.rest() == b""
     server.wait_for(r"control: user \d+ cancels")
 
@@ -597,6 +602,27 @@ def test_kill_says_whose_thread_goes_on(monkeypatch: pytest.MonkeyPatch) -> None
     answering(monkeypatch, {"cancelled": [4, 7], "missing": [], "goes_on": [7]})
     goes_on = "the threads of these go on until their code returns: 7\n"
     assert command("kill", 4, 7) == Done(0, "ended 2 requests: 4, 7\n", goes_on)
+
+
+def test_kill_says_how_many_threads_for_calls_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"cancelled": [7], "missing": [], "goes_on": [7], "call_threads": {"busy": 1, "most": 2}}
+    goes_on = "the threads of these go on until their code returns: 7\n"
+    answering(monkeypatch, answer)
+    assert command("kill", 7).err == f"{goes_on}1 of 2 threads for calls are busy\n"
+    answering(monkeypatch, {**answer, "call_threads": {"busy": 2, "most": 2}})
+    full = "2 of 2 threads for calls are busy: a new call waits for one (limits.calls_max)\n"
+    assert command("kill", 7).err == f"{goes_on}{full}"
+
+
+def test_stats_show_what_calls_do(server: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = server.json("stats")
+    found["servers"][0]["calls"] = {
+        "process": {"most": None, "running": 1, "given_up": 0, "queued": 0},
+        "thread": {"most": 32, "running": 0, "given_up": 32, "queued": 3},
+    }
+    answering(monkeypatch, found)
+    said = "process: 1 running; thread: 32 given up, still running, 3 queued (at most 32 run)"
+    assert command("stats").out.splitlines()[-1].endswith(said)
 
 
 def test_stats_show_how_busy_a_pool_is(server: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,12 @@ def test_a_request_that_waits_for_its_client_has_no_thread(tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ASKS)
 def test_a_cancel_says_whose_thread_goes_on(tmp_path: Path, kind: str) -> None:
     with stuck(tmp_path, kind) as (operator, client):
-        assert operator.post("/v1/requests/1/cancel") == {"cancelled": [1], "missing": [], "goes_on": [1]}
+        assert operator.post("/v1/requests/1/cancel") == {
+            "cancelled": [1],
+            "missing": [],
+            "goes_on": [1],
+            "call_threads": None,
+        }
         client.rest()
 
 

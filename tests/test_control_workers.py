@@ -93,6 +93,7 @@ def test_one_request_is_cancelled_and_only_it(tmp_path: Path) -> None:
             "cancelled": [id],
             "missing": [17],
             "goes_on": [],
+            "call_threads": None,
         }
         assert client.rest() == b""
         for _, other in others:

@@ -237,7 +237,10 @@ def test_the_right_token_cancels_one_request_and_only_it(caplog: pytest.LogCaptu
         first, *others = rows
         cancel = f"/v1/requests/{first['id']}/cancel"
         status, _, body = visitor.ask(cancel, "POST", {}, authorization=f"Bearer {TOKEN}")
-        assert (status, json.loads(body)) == (200, {"cancelled": [first["id"]], "missing": [], "goes_on": []})
+        assert (status, json.loads(body)) == (
+            200,
+            {"cancelled": [first["id"]], "missing": [], "goes_on": [], "call_threads": None},
+        )
         assert peers[first["peer"]].rest() == b""
         for row in others:
             assert peers[row["peer"]].ask(b"still\n") == b"still\n"

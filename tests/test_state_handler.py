@@ -213,7 +213,7 @@ def test_the_machine_is_a_table() -> None:
         True,
         "Read a command.",
     )
-    assert body == ("body", "nothing()", 60, None, ("command",), False, "Take the note.")
+    assert body == ("body", "by the transition", 60, None, ("command",), False, "Take the note.")
     assert ranked.successors == ("command",)
 
 

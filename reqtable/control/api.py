@@ -198,7 +198,14 @@ class ControlHandler(ScrapeHandler):
             known = set(cancelled)
             missing = [each for each in ids if each not in known]
             goes_on = [each["id"] for each in found if each["goes_on"]]
-            data = {"cancelled": cancelled, "missing": missing, "goes_on": goes_on}
+            by_worker = {each["worker"]: each["call_threads"] for each in found if each["call_threads"] is not None}
+            threads = {name: sum(each[name] for each in by_worker.values()) for name in ("busy", "most")}
+            data = {
+                "cancelled": cancelled,
+                "missing": missing,
+                "goes_on": goes_on,
+                "call_threads": threads if by_worker else None,
+            }
             return self._answer(200 if cancelled or not ids else 404, data)
 
         return self._act("cancel", {"ids": ids}, answer, "cancels %s", ", ".join(map(str, ids)) or "nothing")

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from reqtable.control.query import immovable
+from reqtable.control.underway import calls_of, shown_calls, with_queue
 from reqtable.server.engine import Engine
 from reqtable.table.addresses import printable
 from reqtable.table.snapshot import Listing
@@ -33,7 +34,7 @@ def detail_of(engine: Engine, entry: Entry) -> dict[str, Any]:
     fields = _fields_of(entry)
     thread = thread_of(engine, entry)
     return {
-        **row,
+        **with_queue(row, entry),
         "fields": {name: printable(_text_of(value)) for name, value in fields.items()},
         "fields_bytes": deep_size(fields),
         "input_head": bytes(entry.input.peek(HEAD_BYTES)).decode("latin-1") if len(entry.input) else "",
@@ -41,6 +42,7 @@ def detail_of(engine: Engine, entry: Entry) -> dict[str, Any]:
         "immovable": immovable(entry),
         "attempt": entry.attempt,
         "connections": [each.id for each in table.connections.values() if each.parent_id == entry.id],
+        "calls": shown_calls(entry, table.clock()),
         "thread": None if thread is None else _thread_text(thread, _thread_names()),
         "stack": stack_of(engine, entry),
     }
@@ -92,7 +94,7 @@ def deep_size(thing: Any) -> int:
 def stack_of(engine: Engine, entry: Entry) -> list[str]:
     """Return the lines `file:line function` of where a request's code is, the innermost one last.
 
-    It is the stack of the thread that runs the request's code, or the suspended stack of its handler.
+    It is the stack of the thread that runs the request's code, or its call, or the suspended stack of its handler.
     """
     thread = thread_of(engine, entry)
     frame = None if thread is None else sys._current_frames().get(thread)
@@ -103,8 +105,9 @@ def stack_of(engine: Engine, entry: Entry) -> list[str]:
 
 
 def thread_of(engine: Engine, entry: Entry) -> int | None:
-    """Return the identifier of the thread that runs a request's code at this moment; None: the loop's, or none."""
-    thread = pooled_thread_of(engine, entry)
+    """Return the identifier of the thread that runs a request's code, or its call; None: the loop's, or none."""
+    of_calls = [each.thread for each in calls_of(entry) if each.thread is not None]
+    thread = of_calls[0] if of_calls else pooled_thread_of(engine, entry)
     return getattr(entry.resumable, "thread", None) if thread is None else thread
 
 

@@ -89,6 +89,12 @@ METRICS: dict[str, Metric] = {
         Metric("reqtable_pool_threads", "gauge", "Threads of policy pool, busy or idle.", ("state",)),
         Metric("reqtable_pool_queue", "gauge", "Steps and requests that wait for a thread of policy pool."),
         Metric(
+            "reqtable_calls",
+            "gauge",
+            "Calls by their executor: they run, run though they were given up, or are queued.",
+            ("executor", "state"),
+        ),
+        Metric(
             "reqtable_listen_queue",
             "gauge",
             "Connections in the kernel's queue, which the server has not accepted yet.",

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from reqtable.control.figures import Figures
+from reqtable.control.figures import Figures, Value
 from reqtable.control.jobs import PAUSE, Job, Turns
 from reqtable.control.query import LOOK_EVERY
 from reqtable.control.recorder import recorder_of
+from reqtable.control.underway import counts_of
+from reqtable.dispatch.calls import PHASES
 from reqtable.dispatch.policies.pool import Pool
 from reqtable.server.engine import Engine
 from reqtable.server.operator import Operator
@@ -93,6 +95,7 @@ def _measured(engine: Engine, operator: Operator) -> Figures:
             (): max([each.longest_freeze_s for each in operator.takers], default=0.0)
         },
         **_pools(engine),
+        "reqtable_calls": _calls(engine),
         **_listen_queues(engine),
     }
 
@@ -112,6 +115,15 @@ def _pools(engine: Engine) -> Figures:
         "reqtable_pool_threads": {("busy",): busy, ("idle",): idle},
         "reqtable_pool_queue": {(): waiting},
     }
+
+
+def _calls(engine: Engine) -> dict[tuple[str, ...], Value]:
+    found: Counter[tuple[str, ...]] = Counter()
+    servers: list[Any] = list(engine.servers)
+    for server in servers:
+        for executor, counts in counts_of(server).items():
+            found.update({(executor, phase): counts[phase] for phase in PHASES})
+    return {**found}
 
 
 def _listen_queues(engine: Engine) -> Figures:

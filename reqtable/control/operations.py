@@ -21,6 +21,8 @@ from reqtable.control.metrics import figures_of
 from reqtable.control.query import GROUPS, LOOK_EVERY, Conflict, Query, QueryError, selected
 from reqtable.control.recorder import recorder_of
 from reqtable.control.restarts import restarted
+from reqtable.control.underway import calls_of, counts_of, goes_on, known_calls, threads_of
+from reqtable.dispatch.calls import Calls
 from reqtable.dispatch.policies.pool import Pool
 from reqtable.server.engine import Engine
 from reqtable.server.operator import Operator
@@ -111,16 +113,25 @@ def _entry_at(target: Target, id: int) -> Entry | None:
 
 
 def cancel(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[Any]:
-    """Cancel requests by their ids. Yields, for each that was there, its id and whether its thread goes on."""
-    cancelled, table = [], target.engine.table
+    """Cancel requests by their ids. Yields for each that was there its id, and whether its step or its call goes on.
+
+    If a call goes on, how many threads for calls are busy is in each item, too.
+    """
+    cancelled: list[dict[str, Any]] = []
+    table = target.engine.table
+    known: set[Calls] = set()
     for id in arguments["ids"]:
         entry = table.get(id)
-        goes_on = entry is not None and pooled_thread_of(target.engine, entry) is not None
+        is_threaded = entry is not None and pooled_thread_of(target.engine, entry) is not None
+        going = [] if entry is None else [each for each in calls_of(entry) if goes_on(each)]
+        if entry is not None and going and (calls := known_calls(entry)) is not None:
+            known.add(calls)
         if table.cancel(id):
-            cancelled.append({"id": id, "goes_on": goes_on})
+            cancelled.append({"id": id, "goes_on": is_threaded or bool(going)})
         if job.is_spent:
             yield PAUSE
-    yield cancelled
+    threads = threads_of(known)
+    yield [{**each, "worker": os.getpid(), "call_threads": threads} for each in cancelled]
 
 
 def stats(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[Any]:
@@ -155,6 +166,7 @@ def stats(target: Target, arguments: Mapping[str, Any], job: Job) -> Iterator[An
                 "handler": handler_name(each.RequestHandlerClass),
                 "address": _address_of(each),
                 "pool": pool_of(each),
+                "calls": counts_of(each),
                 **own,
             }
             for each, own in counts.items()

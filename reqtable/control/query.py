@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 from reqtable.control.jobs import PAUSE, Job
+from reqtable.control.underway import with_queue
 from reqtable.table.addresses import host_text
 from reqtable.table.errors import ReqtableError
 from reqtable.table.saving import why_not_saved
@@ -128,7 +129,7 @@ class Query:
     def row(self, row: Mapping[str, Any], entry: Entry, worker: int) -> dict[str, Any]:
         """Return the row of an entry with what only the query knows."""
         more = {} if self.also is None else {self.also: ALSO[self.also](entry)}
-        return {**row, "worker": worker, **more}
+        return {**with_queue(row, entry), "worker": worker, **more}
 
 
 def whole_number(name: str, value: Any) -> int:

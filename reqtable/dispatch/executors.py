@@ -9,6 +9,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from reqtable.config import ExecutorOptions
+from reqtable.dispatch.calls import Calls, CallUnderway
 from reqtable.dispatch.forking.child import keep
 from reqtable.dispatch.policy import Host
 from reqtable.dispatch.pools import ForkExecutor, RestartingPool, guarded
@@ -22,6 +23,7 @@ class Executors:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self.calls = Calls(host)
         self._executors: dict[str, Executor] = {}
         self._lock = threading.Lock()  # private loops in other threads use it too
 
@@ -52,26 +54,21 @@ class Executors:
         name = want.on or self._host.config.call_on
         executor = self.named(name)
         is_sent = isinstance(executor, RestartingPool)  # perhaps to another process
-        if is_sent:
-            future = executor.submit(guarded, want.fn, want.args, want.kwargs)
-        else:
-            future = executor.submit(want.fn, *want.args, **want.kwargs)
+        call = CallUnderway(entry, want, name)
+        future = executor.submit(guarded, want.fn, want.args, want.kwargs) if is_sent else executor.submit(call.run)
+        call.begun(future)
         number = entry.call_number
         owner = entry.table.owner
         assert owner is not None
-        is_given_up = False
+        forget = self.calls.add(number, call)
 
         def post(done: Future[Any]) -> None:
-            if not is_given_up:
+            forget()
+            if not call.is_given_up:
                 owner.post_result(entry, number, _outcome(want, name, done, is_sent))
 
-        def give_up() -> None:
-            nonlocal is_given_up
-            is_given_up = True
-            future.cancel()
-
         future.add_done_callback(post)
-        return give_up
+        return call.give_up
 
     def close(self, wait: bool) -> None:
         """Shut the executors down. With `wait`, running calls return first."""
@@ -81,6 +78,7 @@ class Executors:
     def abandon(self) -> None:
         """In a forked child: leave the parent's executors alone. New ones are made when they are needed."""
         self._lock = threading.Lock()
+        self.calls.abandon()
         for executor in self._executors.values():
             if isinstance(executor, RestartingPool | ForkExecutor):
                 executor.abandon()
@@ -97,6 +95,7 @@ class Executors:
         if name not in ("thread", "fork"):
             raise ConfigurationError(self._no_executor(name))
         most = self._host.steps.table.limits.calls_max
+        self.calls.bounded(name, most)
         return self._host.threads(most, "reqtable-call") if name == "thread" else ForkExecutor(self._host, most)
 
     def _known(self) -> list[str]:

@@ -30,8 +30,14 @@ class Declaration:
     function: Callable[[Any, Any], Transition]  # the method, or what another decorator made of it
 
 
+BY_TRANSITION = "by the transition"  # in place of a want: the state declares none, and a transition to it names one
+
+
 class StateInfo(NamedTuple):
-    """Describes a state. `successors` are the names of the states that may follow, and None if the request may end."""
+    """Describes a state. `want` is the text of its want, or `by the transition`, which names the want then.
+
+    `successors` are the names of the states that may follow, and None if the request may end.
+    """
 
     name: str
     want: str

@@ -21,6 +21,7 @@ from types import FunctionType, MethodType
 from typing import Any, ClassVar
 
 from reqtable.handlers.declaration import (
+    BY_TRANSITION,
     Declaration,
     StateInfo,
     check_state,
@@ -32,7 +33,7 @@ from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.finding import Finding
 from reqtable.handlers.migration import check_migration, check_saved, migrated
 from reqtable.handlers.resumable import ResumableHandler, log
-from reqtable.handlers.successors import successors
+from reqtable.handlers.successors import named_with_a_want, successors
 from reqtable.handlers.transition import Transition
 from reqtable.table.addresses import address_text
 from reqtable.table.errors import HandlerError, IncompleteRead, InvalidTransition, LimitExceeded, TimedOut
@@ -141,10 +142,11 @@ class StateRequestHandler(ResumableHandler):
     def states(cls) -> list[StateInfo]:
         """Return the states in the order of declaration. Their successors are read from the methods' code."""
         declared = cls._declared()
+        by_transition = named_with_a_want(cls, set(declared))
         return [
             StateInfo(
                 name,
-                repr(declaration.want),
+                BY_TRANSITION if declaration.want is NOTHING and name in by_transition else repr(declaration.want),
                 declaration.timeout,
                 declaration.dispatch,
                 successors(cls, name, set(declared)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +30,7 @@ _SERVERS = [
     Column("endings", lambda row: _counts({**row["finished"], **row["refused"]})),
 ]
 _POOL = Column("pool", lambda row: _pool(row.get("pool")))
+_CALLS = Column("calls", lambda row: calls_text(row.get("calls") or {}))
 _WORKERS = [
     Column("worker", lambda row: str(row["worker"]), is_number=True),
     Column("is", lambda row: _phase(row)),
@@ -39,6 +40,7 @@ _WORKERS = [
     Column("mem", lambda row: shown.size(row["buffered_bytes"]), is_number=True),
 ]
 _STUCK_AT = Column("stuck at", lambda row: shown.text(place_of(row["stack"]) if row["is_stuck"] else None))
+_PHASES = {"running": "running", "given_up": "given up, still running", "queued": "queued"}
 _LEAVING = "leaving"
 
 
@@ -50,6 +52,17 @@ def _phase(row: dict[str, Any]) -> str:
 
 def _pool(pool: dict[str, int] | None) -> str:
     return "-" if pool is None else f"{pool['busy']} of {pool['size']} threads busy, {pool['queued']} wait"
+
+
+def calls_text(calls: Mapping[str, Mapping[str, int | None]]) -> str:
+    """Return what calls do, for each executor that has some; `-` if there are none."""
+    found = []
+    for name, counts in calls.items():
+        words = [f"{counts[phase]} {text}" for phase, text in _PHASES.items() if counts[phase]]
+        most = "" if counts["most"] is None else f" (at most {counts['most']} run)"
+        if words:
+            found.append(f"{shown.text(name)}: {', '.join(words)}{most}")
+    return "; ".join(found) or "-"
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -72,7 +85,7 @@ def stats_command(server: Asked, as_json: bool) -> None:
         raise CouldNotAsk("no worker answers: see reqtable workers")
     shown.print_lines(shown.pairs(_stats(found, took_s)))
     click.echo()
-    shown.print_lines(shown.table([*_SERVERS, _POOL], found["servers"], [_POOL]))
+    shown.print_lines(shown.table([*_SERVERS, _POOL, _CALLS], found["servers"], [_POOL, _CALLS]))
 
 
 def _stats(found: dict[str, Any], took_s: float) -> Iterator[tuple[str, str]]:

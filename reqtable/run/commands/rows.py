@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from reqtable.dispatch import policy_names
 from reqtable.run.commands import shown
 from reqtable.run.commands.asking import Asked, asks, print_json, print_json_array
 from reqtable.run.commands.completing import known_ids, known_workers, list_of, one_of
+from reqtable.run.commands.detail import detail_lines
 from reqtable.run.commands.seconds import Seconds
 from reqtable.run.commands.shown import Column
 from reqtable.table.states import State
@@ -303,31 +304,6 @@ def _write_new(file: Path, data: bytes) -> None:
         raise click.ClickException(f"{shown.text(file)}: {error.strerror}") from None
 
 
-def detail_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines that show everything about one request."""
-    fields, stack = found.get("fields"), found.get("stack")
-    words = [
-        (name.removesuffix("_s"), _detail_text(name, value))
-        for name, value in found.items()
-        if name not in ("fields", "stack") and (name, value) != ("thread", None)
-    ]
-    yield from shown.pairs(words)
-    if fields:
-        yield "fields"
-        yield from shown.pairs(((shown.text(name), shown.text(value)) for name, value in fields.items()), "  ")
-    if stack:
-        yield "stack, the innermost line last"
-        yield from (f"  {shown.text(line)}" for line in stack)
-
-
-def _detail_text(name: str, value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(shown.text, value)) or "-"
-    if name == "input_head":
-        return repr(value.encode("latin-1"))[1:] if value else "-"
-    return shown.age(value) if name.endswith("_s") else shown.text(value)
-
-
 @click.command("kill", short_help="End requests, by ids or by filters.")
 @click.argument("ids", nargs=-1, type=int, metavar="[ID]…", shell_complete=known_ids)
 @_filters
@@ -373,6 +349,9 @@ def kill_command(
                 click.echo(f"{what} {counted(len(those), 'request')}: {', '.join(map(str, those))}")
         if those := answer.get("goes_on"):
             click.echo(f"the threads of these go on until their code returns: {', '.join(map(str, those))}", err=True)
+        if threads := answer.get("call_threads"):
+            then = ": a new call waits for one (limits.calls_max)" if threads["busy"] >= threads["most"] else ""
+            click.echo(f"{threads['busy']} of {threads['most']} threads for calls are busy{then}", err=True)
     return _NO_MATCH if answer["missing"] else 0
 
 

@@ -13,8 +13,10 @@ from rich.cells import chop_cells
 from rich.text import Text
 
 from reqtable.run.commands import shown
+from reqtable.run.commands.detail import detail_lines
+from reqtable.run.commands.looking import calls_text
 from reqtable.run.commands.restart import news
-from reqtable.run.commands.rows import COLUMNS, NOT_ALWAYS, USUAL, detail_lines
+from reqtable.run.commands.rows import COLUMNS, NOT_ALWAYS, USUAL
 from reqtable.run.commands.shown import Column
 from reqtable.run.commands.stuck import stack_lines
 from reqtable.run.top.controls import SORT_KEYS
@@ -97,6 +99,7 @@ def _fitted(line: Text, width: int) -> Text:
 def _header(model: Model, width: int, now: float) -> list[Text]:
     stats = model.stats()
     lines = [_title(model, now), _requests(model, stats), _flow(model.rates()), _loop(model, stats)]
+    lines += _calls(stats)
     if model.sample is not None and "workers" in model.sample.stats:
         lines.append(_workers(model, width))
     if model.sample is not None:
@@ -146,6 +149,15 @@ def _requests(model: Model, stats: Mapping[str, Any]) -> Text:
     among = "servers" if model.controls() and model.control is None else "workers"
     most = f", at most {stats['entries_max']}{f' in all {among}' if 'workers' in stats else ''}"
     return line.append(f"{most}   connections {stats['connections']}   buffers {shown.size(stats['buffered_bytes'])}")
+
+
+def _calls(stats: Mapping[str, Any]) -> Iterator[Text]:
+    """Yield a line for each server that has calls underway."""
+    for each in stats.get("servers", ()):
+        said = calls_text(each.get("calls") or {})
+        if said != "-":
+            is_full = any(counts["queued"] for counts in each["calls"].values())
+            yield Text(f"calls     {shown.text(each['handler'])}: {said}", style="bold red" if is_full else "")
 
 
 def _flow(rates: Rates | None) -> Text:
