@@ -377,6 +377,19 @@ def test_the_log_as_json_is_json_from_its_first_line_on() -> None:
         assert abs(at.timestamp() - time.time()) < WAIT_S
 
 
+def test_a_thing_that_can_not_be_looked_at_is_no_candidate(tmp_path: Path) -> None:
+    (tmp_path / "proxied.py").write_text(
+        "from examples.notes import Notes\n"
+        "class Proxy:\n"
+        "    def __getattr__(self, name): raise RuntimeError('Working outside of request context.')\n"
+        "request = Proxy()\n"
+        "class Own(Notes): pass\n"
+    )
+    result = run("serve", f"{tmp_path}/proxied.py:Owm")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert result.stderr.endswith("proxied.py has no Owm; handlers and servers there: Own\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

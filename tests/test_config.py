@@ -177,6 +177,17 @@ factory = "n:g"
         ("[executors.mine]\nfactory = 'x'\n", "reqtable.toml:2: executor factory 'x': write it as module:callable"),
         ("pool = { size = -1 }\n", "reqtable.toml:1: pool.size must be a whole number above 0, not -1"),
         ("dispatch = \n", "reqtable.toml: not TOML: Invalid value (at line 1, column 12)"),
+        ("idle_timeout_s = 3\n", "toml:1: there is no key idle_timeout_s (= 3): it belongs under [limits]"),
+        ("entries_mx = 3\n", "toml:1: there is no key entries_mx (= 3): did you mean entries_max under [limits]?"),
+        (
+            "dispatsh = 1\npool = 3\n[limits]\nentry_max = 3\n[fork]\nmax_children = 0\n",
+            "reqtable.toml:1: there is no key dispatsh (= 1): did you mean dispatch?; reqtable.toml:2: pool must be a "
+            "table, not 3; reqtable.toml:4: there is no key limits.entry_max (= 3): did you mean entries_max?; "
+            "reqtable.toml:6: fork.max_children must be a whole number above 0, not 0",
+        ),
+        ("[tls.names.b]\nkex = 1\n", "toml:2: there is no key tls.names.b.kex (= 1): did you mean key?"),
+        ("[limits]\n[limits]\n", "not TOML: Cannot declare [limits] twice (at line 2, column 8)"),
+        ("[tls.names]\n[tls.names]\n", "not TOML: Cannot declare [tls.names] twice (at line 2, column 11)"),
         ("\nworkers = null # none\n", "reqtable.toml:2: TOML has no null: leave workers out"),
     ],
 )

@@ -194,7 +194,18 @@ def test_an_action_is_logged_with_the_user(tmp_path: Path, caplog: pytest.LogCap
         operator.rows_once(lambda rows: len(rows) == 1)
         with caplog.at_level(logging.INFO):
             operator.post("/v1/requests/1/cancel")
-        assert f"control: user {os.getuid()} cancels 1" in caplog.messages
+            assert operator.ask("/v1/requests/cancel", "POST", {"ids": [99999]})[0] == 404
+            assert operator.ask("/v1/config", "PATCH", {"limits.foo": 1})[0] == 409
+            assert operator.ask("/v1/log-level", "PUT", {"logger": "foo", "level": "info"})[0] == 400
+            operator.post("/v1/config", {"limits.entries_max": 99}, "PATCH")
+        user = f"control: user {os.getuid()}"
+        actions = [each for each in caplog.messages if each.startswith(user)]
+        assert actions[:2] == [f"{user} cancels 1: ended 1 request", f"{user} cancels 99999: ended 0 requests"]
+        assert actions[2].startswith(f"{user} sets limits.foo = 1: refused: there is no key limits.foo: there are ")
+        assert actions[3].startswith(
+            f"{user} sets the log level: {{'logger': 'foo', 'level': 'info'}}: refused: there is"
+        )
+        assert actions[4:] == [f"{user} sets limits.entries_max = 99: done"]
 
 
 def test_configuration_is_shown_and_set(tmp_path: Path) -> None:

@@ -258,7 +258,9 @@ def test_kill_ends_the_requests_that_are_named(server: Controlled) -> None:
         assert one.rest() == b""
         assert two.ask(b"still here\n") == b"still here\n"
         done = server.run("kill", first["id"], 88888)
-        assert done == Done(1, f"did not find 2 requests: {first['id']}, 88888\n", "")
+        text = f"there are no requests {first['id']}, 88888: they have ended, or never were\n"
+        assert done == Done(1, text, "")
+        assert server.run("kill", 88888).out == "there is no request 88888: it has ended, or never was\n"
         [row] = server.rows(1)
         assert server.json("kill", row["id"]) == {
             "cancelled": [row["id"]],
@@ -566,6 +568,7 @@ def test_what_set_and_reload_change_is_printed_and_remembered(count: int | None,
         ("limits.entries_max", 2, "write it as KEY=VALUE, such as limits.entries_max=5000"),
         ("=3", 2, "write it as KEY=VALUE"),
         ("limits.entries=3", 78, "there is no key limits.entries: did you mean limits.entries_max?"),
+        ("calls_max=64", 78, "there is no key calls_max: did you mean limits.calls_max?"),
         ("limits.entries_max=many", 78, "entries_max must be a whole number above 0, not 'many'"),
         ('limits.when_full="wait"\nx=1', 78, "when_full"),
         ("workers=3", 78, "workers can't be set while the server runs"),
@@ -636,9 +639,18 @@ def test_log_level(server: Controlled) -> None:
     assert server.run("log-level", "reqtable", "debug") == Done(0, "reqtable: debug\n", "")
     found = server.json("log-level", "reqtable")
     assert (found["logger"], found["level"], found["loggers"]["reqtable"]) == ("reqtable", "debug", "debug")
-    assert server.run("log-level", "WARNING").out == "root: warning\n"
-    assert "root: warning\n" in server.run("log-level").out
+    assert server.run("log-level", "WARNING").out == "reqtable: warning\n", "a lone level is that of reqtable"
+    assert server.run("log-level", "root", "error").out == "root: error\n"
+    levels = server.run("log-level").out
+    assert "root: error\n" in levels
+    assert "reqtable: warning\n" in levels
     assert server.run("log-level", "reqtable", "loud").code == 2
+    for words in (("foo",), ("foo", "info")):
+        done = server.run("log-level", *words)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("reqtable: there is no logger 'foo', and no such level: there are root, ")
+        assert "reqtable, reqtable.access, " in done.err
+        assert done.err.endswith("; the levels are debug, info, warning, error and critical\n")
 
 
 def test_workers_that_start_later_have_the_level_too(workers: Controlled) -> None:
@@ -687,13 +699,57 @@ def test_several_servers_are_listed(empty: Path) -> None:
         done = command("ps")
         assert (done.code, done.out) == (2, "")
         *listed, says = done.err.splitlines()
-        assert says == "reqtable: 2 servers are running: choose one of these by --control PATH"
-        assert sorted(line.split()[0] for line in listed) == sorted(
-            str(empty / f"{each.pid}.sock") for each in (one, two)
+        assert re.fullmatch(
+            r"reqtable: 2 servers are running: choose one by its process, as in --control \d+, or by the port "
+            "of a bind, as in --control :7000",
+            says,
+        )
+        assert sorted(line.split()[:2] for line in listed) == sorted(
+            [str(each.pid), str(empty / f"{each.pid}.sock")] for each in (one, two)
         )
         assert all(LINES in line for line in listed)
         assert completed("show", "") == [], "and nothing on the prompt"
-        assert json.loads(command("workers", "--json", "--control", listed[0].split()[0]).out)
+        for named in (two.pid, f":{two.address[1]}", empty / f"{two.pid}.sock"):
+            assert json.loads(command("workers", "--json", "--control", named).out)[0]["worker"] == two.pid
+        pids = ", ".join(sorted(str(each.pid) for each in (one, two)))
+        for named, what in ((1, "process 1"), (":1", "port 1")):
+            assert command("drain", "--control", named) == Done(
+                3, "", f"reqtable: no server of this user has {what}: the processes of those in {empty} are {pids}\n"
+            )
+
+
+def test_a_command_that_changes_the_only_server_says_which_it_is(empty: Path) -> None:
+    with usual() as service:
+        port = service.address[1]
+        says = f"the only server is Lines at 127.0.0.1:{port}, process {service.pid}\n"
+        assert command("ps").err == ""
+        assert command("kill", 99) == Done(1, "there is no request 99: it has ended, or never was\n", says)
+        assert command("set", "limits.calls_max=3").err == says
+        assert command("log-level", "debug") == Done(0, "reqtable: debug\n", says)
+        assert command("reload").err == says
+        assert command("drain", "--stay").err == says
+        assert command("drain", "--stay", "--control", f":{port}").err == "", "it is known"
+        assert command("restart", "--check").err.startswith(says)
+
+
+def test_only_sockets_of_the_usual_name_are_found_and_those_of_killed_servers_are_removed(empty: Path) -> None:
+    with Controlled() as other, usual() as service:
+        os.link(other.path, empty / "other.sock")  # it is alive, but has a name of its own
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        left, foreign = empty / f"{gone.pid}.sock", empty / "dead.sock"
+        for path in (left, foreign):
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(path))
+        assert json.loads(command("workers", "--json").out)[0]["worker"] == service.pid
+        assert not left.exists()
+        assert foreign.exists()
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(left))
+        with usual():
+            assert not left.exists(), "a new server removes it, too"
+        other.process.kill()
+        other.wait()
 
 
 def test_top_shows_all_running_servers(empty: Path) -> None:
@@ -789,7 +845,7 @@ def test_a_server_whose_loop_is_held_up(server: Controlled, monkeypatch: pytest.
         )
         assert server.run("drain", "--stay").err.endswith("logs its table; what was asked for may still be done\n")
         server.signal(signal.SIGUSR1)
-        server.wait_for("INFO .*1 request$")
+        server.wait_for("INFO 1 request$")  # not "request 1: 1 request", though its step is running
     server.process.kill()
     server.wait()
 

@@ -60,7 +60,7 @@ def test_an_action_is_not_begun_when_its_user_has_gone(
         gone.close()
         _release.set()
         assert client.line() == b"hold\n"
-        while not any("has gone, so this is not done" in text for text in caplog.messages):
+        while not any("not done, because the user has gone" in text for text in caplog.messages):
             operator.get("/v1/stats")
         assert client.ask(b"still\n") == b"still\n"
         stats = operator.get("/v1/stats")

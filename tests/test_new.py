@@ -73,12 +73,25 @@ def test_it_overwrites_nothing(exists: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["smtp", "a-b.py", "json.py", "1.py", "class.py", "_.py", "reqtable.py", "pytest.py", "__main__.py"]
+    ("name", "says"),
+    [
+        ("foo", "the name of a module's file ends in .py, as in smtp.py"),
+        ("guess.py:Guess", "give the file alone, such as guess.py: the class is named after the file"),
+        ("a-b.py", "Python can't import a module of that name: use letters, digits and underscores, as in a_b.py"),
+        ("1.py", "Python can't import a module of that name: use letters, digits and underscores, as in smtp.py"),
+        ("class.py", "Python can't import a module of that name: use letters, digits and underscores, as in smtp.py"),
+        ("_.py", "Python can't import a module of that name: use letters, digits and underscores, as in smtp.py"),
+        ("json.py", "Python has a module json already: choose another name"),
+        ("reqtable.py", "Python has a module reqtable already: choose another name"),
+        ("pytest.py", "Python has a module pytest already: choose another name"),
+        ("__main__.py", "Python has a module __main__ already: choose another name"),
+        ("sub/x.py", "there is no folder sub: make it, or choose another one"),
+    ],
 )
-def test_a_file_that_can_not_be_imported_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_file_that_can_not_be_imported_or_written_is_refused(name: str, says: str, tmp_path: Path) -> None:
     refused = new(tmp_path, name)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith(f"reqtable: {name}: name a module that Python can import")
+    assert refused.stderr == f"reqtable: {name}: {says}\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -25,6 +25,13 @@ def make():
     return app
 """
 
+PROXY = """
+class Proxy:
+    def __call__(self): pass
+    def __getattr__(self, name): raise RuntimeError("Working outside of request context.")
+request = Proxy()  # as Flask has it
+"""
+
 
 @pytest.fixture
 def site(tmp_path):
@@ -157,6 +164,13 @@ def test_the_code_is_reloaded(site):
         command.line("waiting for a change")
         file.write_text(HELLO.replace("200 OK", "203 New"))
         assert command.get(count=2).startswith(b"HTTP/1.1 203")
+
+
+def test_a_thing_that_can_not_be_looked_at_is_no_candidate(site):
+    (site / "proxied_of_tests.py").write_text(f"{PROXY}\n{HELLO}")
+    code, text = refused(site, "proxied_of_tests:appp")
+    assert code == 2
+    assert text.endswith("proxied_of_tests has no appp; applications there: app\n"), text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from math import inf
 from typing import Any
 
 from reqtable.config.config import Config, effective
-from reqtable.config.options import hints, mend_of_key
+from reqtable.config.options import hints
+from reqtable.config.unknown_keys import key_meant, mend_of_key
 from reqtable.table.errors import ConfigurationError
 
 _AT_START = ("workers", "takeover", "control", "origins")  # these count only when a program starts
@@ -60,8 +61,10 @@ def _with(part: Any, parts: list[str], value: Any, key: str) -> Any:
     first, *more = parts
     names = [each.name for each in fields(part) if each.name != "origins"]
     if first not in names:
+        meant = key_meant(key, part.__class__) if first == key else None
         prefix = key[: -len(".".join(parts))]
-        raise ConfigurationError(f"there is no key {key}: {mend_of_key(first, names, prefix)}")
+        mend = mend_of_key(first, names, prefix) if meant is None else f"did you mean {'.'.join(meant)}?"
+        raise ConfigurationError(f"there is no key {key}: {mend}")
     own = getattr(part, first)
     if more:
         if not is_dataclass(own):

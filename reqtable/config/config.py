@@ -170,7 +170,7 @@ def _load(path: str | os.PathLike[str] | None, dispatch: str | None, workers: in
     origins: dict[str, str] = {}
     file = _find(path)
     if file is not None and file.table is not None:
-        values = values_of(Config, file.table, (), file, origins)
+        values = values_of(Config, file, origins)
     if named := os.environ.get(DISPATCH_VARIABLE):
         values["dispatch"], origins["dispatch"] = named, f"environment {DISPATCH_VARIABLE}"
     if dispatch:

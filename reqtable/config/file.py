@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from reqtable.config.options import hints, mend_of_key
+from reqtable.config.options import hints
+from reqtable.config.unknown_keys import key_meant, mend_of_key
 from reqtable.table.errors import ConfigurationError
 
 OWN_FILE = "reqtable.toml"
@@ -28,7 +29,8 @@ class File:
         except OSError as error:
             raise ConfigurationError(f"{path}: {(error.strerror or str(error)).lower()}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path}{_null_in(self._text) or f': not TOML: {error}'}") from error
+            raise ConfigurationError(f"{path}{_null_in(self._text) or f': not TOML: {_plain(error)}'}") from error
+        self.problems: list[ConfigurationError] = []  # what is wrong with the values
         self.prefix = ("tool", "reqtable") if path.name == PROJECT_FILE else ()
         self.table: Any = document
         for key in self.prefix:
@@ -40,19 +42,47 @@ class File:
         return f"{self.name}:{line}" if line else self.name
 
 
-def values_of(kind: Any, table: Any, key: tuple[str, ...], file: File, origins: dict[str, str]) -> dict[str, Any]:
-    """Return the values of a table of the file, by the fields of `kind`. Calling `kind` will check their types."""
+def values_of(kind: Any, file: File, origins: dict[str, str]) -> dict[str, Any]:
+    """Return the values of the file, by the fields of `kind`. Calling `kind` will check the types of its own fields.
+
+    Raises ConfigurationError: one line with everything that is wrong with the keys and the tables.
+    """
+    values = _values(kind, file.table, (), file, origins)
+    if file.problems:
+        first, *more = file.problems
+        raise ConfigurationError("; ".join(map(str, file.problems))) if more else first
+    return values
+
+
+def _values(kind: Any, table: Any, key: tuple[str, ...], file: File, origins: dict[str, str]) -> dict[str, Any]:
+    """Return the values of a table of the file, without the keys that there are not. Notes what is wrong."""
     if not isinstance(table, dict):
-        raise ConfigurationError(f"{file.place(key)}: {_dotted(key) or 'reqtable'} must be a table, not {table!r}")
+        _note_no_table(table, key, file)
+        return {}
     types = {name: hint for name, hint in hints(kind).items() if name != "origins"}
     values = {}
     for name, value in table.items():
         here = (*key, name)
         if name not in types:
-            mend = mend_of_key(name, types)
-            raise ConfigurationError(f"{file.place(here)}: there is no key {_dotted(here)} (= {value!r}): {mend}")
-        values[name] = _value(types[name], value, here, file, origins)
+            mend = mend_of_key(name, types) if key else _mend_without_table(name, types, kind)
+            text = f"{file.place(here)}: there is no key {_dotted(here)} (= {value!r}): {mend}"
+            file.problems.append(ConfigurationError(text))
+        else:
+            values[name] = _value(types[name], value, here, file, origins)
     return values
+
+
+def _mend_without_table(name: str, types: Collection[str], root: Any) -> str:
+    """Return how to mend a key that is in no table of the file."""
+    table, near = key_meant(name, root) or (None, "")
+    if table is None:
+        return mend_of_key(name, types)
+    return f"it belongs under [{table}]" if near == name else f"did you mean {near} under [{table}]?"
+
+
+def _note_no_table(value: Any, key: tuple[str, ...], file: File) -> None:
+    text = f"{file.place(key)}: {_dotted(key) or 'reqtable'} must be a table, not {value!r}"
+    file.problems.append(ConfigurationError(text))
 
 
 def _value(hint: Any, value: Any, key: tuple[str, ...], file: File, origins: dict[str, str]) -> Any:
@@ -60,20 +90,38 @@ def _value(hint: Any, value: Any, key: tuple[str, ...], file: File, origins: dic
         return _made(hint, value, key, file, origins)
     if get_origin(hint) is Mapping and is_dataclass(kind := get_args(hint)[1]):
         if not isinstance(value, dict):
-            raise ConfigurationError(f"{file.place(key)}: {_dotted(key)} must be a table, not {value!r}")
+            _note_no_table(value, key, file)
+            return {}
         return {name: _made(kind, each, (*key, name), file, origins) for name, each in value.items()}
     origins[_dotted(key)] = file.place(key)
     return tuple(value) if get_origin(hint) is tuple and isinstance(value, list) else value
 
 
 def _made(kind: Any, table: Any, key: tuple[str, ...], file: File, origins: dict[str, str]) -> Any:
-    """Return an object of `kind` made from its table. An error in a value names the place of its key."""
-    values = values_of(kind, table, key, file, origins)
+    """Return an object of `kind` made from its table; None if something is wrong with it, which is noted.
+
+    A problem with a value names the place of its key.
+    """
+    known = len(file.problems)
+    values = _values(kind, table, key, file, origins)
+    if len(file.problems) > known:
+        return None
     try:
         return kind(**values)
     except (ValueError, ConfigurationError) as error:
         [at, *_] = [name for name in values if re.search(rf"\b{name}\b", str(error))] or [""]
-        raise ConfigurationError(f"{file.place((*key, at) if at else key)}: {error}") from error
+        file.problems.append(ConfigurationError(f"{file.place((*key, at) if at else key)}: {error}"))
+        return None
+
+
+def _plain(error: Exception) -> str:
+    """Return the text of an error of the TOML parser, with tables as they are written in the file."""
+
+    def written(found: re.Match[str]) -> str:
+        parts = re.findall(r"'([^']*)'", found[0])
+        return f"[{'.'.join(parts)}]"
+
+    return re.sub(r"\(('[^']*',? ?)+\)", written, str(error))
 
 
 def _null_in(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,22 @@ def _module_at(place: str) -> Any:
         del sys.modules[path.stem]
         raise
     return module
+
+
+def candidates_in(module: Any, described: Callable[[str, Any], str | None]) -> list[str]:
+    """Return, for a message, what `described(name, thing)` makes of each name of a module; None leaves a name out.
+
+    A thing that can't be looked at is left out, too: a proxy of Flask raises an error outside of a request.
+    """
+    found = []
+    for name, thing in list(vars(module).items()):
+        try:
+            text = described(name, thing)
+        except Exception:
+            continue
+        if text is not None:
+            found.append(text)
+    return sorted(found)
 
 
 def thing_at(reference: str) -> Any:

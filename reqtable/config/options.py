@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import UnionType
@@ -306,14 +306,6 @@ def check(options: Any, prefix: str = "", origins: Mapping[str, str] | None = No
 @cache
 def hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
-
-
-def mend_of_key(name: str, names: Collection[str], prefix: str = "") -> str:
-    """Return how to mend a `name` that is none of `names`: the name that was probably meant, after `prefix`."""
-    import difflib  # only a mistake needs it
-
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names)}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

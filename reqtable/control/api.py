@@ -18,6 +18,7 @@ from reqtable.http import route
 from reqtable.http.messages import Request
 from reqtable.table.addresses import printable
 from reqtable.table.wants import flushed
+from reqtable.table.words import counted
 
 CANCEL_MAX = 1000  # how many requests one bulk cancel may end, unless it says `max`
 
@@ -117,17 +118,17 @@ class ControlHandler(ScrapeHandler):
     def set_config(self) -> Transition:
         changes = self._body()
         shown = ", ".join(f"{printable(key)} = {_SHORT.repr(value)}" for key, value in changes.items())
-        return self._act("config", {"changes": changes}, self._answer_config, "set %s", shown)
+        return self._act("config", {"changes": changes}, self._answer_config, "sets %s", shown)
 
     @route("POST", "/v1/reload")
     def reload(self) -> Transition:
-        return self._act("reload", {}, self._answer_batch, "asked for a reload")
+        return self._act("reload", {}, self._answer_batch, "asks for a reload")
 
     @route("POST", "/v1/drain")
     def drain(self) -> Transition:
         body = self._body("stay", "worker")
         how = " without an end" if body.get("stay") else ""
-        return self._act("drain", body, self._answer_batch, "asked for a drain%s", how)
+        return self._act("drain", body, self._answer_batch, "asks for a drain%s", how)
 
     @route("POST", "/v1/restart")
     def restart(self) -> Transition:
@@ -136,12 +137,12 @@ class ControlHandler(ScrapeHandler):
         how = ": a check" if body.get("check") else ""
         self._is_ndjson = _wants_ndjson(self.request, self._query())
         then = self._begin_rows if self._is_ndjson else self._answer_last
-        return self._act("restart", body, then, "asked for a restart%s", how)
+        return self._act("restart", body, then, "asks for a restart%s", how)
 
     @route("PUT", "/v1/log-level")
     def set_log_level(self) -> Transition:
         body = self._body()
-        return self._act("log_level", body, self._answer_batch, "set the log level: %s", _SHORT.repr(body))
+        return self._act("log_level", body, self._answer_batch, "sets the log level: %s", _SHORT.repr(body))
 
     @route("GET", "/v1/log-level")
     def log_level(self) -> Transition:
@@ -209,6 +210,11 @@ class ControlHandler(ScrapeHandler):
             return self._answer(200 if cancelled or not ids else 404, data)
 
         return self._act("cancel", {"ids": ids}, answer, "cancels %s", ", ".join(map(str, ids)) or "nothing")
+
+    def _result_of(self, batch: Any) -> str:
+        if self.request.path.endswith("/cancel"):
+            return f"ended {counted(len(batch), 'request')}"
+        return "begun" if self.request.path == "/v1/restart" else "done"
 
 
 def _wants_ndjson(request: Request, asked: dict[str, Any]) -> bool:

@@ -24,13 +24,14 @@ from reqtable.control.scrape import ScrapeHandler
 from reqtable.control.source import Source
 from reqtable.control.watch import forget
 from reqtable.loop.platform import System
-from reqtable.server.classes import UnixStreamServer
+from reqtable.server.classes import UnixStreamServer, remove_dead
 from reqtable.server.engine import Engine
 from reqtable.table.addresses import address_text
 from reqtable.table.limits import Limits
 
 log = logging.getLogger("reqtable.control")
 
+_SUFFIX = ".sock"
 _LOOK_S = 0.2  # how often a port is tried that another process is about to leave
 _ROOT = 0
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group (unix(7))
@@ -125,6 +126,21 @@ def folder_of(user: int | str) -> str:
     return os.path.join(tempfile.gettempdir(), f"reqtable-{user}")
 
 
+def usual_sockets(folder: str) -> list[str]:
+    """Return the control sockets in a folder that have the usual name: `PID.sock`, by the process that made them."""
+    found = [each for each in os.listdir(folder) if each.endswith(_SUFFIX) and each.removesuffix(_SUFFIX).isdecimal()]
+    return [os.path.join(folder, each) for each in sorted(found)]
+
+
+def remove_if_left(path: str) -> None:
+    """Remove a control socket of the usual name if its process was killed, and nobody listens there."""
+    with contextlib.suppress(OSError):
+        try:
+            os.kill(int(os.path.basename(path).removesuffix(_SUFFIX)), 0)
+        except (ProcessLookupError, OverflowError):
+            remove_dead(path)
+
+
 def _make_private(folder: str, user: int) -> None:
     """Make a folder that one user alone can enter. Raises OSError if there is another one in its place."""
     try:
@@ -147,7 +163,9 @@ def default_path(user: int | None = None) -> str:
     for folder in folders() if user is None else [folder_of(user)]:
         try:
             _make_private(folder, os.geteuid() if user is None else user)
-            return os.path.join(folder, f"{os.getpid()}.sock")
+            for path in usual_sockets(folder):
+                remove_if_left(path)
+            return os.path.join(folder, f"{os.getpid()}{_SUFFIX}")
         except OSError as error:
             problem = problem or error
     assert problem is not None

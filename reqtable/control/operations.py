@@ -33,6 +33,8 @@ from reqtable.table.states import State
 from reqtable.table.table import Entry
 
 BATCH_ROWS = 100
+_LEVELS = "debug, info, warning, error and critical"
+_LOGGERS_SHOWN = 50  # in an error
 _LOGGER_CHARACTERS = 200  # `logging` makes a logger for each dot in a name
 
 
@@ -245,12 +247,15 @@ def level_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     name = arguments.get("logger") or None
     if name is not None and not (isinstance(name, str) and len(name) < _LOGGER_CHARACTERS):
         raise QueryError("logger: give the name of a logger, such as reqtable")
+    if name not in (None, "root") and name not in logging.Logger.manager.loggerDict:
+        known = ", ".join(["root", *sorted(logging.Logger.manager.loggerDict)[:_LOGGERS_SHOWN]])
+        raise QueryError(f"there is no logger {name!r}, and no such level: there are {known}; the levels are {_LEVELS}")
     logger = logging.getLogger(name)
     if arguments.get("level"):
         try:
             logger.setLevel(str(arguments["level"]).upper())
         except ValueError:
-            raise QueryError(f"level={arguments['level']}: use debug, info, warning, error or critical") from None
+            raise QueryError(f"level={arguments['level']}: use {_LEVELS}") from None
     return {"logger": logger.name, "level": _level_text(logger.getEffectiveLevel()), "loggers": _own_levels()}
 
 

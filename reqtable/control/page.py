@@ -123,8 +123,8 @@ class PageHandler(ControlHandler):
     def _answer_config(self, batch: Any) -> Transition:
         return super()._answer_config([{**each, "value": _shown(each["key"], each["value"])} for each in batch])
 
-    def _note(self, text: str, *args: Any) -> None:
-        log.warning("control: the page, used from %s, " + text, address_text(self.client_address), *args)
+    def _user(self) -> str:
+        return f"the page, used from {address_text(self.client_address)},"
 
 
 def _shown(key: str, value: Any) -> Any:

@@ -16,6 +16,7 @@ from reqtable.control.source import Asking, Source
 from reqtable.handlers.declaration import state
 from reqtable.handlers.transition import Transition
 from reqtable.http import HTTPRequestHandler
+from reqtable.table.addresses import printable
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.reaching import Arrived, disconnected, either, told
 
@@ -37,6 +38,7 @@ class ControlRequest(HTTPRequestHandler):
     _asking: Asking | None = None
     _then: Callable[[Any], Transition]
     _last: Any = None
+    _acting: str | None = None  # what the user has the source do, until what came of it is logged
 
     # -- asking the source --------------------------------------------------------------------------------------------
 
@@ -49,14 +51,14 @@ class ControlRequest(HTTPRequestHandler):
     def _act(
         self, operation: str, arguments: dict[str, Any], then: Callable[[Any], Transition], text: str, *args: Any
     ) -> Transition:
-        """Log that the user has the source do something, and ask the source.
+        """Ask the source to do something. Log that the user has asked for it, with what came of it.
 
         Do nothing if the user has gone: a command that has given up has said that the server does not answer.
         """
+        self._acting = text % args
         if self._has_left():
-            self._note("has gone, so this is not done: " + text, *args)
+            self._note_result("not done, because the user has gone")
             return None
-        self._note(text, *args)
         return self._ask(operation, arguments, then)
 
     def _has_left(self) -> bool:
@@ -80,10 +82,13 @@ class ControlRequest(HTTPRequestHandler):
     def asking(self, arrived: Arrived) -> Transition:
         """The source has the next batch, or the operator has gone."""
         if arrived.index:
+            self._note_result("the user has gone before the answer")
             return None
         [batch] = arrived.item
         if isinstance(batch, Failed):
             return self._fail(batch.error)
+        if self._acting is not None:
+            self._note_result(self._result_of(batch))
         return self._then(batch)
 
     def _log_end(self, by: Callable[..., Any]) -> None:
@@ -110,6 +115,7 @@ class ControlRequest(HTTPRequestHandler):
         return self._pull(self._answer_last)
 
     def _fail(self, error: Exception) -> Transition:
+        self._note_result(f"refused: {error}")
         status = 400 if isinstance(error, QueryError) else 409 if isinstance(error, _CONFLICTS) else 500
         if status == 500:
             log.error("the control API failed", exc_info=error)
@@ -149,6 +155,16 @@ class ControlRequest(HTTPRequestHandler):
             raise QueryError("the body must be a JSON object")
         return found
 
-    def _note(self, text: str, *args: Any) -> None:
-        """Log an action, with the user who has asked for it."""
-        log.warning("control: user %s " + text, self.server.user_of(self.entry.transport.request), *args)
+    def _result_of(self, batch: Any) -> str:
+        """Return for the log what came of an action, by the first batch of its answer."""
+        return "done"
+
+    def _note_result(self, result: str) -> None:
+        """Log once what came of an action, if this request is one, with the user who has asked for it."""
+        acting, self._acting = self._acting, None
+        if acting is not None:
+            log.warning("control: %s %s: %s", self._user(), acting, printable(result))
+
+    def _user(self) -> str:
+        """Return for the log who asks."""
+        return f"user {self.server.user_of(self.entry.transport.request)}"

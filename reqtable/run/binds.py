@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 from reqtable.config import Config, ProxyOptions, TLSOptions
 from reqtable.table.errors import ConfigurationError
 
+_PORT_MAX = 65_535
 _PERMISSIONS = ("mode", "owner", "group")
 _TLS = ("cert", "key", "client_ca")
 _STREAM = (*_TLS, "proxy")
@@ -82,6 +83,9 @@ def parse_bind(text: str) -> Bind:
         known = ", ".join(each + "://…" for each in OPTIONS)
         raise bind.error(f"write it as one of {known}, such as {_likely(rest if separator else text)}")
     if bind.address is None:
+        port = place.rpartition(":")[2]
+        if _addresses[scheme] is _host_and_port and port.isdecimal() and int(port) > _PORT_MAX:
+            raise bind.error(f"{port} is above {_PORT_MAX}, the highest port: choose another one")
         raise bind.error(_MEND[scheme].format(scheme=scheme))
     for name in bind.options:
         if name not in OPTIONS[scheme]:

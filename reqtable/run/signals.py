@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from reqtable.run.terminal import TERMINAL
+from reqtable.server.access_log import OF_SIGNALS
 from reqtable.server.engine import Engine
 from reqtable.server.operator import NO_RESTART, Restarting
 from reqtable.table.errors import ReqtableError
@@ -19,7 +20,7 @@ from reqtable.table.snapshot import Listing, Row, format_rows
 from reqtable.table.words import counted
 
 log = logging.getLogger("reqtable")
-table_log = logging.getLogger("reqtable.table")
+table_log = logging.getLogger(OF_SIGNALS)
 table_log.setLevel(logging.INFO)  # an operator asks for it: show it whatever the level of other loggers
 
 Handlers = Mapping[int, Callable[..., Any]]

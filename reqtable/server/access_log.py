@@ -16,6 +16,7 @@ from reqtable.table.states import Ending
 from reqtable.table.table import Entry
 from reqtable.table.tracebacks import bounded
 
+OF_SIGNALS = "reqtable.table"  # the logger of the answers to signals
 access = logging.getLogger("reqtable.access")
 # Off by default: a log handler may be a client of this very server, and each line would cause another.
 access.setLevel(logging.WARNING)
@@ -39,6 +40,14 @@ def log_access(entry: Entry) -> None:
     access.info(text, request, extra={"request": request})
 
 
+def _id_of(record: logging.LogRecord) -> int | None:
+    """Return the id of the request whose step has logged `record`; None if no step has.
+
+    The answer to a signal is logged in the middle of any step, and is of no request.
+    """
+    return None if record.name == OF_SIGNALS else running_id()
+
+
 def running_id() -> int | None:
     """Return the id of the request whose step or error is handled in this thread, for the log; None: there is none."""
     if (reported := REPORTED.get(get_ident())) is not None:
@@ -55,7 +64,7 @@ class TextFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        id = running_id()
+        id = _id_of(record)
         record.of_request = "" if id is None or hasattr(record, "request_id") else f"request {id}: "
         return "\n".join(map(printable, super().format(record).split("\n")))
 
@@ -78,7 +87,7 @@ class JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        id = running_id()
+        id = _id_of(record)
         if id is not None:
             line["id"] = id
         if record.exc_info:

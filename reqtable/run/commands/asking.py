@@ -21,7 +21,8 @@ from urllib.parse import urlencode
 import click
 
 from reqtable.control.workers import ANSWER_S as WORKER_S
-from reqtable.run.commands.finding import CouldNotAsk, SeveralRun, found_path, listener_of
+from reqtable.run.commands import shown
+from reqtable.run.commands.finding import CouldNotAsk, Found, SeveralRun, found_server, listener_of, path_of
 from reqtable.run.commands.stuck import stuck_in
 from reqtable.run.operated import CONTROL_VARIABLE
 from reqtable.table.errors import ConfigurationError
@@ -54,15 +55,30 @@ class Connection(http.client.HTTPConnection):
 class Asked:
     """The server that a command asks. Raises ClickException, or UsageError, with one line for what goes wrong."""
 
-    def __init__(self, path: str | None, timeout_s: float = ANSWER_S) -> None:
-        self._path = path
+    def __init__(self, named: str | None, timeout_s: float = ANSWER_S) -> None:
+        self._named = named
         self._timeout_s = timeout_s
         self._may_lack_workers = False
 
     @functools.cached_property
     def path(self) -> str:
         """The path of the control socket."""
-        return self._path or found_path()
+        return path_of(self._named, _addresses_of) if self._named else self._found.path
+
+    @functools.cached_property
+    def _found(self) -> Found:
+        return found_server()
+
+    def tell_found(self) -> None:
+        """If no server was named, say on standard error which one was found: the command changes it."""
+        if not self._named:
+            served = ", ".join(
+                f"{shown.text(each['handler'])} at {shown.text(each['address'])}" for each in self._served()
+            )
+            click.echo(f"the only server is {served}, process {self._found.pid}", err=True)
+
+    def _served(self) -> Any:
+        return self.get("/v1/stats")["servers"]
 
     def wait_at_most(self, seconds: float) -> None:
         """From now on, give the server so many seconds for an answer."""
@@ -130,6 +146,14 @@ class Asked:
             raise CouldNotAsk(f"{self.path}: the server has ended while it answered") from None
         finally:
             connection.close()
+
+
+def _addresses_of(path: str) -> list[str]:
+    """Return where the server listens whose control socket is at `path`; nothing if it does not answer."""
+    try:
+        return [each["address"] for each in Asked(path)._served()]
+    except click.ClickException:
+        return []
 
 
 def _with(place: str, query: Mapping[str, Any]) -> str:
@@ -209,7 +233,9 @@ def _handles(pid: int, number: int) -> bool:
 
 def control_option(**given: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option `--control`."""
-    return click.option("--control", metavar="PATH", envvar=CONTROL_VARIABLE, type=click.Path(readable=False), **given)
+    return click.option(
+        "--control", metavar="SERVER", envvar=CONTROL_VARIABLE, type=click.Path(readable=False), **given
+    )
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -222,7 +248,8 @@ def asks(command: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @control_option(
-        help=f"The control socket of the server. By default ${CONTROL_VARIABLE}, or the socket of the only server."
+        help="The server: its control socket, its process, or :PORT of a bind. "
+        f"By default ${CONTROL_VARIABLE}, or the only server."
     )
     @json_option
     @functools.wraps(command)
@@ -232,7 +259,7 @@ def asks(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, server=server, **given)
         except SeveralRun as error:
             for each in error.servers:
-                click.echo(f"{each.path}  {each.command}", err=True)
+                click.echo(f"{each.pid}  {each.path}  {each.command}", err=True)
             raise
         finally:
             server.tell_missing()
@@ -253,3 +280,15 @@ def print_json_array(items: Iterator[Any]) -> None:
         separator = ",\n"
     click.echo("[]" if separator == "[" else "]")
     sys.stdout.flush()
+
+
+def confirm(question: str) -> None:
+    """Ask, and end the command unless the answer is yes."""
+    try:
+        is_sure = click.confirm(question, err=True)
+    except click.Abort:  # the end of the input, or Ctrl-C
+        raise click.ClickException(
+            "there was no answer, so none was ended: use --yes where nobody can answer"
+        ) from None
+    if not is_sure:
+        raise click.Abort

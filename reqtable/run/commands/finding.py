@@ -1,18 +1,24 @@
-"""Finds the control socket of a running server, for the commands that ask one."""
+"""Finds the control socket of a running server, for the commands that ask one.
+
+They look for sockets of the usual name, `PID.sock`, in the usual folders, those of `folders()`. Root also finds the
+servers of other users, in their folders. A socket of another name is never found: it is named by `--control`.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
+from collections.abc import Callable, Sequence
 from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 
-from reqtable.control.listening import folder_of, folders
+from reqtable.control.listening import folder_of, folders, remove_if_left, usual_sockets
 from reqtable.table.addresses import printable
 
 _CONNECT_S = 2.0
@@ -36,19 +42,43 @@ class SeveralRun(click.UsageError):
     """Several servers are running, and none was chosen."""
 
     def __init__(self, servers: list[Found]) -> None:
-        super().__init__(f"{len(servers)} servers are running: choose one of these by --control PATH")
+        super().__init__(
+            f"{len(servers)} servers are running: choose one by its process, as in --control {servers[0].pid}, "
+            "or by the port of a bind, as in --control :7000"
+        )
         self.servers = servers
 
 
-def found_path() -> str:
-    """Return the control socket of the only server of this user that is running.
+def found_server() -> Found:
+    """Return the only server of this user that is running.
 
     Raises CouldNotAsk if there is none, and SeveralRun if there are several.
     """
     servers = _some_running()
     if len(servers) > 1:
         raise SeveralRun(servers)
-    return servers[0].path
+    return servers[0]
+
+
+def path_of(named: str, addresses_of: Callable[[str], Sequence[str]]) -> str:
+    """Return the control socket that `named` means: the path itself, `:PORT` of a bind, or the number of a process.
+
+    `addresses_of(path)` asks a server where it listens. Raises CouldNotAsk if no such server is running.
+    """
+    if not re.fullmatch(r":?\d+", named):
+        return named
+    servers = _some_running()
+    if named.isdecimal():
+        chosen = [each.path for each in servers if each.pid == int(named)]
+        what = f"process {named}"
+    else:
+        chosen = [each.path for each in servers if any(at.endswith(named) for at in addresses_of(each.path))]
+        what = f"port {named[1:]}"
+    if len(chosen) != 1:
+        pids = ", ".join(str(each.pid) for each in servers)
+        found = f"{len(chosen)} servers have {what}" if chosen else f"no server of this user has {what}"
+        raise CouldNotAsk(f"{found}: the processes of those in {_looked_in()} are {pids}")
+    return chosen[0]
 
 
 def found_paths() -> list[str]:
@@ -59,24 +89,29 @@ def found_paths() -> list[str]:
 def _some_running() -> list[Found]:
     servers = running()
     if not servers:
-        looked = ", ".join(folders())
         raise CouldNotAsk(
-            f"no server of this user is running: no control socket answers in {looked}: start a server, or name its "
-            "socket by --control PATH"
+            f"no server of this user is running: no control socket answers in {_looked_in()}: start a server, or name "
+            "its socket by --control PATH"
         )
     return servers
 
 
+def _looked_in() -> str:
+    return ", ".join(folders() + _folders_of_others())
+
+
 def running() -> list[Found]:
-    """Return the servers whose control sockets are in the usual folders. The sockets of dead processes are left out."""
+    """Return the servers whose control sockets are in the usual folders. Removes the sockets of killed processes."""
     found = []
     for folder in folders() + _folders_of_others():
         if not _is_trusted(folder):
             continue
-        for path in sorted(Path(folder).glob("*.sock")):
-            pid = _listener(str(path))
+        for path in usual_sockets(folder):
+            pid = _listener(path)
             if pid is not None:
-                found.append(Found(str(path), pid, _command_of(pid)))
+                found.append(Found(path, pid, _command_of(pid)))
+            else:
+                remove_if_left(path)
     return found
 
 
@@ -94,7 +129,8 @@ def _folders_of_others() -> list[str]:
     """Return the folders of other users: root finds the servers that it has started, and that have become those."""
     if os.geteuid() != 0:
         return []
-    return [each for each in glob(folder_of("[0-9]*")) if each not in folders()]
+    others = [each for each in glob(folder_of("[0-9]*")) if each.rpartition("-")[2].isdecimal()]
+    return [each for each in others if each not in folders()]
 
 
 def _listener(path: str) -> int | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import click
 
-from reqtable.config.import_string import module_at
+from reqtable.config.import_string import candidates_in, module_at
 from reqtable.dispatch import is_resumable
 from reqtable.run.served import is_server_class, is_server_function, takes_two, why_not_served
 from reqtable.table.snapshot import unwrapped
@@ -45,13 +46,16 @@ class HandlerClass(click.ParamType[Any]):
             self.fail(f"{value!r} can't be imported: {account_of(error)}")
         handler = getattr(module, name, None)
         if handler is None:
-            own = [n for n, each in vars(module).items() if getattr(each, "__module__", None) == module.__name__]
-            named = [n for n in own if self.accepts(getattr(module, n)) and not is_server_function(getattr(module, n))]
-            others = ", ".join(sorted(named)) or "none"
+            others = ", ".join(candidates_in(module, functools.partial(self._described, module.__name__))) or "none"
             self.fail(f"{value!r}: {place} has no {name}; {self.kinds} there: {others}")
         if not self.accepts(handler):
             self.fail(f"{value!r}: {why_not_served(handler, name) or self.cure(handler, value, name)}")
         return handler
+
+    def _described(self, module: str, name: str, thing: Any) -> str | None:
+        """Return the name of what the module itself has, and the argument can be."""
+        is_own = getattr(thing, "__module__", None) == module
+        return name if is_own and self.accepts(thing) and not is_server_function(thing) else None
 
 
 class Served(HandlerClass):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib.util import find_spec
 from keyword import iskeyword
@@ -30,9 +31,9 @@ def new_command(file: Path, style: str) -> None:
     for each in (file, test):
         if os.path.lexists(each):
             raise click.UsageError(f"{each} exists already: choose another name")
+    if (problem := _problem_of(file)) is not None:
+        raise click.UsageError(f"{file}: {problem}")
     module = file.stem
-    if file.suffix != ".py" or not _is_free(module):
-        raise click.UsageError(f"{file}: name a module that Python can import and does not have, such as smtp.py")
     names = {"module": module, "Name": "".join(each[:1].upper() + each[1:] for each in module.split("_"))}
     for path, template in ((file, f"{style}.txt"), (test, f"{style}_test.txt")):
         text = Template((_TEMPLATES / template).read_text("utf-8")).substitute(names)
@@ -43,8 +44,19 @@ def new_command(file: Path, style: str) -> None:
     click.echo(f"    reqtable serve {file}:{names['Name']}")
 
 
-def _is_free(module: str) -> bool:
-    """Return whether a module may have that name: it would hide an installed package of the same name."""
+def _problem_of(file: Path) -> str | None:
+    """Return why no handler can be written to `file`, and the mend; None if one can."""
+    module = file.stem
+    if ":" in file.name:
+        return f"give the file alone, such as {file.name.partition(':')[0]}: the class is named after the file"
+    if file.suffix != ".py":
+        return "the name of a module's file ends in .py, as in smtp.py"
     if not module.isidentifier() or iskeyword(module) or not module.strip("_"):
-        return False
-    return module not in sys.modules and find_spec(module) is None
+        mend = re.sub(r"\W", "_", module, flags=re.ASCII)
+        example = f"{mend}.py" if mend.isidentifier() and mend != module else "smtp.py"
+        return f"Python can't import a module of that name: use letters, digits and underscores, as in {example}"
+    if module in sys.modules or find_spec(module) is not None:
+        return f"Python has a module {module} already: choose another name"
+    if not file.parent.is_dir():
+        return f"there is no folder {file.parent}: make it, or choose another one"
+    return None

@@ -38,6 +38,7 @@ def restart_command(server: Asked, as_json: bool, check: bool) -> None:
 
     On a terminal, a line shows the progress of the restart. Ctrl-C ends the command, not the restart.
     """
+    server.tell_found()
     server.wait_at_most(_SILENT_S)
     found: dict[str, Any] = {}
     shows = not as_json and sys.stderr.isatty()

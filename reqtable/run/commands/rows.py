@@ -15,7 +15,7 @@ import click
 from reqtable.control.query import ALSO, GROUPS, ORDERS
 from reqtable.dispatch import policy_names
 from reqtable.run.commands import shown
-from reqtable.run.commands.asking import Asked, asks, print_json, print_json_array
+from reqtable.run.commands.asking import Asked, asks, confirm, print_json, print_json_array
 from reqtable.run.commands.completing import known_ids, known_workers, list_of, one_of
 from reqtable.run.commands.detail import detail_lines
 from reqtable.run.commands.seconds import Seconds
@@ -280,7 +280,7 @@ def show_command(server: Asked, as_json: bool, id: int, save: Path | None) -> No
     """
     found = server.find(f"/v1/requests/{id}")
     if found is None:
-        raise click.ClickException(f"there is no request {id}: it has ended, or never was")
+        raise click.ClickException(shown.no_requests([id]))
     if save is not None:
         data = server.octets(f"/v1/requests/{id}/record")
         _write_new(save, data)
@@ -330,6 +330,8 @@ def kill_command(
         raise click.UsageError("name the ids of requests, or a filter such as --older 40: one of these")
     if is_dry and ids:
         raise click.UsageError("--dry-run prints what matches filters: leave the ids out, or see reqtable show")
+    if not is_dry:
+        server.tell_found()
     if filters:
         rows = _matching(server, filters, most)
         if is_dry:
@@ -339,14 +341,15 @@ def kill_command(
         ids = tuple(row["id"] for row in rows)
         if not yes:
             shown.print_lines(_row_lines(iter(rows)), err=True)
-            _confirm(f"End {counted(len(ids), 'request')}?")
+            confirm(f"End {counted(len(ids), 'request')}?")
     answer = server.send("POST", "/v1/requests/cancel", {"ids": ids}, also=_NOT_FOUND)
     if as_json:
         print_json(answer)
     else:
-        for what, those in (("ended", answer["cancelled"]), ("did not find", answer["missing"])):
-            if those:
-                click.echo(f"{what} {counted(len(those), 'request')}: {', '.join(map(str, those))}")
+        if those := answer["cancelled"]:
+            click.echo(f"ended {counted(len(those), 'request')}: {', '.join(map(str, those))}")
+        if those := answer["missing"]:
+            click.echo(shown.no_requests(those))
         if those := answer.get("goes_on"):
             click.echo(f"the threads of these go on until their code returns: {', '.join(map(str, those))}", err=True)
         if threads := answer.get("call_threads"):
@@ -365,15 +368,3 @@ def _matching(server: Asked, filters: dict[str, Any], most: int) -> list[Any]:
     raise click.ClickException(
         f"{counted(count, 'request')} match, more than {most}: none was ended; say --max {count}"
     )
-
-
-def _confirm(question: str) -> None:
-    """Ask, and end the command unless the answer is yes."""
-    try:
-        is_sure = click.confirm(question, err=True)
-    except click.Abort:  # the end of the input, or Ctrl-C
-        raise click.ClickException(
-            "there was no answer, so none was ended: use --yes where nobody can answer"
-        ) from None
-    if not is_sure:
-        raise click.Abort

@@ -128,3 +128,10 @@ def changes(found: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"{text(each['key'])}: {text(each['before'])} -> {text(each['now'])}  ({text(each['origin'])}{later})"
     if not found:
         yield "nothing has changed"
+
+
+def no_requests(ids: Sequence[int]) -> str:
+    """Say that there are no requests with these ids."""
+    if len(ids) == 1:
+        return f"there is no request {ids[0]}: it has ended, or never was"
+    return f"there are no requests {', '.join(map(str, ids))}: they have ended, or never were"

@@ -16,7 +16,7 @@ from reqtable.run.commands.stuck import killed_after_s, stuck_in
 from reqtable.table.words import counted
 
 _LEVELS = (*LEVELS, "critical")
-_LOGGERS = ("reqtable", "reqtable.access")
+_LOGGERS = ("reqtable", "reqtable.access", "reqtable.access.http", "reqtable.control", "reqtable.http")
 
 
 @click.command("drain", short_help="Let requests finish, then end the server or a worker.")
@@ -37,6 +37,7 @@ def drain_command(server: Asked, as_json: bool, worker: int | None, stay: bool) 
     known = [] if worker is None else server.get("/v1/workers")
     if worker is not None and worker not in (pids := [each["worker"] for each in known]):
         raise click.UsageError(f"there is no worker {worker}: the workers are {', '.join(map(str, pids))}")
+    server.tell_found()
     answer = server.send("POST", "/v1/drain", asked)
     if as_json:
         print_json(answer)
@@ -61,6 +62,7 @@ def reload_command(server: Asked, as_json: bool) -> None:
     former worker drains: its idle clients see end of file. Requests that last longer than limits.drain_timeout_s are
     cut off.
     """
+    server.tell_found()
     found = server.send("POST", "/v1/reload", {})
     _print_changes(found, as_json)
     if found and any(each["key"] == "workers" and each.get("value") for each in server.get("/v1/config")):
@@ -78,6 +80,7 @@ def set_command(server: Asked, as_json: bool, assignments: tuple[str, ...]) -> N
     """
     values = dict(_assigned(each) for each in assignments)
     before = {each["key"]: each["value"] for each in server.get("/v1/config")}
+    server.tell_found()
     now = server.send("PATCH", "/v1/config", values)
     _print_changes(
         [
@@ -123,20 +126,22 @@ def _print_changes(found: list[Any], as_json: bool) -> None:
 @click.argument("words", nargs=-1, metavar="[LOGGER] [LEVEL]", shell_complete=one_of((*_LEVELS, *_LOGGERS)))
 @asks
 def log_level_command(server: Asked, as_json: bool, words: tuple[str, ...]) -> None:
-    """Set the level of LOGGER, or of all loggers that have no level of their own.
+    """Set the level of LOGGER, which is reqtable if only LEVEL is given.
 
     Without LEVEL, print the level of LOGGER; without both, of each logger that has one of its own.
 
-    LEVEL is debug, info, warning, error or critical. The loggers are reqtable, reqtable.access and so on.
+    LEVEL is debug, info, warning, error or critical. The loggers are root, reqtable, reqtable.access, and those of the
+    program.
     """
     *loggers, level = words if words and words[-1].lower() in _LEVELS else (*words, None)
     if len(loggers) > 1:
         raise click.UsageError(f"{words[-1]!r} is no level: use {', '.join(_LEVELS)}")
-    named = {"logger": loggers[0]} if loggers else {}
     if level is None:
-        answer = server.get("/v1/log-level", **named)
+        answer = server.get("/v1/log-level", **({"logger": loggers[0]} if loggers else {}))
     else:
-        answer = server.send("PUT", "/v1/log-level", {**named, "level": level.lower()})
+        server.tell_found()
+        chosen = {"logger": loggers[0] if loggers else _LOGGERS[0], "level": level.lower()}
+        answer = server.send("PUT", "/v1/log-level", chosen)
     if as_json:
         print_json(answer)
     else:

@@ -30,7 +30,8 @@ _AROUND_ROWS = 10  # lines
 @click.option("--once", is_flag=True, help="Print one frame, with the rates of S seconds, and end.")
 @control_option(
     multiple=True,
-    help="The control socket of a server; repeatable. By default the sockets of all your servers that run.",
+    help="A server: its control socket, its process, or :PORT of a bind; repeatable. By default all your servers that "
+    "run.",
 )
 @json_option
 def top_command(control: tuple[str, ...], as_json: bool, interval: float, once: bool) -> int:

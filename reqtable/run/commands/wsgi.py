@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from reqtable.config import Config, ProxyOptions, chosen_dispatch
-from reqtable.config.import_string import module_at
+from reqtable.config.import_string import candidates_in, module_at
 from reqtable.http.wsgi import WSGIHandler, wsgi_handler
 from reqtable.http.wsgi_environ import PROXY_HEADERS
 from reqtable.run.code_watch import Watch
@@ -55,7 +55,7 @@ class Application(click.ParamType[Any]):
         for each in name.removesuffix("()").split("."):
             found = getattr(found, each, None)
         if found is None:
-            others = ", ".join(_applications_in(module)) or "none"
+            others = ", ".join(candidates_in(module, functools.partial(_described, module.__name__))) or "none"
             self.fail(f"{value!r}: {place} has no {name.removesuffix('()')}; applications there: {others}")
         if is_factory:
             try:
@@ -82,20 +82,16 @@ def _takes_two(found: Any) -> bool:
     return True
 
 
-def _applications_in(module: Any) -> list[str]:
-    """Return the names of what looks like an application, and of functions that may make one."""
-    found = []
-    for name, each in vars(module).items():
-        if name.startswith("_") or isinstance(each, type) or not callable(each):
-            continue
-        is_function = inspect.isroutine(each)
-        if is_function and getattr(each, "__module__", None) != module.__name__:
-            continue
-        if _takes_two(each):
-            found.append(name)
-        elif is_function and "app" in name:
-            found.append(f"{name}()")
-    return sorted(found)
+def _described(module: str, name: str, thing: Any) -> str | None:
+    """Return the name of what looks like an application, or the call of a function that may make one."""
+    if name.startswith("_") or isinstance(thing, type) or not callable(thing):
+        return None
+    is_function = inspect.isroutine(thing)
+    if is_function and getattr(thing, "__module__", None) != module:
+        return None
+    if _takes_two(thing):
+        return name
+    return f"{name}()" if is_function and "app" in name else None
 
 
 def _networks(trusted: tuple[str, ...]) -> tuple[tuple[IPv4Network | IPv6Network, ...], bool]:
