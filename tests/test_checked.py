@@ -22,7 +22,7 @@ from reqtable.handlers.finding import finding_in
 from tests.support import WAIT_S
 
 HEAD = """\
-import contextlib, enum, io, socket, sys, threading, typing
+import contextlib, enum, functools, io, socket, sys, threading, typing
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NoReturn
 from reqtable import *
@@ -155,7 +155,84 @@ BAD = [
         "return self.name",
     ),
     ("class Bad(HTTPRequestHandler):\n    pass\n", "no-state", "class Bad(HTTPRequestHandler):"),
+    (
+        STATE + "    def start(self):\n        return self.begin()\n    def begin(self):\n        return None\n",
+        "no-state",
+        "class Bad(StateRequestHandler):",
+    ),
+    (
+        STATE + "    def start(self):\n        return self.first\n    def first(self, text):\n        return None\n",
+        "transition",
+        "return self.first",
+    ),
+    *(
+        (FIRST + f"        return {what}\n    def other(self, text):\n        return None\n", kind, f"return {what}")
+        for kind, whats in {
+            "transition": [
+                "self.other",
+                "self.other if text else self.first",
+                "None if text else self.other",
+                "self.other, line()",
+                "self.first()",
+                "self.start",
+                "self.on_timeout",
+                "True",
+                "'first'",
+                "'first', line()",
+                "f'{text}'",
+                "[self.first]",
+                "self.first, line(), 5",
+                "lambda: 1",
+            ],
+            "attribute": ["self.firts", "self.firts, line()", "self.nowhere"],
+        }.items()
+        for what in whats
+    ),
+    ("class Bad(Login):\n    def on_timeout(self):\n        return False\n", "transition", "return False"),
+    (FIRST + "        self.send('hi')\n        return None\n", "text", "self.send('hi')"),
+    (FIRST + "        self.send(f'hi {text}')\n        return None\n", "text", "self.send(f'hi {text}')"),
+    ("class Bad(Login):\n    def help(self):\n        self.send('hi')\n", "text", "self.send('hi')"),
+    (AWAITING + "        await self.send('hi')\n", "text", "await self.send('hi')"),
+    (STATE + "    @state\n    def first(self, text):\n        return None\n", "want", "@state"),
+    (
+        FIRST + "        return self.first, start_tls(cert='absent.pem')\n",
+        "file",
+        "return self.first, start_tls(cert='absent.pem')",
+    ),
+    (
+        AWAITING + "        await self.read(start_tls(cert='absent.pem'))\n",
+        "file",
+        "await self.read(start_tls(cert='absent.pem'))",
+    ),
 ]
+
+# A source, and what its finding says is to be written.
+MENDS = [
+    (FIRST + "        return self.firts\n", "did you mean self.first?"),
+    (FIRST + "        return self.start\n", "return a state"),
+    (FIRST + "        return self.first()\n", "write return self.first, and the engine runs it"),
+    (FIRST + "        return 'first'\n", "return a state, as in return self.first, or None to close"),
+    (
+        FIRST + "        return self.help\n    def help(self):\n        return self.first\n",
+        "call it, as in return self.help(…)",
+    ),
+    (
+        FIRST + "        return self.last\n    def last(self, item):\n        return None\n",
+        "put @state(…) before it at ",
+    ),
+    (FIRST + "        self.send('hi')\n        return None\n", "write self.send(b'hi')"),
+    (FIRST + "        self.send('é')\n        return None\n", "write self.send('é'.encode())"),
+    (FIRST + "        self.send(f'{text}')\n        return None\n", "write self.send(f'{text}'.encode())"),
+    (STATE + "    @state\n    def first(self, text):\n        return None\n", "write @state(line())"),
+    (STATE + "    @state(line)\n    def first(self, text):\n        return None\n", "call it, as in @state(line(…))"),
+]
+
+
+@pytest.mark.parametrize(("source", "mend"), MENDS)
+def test_a_finding_says_what_to_write(made: Any, source: str, mend: str) -> None:
+    found = made(source)
+    [finding] = findings(found) if isinstance(found, type) else [found]
+    assert finding.mend.startswith(mend)
 
 
 @pytest.mark.parametrize(("source", "kind", "line"), BAD, ids=lambda each: None if "\n" in each else each)
@@ -263,6 +340,31 @@ GOOD = [
     "class Bad(StreamRequestHandler):\n    def handle(self):\n        pass\n",
     "class Bad(HTTPRequestHandler):\n    @route('GET', '/')\n    def show(self):\n        return self.more, flushed()\n"
     "    @state()\n    def more(self, _):\n        return self.end_answer()\n",
+    # returns that may be right
+    FIRST + "        found = 'x'\n        return found\n",
+    FIRST + "        return self.pick(text)\n    def pick(self, text):\n        return self.first\n",
+    FIRST + "        self.then = self.first\n        return self.then\n    then: Any = None\n",
+    FIRST + "        setattr(self, 'then', self.first)\n        return self.then\n",
+    FIRST + "        return self.then\n    def __getattr__(self, name):\n        return self.first\n",
+    FIRST + "        return self.then\n    @property\n    def then(self):\n        return self.first\n",
+    FIRST + "        return self.last()\n    @state()\n    def last(self, item=None):\n        return None\n",
+    FIRST + "        return self.first, line() if text else line(5)\n",
+    FIRST + "        return (self.first if text else self.last), line()\n    @state()\n    def last(self, _):\n"
+    "        return None\n",
+    FIRST + "        def inner():\n            return 5\n        return None\n",
+    STATE + "    def start(self) -> None:\n        self.send(b'now')\n",
+    STATE + "    def start(self):\n        self.send(b'now')\n        return None\n",
+    "def changed(function):\n    @functools.wraps(function)\n    def call(self, item):\n"
+    "        return getattr(self, function(self, item))\n    return call\n"
+    + STATE
+    + "    @changed\n    @state(line())\n    def first(self, text):\n        return 'first'\n",
+    "class Bad(Login):\n    def name(self, text):\n        return self.asked\n    name = state(line())(name)\n"
+    "    @state()\n    def asked(self, _):\n        return None\n",
+    "class Bad(Login):\n    def send(self, data):\n        super().send(str(data).encode())\n"
+    "    def help(self):\n        self.send('hi')\n",
+    "class Bad(HTTPRequestHandler):\n    def do_GET(self):\n        return self.answer(200, 'hi')\n",
+    FIRST + "        return self.first, start_tls(cert=__file__)\n",
+    FIRST + "        return self.first, start_tls(cert='/dev/null')\n",
     FIRST + "        wants = (line, exactly)\n        return self.first, wants[0]()\n",
 ]
 

@@ -145,6 +145,34 @@ def test_sigint_ends_at_once_whoever_stays(handler: str, dispatch: str, tmp_path
         assert client.rest() == b""
 
 
+DOUBLING = """
+import operator
+import reqtable
+
+class Doubling(reqtable.StateRequestHandler):
+    @reqtable.state(reqtable.line())
+    def first(self, text):
+        return self.doubled, reqtable.call(operator.mul, text, 2, on="process")
+
+    @reqtable.state()
+    def doubled(self, text):
+        self.send(text)
+        return self.first
+"""
+
+
+def test_ctrl_c_ends_the_processes_of_a_pool_without_a_word(tmp_path: Path) -> None:
+    file = tmp_path / "doubling.py"
+    file.write_text(DOUBLING)
+    arguments = [f"{file}:Doubling", "--bind", "tcp://127.0.0.1:0"]
+    with reqtable_serve(*arguments, start_new_session=True) as (process, [line]):
+        with Client(("127.0.0.1", port_of(line))) as client:
+            assert client.ask(b"a\n") + client.line() == b"a\na\n"
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
 WITHOUT_GREENLET = """
 import sys
 sys.modules["greenlet"] = None

@@ -73,7 +73,8 @@ class Wrong(Plain):
 
     @state(nothing())
     def asked(self, _: None) -> Any:
-        return {"a": 1}
+        found = {"a": 1}
+        return found
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ class Wrong(Plain):
         (b"HEAD /text/hello", r"Wrong\.s returned 'hello'"),
         (b"GET /pair", r"Wrong\.pair returned \('a', 5\)"),
         (b"GET /no-want", r"Wrong\.no_want returned 5 as the want of asked"),
-        (b"GET /no-state", r"Wrong\.no_state returned self\.answer, which has no @state"),
+        (b"GET /no-state", r"Wrong\.no_state returned self\.answer, which is no state"),
         (b"GET /later", r"Wrong\.asked returned \{'a': 1\}"),
         (b"GET /head", r"Wrong\.on_head returned 5"),
         (b"POST /body", r"Wrong\.on_body returned \[b'x'\]"),
@@ -117,7 +118,8 @@ def test_an_overridden_respond_and_on_error_are_named() -> None:
             raise ValueError("it fails")
 
         def on_error(self, error: Exception) -> Any:
-            return "error"
+            found = "error"
+            return found
 
     with pytest.raises(InvalidTransition, match=rf"Handles\.on_error returned 'error'.*{HERE}"):
         exercise(Handles).send(GET)

@@ -55,6 +55,39 @@ def test_otherwise_it_is_another_each_time_and_is_told(pytester: pytest.Pytester
     assert len(seeds) == 3
 
 
+FAILING = """
+    import reqtable
+    from reqtable import line, nothing, start_tls, state
+    from reqtable.testing import Client
+
+    class Secures(reqtable.StateRequestHandler):
+        @state(line())
+        def command(self, text):
+            return self.secured, start_tls(cert=__file__)
+
+        @state()
+        def secured(self, _):
+            return None
+
+    def test_peer_error(exercise):
+        exercise(Secures).send(b"tls\\nmore\\n")
+
+    def test_simulation(simulate):
+        simulate(lambda: reqtable.TCPServer(("127.0.0.1", 0), Secures), [Client().send(b"x\\n").expect(b"y")])
+"""
+
+
+def test_what_fails_is_shown_without_our_frames(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(FAILING.replace("\\\\", "\\"))
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(failed=2)
+    shown = result.stdout.str()
+    assert "E       reqtable.table.errors.PeerError: input came before the TLS handshake" in shown
+    assert "E       reqtable.testing.simulation.SimulationFailed: seed " in shown
+    assert not re.search(r"^\S*/reqtable/\S+\.py:\d+", shown, re.MULTILINE)
+    assert "def simulate" not in shown
+
+
 @pytest.mark.slow
 def test_workers_share_it(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(

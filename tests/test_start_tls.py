@@ -33,6 +33,7 @@ from reqtable import (
     state,
     told,
 )
+from reqtable.testing import exercise
 from tests.certificates import TLSStream, begin_tls, client_context, server_context, write_certificate
 from tests.support import WAIT_S, Client, serving, wait_until
 from tests.test_reaching import Upstream, echo
@@ -282,6 +283,34 @@ def test_a_connection_is_not_encrypted_twice(cert: str) -> None:
         assert client.ask(b"on\n") == b"TLSv1.3 on\n"
 
 
+def test_the_log_has_the_line_that_asked_to_encrypt_twice(cert: str, caplog: pytest.LogCaptureFixture) -> None:
+    with running(made(SecuresByStates, cert)) as server, Client(server.server_address) as client:
+        client.ask(b"tls\n")
+        begin_tls(client)
+        client.line()
+        assert client.ask(b"tls\n") == b"go\n"
+        assert client.rest() == b""
+        assert endings(server) == {"error": 1}
+    [said] = [each.getMessage() for each in caplog.records if "encrypted already" in each.getMessage()]
+    assert re.search(rf"already, in SecuresByStates\.command \({re.escape(__file__)}:\d+\)$", said)
+
+
+def test_exercise_refuses_to_encrypt_twice() -> None:
+    class Always(StateRequestHandler):
+        @state(line())
+        def command(self, text: bytes) -> Transition:
+            return self.secured, start_tls(cert=text.decode())
+
+        @state()
+        def secured(self, _: None) -> Transition:
+            return self.command
+
+    tried = exercise(Always).send(b"tls\n")
+    assert tried.is_encrypted
+    with pytest.raises(reqtable.HandlerError, match="the connection is encrypted already"):
+        tried.send(b"tls\n")
+
+
 @pytest.mark.parametrize("bad", ["missing", "no key"])
 def test_a_certificate_that_can_not_be_used(bad: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "server.pem"
@@ -291,7 +320,9 @@ def test_a_certificate_that_can_not_be_used(bad: str, tmp_path: Path, caplog: py
         assert client.ask(b"tls\n") == b"go\n"
         assert client.rest() == b""
         assert endings(server) == {"error": 1}
-    assert f"tls.cert {path}" in caplog.text
+    assert f"start_tls(): cert {path}" in caplog.text
+    assert f", in Secures.handle ({__file__}:" in caplog.text
+    assert "tls.cert" not in caplog.text
 
 
 def test_what_others_send_meanwhile_is_encrypted(cert: str) -> None:

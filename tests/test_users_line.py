@@ -195,11 +195,14 @@ def test_what_a_call_raises_names_its_line_and_the_line_that_called(
 # -- mistakes for which this package raises ---------------------------------------------------------------------------
 
 
+TEXT: Any = "text"
+
+
 class Mistaken(StateRequestHandler):
     @state(line())  # of a mistake
     def command(self, item: bytes) -> Any:
         if item == b"text\n":
-            self.send("text")  # type: ignore[arg-type]  # of a text
+            self.send(TEXT)  # of a text
         return item
 
 
@@ -207,7 +210,7 @@ class MistakenAwaiting(AsyncRequestHandler):
     async def handle(self) -> None:
         item = await self.read(line())
         if item == b"text\n":
-            await self.send("text")  # type: ignore[arg-type]  # of an awaiting text
+            await self.send(TEXT)  # of an awaiting text
         await Future()  # of an awaited mistake
 
 
@@ -324,7 +327,59 @@ def test_simulate_names_the_users_line() -> None:
     assert said in str(caught.value)
 
 
+class Ends(StateRequestHandler):
+    @state(line(), timeout=5)  # of an end
+    def command(self, text: bytes) -> Any:
+        return None if text == b"bye\n" else self.command
+
+
+class EndsAwaiting(AsyncRequestHandler):
+    async def handle(self) -> None:  # of an awaiting end
+        await self.read(line())
+
+
+@pytest.mark.parametrize(
+    ("begin", "said"),
+    [
+        (lambda: exercise(Ends).send(b"bye\n"), f": Ends.command returned None ({line_of('# of an end')})"),
+        (lambda: exercise(Ends).jump(6), f" (timeout) in Ends.command ({line_of('# of an end')})"),
+        (
+            lambda: exercise(EndsAwaiting).send(b"\n"),
+            f": EndsAwaiting.handle returned None ({line_of('# of an awaiting end')})",
+        ),
+    ],
+)
+def test_exercise_says_how_the_request_ended(begin: Any, said: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(f"b'x' can't be sent: the handler has ended{said}")):
+        begin().send(b"x")
+
+
 # -- one line ---------------------------------------------------------------------------------------------------------
+
+
+def wrongs() -> dict[str, Any]:
+    return {
+        "name": lambda: lin(limit=5),  # type: ignore[name-defined]  # noqa: F821
+        "attribute": lambda: reqtable.lin,  # type: ignore[attr-defined]
+        "argument": lambda: line(limt=5),  # type: ignore[call-arg]
+        "argument of state": lambda: state(timout=5),  # type: ignore[call-overload]
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("name", "line"), ("attribute", "line"), ("argument", "limit"), ("argument of state", "timeout")],
+)
+def test_the_line_names_what_was_probably_meant(wrong: str, meant: str) -> None:
+    with pytest.raises((NameError, AttributeError, TypeError)) as caught:
+        wrongs()[wrong]()
+    assert re.search(rf"Did you mean:? '{meant}'\?, in ", account_of(caught.value))
+
+
+def test_the_line_names_nothing_where_nothing_is_near() -> None:
+    with pytest.raises(AttributeError) as caught:
+        reqtable.xyzzyxyzzy  # type: ignore[attr-defined]  # noqa: B018
+    assert "Did you mean" not in account_of(caught.value)
 
 
 def test_a_long_text_is_cut_in_the_line() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import pickle
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -292,9 +293,15 @@ def _pickled(run: Callable[[], Any]) -> bytes:
 
 
 def end_with_parent() -> None:
-    """In a worker: exit when the server has gone, however it went. Otherwise the worker would wait for ever."""
+    """In a worker: exit when the server has gone, however it went. Otherwise the worker would wait for ever.
+
+    Ctrl-C goes to the worker, too. It ends the worker's call, so that the server need not wait for it. SystemExit does
+    that without the traceback of a KeyboardInterrupt.
+    """
+    import signal
     from multiprocessing import connection, parent_process
 
+    signal.signal(signal.SIGINT, lambda *_: sys.exit())
     parent = parent_process()
     if parent is None:
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dis
 import inspect
+import os
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -20,13 +21,22 @@ from reqtable.handlers.field_types import why_no_data
 from reqtable.handlers.finding import Finding
 from reqtable.handlers.reached import unreached
 from reqtable.handlers.resumable import ResumableHandler, log
-from reqtable.handlers.source import Function, Sources, end_of, statements
+from reqtable.handlers.returned import certain_failures, unknown_names
+from reqtable.handlers.source import (
+    Function,
+    Sources,
+    authors_methods,
+    end_of,
+    is_authors,
+    is_ours,
+    of_self,
+    statements,
+)
 from reqtable.handlers.state import StateRequestHandler
 from reqtable.table.places import owner_of, place_of
 from reqtable.table.snapshot import handler_name, unwrapped
 from reqtable.table.wants import Line, Parsed, Rest, Until
 
-_PACKAGE = __name__.partition(".")[0]
 _LIMITED = (Line, Until, Parsed, Rest)  # the wants whose limit a client can exceed
 _NEVER = {"NoReturn", "Never"}
 
@@ -43,6 +53,7 @@ def faults(handler_class: Any) -> Iterator[Finding]:
         if (unfit := own._unfit()) is not None:
             yield unfit
         yield from list(_call_fault(handler_class, ("entry",), own._begins_in)) or _init_fault(own)
+        yield from certain_failures(own)
         return
     yield from _call_fault(handler_class, ("request", "client_address", "server"), "setup()")
     handle = getattr(own, "handle", None)
@@ -54,10 +65,11 @@ def faults(handler_class: Any) -> Iterator[Finding]:
 
 def doubts(cls: type) -> tuple[Finding, ...]:
     """Return what the author of a handler class has probably not meant."""
+    sources = Sources()
     if issubclass(cls, StateRequestHandler):
-        return tuple(_State(cls).doubts())
+        return (*_State(cls, sources).doubts(), *_absent_files(cls, sources))
     if issubclass(cls, AsyncRequestHandler):
-        return tuple(_not_awaited(cls, Sources()))
+        return (*_not_awaited(cls, sources), *_absent_files(cls, sources))
     return ()
 
 
@@ -92,7 +104,7 @@ def _init_fault(own: type) -> Iterator[Finding]:
     """Yield a finding if an `__init__` leaves out that of its base, by the names in its code, and sets no `entry`."""
     owner: Any = owner_of(own, "__init__")
     init = vars(owner)["__init__"]
-    if not _is_authors(init) or hasattr(init, "__wrapped__"):
+    if not is_authors(init) or hasattr(init, "__wrapped__"):
         return
     names = init.__code__.co_names
     if not {"__init__", "entry"} & set(names) and not any(callable(getattr(own, each, None)) for each in names):
@@ -103,12 +115,13 @@ def _init_fault(own: type) -> Iterator[Finding]:
 class _State:
     """Looks for doubts in a state machine."""
 
-    def __init__(self, cls: type[StateRequestHandler]) -> None:
+    def __init__(self, cls: type[StateRequestHandler], sources: Sources) -> None:
         self._cls = cls
-        self._sources = Sources()
+        self._sources = sources
 
     def doubts(self) -> Iterator[Finding]:
         yield from self._unreached()
+        yield from unknown_names(self._cls, self._sources)
         yield from self._ends()
         yield from self._limit()
         yield from self._undeclared()
@@ -129,7 +142,7 @@ class _State:
         """Find states, and a `start`, that may come to their end without a `return`."""
         for name in (*self._cls._declared(), "start"):
             function = getattr(self._cls, name)
-            if not _is_authors(function) or hasattr(function, "__wrapped__"):  # a decorator may return something else
+            if not is_authors(function) or hasattr(function, "__wrapped__"):  # a decorator may return something else
                 continue
             node = self._sources.function(function)
             if node is None or _says_none(node):
@@ -147,14 +160,14 @@ class _State:
     def _limit(self) -> Iterator[Finding]:
         """Find an `on_limit` that goes back to a state which can't take the input either."""
         function: Any = self._cls.on_limit
-        node = self._sources.function(function) if _is_authors(function) else None
+        node = self._sources.function(function) if is_authors(function) else None
         if node is None or "state_name" in function.__code__.co_names:  # it looks which state it was
             return
         declared = self._cls._declared()
         for each in statements(node):
             if not isinstance(each, ast.Return):
                 continue
-            target = _of_self(each.value, node)
+            target = of_self(each.value, node)
             if target in declared and isinstance(declared[target].want, _LIMITED):
                 text = (
                     f"{self._cls.__name__}.on_limit goes to {target}, but what exceeded the limit of {target} is still "
@@ -166,12 +179,12 @@ class _State:
     def _undeclared(self) -> Iterator[Finding]:
         """Find attributes that methods set, but that the class does not declare."""
         cls, seen = self._cls, set(self._cls._savable)
-        for function in _methods(cls):
+        for function in authors_methods(cls):
             node = self._sources.function(function)
             for each in statements(node) if node is not None else ():
                 if not isinstance(each, ast.Attribute) or not isinstance(each.ctx, ast.Store):
                     continue
-                name = _of_self(each, node)
+                name = of_self(each, node)
                 if name is None or name in seen or hasattr(type(inspect.getattr_static(cls, name, None)), "__set__"):
                     continue
                 seen.add(name)
@@ -188,7 +201,7 @@ class _State:
         cls = self._cls
         for name in cls._fields:
             owner = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
-            reason = None if _is_ours(owner.__module__) else why_no_data(cls, owner, name)
+            reason = None if is_ours(owner.__module__) else why_no_data(cls, owner, name)
             if reason is not None:
                 yield Finding(
                     "field",
@@ -201,12 +214,12 @@ class _State:
 
 def _not_awaited(cls: type, sources: Sources) -> Iterator[Finding]:
     """Find calls of coroutines, and of `send`, that are statements without `await`."""
-    for function in _methods(cls):
+    for function in authors_methods(cls):
         node = sources.function(function)
         for each in statements(node) if isinstance(node, ast.AsyncFunctionDef) else ():
             if not isinstance(each, ast.Expr) or not isinstance(each.value, ast.Call):
                 continue
-            name = _of_self(each.value.func, node)
+            name = of_self(each.value.func, node)
             called = getattr(cls, name or "", None)
             if inspect.iscoroutinefunction(called):
                 problem = "does nothing without await"
@@ -219,27 +232,23 @@ def _not_awaited(cls: type, sources: Sources) -> Iterator[Finding]:
             yield Finding("not-awaited", place, text, f"write await self.{name}(…)", False)
 
 
-def _methods(cls: type) -> Iterator[FunctionType]:
-    """Yield the methods that the author has written for `cls`, those of its bases and mix-ins included."""
-    for base in cls.__mro__:
-        if not _is_ours(base.__module__):
-            yield from (each for each in vars(base).values() if isinstance(each, FunctionType) and _is_authors(each))
-
-
-def _is_authors(function: Any) -> bool:
-    return isinstance(function, FunctionType) and not _is_ours(function.__module__)
-
-
-def _is_ours(module: str | None) -> bool:
-    return (module or "").partition(".")[0] == _PACKAGE
-
-
-def _of_self(node: ast.AST | None, function: Any) -> str | None:
-    """Return the name of the attribute if `node` is an attribute of the first argument of `function`."""
-    arguments = [*function.args.posonlyargs, *function.args.args]
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and arguments:
-        return node.attr if node.value.id == arguments[0].arg else None
-    return None
+def _absent_files(cls: type, sources: Sources) -> Iterator[Finding]:
+    """Find files that `start_tls(cert="…", key="…")` names, but that are absent."""
+    for function in authors_methods(cls):
+        node = sources.function(function) if "start_tls" in function.__code__.co_names else None
+        for each in statements(node) if node is not None else ():
+            if not isinstance(each, ast.Call) or "start_tls" not in (
+                getattr(each.func, "id", None),
+                getattr(each.func, "attr", None),
+            ):
+                continue
+            for option in each.keywords:
+                path = option.value.value if isinstance(option.value, ast.Constant) else None
+                if option.arg not in ("cert", "key", "ca") or not isinstance(path, str) or os.path.exists(path):
+                    continue
+                text = f"{cls.__name__}.{function.__name__}: start_tls() names the file {path}, which is absent"
+                place = f"{function.__code__.co_filename}:{option.lineno}"
+                yield Finding("file", place, text, "make the file, or give the path from the root", False)
 
 
 def _says_none(node: Function) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any, NamedTuple, TypeVar, overload
 
+from reqtable.handlers.discarded import makes_want
 from reqtable.handlers.finding import Finding, carrying, refusal
 from reqtable.handlers.resumable import check_called
 from reqtable.handlers.transition import DecoratedByState, DecoratedByStateWithWant, Transition
@@ -84,13 +86,14 @@ def state(want: Want[Any] = NOTHING, *, timeout: float | None = None, dispatch: 
     return declare
 
 
-def _no_want(given: object) -> TypeError:
+def _no_want(given: Any) -> TypeError:
     """Return the error about what `@state` was given in place of a want."""
     place = caller()
-    if isinstance(given, FunctionType):
+    text, mend = repr(given), "write @state(line())"
+    if makes_want(given):
         text, mend = f"the function {given.__name__}", f"call it, as in @state({given.__name__}(…))"
-    else:
-        text, mend = repr(given), "write @state(line())"
+    elif isinstance(given, FunctionType):  # @state without parentheses
+        text = f"the method {given.__name__}"
     return carrying(TypeError, Finding("want", f"{place.file}:{place.line}", f"@state takes a want, not {text}", mend))
 
 
@@ -102,6 +105,20 @@ def declaration_of(function: Any) -> Declaration:
 
 def is_state(value: Any) -> bool:
     return isinstance(value, FunctionType) and hasattr(value, "declaration")
+
+
+def why_no_state(function: FunctionType) -> tuple[str, str]:
+    """Return why a method can't be returned as a state, as a clause that follows its name, and the mend."""
+    name = function.__name__
+    if name == "start":
+        return "which is called only once, by the server", "return a state"
+    if (function.__module__ or "").partition(".")[0] == __name__.partition(".")[0]:
+        return "which is no state", "return a state"
+    try:
+        inspect.signature(function).bind("self", "item")
+    except TypeError:
+        return "which has no @state", f"call it, as in return self.{name}(…), if it returns a state"
+    return "which has no @state", f"put @state(…) before it at {place_of(function)}"
 
 
 def meant_as_states(cls: type) -> set[str]:

@@ -60,7 +60,7 @@ def _discarded(
             called.pop(start, None)  # an attribute of it is used, so it is no statement
             if before.argval == own and each.argval in methods:
                 called[start] = f"{own}.{each.argval}"
-        elif each.opname == "LOAD_GLOBAL" and _makes_want(function.__globals__.get(each.argval)):
+        elif each.opname == "LOAD_GLOBAL" and makes_want(function.__globals__.get(each.argval)):
             called[start] = each.argval
         elif each.opname == "POP_TOP" and before.opname.startswith("CALL") and _start(before) in called:
             yield called[start], start[0]
@@ -70,7 +70,7 @@ def _discarded(
 def _uncalled(function: FunctionType, instructions: list[dis.Instruction]) -> Iterator[tuple[str, int]]:
     """Find functions of wants that are returned with a state, or are read. Yields the name, and the line."""
     for number, each in enumerate(instructions[:-2]):
-        if each.opname != "LOAD_GLOBAL" or not _makes_want(function.__globals__.get(each.argval)):
+        if each.opname != "LOAD_GLOBAL" or not makes_want(function.__globals__.get(each.argval)):
             continue
         before, after, last = (instructions[number + offset] for offset in (-1, 1, 2))
         is_returned = (after.opname, after.argval, last.opname) == ("BUILD_TUPLE", 2, "RETURN_VALUE")
@@ -80,7 +80,8 @@ def _uncalled(function: FunctionType, instructions: list[dis.Instruction]) -> It
             yield each.argval, start[0]
 
 
-def _makes_want(thing: Any) -> bool:
+def makes_want(thing: Any) -> bool:
+    """Return whether `thing` is a function of this package that makes a want."""
     if not isinstance(thing, FunctionType) or thing.__module__ not in _WANTS:
         return False
     return str(thing.__annotations__.get("return")).startswith(("Want[", "WantOf["))

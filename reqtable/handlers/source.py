@@ -17,6 +17,9 @@ from reqtable.table.places import place_of
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+_PACKAGE = __name__.partition(".")[0]
+
+
 class Sources:
     """Finds the syntax trees of functions and of classes. Each file is parsed once."""
 
@@ -56,6 +59,29 @@ def statements(node: Function) -> Iterator[ast.AST]:
         yield each
         if not isinstance(each, (*_SCOPES, ast.Lambda)):
             waiting[:0] = ast.iter_child_nodes(each)
+
+
+def authors_methods(cls: type) -> Iterator[FunctionType]:
+    """Yield the methods that the author has written for `cls`, those of its bases and mix-ins included."""
+    for base in cls.__mro__:
+        if not is_ours(base.__module__):
+            yield from (each for each in vars(base).values() if isinstance(each, FunctionType) and is_authors(each))
+
+
+def is_authors(function: Any) -> bool:
+    return isinstance(function, FunctionType) and not is_ours(function.__module__)
+
+
+def is_ours(module: str | None) -> bool:
+    return (module or "").partition(".")[0] == _PACKAGE
+
+
+def of_self(node: ast.AST | None, function: Any) -> str | None:
+    """Return the name of the attribute if `node` is an attribute of the first argument of `function`."""
+    arguments = [*function.args.posonlyargs, *function.args.args]
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and arguments:
+        return node.attr if node.value.id == arguments[0].arg else None
+    return None
 
 
 def end_of(body: Iterable[ast.stmt], known: Any) -> ast.stmt | None:

@@ -28,6 +28,7 @@ from reqtable.handlers.declaration import (
     declaration_of,
     is_state,
     meant_as_states,
+    why_no_state,
 )
 from reqtable.handlers.discarded import refuse_discarded
 from reqtable.handlers.finding import Finding
@@ -337,7 +338,7 @@ class StateRequestHandler(ResumableHandler):
         """Say what is wrong with a transition to `target`, and what to return instead."""
         own = isinstance(target, MethodType) and target.__self__ is self
         if own:
-            return f"self.{target.__name__}, which has no @state: put @state(…) before it at {place_of(target)}"
+            return f"self.{target.__name__}, {': '.join(why_no_state(target.__func__))}"
         if isinstance(target, MethodType | FunctionType) and hasattr(target, "declaration"):
             return f"{target.__qualname__}, which is not this request's: return self.{target.__name__}"
         if isinstance(target, Want):

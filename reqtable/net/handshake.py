@@ -24,6 +24,7 @@ from reqtable.table.input import MISSING, Missing
 from reqtable.table.reaching import Reaching, failure_of, not_own
 from reqtable.table.states import READ, WRITE, Event
 from reqtable.table.table import Entry
+from reqtable.table.tracebacks import blame
 from reqtable.table.want import Waiting
 
 
@@ -71,7 +72,10 @@ def client_context(options: ClientTLS) -> ssl.SSLContext:
 
 @lru_cache(maxsize=64)
 def _served_context(cert: str, key: str | None) -> ssl.SSLContext:
-    return server_context(TLSOptions(cert=cert, key=key))
+    try:
+        return server_context(TLSOptions(cert=cert, key=key), "")
+    except ConfigurationError as error:
+        raise ConfigurationError(f"start_tls(): {error}") from None
 
 
 class Handshake(Selectable):
@@ -239,6 +243,7 @@ class BegunTLS(Reaching[None]):
             try:
                 self._begin(side)
             except Exception as problem:
+                blame(problem, self._want.place)
                 self._problem = problem  # nothing was begun, so there is nothing to give up
             else:
                 self._bound(entry)
@@ -260,12 +265,16 @@ class BegunTLS(Reaching[None]):
 
     def _begin(self, side: Entry) -> None:
         """Begin the handshake. Raises an error of the handler's or of the peer's: the connection stays as it is."""
-        before: Any = side.transport
-        if isinstance(before, Stream) and is_tls(before.request):
+        if self.is_encrypted(side):
             raise HandlerError("start_tls(): the connection is encrypted already")
         if len(side.input):
             raise PeerError("input came before the TLS handshake: somebody may have slipped it in (RFC 3207, 4.2)")
         self.shake_hands(side)
+
+    def is_encrypted(self, side: Entry) -> bool:
+        """Return whether the connection of `side` is encrypted already."""
+        before: Any = side.transport
+        return isinstance(before, Stream) and is_tls(before.request)
 
     def shake_hands(self, side: Entry) -> None:
         """Begin the handshake of `side`, whose output is taken and whose input is empty."""

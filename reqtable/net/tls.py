@@ -165,19 +165,23 @@ class TLSStream(Stream):
         return int(self.request.send(piece.read(RECORD_BYTES)))
 
 
-def server_context(options: TLSOptions) -> ssl.SSLContext:
-    """Make a server's context. Raises ConfigurationError, which names the key, the file and the mend."""
+def server_context(options: TLSOptions, where: str = "tls.") -> ssl.SSLContext:
+    """Make a server's context. Raises ConfigurationError, which names the key, the file and the mend.
+
+    `where` stands before the names of the certificate and of its key.
+    """
     assert options.cert is not None
-    context = _context(options, "tls", Certificate(options.cert, options.key))
+    context = _context(options, where, Certificate(options.cert, options.key))
     others = {
-        name.lower(): _context(options, f"tls.names.{name}", certificate) for name, certificate in options.names.items()
+        name.lower(): _context(options, f"tls.names.{name}.", certificate)
+        for name, certificate in options.names.items()
     }
     if others:
         context.sni_callback = lambda connection, name, _: _choose(others, connection, name)
     return context
 
 
-def _context(options: TLSOptions, key: str, certificate: Certificate) -> ssl.SSLContext:
+def _context(options: TLSOptions, where: str, certificate: Certificate) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.sslsocket_class = TLSSocket
     context.minimum_version = _VERSIONS[options.min_version]
@@ -189,7 +193,7 @@ def _context(options: TLSOptions, key: str, certificate: Certificate) -> ssl.SSL
             raise ConfigurationError(f"tls.ciphers: OpenSSL has none of {options.ciphers!r}: see ciphers(1)") from None
     if options.alpn:
         context.set_alpn_protocols(list(options.alpn))
-    _load(context, key, certificate)
+    _load(context, where, certificate)
     if options.client_ca is not None:
         try:
             context.load_verify_locations(options.client_ca)
@@ -200,7 +204,7 @@ def _context(options: TLSOptions, key: str, certificate: Certificate) -> ssl.SSL
     return context
 
 
-def _load(context: ssl.SSLContext, key: str, certificate: Certificate) -> None:
+def _load(context: ssl.SSLContext, where: str, certificate: Certificate) -> None:
     cert, own = certificate.cert, certificate.key
     try:
         # without `password`, OpenSSL would ask for the passphrase of a key on the terminal
@@ -209,24 +213,24 @@ def _load(context: ssl.SSLContext, key: str, certificate: Certificate) -> None:
         if error.reason == "KEY_VALUES_MISMATCH":
             problem = f"is not the certificate of the key in {own or cert}: give a certificate and its key"
         else:
-            problem = _lack(key, cert, own) or f"or its key {own or cert}: {reason_of(error)}: {_GIVE_PEM}"
+            problem = _lack(where, cert, own) or f"or its key {own or cert}: {reason_of(error)}: {_GIVE_PEM}"
     except OSError as error:
         if own and _is_readable(cert) and not _is_readable(own):
-            raise ConfigurationError(f"{key}.key {own} can't be used: {reason_of(error)}") from None
+            raise ConfigurationError(f"{where}key {own} can't be used: {reason_of(error)}") from None
         problem = f"can't be used: {reason_of(error)}"
     else:
         return
-    raise ConfigurationError(f"{key}.cert {cert} {problem}")
+    raise ConfigurationError(f"{where}cert {cert} {problem}")
 
 
-def _lack(key: str, cert: str, own: str | None) -> str | None:
+def _lack(where: str, cert: str, own: str | None) -> str | None:
     """Describe the part that the files lack; None if they lack nothing. OpenSSL doesn't say."""
     if not _has(cert, b"CERTIFICATE"):
         return f"has no certificate in it: {_GIVE_PEM}"
     if _has(own or cert, b"PRIVATE KEY"):
         return None
     if own is None:
-        return f"has no private key in it: name the file that has the key, as {key}.key"
+        return f"has no private key in it: name the file that has the key, as {where}key"
     return f"can't be used: its key {own} has no private key in it: name the file that has the key, as PEM"
 
 

@@ -9,7 +9,7 @@ from reqtable.loop.failures import REPORTED
 from reqtable.net.sockets import is_peers_doing
 from reqtable.table.addresses import printable
 from reqtable.table.errors import ConfigurationError, ConnectFailed, HandlerError, PeerError
-from reqtable.table.tracebacks import account_of, trim
+from reqtable.table.tracebacks import account_of, blamed, trim
 
 log = logging.getLogger("reqtable")
 
@@ -39,5 +39,5 @@ def _log_bug(error: BaseException, peer: str) -> None:
     elif any("\n" in note for note in notes):  # the traceback of the process that ran the step
         log.error("%s: %s", who, account_of(error), exc_info=(type(error), error, None), extra=known)
     else:
-        said = str(error) if is_rule else f"{type(error).__name__}: {error}"
+        said = f"{error}{blamed(error)}" if is_rule else f"{type(error).__name__}: {error}"
         log.error("%s: %s", who, printable("; ".join([said, *notes])), extra=known)

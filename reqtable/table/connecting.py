@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from reqtable.table.input import MISSING, Missing
+from reqtable.table.places import caller
 from reqtable.table.reaching import Reaching
 from reqtable.table.want import Waiting, WantOf
 
@@ -106,13 +107,14 @@ class Connect(Reaching[Any]):
 class StartTLS(Reaching[None]):
     """Waits until a connection is encrypted. `row` is the row of an outgoing connection; None: the client's own."""
 
-    __slots__ = ("row", "tls")
+    __slots__ = ("place", "row", "tls")
 
     is_begun: ClassVar[bool] = False
 
     def __init__(self, tls: Any, row: Any) -> None:
         self.tls = tls
         self.row = row
+        self.place = caller()  # the user's line that asked for the handshake
 
     def take(self, entry: Waiting) -> Missing:
         return MISSING

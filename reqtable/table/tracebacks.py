@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from reqtable.table.addresses import printable
-from reqtable.table.errors import ConfigurationError, HandlerError
+from reqtable.table.errors import ConfigurationError, HandlerError, PeerError
+from reqtable.table.suggestions import text_of
 
 _PACKAGE = __name__.partition(".")[0]
 _OWN = f"{Path(__file__).parent.parent}/"
@@ -22,7 +23,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 # The packages that run the user's code. Their frames above that code tell its author nothing.
 RUNNERS = {_PACKAGE, "click", "concurrent", "importlib", "socketserver", "threading"}
 _RAISES = opmap["RAISE_VARARGS"]
-_AT = "_raised_at"  # the attribute of an error from another process that has its place there
+_AT = "_raised_at"  # the attribute of an error whose traceback does not have its place: it is from another process, say
 NOTED = {_AT, "__notes__"}  # the attributes that `note_traceback` sets
 _TEXT_MAX = 300  # characters of an error's text in one line of the log
 _HALF_MAX = 32_768  # characters of a traceback that are shown of its beginning, and of its end
@@ -38,7 +39,7 @@ def trim(error: BaseException) -> bool:
     found = False
     for each in _led_to(error):
         own = _users_part(each.__traceback__)
-        if own is not None or isinstance(each, HandlerError | ConfigurationError):
+        if own is not None or isinstance(each, HandlerError | ConfigurationError | PeerError):
             each.__traceback__ = own
         found = found or own is not None
     return found
@@ -50,7 +51,7 @@ def account_of(error: BaseException) -> str:
     The function is left out if a module failed. The line is left out if the text ends with a line already, or if no
     line of the user's is to blame.
     """
-    text = " ".join(_text_of(error).split())
+    text = " ".join(text_of(error).split())
     if len(text) > _TEXT_MAX:
         text = f"{text[:_TEXT_MAX]}…"
     text = printable(text)
@@ -69,6 +70,16 @@ def bounded(text: str) -> str:
     """Return a traceback with the middle left out if it is very long: an error's text may have all that a peer sent."""
     left_out = len(text) - 2 * _HALF_MAX
     return text if left_out <= 0 else f"{text[:_HALF_MAX]}…\n({left_out:,} characters left out)\n…{text[-_HALF_MAX:]}"
+
+
+def blame(error: BaseException, place: object) -> None:
+    """Have accounts of `error` name `place`, the user's line that led to it: no frame of the user's is running."""
+    setattr(error, _AT, f", in {place}")
+
+
+def blamed(error: BaseException) -> str:
+    """Return the place that `blame` has set, as the end of a line about `error`; "" if there is none."""
+    return getattr(error, _AT, "")
 
 
 def note_traceback(error: BaseException) -> None:
@@ -95,21 +106,13 @@ def package_of(frame: FrameType) -> str:
     return name.partition(".")[0]
 
 
-def _text_of(error: BaseException) -> str:
-    """Return the text of an error, whose class may be the user's."""
-    try:
-        return str((isinstance(error, SyntaxError) and error.msg) or error)
-    except Exception:
-        return "<its str() failed>"
-
-
 def _raised_at(error: BaseException) -> str:
     """Return the end of a line about `error`: the user's innermost line, and the method that the engine has called."""
     if isinstance(error, SyntaxError) and error.filename is not None:
         return f" ({error.filename}:{error.lineno})"
     own = [each for each in _frames(error.__traceback__) if package_of(each.tb_frame) not in RUNNERS]
     if hasattr(error, _AT) or not own:
-        return getattr(error, _AT, "")
+        return blamed(error)
     programs = [each for each in own if is_of_program(each.tb_frame.f_code.co_filename)]
     programs = [each for each in programs if not is_installed(each.tb_frame.f_code.co_filename)] or programs or own
     first, last = own[0].tb_frame.f_code, programs[-1].tb_frame.f_code

@@ -18,7 +18,8 @@ from reqtable.net.outgoing import OutgoingDatagrams
 from reqtable.net.stream import Stream
 from reqtable.table.connection import ConnectionRow
 from reqtable.table.limits import Limits
-from reqtable.table.states import READ, RESET, WRITE, Event, State
+from reqtable.table.places import place_of
+from reqtable.table.states import READ, RESET, WRITE, Ending, Event, State
 from reqtable.table.table import Entry
 from reqtable.table.want import Want
 from reqtable.table.wants import Failure
@@ -183,9 +184,21 @@ class Exercise(Side):
             raise AssertionError(f"the handler has not asked for {address}; the request {self._said()}")
         return row
 
+    def _said_of_end(self) -> str:
+        if not self.is_over:
+            return "has ended"
+        handler, ending = self.handler, self.entry.ending or Ending.DONE
+        state, place = handler._where()
+        if state is None:
+            state, place = "handle", place_of(type(handler).handle)
+        name = f"{type(handler).__name__}.{state}"
+        if ending is Ending.DONE and not getattr(handler, "_ended", False):
+            return f"has ended: {name} returned None ({place})"
+        return f"has ended ({ending.value}) in {name} ({place})"
+
     def _said(self) -> str:
         if self.is_over:
-            return "has ended"
+            return self._said_of_end()
         return f"is {self.entry.state.name} and waits for {self.entry.want!r}"
 
 

@@ -42,6 +42,10 @@ class Side:
         """Return what the request waits for, in words."""
         raise NotImplementedError
 
+    def _said_of_end(self) -> str:
+        """Return that the handler has ended, on this connection at least, in words."""
+        return "has ended"
+
     # -- actions ------------------------------------------------------------------------------------------------------
 
     def send(self, data: bytes) -> Self:
@@ -49,9 +53,8 @@ class Side:
         data = as_bytes("send", data)
         wire = self._wire
         if wire.end_sent or self.is_over:
-            raise AssertionError(
-                f"{data!r} can't be sent{self._where}: the {'peer' if wire.end_sent else 'handler'} has ended"
-            )
+            ended = "peer has ended" if wire.end_sent else f"handler {self._said_of_end()}"
+            raise AssertionError(f"{data!r} can't be sent{self._where}: the {ended}")
         if data or wire.datagrams:
             wire.unread.append(data)
         return self._go_on()

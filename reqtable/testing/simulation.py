@@ -34,6 +34,8 @@ from reqtable.testing.upstream import Upstream, UpstreamPeer
 
 log = logging.getLogger("reqtable")
 
+__tracebackhide__ = True  # pytest shows the test's line, and not this module
+
 _LATENCY_S = 0.0001
 _STILL_PASSES_MAX = 2000
 _THREADS = 8  # for the calls of a server

@@ -11,6 +11,9 @@ class BegunAtOnce(BegunTLS):
 
     __slots__ = ()
 
+    def is_encrypted(self, side: Entry) -> bool:
+        return bool(side.transport.request.is_encrypted)
+
     def shake_hands(self, side: Entry) -> None:
         wire = side.transport.request
         if wire.datagrams:

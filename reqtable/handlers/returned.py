@@ -1,0 +1,205 @@
+"""Finds transitions that can't be taken, and output that is no bytes, in the source of a handler class.
+
+What is found fails each time that its line runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import reprlib
+from collections.abc import Iterator
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+from reqtable.handlers.coroutine import AsyncRequestHandler
+from reqtable.handlers.declaration import is_state, why_no_state
+from reqtable.handlers.finding import Finding
+from reqtable.handlers.source import Sources, authors_methods, is_authors, of_self, statements
+from reqtable.handlers.state import StateRequestHandler
+from reqtable.table.places import place_of
+
+# The methods that return a transition, beside the states.
+_HOOKS = ("start", "on_timeout", "on_eof", "on_limit", "on_error")
+_NO_TRANSITIONS = (
+    ast.JoinedStr,
+    ast.List,
+    ast.Dict,
+    ast.Set,
+    ast.ListComp,
+    ast.DictComp,
+    ast.SetComp,
+    ast.GeneratorExp,
+    ast.Lambda,
+)
+# A method that uses one of these may set attributes whose names its source does not show.
+_DYNAMIC = {"setattr", "__dict__", "vars"}
+
+
+@lru_cache(maxsize=1024)
+def certain_failures(cls: type) -> tuple[Finding, ...]:
+    """Return the findings about lines of a handler class that always fail."""
+    sources = Sources()
+    found = [*_texts(cls, sources)]
+    if issubclass(cls, StateRequestHandler):
+        found += _Returned(cls, sources).wrong()
+    return tuple(found)
+
+
+def unknown_names(cls: type[StateRequestHandler], sources: Sources) -> Iterator[Finding]:
+    """Yield a finding for each attribute that a method returns, but that the class has not."""
+    return _Returned(cls, sources).unknown()
+
+
+class _Returned:
+    """Looks at what the states and the hooks of a class return."""
+
+    def __init__(self, cls: type[StateRequestHandler], sources: Sources) -> None:
+        self._cls = cls
+        self._sources = sources
+        self._set = _names_set(cls, sources)  # None: any name may be set
+
+    def wrong(self) -> Iterator[Finding]:
+        """Yield a finding for each transition that can't be taken."""
+        is_good = True
+        for function, node in self._functions():
+            for value in _targets(node):
+                problem = self._problem(value, of_self(value, node), node)
+                if problem is None:
+                    continue
+                is_good = False
+                text = f"{self._cls.__name__}.{function.__name__} returns {problem[0]}"
+                yield Finding("transition", f"{function.__code__.co_filename}:{value.lineno}", text, problem[1])
+        if is_good and self._leads_nowhere():
+            text = f"{self._cls.__name__} declares no state, but start returns one"
+            yield Finding("no-state", place_of(self._cls), text, "put @state(line()) before a method")
+
+    def unknown(self) -> Iterator[Finding]:
+        cls = self._cls
+        if self._set is None or hasattr(cls, "__getattr__"):
+            return
+        for function, node in self._functions():
+            for value in _targets(node):
+                name = of_self(value, node)
+                if name is None or hasattr(cls, name) or name in self._set:
+                    continue
+                near = difflib.get_close_matches(name, cls._declared(), n=1)
+                mend = f"did you mean self.{near[0]}?" if near else f"define the state {name}"
+                text = f"{cls.__name__}.{function.__name__} returns self.{name}, but the class has no {name}"
+                yield Finding("attribute", f"{function.__code__.co_filename}:{value.lineno}", text, mend, False)
+
+    def _functions(self) -> Iterator[tuple[FunctionType, Any]]:
+        for name in dict.fromkeys((*self._cls._declared(), *_HOOKS)):
+            function = getattr(self._cls, name)
+            if is_authors(function) and not hasattr(function, "__wrapped__"):  # a decorator may return something else
+                node = self._sources.function(function)
+                if node is not None:
+                    yield function, node
+
+    def _problem(self, value: ast.expr, name: str | None, node: Any) -> tuple[str, str] | None:
+        """Return what is wrong with a target, and the mend; None if it may be right."""
+        cls = self._cls
+        if name is not None:
+            function = inspect.getattr_static(cls, name, None)
+            if not isinstance(function, FunctionType) or is_state(function) or self._may_be_set(name):
+                return None
+            which, mend = why_no_state(function)
+            return f"self.{name}, {which}", mend
+        if isinstance(value, ast.Call):
+            called = of_self(value.func, node)
+            if called is None or value.args or value.keywords or not is_state(getattr(cls, called, None)):
+                return None
+            if self._may_be_set(called) or not _needs_item(getattr(cls, called)):
+                return None
+            return (
+                f"self.{called}(), which runs that state at once, without its item",
+                f"write return self.{called}, and the engine runs it with the item of its want",
+            )
+        if not _is_literal(value):
+            return None
+        text = getattr(value, "value", None)
+        state = text if isinstance(text, str) and text in cls._declared() else cls._example
+        return reprlib.repr(ast.unparse(value))[1:-1], f"return a state, as in return self.{state}, or None to close"
+
+    def _may_be_set(self, name: str) -> bool:
+        return self._set is None or name in self._set
+
+    def _leads_nowhere(self) -> bool:
+        """Return whether `start` returns transitions although there is no state."""
+        start: Any = self._cls.start
+        if self._cls._declared() or not is_authors(start):
+            return False
+        node = self._sources.function(start)
+        return node is not None and any(not _is_none(each) for each in _targets(node))
+
+
+def _texts(cls: type, sources: Sources) -> Iterator[Finding]:
+    """Yield a finding for each text that a method sends in place of bytes."""
+    sends: Any = getattr(cls, "send", None)
+    if sends not in (StateRequestHandler.send, AsyncRequestHandler.send):
+        return
+    for function in authors_methods(cls):
+        node = sources.function(function) if "send" in function.__code__.co_names else None
+        for each in statements(node) if node is not None else ():
+            if not isinstance(each, ast.Call) or len(each.args) != 1 or of_self(each.func, node) != "send":
+                continue
+            (data,) = each.args
+            is_text = isinstance(data, ast.Constant) and isinstance(data.value, str)
+            if not is_text and not isinstance(data, ast.JoinedStr):
+                continue
+            given = ast.unparse(data)
+            mend = f"write self.send(b{given})" if is_text and given.isascii() else f"write self.send({given}.encode())"
+            text = f"{cls.__name__}.{function.__name__}: send() takes bytes, not str"
+            yield Finding("text", f"{function.__code__.co_filename}:{each.lineno}", text, mend)
+
+
+def _targets(node: Any) -> Iterator[ast.expr]:
+    """Yield what the `return` statements of a function return as states, without their wants."""
+    for each in statements(node):
+        if isinstance(each, ast.Return) and each.value is not None:
+            yield from _targets_of(each.value, is_whole=True)
+
+
+def _targets_of(value: ast.expr, is_whole: bool) -> Iterator[ast.expr]:
+    if isinstance(value, ast.IfExp):
+        yield from _targets_of(value.body, is_whole)
+        yield from _targets_of(value.orelse, is_whole)
+    elif isinstance(value, ast.Tuple) and is_whole and len(value.elts) == 2:
+        yield from _targets_of(value.elts[0], is_whole=False)
+    else:
+        yield value
+
+
+def _is_literal(value: ast.expr) -> bool:
+    if isinstance(value, ast.Constant):
+        return value.value is not None
+    if isinstance(value, ast.Tuple):
+        return not any(isinstance(each, ast.Starred) for each in value.elts)
+    return isinstance(value, _NO_TRANSITIONS)
+
+
+def _is_none(value: ast.expr) -> bool:
+    return isinstance(value, ast.Constant) and value.value is None
+
+
+def _needs_item(state: FunctionType) -> bool:
+    try:
+        inspect.signature(state).bind("self")
+    except TypeError:
+        return True
+    return False
+
+
+def _names_set(cls: type[StateRequestHandler], sources: Sources) -> set[str] | None:
+    """Return the names that requests of a class may have as attributes of their own; None if any may be."""
+    names = {*cls._savable, *(name for base in cls.__mro__ for name in inspect.get_annotations(base))}
+    for function in authors_methods(cls):
+        if _DYNAMIC.intersection(function.__code__.co_names):
+            return None
+        node = sources.function(function)
+        for each in ast.walk(node) if node is not None else ():
+            if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store):
+                names.add(each.attr)
+    return names
