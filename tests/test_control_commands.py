@@ -28,6 +28,7 @@ from reqtable.run import known_worker
 from reqtable.run.cli import cli, main
 from reqtable.run.commands import shown
 from reqtable.run.commands.asking import Asked
+from reqtable.run.commands.detail import detail_lines
 from reqtable.run.commands.looking import _event_line
 from reqtable.run.commands.rows import COLUMNS, LETTERS
 from reqtable.run.commands.seconds import seconds_of
@@ -626,6 +627,16 @@ def test_stats_show_what_calls_do(server: Controlled, monkeypatch: pytest.Monkey
     answering(monkeypatch, found)
     said = "process: 1 running; thread: 32 given up, still running, 3 queued (at most 32 run)"
     assert command("stats").out.splitlines()[-1].endswith(said)
+
+
+def test_the_detail_shows_a_call_and_the_method_that_made_it() -> None:
+    made = {"call": "call(f)", "on": "thread", "phase": "running", "age_s": 9.4, "asked_by": "Rank.words (app.py:10)"}
+    assert [*detail_lines({"id": 1, "calls": [made], "stack": ["app.py:5 f"]})][1:] == [
+        "call(f) on thread: running",
+        "  asked for 9.4s ago by Rank.words (app.py:10)",
+        "stack, the innermost line last",
+        "  app.py:5 f",
+    ]
 
 
 def test_stats_show_how_busy_a_pool_is(server: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:
