@@ -10,6 +10,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from reqtable.handover import sleeper
+from reqtable.testing import exercise
 from tests.browser import browsing
 from tests.support import WAIT_S, served, wait_until
 from tests.tutorial import Reader
@@ -33,6 +34,18 @@ def test_an_smtp_receiver(tmp_path: Path) -> None:
     assert len(page.read_text().splitlines()) < 450
     with Reader(page, tmp_path / "mailbox") as reader:
         reader.read()
+
+
+def test_starttls_is_offered_once(tmp_path: Path) -> None:
+    with Reader(TUTORIALS / "smtp.md", tmp_path) as reader:
+        reader.write_files()
+    found: dict[str, Any] = {"__name__": "smtp"}
+    exec(compile((tmp_path / "smtp.py").read_text(), "smtp.py", "exec"), found)
+    client = exercise(found["Smtp"]).send(b"EHLO me\r\n").expect(b"220 hello\r\n250-hello\r\n250 STARTTLS\r\n")
+    client.send(b"STARTTLS\r\n").expect(b"220 go ahead\r\n")
+    assert client.is_encrypted
+    client.send(b"EHLO me\r\n").expect(b"250 hello\r\n")
+    client.send(b"STARTTLS\r\n").expect(b"500 what?\r\n")
 
 
 @pytest.mark.slow  # it waits for a long report, twice

@@ -2,9 +2,10 @@
 
 A page is read from top to bottom:
 
-- A block with `title="till.py"` is a file. A Python block without an import is a part of a file that is there already.
-  If it is indented, it has members of the file's last class; otherwise it has functions. Each replaces the one of the
-  same name, or is added at the end. Cases are put before the first case of the file's first `match`.
+- A block with `title="till.py"` is a file. A Python block that has only imports, or none, is a part of a file that is
+  there already. An import replaces the one from the same module. If the block is indented, it has
+  members of the file's last class; otherwise it has functions. Each replaces the one of the same name, or is added at
+  the end. Cases are put before the first case of the file's first `match`.
 - A `console` block has commands, each after `$ `, and what they print. A line after `> ` is typed into the command. A
   server or a `reqtable talk` goes on in its terminal; the next one stops it. A command that ends in `&` goes on, too.
 - A `console` block without a command goes on in the terminal of its title: the server's, or the client's.
@@ -71,7 +72,8 @@ class Terminal:
     def _collect(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.text += line
+            if "INFO control: listening on" not in line:  # logged because of REQTABLE_CONTROL, which no reader sets
+                self.text += line
 
     def type(self, line: str) -> None:
         assert self.process.stdin is not None
@@ -307,8 +309,9 @@ def _changed(text: str, block: str) -> str:
         return _with_cases(text, block)
     if block.startswith(" "):
         return _with_members(text, block)
-    if any(isinstance(each, ast.Import | ast.ImportFrom) for each in ast.parse(block).body):
-        return block  # the whole file
+    imports = [isinstance(each, ast.Import | ast.ImportFrom) for each in ast.parse(block).body]
+    if any(imports):
+        return _with_imports(text, block) if all(imports) else block  # the whole file
     return _with_functions(text, block)
 
 
@@ -324,6 +327,19 @@ def _with_members(text: str, block: str) -> str:
             text = _insert(text, fields[-1].end_lineno if fields else owner.lineno, new if fields else [*new, ""])
         else:
             text = _insert(text, owner.end_lineno, ["", *new])
+    return text
+
+
+def _with_imports(text: str, block: str) -> str:
+    """Replace imports of a file, each from one module."""
+    for new in ast.parse(block).body:
+        assert isinstance(new, ast.ImportFrom)
+        [old] = [
+            each for each in ast.parse(text).body if isinstance(each, ast.ImportFrom) and each.module == new.module
+        ]
+        lines = text.splitlines()
+        lines[old.lineno - 1 : old.end_lineno] = block.splitlines()[new.lineno - 1 : new.end_lineno]
+        text = "\n".join(lines) + "\n"
     return text
 
 
