@@ -81,10 +81,10 @@ def test_it_overwrites_nothing(exists: str, tmp_path: Path) -> None:
         ("1.py", "Python can't import a module of that name: use letters, digits and underscores, as in smtp.py"),
         ("class.py", "Python can't import a module of that name: use letters, digits and underscores, as in smtp.py"),
         ("_.py", "Python can't import a module of that name: use letters, digits and underscores, as in smtp.py"),
-        ("json.py", "Python has a module json already: choose another name"),
-        ("reqtable.py", "Python has a module reqtable already: choose another name"),
-        ("pytest.py", "Python has a module pytest already: choose another name"),
-        ("__main__.py", "Python has a module __main__ already: choose another name"),
+        *[
+            (f"{each}.py", f"Python has a module {each} already, which this one would hide: choose another name")
+            for each in ("json", "reqtable", "pytest", "__main__")
+        ],
         ("sub/x.py", "there is no folder sub: make it, or choose another one"),
     ],
 )

@@ -18,7 +18,6 @@ from reqtable.http import route
 from reqtable.http.messages import Request
 from reqtable.table.addresses import printable
 from reqtable.table.wants import flushed
-from reqtable.table.words import counted
 
 CANCEL_MAX = 1000  # how many requests one bulk cancel may end, unless it says `max`
 
@@ -210,11 +209,6 @@ class ControlHandler(ScrapeHandler):
             return self._answer(200 if cancelled or not ids else 404, data)
 
         return self._act("cancel", {"ids": ids}, answer, "cancels %s", ", ".join(map(str, ids)) or "nothing")
-
-    def _result_of(self, batch: Any) -> str:
-        if self.request.path.endswith("/cancel"):
-            return f"ended {counted(len(batch), 'request')}"
-        return "begun" if self.request.path == "/v1/restart" else "done"
 
 
 def _wants_ndjson(request: Request, asked: dict[str, Any]) -> bool:

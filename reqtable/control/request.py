@@ -19,6 +19,7 @@ from reqtable.http import HTTPRequestHandler
 from reqtable.table.addresses import printable
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.reaching import Arrived, disconnected, either, told
+from reqtable.table.words import counted
 
 log = logging.getLogger("reqtable.control")
 
@@ -88,7 +89,7 @@ class ControlRequest(HTTPRequestHandler):
         if isinstance(batch, Failed):
             return self._fail(batch.error)
         if self._acting is not None:
-            self._note_result(self._result_of(batch))
+            self._note_result(_result_of(self.request.path, batch))
         return self._then(batch)
 
     def _log_end(self, by: Callable[..., Any]) -> None:
@@ -155,10 +156,6 @@ class ControlRequest(HTTPRequestHandler):
             raise QueryError("the body must be a JSON object")
         return found
 
-    def _result_of(self, batch: Any) -> str:
-        """Return for the log what came of an action, by the first batch of its answer."""
-        return "done"
-
     def _note_result(self, result: str) -> None:
         """Log once what came of an action, if this request is one, with the user who has asked for it."""
         acting, self._acting = self._acting, None
@@ -168,3 +165,10 @@ class ControlRequest(HTTPRequestHandler):
     def _user(self) -> str:
         """Return for the log who asks."""
         return f"user {self.server.user_of(self.entry.transport.request)}"
+
+
+def _result_of(path: str, batch: Any) -> str:
+    """Return for the log what came of an action, by its path and the first batch of its answer."""
+    if path.endswith("/cancel"):
+        return f"ended {counted(len(batch), 'request')}"
+    return "begun" if path == "/v1/restart" else "done"

@@ -248,8 +248,8 @@ def asks(command: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @control_option(
-        help="The server: its control socket, its process, or :PORT of a bind. "
-        f"By default ${CONTROL_VARIABLE}, or the only server."
+        help="The server: its control socket, its process, or :PORT of a bind. By default "
+        f"${CONTROL_VARIABLE}, or the only server."
     )
     @json_option
     @functools.wraps(command)

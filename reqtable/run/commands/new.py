@@ -31,9 +31,9 @@ def new_command(file: Path, style: str) -> None:
     for each in (file, test):
         if os.path.lexists(each):
             raise click.UsageError(f"{each} exists already: choose another name")
+    module = file.stem
     if (problem := _problem_of(file)) is not None:
         raise click.UsageError(f"{file}: {problem}")
-    module = file.stem
     names = {"module": module, "Name": "".join(each[:1].upper() + each[1:] for each in module.split("_"))}
     for path, template in ((file, f"{style}.txt"), (test, f"{style}_test.txt")):
         text = Template((_TEMPLATES / template).read_text("utf-8")).substitute(names)
@@ -56,7 +56,7 @@ def _problem_of(file: Path) -> str | None:
         example = f"{mend}.py" if mend.isidentifier() and mend != module else "smtp.py"
         return f"Python can't import a module of that name: use letters, digits and underscores, as in {example}"
     if module in sys.modules or find_spec(module) is not None:
-        return f"Python has a module {module} already: choose another name"
+        return f"Python has a module {module} already, which this one would hide: choose another name"
     if not file.parent.is_dir():
         return f"there is no folder {file.parent}: make it, or choose another one"
     return None
