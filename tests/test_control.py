@@ -265,6 +265,7 @@ def test_looking_writes_nothing_to_the_log(tmp_path: Path, caplog: pytest.LogCap
 
 def test_loggers_with_a_level_of_their_own_are_shown(tmp_path: Path) -> None:
     with controlled(tmp_path) as (_, operator):
+        logging.getLogger("tests.levels")  # another logger than those that there are is refused
         own = {"logger": "tests.levels", "level": "error"}
         assert operator.post("/v1/log-level", own, "PUT")["loggers"]["tests.levels"] == "error"
         found = operator.get("/v1/log-level")

@@ -587,6 +587,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     """Have each command get this answer."""
     monkeypatch.setattr(Asked, "get", lambda *_, **__: answer)
     monkeypatch.setattr(Asked, "send", lambda *_, **__: answer)
+    monkeypatch.setattr(Asked, "tell_found", lambda _: None)
 
 
 def test_the_levels_of_all_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1114,7 +1115,7 @@ def test_the_shell_completes_commands_options_and_ids(server: Controlled) -> Non
         ("ps --columns id,pe", ["id,peer"]),
         ("watch --kinds begun,en", ["begun,ended"]),
         ("log-level reqtable d", ["debug"]),
-        ("log-level reqtable.", ["reqtable.access"]),
+        ("log-level reqtable.a", ["reqtable.access", "reqtable.access.http"]),
     ],
 )
 def test_the_shell_completes_words_that_are_known(words: str, completes: list[str]) -> None:
