@@ -478,8 +478,8 @@ def test_a_chat_between_two_pages(browser: Browser) -> None:
         browser.until(has_said("<b>ann: back"))
 
 
-def test_the_chat_of_the_first_five_minutes(browser: Browser) -> None:
-    with served(defined("chat")["Chat"]) as server:
+def test_the_chat_of_the_page_on_websockets(browser: Browser) -> None:
+    with served(defined("write-a-websocket", "chat.py")["Chat"]) as server:
         browser.show(server)
         with browser.new_tab():
             browser.show(server)
