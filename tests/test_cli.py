@@ -465,7 +465,7 @@ def test_a_file_imports_what_lies_beside_it(dispatch: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("import os\n\nnope\n", "can't be imported: NameError: name 'nope' is not defined ({file}:3)"),
+        ("import os\n\nxyzzy\n", "can't be imported: NameError: name 'xyzzy' is not defined ({file}:3)"),
         ("def f(:\n", "can't be imported: SyntaxError: invalid syntax ({file}:1)"),
         ("import sys\nsys.exit(3)\n", "ends the program when it is imported: SystemExit: 3 ({file}:2): put what runs"),
         (

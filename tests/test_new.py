@@ -100,11 +100,6 @@ def test_a_link_to_nothing_is_a_file_that_exists(tmp_path: Path) -> None:
     assert new(tmp_path, "smtp.py").stderr == "reqtable: smtp.py exists already: choose another name\n"
 
 
-def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    refused = new(tmp_path, "none/smtp.py")
-    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-
-
 def test_the_page_shows_commands_that_work(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "how-to" / "start-a-handler.md").read_text()
     for command in page.partition("```sh\n")[2].partition("```")[0].splitlines():
