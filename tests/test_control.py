@@ -143,12 +143,20 @@ def test_one_request_in_detail(tmp_path: Path) -> None:
 def test_cancel_ends_one_request_and_only_it(tmp_path: Path) -> None:
     with controlled(tmp_path) as (server, operator), clients(server, 3) as made:
         operator.rows_once(lambda rows: len(rows) == 3)
-        assert operator.post("/v1/requests/2/cancel") == {"cancelled": [2], "missing": [], "goes_on": []}
+        assert operator.post("/v1/requests/2/cancel") == {
+            "cancelled": [2],
+            "missing": [],
+            "goes_on": [],
+            "call_threads": None,
+        }
         assert made[1].rest() == b""
         assert made[0].ask(b"still\n") == b"still\n"
         assert made[2].ask(b"still\n") == b"still\n"
         status, body = operator.ask("/v1/requests/2/cancel", "POST", {})
-        assert (status, json.loads(body)) == (404, {"cancelled": [], "missing": [2], "goes_on": []})
+        assert (status, json.loads(body)) == (
+            404,
+            {"cancelled": [], "missing": [2], "goes_on": [], "call_threads": None},
+        )
         assert server.stats()["finished"]["cancelled"] == 1
 
 
@@ -166,11 +174,17 @@ def test_cancel_of_many_says_first_what_it_would_do(tmp_path: Path) -> None:
         assert status == 400
         assert b"everything would be cancelled" in body
         assert server.stats()["finished"]["cancelled"] == 0
-        assert operator.post("/v1/requests/cancel", asked) == {"cancelled": [1, 4], "missing": [], "goes_on": []}
+        assert operator.post("/v1/requests/cancel", asked) == {
+            "cancelled": [1, 4],
+            "missing": [],
+            "goes_on": [],
+            "call_threads": None,
+        }
         assert operator.post("/v1/requests/cancel", {"ids": [2, 99]}) == {
             "cancelled": [2],
             "missing": [99],
             "goes_on": [],
+            "call_threads": None,
         }
         assert made[2].ask(b"still\n") == b"still\n"
 
