@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import re
 import signal
@@ -97,6 +98,17 @@ COMMANDS = [command for block in ours("console", "sh") for command in commands(b
 
 
 # -- all blocks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Take back what a page does to the loggers."""
+    loggers = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    before = [(each, each.level, list(each.handlers)) for each in (logging.root, *loggers)]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = [each for each in logger.handlers if each in handlers]
 
 
 def test_no_block_escapes() -> None:
