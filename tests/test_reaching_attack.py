@@ -338,7 +338,7 @@ def test_two_attempts_that_end_in_one_pass(caplog, monkeypatch):
     class Asks(AsyncRequestHandler):
         async def handle(self) -> None:
             await self.read(connect("tcp://up.example:9"))
-            self.send(b"open")
+            await self.send(b"open")
 
     with Upstream(silent_for_ever) as one, Upstream(silent_for_ever) as two:
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", each.address) for each in (one, two)]
@@ -465,7 +465,7 @@ def test_of_two_connects_that_one_poll_finds_ready_the_second_loses(caplog, monk
     class Asks(AsyncRequestHandler):
         async def handle(self) -> None:
             index, _ = await self.read(either(connect(targets[0]), connect(targets[1])))
-            self.send(b"%d" % index)
+            await self.send(b"%d" % index)
 
     real = attempts._Attempt.on_ready
     held: dict[Any, int] = {}
