@@ -25,6 +25,7 @@ class State(reqtable.StateRequestHandler):
     @reqtable.state(reqtable.line())
     def only(self, text):
         self.send(text.upper())
+        return None
 
 
 def main(policy, handler, certificate=None, authority=None):

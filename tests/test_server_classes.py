@@ -429,7 +429,6 @@ def test_the_command_takes_the_handler_of_a_server_class_from_the_same_file() ->
         (["http.server:HTTPServer", "--handler", "http.server:HTTPServer"], 2, ["HTTPServer is not a handler class"]),
         ([f"{PROGRAM}:Server", "--bind", "udp://127.0.0.1:0"], 78, ["'udp://", "Server serves connections", "tcp://"]),
         ([f"{PROGRAM}:Server", "--bind", "tls://127.0.0.1:0"], 78, ["'tls://127.0.0.1:0'", "name a certificate"]),
-        ([f"{PROGRAM}:Broken"], 78, ["Broken can't be made: LookupError: no such thing", "server_classes.py:"]),
         ([f"{PROGRAM}:bound", "--bind", "tcp://127.0.0.2:0"], 78,
          ["bound has bound its server to 127.0.0.1:", "not to the address that it was", "bind_and_activate=False"]),
         ([f"{PROGRAM}:application"], 2, ["called with two arguments", f"run reqtable wsgi {PROGRAM}:application"]),
@@ -447,6 +446,14 @@ def test_what_the_command_refuses_is_one_line(arguments: list[str], code: int, w
     assert (result.returncode, result.stdout, len(lines)) == (code, "", 1), result.stderr
     for word in words:
         assert word in lines[0] + "\n"
+
+
+def test_an_error_of_the_server_class_is_told_with_its_traceback() -> None:
+    result = run("serve", f"{PROGRAM}:Broken", "--bind", ANY)
+    first, *rest = [line for line in result.stderr.splitlines() if line != "imported"]
+    assert (result.returncode, result.stdout) == (78, "")
+    assert "Broken can't be made: LookupError: no such thing, in Broken.__init__" in first
+    assert [line.split(", line")[0].strip() for line in rest if "File" in line] == [f'File "{ROOT / PROGRAM}"']
 
 
 class Wanting(socketserver.TCPServer):
