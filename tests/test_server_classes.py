@@ -453,7 +453,7 @@ def test_an_error_of_the_server_class_is_told_with_its_traceback() -> None:
     first, *rest = [line for line in result.stderr.splitlines() if line != "imported"]
     assert (result.returncode, result.stdout) == (78, "")
     assert "Broken can't be made: LookupError: no such thing, in Broken.__init__" in first
-    assert [line.split(", line")[0].strip() for line in rest if "File" in line] == [f'File "{ROOT / PROGRAM}"']
+    assert [line.split(", line")[0].strip() for line in rest if "File" in line] == [f'File "{Path(PROGRAM).resolve()}"']
 
 
 class Wanting(socketserver.TCPServer):
