@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from reqtable.run.signals import Progress, counted
-from reqtable.run.terminal import TERMINAL, Terminal
+from reqtable.run.terminal import TERMINAL, Output, Terminal
 
 GONE = "\x1b[2K\r"
 
@@ -96,3 +96,15 @@ def test_where_there_is_no_terminal_the_log_is_plain(capsys: Any) -> None:
 
 def test_one_is_singular() -> None:
     assert [counted(count, "request") for count in (0, 1, 2)] == ["0 requests", "1 request", "2 requests"]
+
+
+def test_a_line_on_standard_output_stands_above_the_status() -> None:
+    with shown() as screen, contextlib.redirect_stdout(screen.stream):
+        TERMINAL.show(status="1 in the table ")
+        output = Output()
+        output.handle(logging.makeLogRecord({"msg": "serving"}))
+        assert screen.written() == f"{GONE}1 in the table {GONE}serving\n{GONE}1 in the table "
+        TERMINAL.show(status="")
+        assert screen.written() == GONE
+        output.handle(logging.makeLogRecord({"msg": "more"}))
+        assert screen.written() == "more\n"

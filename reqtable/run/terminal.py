@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Iterator
+from typing import TextIO
 
 _CLEAR = "\x1b[2K\r"  # erase the line, and go back to its beginning (ECMA-48)
 
@@ -43,6 +45,18 @@ class Terminal(logging.Handler):
         finally:
             self.release()
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the status line away during the block, which writes to the terminal by itself."""
+        with self.lock or contextlib.nullcontext():
+            is_shown = bool(self._line) and is_terminal()
+            if is_shown:
+                sys.stderr.write(_CLEAR)
+                sys.stderr.flush()
+            yield
+            if is_shown:
+                self._write("")
+
     @property
     def _line(self) -> str:
         return self._progress or self._status
@@ -55,3 +69,14 @@ class Terminal(logging.Handler):
 
 
 TERMINAL = Terminal()
+
+
+class Output(logging.StreamHandler[TextIO]):
+    """Writes log records to standard output. On a terminal, the status line stays below them."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with TERMINAL.aside():
+            super().emit(record)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from logging.handlers import WatchedFileHandler
@@ -21,7 +20,7 @@ from reqtable.run.activation import is_activated
 from reqtable.run.operated import CONTROL_VARIABLE
 from reqtable.run.privileges import Account
 from reqtable.run.serve import serve, serving_log
-from reqtable.run.terminal import TERMINAL, is_terminal
+from reqtable.run.terminal import TERMINAL, Output, is_terminal
 from reqtable.server.access_log import JSONFormatter, TextFormatter
 from reqtable.server.engine import Engine
 
@@ -202,7 +201,7 @@ def _log_to_the_streams(serving: Serving, has_workers: bool) -> None:
     plain = TextFormatter(f"%(asctime)s {process}%(levelname)s %(of_request)s%(message)s")
     log_handler.setFormatter(JSONFormatter() if as_json else plain)
     logging.basicConfig(level=serving.log_level.upper(), handlers=[log_handler])
-    output = logging.StreamHandler(sys.stdout)
+    output = Output()
     output.setFormatter(JSONFormatter() if as_json else None)
     serving_log.setLevel(logging.INFO)
     for each in (serving_log, http_access):
