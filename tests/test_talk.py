@@ -230,6 +230,17 @@ def typing(*arguments: str) -> Iterator[Typing]:
         os.close(ours)
 
 
+def test_the_end_is_seen_even_if_the_shell_has_had_sigint_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a job in the background
+    try:
+        with served(Answers) as server, typing(where(server)) as person:
+            person.type(b"bye\n")
+            person.until(b"the server has closed the connection")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert person.process.returncode == 0
+
+
 @pytest.mark.parametrize("words", [(), ("--crlf",)])
 def test_a_person_types_lines_and_sees_the_end(words: tuple[str, ...]) -> None:
     with served(Answers) as server, typing(where(server), *words) as person:

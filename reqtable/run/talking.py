@@ -183,6 +183,7 @@ def talk_to_person(own: socket.socket, encode_line: Callable[[bytes], bytes], sh
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # it gives input() its history
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     source, typed = os.pipe()
     person = threading.get_ident()
     ended, left = threading.Event(), threading.Event()  # the connection has; the person has
