@@ -194,6 +194,19 @@ BAD = [
     ("class Bad(Login):\n    def help(self):\n        self.send('hi')\n", "text", "self.send('hi')"),
     (AWAITING + "        await self.send('hi')\n", "text", "await self.send('hi')"),
     (STATE + "    @state\n    def first(self, text):\n        return None\n", "want", "@state"),
+    (STATE + "    @state()\n    def first(self, text):\n        return self.first\n", "no-want", "return self.first"),
+    (
+        STATE + "    @state()\n    def first(self, text):\n        if text:\n            return None\n"
+        "        return self.first\n",
+        "no-want",
+        "return self.first",
+    ),
+    (
+        FIRST + "        return self.a\n    @state()\n    def a(self, _):\n        return self.b\n"
+        "    @state()\n    def b(self, _):\n        return self.a  # again\n",
+        "no-want",
+        "return self.a",
+    ),
     (
         FIRST + "        return self.first, start_tls(cert='absent.pem')\n",
         "file",
@@ -223,6 +236,10 @@ MENDS = [
     (FIRST + "        self.send('hi')\n        return None\n", "write self.send(b'hi')"),
     (FIRST + "        self.send('é')\n        return None\n", "write self.send('é'.encode())"),
     (FIRST + "        self.send(f'{text}')\n        return None\n", "write self.send(f'{text}'.encode())"),
+    (
+        STATE + "    @state()\n    def first(self, text):\n        return self.first\n",
+        "write @state(line()) before first, or return self.first, line()",
+    ),
     (STATE + "    @state\n    def first(self, text):\n        return None\n", "write @state(line())"),
     (STATE + "    @state(line)\n    def first(self, text):\n        return None\n", "call it, as in @state(line(…))"),
 ]
@@ -365,6 +382,16 @@ GOOD = [
     "class Bad(HTTPRequestHandler):\n    def do_GET(self):\n        return self.answer(200, 'hi')\n",
     FIRST + "        return self.first, start_tls(cert=__file__)\n",
     FIRST + "        return self.first, start_tls(cert='/dev/null')\n",
+    # states without a want, that end or wait after all
+    STATE + "    left: int = 9\n    @state()\n    def first(self, _):\n        self.left -= 1\n"
+    "        return self.first if self.left else None\n",
+    STATE + "    @state()\n    def first(self, text):\n        return self.first, line()\n",
+    STATE + "    @state()\n    def first(self, _):\n        return self.again\n"
+    "    @state(line())\n    def again(self, text):\n        return self.first\n",
+    STATE + "    @state()\n    def first(self, _):\n        if self.entry.steps > 9:\n            raise ValueError\n"
+    "        return self.first\n",
+    STATE + "    @state()\n    def first(self, _):\n        if self.entry.steps > 9:\n            return\n"
+    "        return self.first\n",
     FIRST + "        wants = (line, exactly)\n        return self.first, wants[0]()\n",
 ]
 

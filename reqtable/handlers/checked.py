@@ -21,7 +21,7 @@ from reqtable.handlers.field_types import why_no_data
 from reqtable.handlers.finding import Finding
 from reqtable.handlers.reached import unreached
 from reqtable.handlers.resumable import ResumableHandler, log
-from reqtable.handlers.returned import certain_failures, unknown_names
+from reqtable.handlers.returned import certain_failures, missing_wants, unknown_names
 from reqtable.handlers.source import (
     Function,
     Sources,
@@ -122,6 +122,7 @@ class _State:
     def doubts(self) -> Iterator[Finding]:
         yield from self._unreached()
         yield from unknown_names(self._cls, self._sources)
+        yield from missing_wants(self._cls, self._sources)
         yield from self._ends()
         yield from self._limit()
         yield from self._undeclared()

@@ -17,9 +17,11 @@ from typing import Any
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.declaration import is_state, why_no_state
 from reqtable.handlers.finding import Finding
-from reqtable.handlers.source import Sources, authors_methods, is_authors, of_self, statements
+from reqtable.handlers.reached import unreached
+from reqtable.handlers.source import Sources, authors_methods, end_of, is_authors, of_self, statements
 from reqtable.handlers.state import StateRequestHandler
 from reqtable.table.places import place_of
+from reqtable.table.wants import NOTHING
 
 # The methods that return a transition, beside the states.
 _HOOKS = ("start", "on_timeout", "on_eof", "on_limit", "on_error")
@@ -44,8 +46,14 @@ def certain_failures(cls: type) -> tuple[Finding, ...]:
     sources = Sources()
     found = [*_texts(cls, sources)]
     if issubclass(cls, StateRequestHandler):
-        found += _Returned(cls, sources).wrong()
+        returned = _Returned(cls, sources)
+        found += [*returned.wrong(), *returned.endless()]
     return tuple(found)
+
+
+def missing_wants(cls: type[StateRequestHandler], sources: Sources) -> Iterator[Finding]:
+    """Yield a finding for each state that uses its item, but goes to itself without a want."""
+    return _Returned(cls, sources).without_item()
 
 
 def unknown_names(cls: type[StateRequestHandler], sources: Sources) -> Iterator[Finding]:
@@ -89,6 +97,59 @@ class _Returned:
                 mend = f"did you mean self.{near[0]}?" if near else f"define the state {name}"
                 text = f"{cls.__name__}.{function.__name__} returns self.{name}, but the class has no {name}"
                 yield Finding("attribute", f"{function.__code__.co_filename}:{value.lineno}", text, mend, False)
+
+    def endless(self) -> Iterator[Finding]:
+        """Yield a finding for each transition that closes a circle of states which wait for nothing."""
+        circle = self._never_waiting()
+        order = list(circle)
+        for name, values in circle.items():
+            for target, value in values:
+                if order.index(target) <= order.index(name):
+                    yield self._no_want(name, target, value, refuses=True)
+
+    def without_item(self) -> Iterator[Finding]:
+        circle = self._never_waiting()
+        for name, function, node in self._without_want():
+            item = function.__code__.co_varnames[1:2]
+            if name in circle or not any(isinstance(each, ast.Name) and each.id in item for each in statements(node)):
+                continue
+            for value in _targets_without_want(node):
+                if of_self(value, node) == name and not self._may_be_set(name):
+                    yield self._no_want(name, name, value, refuses=False)
+
+    def _never_waiting(self) -> dict[str, list[tuple[str, ast.expr]]]:
+        """Return the states that wait for nothing and lead only to such states, with their transitions."""
+        found = {}
+        for name, _, node in self._without_want():
+            values = [(of_self(each, node) or "", each) for each in _targets_without_want(node)]
+            has_other_end = end_of(node.body, lambda _: False) is not None or any(
+                isinstance(each, ast.Raise) or (isinstance(each, ast.Return) and each.value is None)
+                for each in statements(node)
+            )
+            if values and len(values) == len([*_targets(node)]) and not has_other_end:
+                found[name] = values
+        while left := [
+            name
+            for name, values in found.items()
+            if any(target not in found or self._may_be_set(target) for target, _ in values)
+        ]:
+            for name in left:
+                del found[name]
+        return found
+
+    def _without_want(self) -> Iterator[tuple[str, FunctionType, Any]]:
+        """Yield the states whose decorators name no want, with their sources."""
+        declared, lost = self._cls._declared(), unreached(self._cls)
+        for function, node in self._functions():
+            name = function.__name__
+            if name in declared and name not in lost and declared[name].want is NOTHING:
+                yield name, function, node
+
+    def _no_want(self, name: str, target: str, value: ast.expr, refuses: bool) -> Finding:
+        function: Any = getattr(self._cls, name)
+        text = f"{self._cls.__name__}.{name} returns self.{target}, which waits for nothing"
+        mend = f"write @state(line()) before {target}, or return self.{target}, line()"
+        return Finding("no-want", f"{function.__code__.co_filename}:{value.lineno}", text, mend, refuses)
 
     def _functions(self) -> Iterator[tuple[FunctionType, Any]]:
         for name in dict.fromkeys((*self._cls._declared(), *_HOOKS)):
@@ -160,6 +221,13 @@ def _targets(node: Any) -> Iterator[ast.expr]:
     for each in statements(node):
         if isinstance(each, ast.Return) and each.value is not None:
             yield from _targets_of(each.value, is_whole=True)
+
+
+def _targets_without_want(node: Any) -> Iterator[ast.expr]:
+    """Yield what the `return` statements of a function return as states, where no want follows."""
+    for each in statements(node):
+        if isinstance(each, ast.Return) and each.value is not None:
+            yield from (value for value in _targets_of(each.value, is_whole=False) if not isinstance(value, ast.Tuple))
 
 
 def _targets_of(value: ast.expr, is_whole: bool) -> Iterator[ast.expr]:
