@@ -194,6 +194,11 @@ BAD = [
     ("class Bad(Login):\n    def help(self):\n        self.send('hi')\n", "text", "self.send('hi')"),
     (AWAITING + "        await self.send('hi')\n", "text", "await self.send('hi')"),
     (STATE + "    @state\n    def first(self, text):\n        return None\n", "want", "@state"),
+    *(
+        (f"class Bad(Login):\n    def {name}(self):\n        return None\n", "hook", f"def {name}(self):")
+        for name in ("on_timout", "on_time_out", "onTimeout", "on_eror", "on_closed", "migrat", "savestate", "starts")
+    ),
+    (AWAITING + "        pass\n    def on_closee(self):\n        pass\n", "hook", "def on_closee(self):"),
     (STATE + "    @state()\n    def first(self, text):\n        return self.first\n", "no-want", "return self.first"),
     (
         STATE + "    @state()\n    def first(self, text):\n        if text:\n            return None\n"
@@ -236,6 +241,7 @@ MENDS = [
     (FIRST + "        self.send('hi')\n        return None\n", "write self.send(b'hi')"),
     (FIRST + "        self.send('é')\n        return None\n", "write self.send('é'.encode())"),
     (FIRST + "        self.send(f'{text}')\n        return None\n", "write self.send(f'{text}'.encode())"),
+    ("class Bad(Login):\n    def on_timout(self):\n        return None\n", "did you mean on_timeout?"),
     (
         STATE + "    @state()\n    def first(self, text):\n        return self.first\n",
         "write @state(line()) before first, or return self.first, line()",
@@ -382,6 +388,13 @@ GOOD = [
     "class Bad(HTTPRequestHandler):\n    def do_GET(self):\n        return self.answer(200, 'hi')\n",
     FIRST + "        return self.first, start_tls(cert=__file__)\n",
     FIRST + "        return self.first, start_tls(cert='/dev/null')\n",
+    # methods with names like those of hooks, that something calls
+    "class Bad(Login):\n    def on_timout(self):\n        return None\n    def on_timeout(self):\n"
+    "        return self.on_timout()\n",
+    "class Bad(Login):\n    def restart(self):\n        return None\n",
+    "class Bad(Login):\n    def on_timeouts(self):\n        return None\n    def on_timeout(self):\n"
+    "        return getattr(self, 'on_timeout' + 's')()\n",
+    FIRST + "        return self.on_timed_out\n    @state()\n    def on_timed_out(self, _):\n        return None\n",
     # states without a want, that end or wait after all
     STATE + "    left: int = 9\n    @state()\n    def first(self, _):\n        self.left -= 1\n"
     "        return self.first if self.left else None\n",

@@ -19,6 +19,7 @@ from typing import Any
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.field_types import why_no_data
 from reqtable.handlers.finding import Finding
+from reqtable.handlers.misspelt import misspelt_hooks
 from reqtable.handlers.reached import unreached
 from reqtable.handlers.resumable import ResumableHandler, log
 from reqtable.handlers.returned import certain_failures, missing_wants, unknown_names
@@ -67,9 +68,9 @@ def doubts(cls: type) -> tuple[Finding, ...]:
     """Return what the author of a handler class has probably not meant."""
     sources = Sources()
     if issubclass(cls, StateRequestHandler):
-        return (*_State(cls, sources).doubts(), *_absent_files(cls, sources))
+        return (*_State(cls, sources).doubts(), *misspelt_hooks(cls), *_absent_files(cls, sources))
     if issubclass(cls, AsyncRequestHandler):
-        return (*_not_awaited(cls, sources), *_absent_files(cls, sources))
+        return (*_not_awaited(cls, sources), *misspelt_hooks(cls), *_absent_files(cls, sources))
     return ()
 
 

@@ -1,4 +1,4 @@
-"""Finds states to which nothing leads: no code that can run names them."""
+"""Finds states to which nothing leads: no code that can run names them. `words_of` has all words of a class."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ def unreached(cls: Any) -> list[str]:
         seen |= words & names
     left = [each for each in cls._declared() if each not in found and not _is_of_package(getattr(cls, each).__module__)]
     return [each for each in left if _is_its_own(cls, each)]
+
+
+def words_of(cls: Any) -> set[str] | None:
+    """Return the words of all that the author's classes define; None if some code may work out other names."""
+    words = {word for name in _attributes(cls) for word in _words_at(cls, name)}
+    return None if words & _DYNAMIC else words
 
 
 def _is_its_own(cls: Any, name: str) -> bool:
