@@ -199,6 +199,20 @@ BAD = [
         for name in ("on_timout", "on_time_out", "onTimeout", "on_eror", "on_closed", "migrat", "savestate", "starts")
     ),
     (AWAITING + "        pass\n    def on_closee(self):\n        pass\n", "hook", "def on_closee(self):"),
+    ("class Bad(Login):\n    n: int\n    def help(self):\n        return self.n\n", "unset", "n: int"),
+    ("class Bad(Login):\n    n: int\n    def help(self):\n        self.n += 1\n", "unset", "n: int"),
+    ("class Bad(Login):\n    def help(self):\n        self.count += 1\n", "unset", "self.count += 1"),
+    (
+        "class Bad(Login):\n    def help(self):\n        self.count += 1\n    def begin(self):\n"
+        "        self.count = 0  # set\n",
+        "undeclared",
+        "self.count += 1",
+    ),
+    (
+        "class Bad(AsyncRequestHandler):\n    n: int\n    async def handle(self):\n        self.n += 1\n",
+        "unset",
+        "n: int",
+    ),
     (STATE + "    @state()\n    def first(self, text):\n        return self.first\n", "no-want", "return self.first"),
     (
         STATE + "    @state()\n    def first(self, text):\n        if text:\n            return None\n"
@@ -241,6 +255,7 @@ MENDS = [
     (FIRST + "        self.send('hi')\n        return None\n", "write self.send(b'hi')"),
     (FIRST + "        self.send('é')\n        return None\n", "write self.send('é'.encode())"),
     (FIRST + "        self.send(f'{text}')\n        return None\n", "write self.send(f'{text}'.encode())"),
+    ("class Bad(Login):\n    def help(self):\n        self.count += 1\n", "give it a value in the class, as in count"),
     ("class Bad(Login):\n    def on_timout(self):\n        return None\n", "did you mean on_timeout?"),
     (
         STATE + "    @state()\n    def first(self, text):\n        return self.first\n",
@@ -256,6 +271,12 @@ def test_a_finding_says_what_to_write(made: Any, source: str, mend: str) -> None
     found = made(source)
     [finding] = findings(found) if isinstance(found, type) else [found]
     assert finding.mend.startswith(mend)
+
+
+@pytest.mark.parametrize(("body", "refuses"), [("", True), ("        self.send(b'x')\n", False)])
+def test_a_state_that_sends_for_ever_is_only_a_doubt(made: Any, body: str, refuses: bool) -> None:
+    bad = made(STATE + "    @state()\n    def first(self, text):\n" + body + "        return self.first\n")
+    assert [(each.kind, each.refuses) for each in findings(bad)] == [("no-want", refuses)]
 
 
 @pytest.mark.parametrize(("source", "kind", "line"), BAD, ids=lambda each: None if "\n" in each else each)
@@ -388,6 +409,13 @@ GOOD = [
     "class Bad(HTTPRequestHandler):\n    def do_GET(self):\n        return self.answer(200, 'hi')\n",
     FIRST + "        return self.first, start_tls(cert=__file__)\n",
     FIRST + "        return self.first, start_tls(cert='/dev/null')\n",
+    # fields without a default that something sets, or that are not read
+    "class Bad(Login):\n    n: int\n    def help(self):\n        self.n = 1\n        return self.n\n",
+    "class Bad(Login):\n    n: int\n    def help(self, other):\n        other.n = 1\n        return self.n\n",
+    "class Bad(Login):\n    n: int\n    def help(self):\n        return self.n if hasattr(self, 'n') else 0\n",
+    "class Bad(Login):\n    n: int\n    def help(self, **values):\n        vars(self).update(values)\n"
+    "        return self.n\n",
+    "class Bad(Login):\n    n: int\n",
     # methods with names like those of hooks, that something calls
     "class Bad(Login):\n    def on_timout(self):\n        return None\n    def on_timeout(self):\n"
     "        return self.on_timout()\n",

@@ -235,9 +235,11 @@ def test_an_answer_to_a_limit_that_would_never_end_is_refused(handler: Any) -> N
 
 def test_a_handler_that_waits_for_nothing_for_ever_ends_its_simulation() -> None:
     class Restless(reqtable.StateRequestHandler):
+        is_over: bool = False
+
         @state()
         def step(self, _: None) -> Any:
-            return self.step
+            return None if self.is_over else self.step
 
     with pytest.raises(SimulationFailed, match=r"goes on and on: .* and it waits for nothing"):
         simulate(lambda: reqtable.TCPServer(("127.0.0.1", 0), Restless), [Client().pause(1)])

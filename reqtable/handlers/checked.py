@@ -34,6 +34,7 @@ from reqtable.handlers.source import (
     statements,
 )
 from reqtable.handlers.state import StateRequestHandler
+from reqtable.handlers.unset import unset
 from reqtable.table.places import owner_of, place_of
 from reqtable.table.snapshot import handler_name, unwrapped
 from reqtable.table.wants import Line, Parsed, Rest, Until
@@ -68,10 +69,16 @@ def doubts(cls: type) -> tuple[Finding, ...]:
     """Return what the author of a handler class has probably not meant."""
     sources = Sources()
     if issubclass(cls, StateRequestHandler):
-        return (*_State(cls, sources).doubts(), *misspelt_hooks(cls), *_absent_files(cls, sources))
+        return (*_State(cls, sources).doubts(), *_of_both(cls, sources))
     if issubclass(cls, AsyncRequestHandler):
-        return (*_not_awaited(cls, sources), *misspelt_hooks(cls), *_absent_files(cls, sources))
+        return (*_not_awaited(cls, sources), *_of_both(cls, sources))
     return ()
+
+
+def _of_both(cls: type, sources: Sources) -> Iterator[Finding]:
+    yield from unset(cls, sources).values()
+    yield from misspelt_hooks(cls)
+    yield from _absent_files(cls, sources)
 
 
 @lru_cache(maxsize=1024)
@@ -180,7 +187,7 @@ class _State:
 
     def _undeclared(self) -> Iterator[Finding]:
         """Find attributes that methods set, but that the class does not declare."""
-        cls, seen = self._cls, set(self._cls._savable)
+        cls, seen = self._cls, {*self._cls._savable, *unset(self._cls, self._sources)}
         for function in authors_methods(cls):
             node = self._sources.function(function)
             for each in statements(node) if node is not None else ():

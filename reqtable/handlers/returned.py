@@ -9,7 +9,7 @@ import ast
 import difflib
 import inspect
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from types import FunctionType
 from typing import Any
@@ -52,8 +52,8 @@ def certain_failures(cls: type) -> tuple[Finding, ...]:
 
 
 def missing_wants(cls: type[StateRequestHandler], sources: Sources) -> Iterator[Finding]:
-    """Yield a finding for each state that uses its item, but goes to itself without a want."""
-    return _Returned(cls, sources).without_item()
+    """Yield a finding for each state that has probably forgotten its want."""
+    return _Returned(cls, sources).without_want()
 
 
 def unknown_names(cls: type[StateRequestHandler], sources: Sources) -> Iterator[Finding]:
@@ -99,16 +99,19 @@ class _Returned:
                 yield Finding("attribute", f"{function.__code__.co_filename}:{value.lineno}", text, mend, False)
 
     def endless(self) -> Iterator[Finding]:
-        """Yield a finding for each transition that closes a circle of states which wait for nothing."""
-        circle = self._never_waiting()
-        order = list(circle)
-        for name, values in circle.items():
-            for target, value in values:
-                if order.index(target) <= order.index(name):
-                    yield self._no_want(name, target, value, refuses=True)
+        """Yield a finding for each transition that closes a circle of states which wait for nothing, and send nothing.
 
-    def without_item(self) -> Iterator[Finding]:
+        States that send for ever wait for room in the output.
+        """
         circle = self._never_waiting()
+        if not self._may_send(circle):
+            yield from self._closing(circle, refuses=True)
+
+    def without_want(self) -> Iterator[Finding]:
+        """Yield a finding for each circle that sends, and for each state that uses its item, but waits for none."""
+        circle = self._never_waiting()
+        if self._may_send(circle):
+            yield from self._closing(circle, refuses=False)
         for name, function, node in self._without_want():
             item = function.__code__.co_varnames[1:2]
             if name in circle or not any(isinstance(each, ast.Name) and each.id in item for each in statements(node)):
@@ -116,6 +119,22 @@ class _Returned:
             for value in _targets_without_want(node):
                 if of_self(value, node) == name and not self._may_be_set(name):
                     yield self._no_want(name, name, value, refuses=False)
+
+    def _closing(self, circle: dict[str, list[tuple[str, ast.expr]]], refuses: bool) -> Iterator[Finding]:
+        order = list(circle)
+        for name, values in circle.items():
+            for target, value in values:
+                if order.index(target) <= order.index(name):
+                    yield self._no_want(name, target, value, refuses)
+
+    def _may_send(self, names: Iterable[str]) -> bool:
+        """Return whether one of these states calls a method of its own, which may send or raise."""
+        return any(
+            isinstance(each, ast.Call) and of_self(each.func, node) is not None
+            for name, _, node in self._without_want()
+            if name in names
+            for each in ast.walk(node)
+        )
 
     def _never_waiting(self) -> dict[str, list[tuple[str, ast.expr]]]:
         """Return the states that wait for nothing and lead only to such states, with their transitions."""
