@@ -224,9 +224,9 @@ def place_of_migrate(handler: Any) -> str:
         ),
         ((5, {}), "Nonsense.migrate returned (5, {}): return the name of a state, and a dict of the fields"),
         (("command", {}, 1), "return the name of a state, and a dict of the fields"),
-        (("nowhere", {}), "Nonsense has no state 'nowhere', in which a request is: have migrate() return other ones"),
-        (("command", {"x": 1}), "Nonsense has no field 'x', which a request has: have migrate() return other ones"),
-        (("command", {5: 1}), "Nonsense has no field 5, which a request has: have migrate() return other ones"),
+        (("nowhere", {}), "migrate() returned the state 'nowhere', which Nonsense lacks: it has command"),
+        (("command", {"x": 1}), "migrate() returned the field 'x', which Nonsense lacks: it has none"),
+        (("command", {5: 1}), "migrate() returned the field 5, which Nonsense lacks: it has none"),
     ],
     ids=repr,
 )

@@ -59,13 +59,15 @@ def migrated(
 def check_saved(cls: Any, version: int, state: str | None, fields: dict[str, Any]) -> None:
     """Raise HandlerError if a request in that state, with these fields, can't go on with this class."""
     if state is not None and not is_state(getattr(cls, state, None)):
-        problem = f"has no state {state!r}, in which a request is"
+        kind, lost, known = "state", state, [*cls._declared()]
     elif unknown := [name for name in fields if name not in cls._fields and name not in cls._kept]:
-        problem = f"has no field {unknown[0]!r}, which a request has"
+        kind, lost, known = "field", unknown[0], [*cls._fields]
     else:
         return
+    name = cls.__name__
     if version == cls.state_version:
-        mend, place = "raise state_version, and write migrate()", place_of(cls)
-    else:
-        mend, place = "have migrate() return other ones", place_of(cls.migrate)
-    raise HandlerError(f"{cls.__name__} {problem}: {mend} ({place})")
+        which = "in which a request is" if kind == "state" else "which a request has"
+        problem = f"{name} has no {kind} {lost!r}, {which}: raise state_version, and write migrate()"
+        raise HandlerError(f"{problem} ({place_of(cls)})")
+    problem = f"migrate() returned the {kind} {lost!r}, which {name} lacks: it has {', '.join(known) or 'none'}"
+    raise HandlerError(f"{problem} ({place_of(cls.migrate)})")
