@@ -483,6 +483,15 @@ def test_a_mistake_in_a_script_fails_and_names_its_client(script: Any, said: str
         (lambda: simulate(notes, COUNTING), "clients must be a list of scripts"),
         (lambda: simulate(notes, []), "there are no clients"),
         (lambda: simulate(notes, [Client]), "a client must be a script"),
+        (
+            lambda: simulate(BlockingEcho, [COUNTING]),
+            r"a server: simulate\(lambda: TCPServer\(\(…\), BlockingEcho\), …\)",
+        ),
+        (
+            lambda: simulate(reqtable.TCPServer, [COUNTING]),
+            r"simulate takes a function that makes a server: .* Handler",
+        ),
+        (lambda: simulate(5, [COUNTING]), r"simulate takes a function that makes a server: .*, not 5"),
         (lambda: simulate(lambda: None, [COUNTING]), r"server_factory\(\) must make a server"),
         (lambda: simulate(notes, [COUNTING], seed="x"), "seed must be a whole number"),
         (lambda: simulate(notes, [COUNTING], faults={}), r"faults must be Faults\(…\)"),
@@ -503,6 +512,12 @@ def test_misuse_is_told_where_it_is_done(attempt: Any, said: str) -> None:
 def test_a_server_that_was_made_before() -> None:
     with notes() as made, pytest.raises(ValueError, match=r"make it in server_factory\(\)"):
         simulate(lambda: made, [COUNTING])
+
+
+def test_a_server_in_place_of_the_function_that_makes_it() -> None:
+    said = r"simulate takes a function that makes a server: simulate\(lambda: TCPServer\(\(…\), Notes\), …\), not <"
+    with notes() as made, pytest.raises(TypeError, match=said):
+        simulate(made, [COUNTING])  # type: ignore[arg-type]
 
 
 # -- invariants ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import socket
 import sys
@@ -109,6 +110,30 @@ def simulate(
     return report
 
 
+def _check_factory(given: Any) -> None:
+    """Raise TypeError for a handler class, a server, or a class of servers that needs arguments."""
+    is_factory = callable(given) and (not isinstance(given, type) or issubclass(given, LoopServer))
+    if is_factory:
+        try:
+            inspect.signature(given).bind()
+        except ValueError:  # perhaps a function written in C
+            return
+        except TypeError:
+            is_factory = False
+    if not is_factory:
+        raise TypeError(
+            "simulate takes a function that makes a server: "
+            f"simulate(lambda: TCPServer((…), {_handler_name(given)}), …), not {given!r}"
+        )
+
+
+def _handler_name(given: Any) -> str:
+    """Return the name of the handler class that was given, alone or in a server."""
+    own = getattr(given, "RequestHandlerClass", given)
+    is_handler = isinstance(own, type) and not issubclass(own, LoopServer)
+    return own.__name__ if is_handler else "Handler"
+
+
 def _check_clients(clients: Any) -> None:
     if isinstance(clients, Client) or not isinstance(clients, Sequence):
         raise TypeError(f"clients must be a list of scripts, such as [Client().send(…)], not {clients!r}")
@@ -146,6 +171,7 @@ class _Simulation:
     ) -> Report:
         network, report = self.network, self.report
         network.on_quiet = self._on_quiet
+        _check_factory(server_factory)
         _check_clients(clients)
         _check_upstreams(upstreams)
         for upstream in upstreams:
