@@ -1145,6 +1145,7 @@ def test_the_pages_show_what_the_commands_print(tmp_path: Path) -> None:
         Controlled("--config", str(path), handler="examples/notes.py:Notes") as server,
         contextlib.ExitStack() as stack,
     ):
+        sent = 0
         for count, (source, data) in enumerate(
             [
                 ("127.0.0.1", b"put 10\nhal"),
@@ -1157,8 +1158,10 @@ def test_the_pages_show_what_the_commands_print(tmp_path: Path) -> None:
             client = socket.create_connection(server.address, WAIT_S, (source, 0))
             stack.enter_context(client)
             client.sendall(data)
+            sent += len(data)
             server.rows(count + 1)
-        until(lambda: server.json("ps", "--sort", "mem")[0]["buffered_in"] == 70_000)
+            # the next one comes later than this one's data, so that the order by idle time is known
+            until(lambda sent=sent: sum(each["bytes_in"] for each in server.json("ps")) == sent)
         until(lambda: len(server.json("ps", "--handler-state", "body")) == 2)
         path.write_text("[limits]\nentries_max = 20000\n")
         assert server.run("reload").code == 0

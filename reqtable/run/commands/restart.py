@@ -40,6 +40,7 @@ def restart_command(server: Asked, as_json: bool, check: bool) -> None:
     """
     server.tell_found()
     server.wait_at_most(_SILENT_S)
+    drains = "" if as_json else _drains_text(server)
     found: dict[str, Any] = {}
     shows = not as_json and sys.stderr.isatty()
     try:
@@ -56,13 +57,20 @@ def restart_command(server: Asked, as_json: bool, check: bool) -> None:
     if as_json:
         print_json(found)
     elif found["problem"] is None:
-        shown.print_lines(_outcome(found, check))
+        shown.print_lines(_outcome(found, check, drains))
     if found["problem"] is not None:
         effect = "a restart would fail" if check else "not restarted, the old process goes on"
         raise click.ClickException(f"{effect}: {shown.text(found['problem'])}")
 
 
-def _outcome(found: Mapping[str, Any], is_check: bool) -> Iterator[str]:
+def _drains_text(server: Asked) -> str:
+    """Return when the requests that can't move end: the old process drains by its own configuration."""
+    values = {each["key"]: each["value"] for each in server.get("/v1/config")}
+    idle_s, most_s = float(values["limits.drain_idle_s"]), float(values["limits.drain_timeout_s"])
+    return f"idle ones after {idle_s:g} s (drain_idle_s), all after {most_s:g} s (drain_timeout_s)"
+
+
+def _outcome(found: Mapping[str, Any], is_check: bool, drains: str) -> Iterator[str]:
     immovable: dict[str, int] = found["immovable"]
     if is_check:
         yield f"the new code starts, and can go on with {counted(found['left'] - sum(immovable.values()), 'request')}"
@@ -71,7 +79,7 @@ def _outcome(found: Mapping[str, Any], is_check: bool) -> Iterator[str]:
         frozen = f", frozen {shown.brief(found['longest_freeze_s'])} at most" if found["moved"] else ""
         yield f"{moved} moved to process {found['pid']} in {took}{frozen}"
     if immovable:
-        yield f"{'these would end' if is_check else 'these end'} in the old process:"
+        yield f"{'these would end' if is_check else 'these end'} in the old process, {drains}:"
         yield from immovable_lines(immovable)
     if found["refused"]:
         yield "the new code has refused these, so they end in the old process:"
