@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -19,6 +20,9 @@ EXITING_S = 5.0  # how long a thread that has left the list may take to let go o
 
 # Every loop checks its invariants after every pass, except in tests that use `unchecked`.
 os.environ.setdefault("REQTABLE_DEBUG", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background: programs that tests start, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
