@@ -143,6 +143,31 @@ def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         yield Path(folder, "reqtable")
 
 
+def test_a_process_that_has_handed_over_is_not_asked(empty: Path) -> None:
+    """A restart has the old process start the new one. The old one may go on for a while, to end its last requests."""
+    serve = ["serve", "examples/notes.py:Notes", "--bind", "tcp://127.0.0.1:0"]
+    program = (
+        "import subprocess, sys; from reqtable.run.cli import main\n"
+        f"with subprocess.Popen([sys.executable, '-m', 'reqtable', *{serve}]) as new:\n"
+        f"    sys.argv[1:] = {serve}\n"
+        "    try: main()\n"
+        "    finally: new.terminate()\n"
+    )
+    words = [sys.executable, "-c", program]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as old:
+        try:
+            assert old.stdout is not None
+            ports = {old.stdout.readline().rpartition(":")[2].strip() for _ in range(2)}
+            found = json.loads(command("stats", "--json").out)
+            assert found["servers"][0]["address"].rpartition(":")[2] in ports
+            [pid] = {row["worker"] for row in json.loads(command("workers", "--json").out)}
+            assert pid != old.pid
+            assert command("stats", "--control", str(old.pid)).code == 0
+        finally:
+            old.terminate()
+        assert old.wait(WAIT_S) == 0
+
+
 # -- ps, show and kill ------------------------------------------------------------------------------------------------
 
 
@@ -726,7 +751,7 @@ def test_several_servers_are_listed(empty: Path) -> None:
         pids = ", ".join(sorted(str(each.pid) for each in (one, two)))
         for named, what in ((1, "process 1"), (":1", "port 1")):
             assert command("drain", "--control", named) == Done(
-                3, "", f"reqtable: no server of this user has {what}: the processes of those in {empty} are {pids}\n"
+                3, "", f"reqtable: no server of this user has {what}: these processes have sockets in {empty}: {pids}\n"
             )
 
 

@@ -50,11 +50,11 @@ class SeveralRun(click.UsageError):
 
 
 def found_server() -> Found:
-    """Return the only server of this user that is running.
+    """Return the only server of this user that is running, and has not handed over to another one.
 
     Raises CouldNotAsk if there is none, and SeveralRun if there are several.
     """
-    servers = _some_running()
+    servers = _serving(_some_running())
     if len(servers) > 1:
         raise SeveralRun(servers)
     return servers[0]
@@ -72,12 +72,13 @@ def path_of(named: str, addresses_of: Callable[[str], Sequence[str]]) -> str:
         chosen = [each.path for each in servers if each.pid == int(named)]
         what = f"process {named}"
     else:
-        chosen = [each.path for each in servers if any(at.endswith(named) for at in addresses_of(each.path))]
+        serving = _serving(servers)
+        chosen = [each.path for each in serving if any(at.endswith(named) for at in addresses_of(each.path))]
         what = f"port {named[1:]}"
     if len(chosen) != 1:
         pids = ", ".join(str(each.pid) for each in servers)
         found = f"{len(chosen)} servers have {what}" if chosen else f"no server of this user has {what}"
-        raise CouldNotAsk(f"{found}: the processes of those in {_looked_in()} are {pids}")
+        raise CouldNotAsk(f"{found}: these processes have sockets in {_looked_in()}: {pids}")
     return chosen[0]
 
 
@@ -94,6 +95,20 @@ def _some_running() -> list[Found]:
             "its socket by --control PATH"
         )
     return servers
+
+
+def _serving(servers: list[Found]) -> list[Found]:
+    """Leave out processes that only end their last requests: a restart has each start the process that replaces it."""
+    parents = {_parent_of(each.pid) for each in servers}
+    return [each for each in servers if each.pid not in parents]
+
+
+def _parent_of(pid: int) -> int:
+    """Return the number of the process that has started `pid` (proc_pid_stat(5)); 0 if that can't be found out."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError):
+        return 0
 
 
 def _looked_in() -> str:
