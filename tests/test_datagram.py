@@ -335,6 +335,7 @@ def test_a_session_may_sleep_longer_than_it_may_be_silent(clock: FakeClock) -> N
 def test_a_constructor_that_raises_leaves_nothing(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(StateRequestHandler):
         def __init__(self, entry: Any) -> None:
+            super().__init__(entry)
             raise ZeroDivisionError
 
         @state(datagram())
