@@ -595,7 +595,11 @@ def test_the_command_explains_a_failure(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_the_documented_figures_are_those_of_this_tree() -> None:
     """`make simulate FIGURES=docs/explanation/tested.md` writes the figures. The names in them must still exist."""
-    text = (ROOT / "docs" / "explanation" / "tested.md").read_text().partition("\nOf the simulated hand-over:")[0]
+    text = (
+        (ROOT / "docs" / "explanation" / "tested.md")
+        .read_text()
+        .partition("\nThis table is about the simulated hand-over:")[0]
+    )
     assert re.search(r"\| seeds \| 1\d,\d{3}, of which 0 failed \|", text)
     [kinds] = re.findall(r"\| faults injected \| [\d,]+: (.*) \|", text)
     assert {each.split()[0] for each in kinds.split(", ")} == set(KINDS)

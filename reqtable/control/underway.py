@@ -1,4 +1,4 @@
-"""What the calls of requests do: which wait for a thread, which run, and which run though nobody waits for them."""
+"""Says which calls of requests wait for a thread, which run, and which run though their requests have ended."""
 
 from __future__ import annotations
 

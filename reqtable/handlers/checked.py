@@ -1,4 +1,4 @@
-"""What is wrong with a handler class: one list of findings, for `reqtable check` and for a server that starts.
+"""Finds mistakes in a handler class: one list of findings, for `reqtable check` and for a server that starts.
 
 `faults` are certain: a server refuses the class. `doubts` are probable: a server that starts logs a warning for each.
 What a class can't even be made with is raised where the class is made, as a HandlerError that carries its finding.

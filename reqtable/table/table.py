@@ -224,11 +224,11 @@ class RequestTable:
         return self._entries.get(entry.id) is entry
 
     def ids(self) -> tuple[Iterator[int], Iterator[int]]:
-        """Return the ids of the requests, and those of the connections. Those that come meanwhile are left out."""
+        """Return the ids of the requests, and those of the connections. This leaves out rows that come meanwhile."""
         return gradually(self._entries, self.last_id), gradually(self.connections, self.last_id)
 
     def rows(self) -> Iterator[Entry]:
-        """Yield the requests, then the connections. Those that come or go meanwhile are left out."""
+        """Yield the requests, then the connections. This leaves out rows that come or go meanwhile."""
         return filter(None, map(self.get, chain(*self.ids())))
 
     def get(self, id: int) -> Entry | None:

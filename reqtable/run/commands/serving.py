@@ -70,6 +70,30 @@ class Serving(NamedTuple):
     no_control: bool
 
 
+LOG_OPTIONS = [
+    click.option("--access-log", is_flag=True, help="Log a line for every finished request."),
+    click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="json: each record is one line of JSON.",
+    ),
+    click.option(
+        "--log-level",
+        type=click.Choice(LEVELS),
+        default="info",
+        show_default=True,
+        help="Log records of this level and above.",
+    ),
+    click.option(
+        "--log-file",
+        metavar="PATH",
+        help="Write the log to this file. It is opened again when another program has renamed it.",
+    ),
+]
+
+
 def serving_options(default_bind: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of a server. It is called with them as the argument `serving`, a `Serving`.
 
@@ -88,26 +112,7 @@ def serving_options(default_bind: str) -> Callable[[Callable[..., None]], Callab
         WORKERS_OPTION,
         TAKEOVER_OPTION,
         CONFIG_OPTION,
-        click.option("--access-log", is_flag=True, help="Log a line for every finished request."),
-        click.option(
-            "--log-format",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            help="json: each record is one line of JSON.",
-        ),
-        click.option(
-            "--log-level",
-            type=click.Choice(LEVELS),
-            default="info",
-            show_default=True,
-            help="Log records of this level and above.",
-        ),
-        click.option(
-            "--log-file",
-            metavar="PATH",
-            help="Write the log to this file. It is opened again when another program has renamed it.",
-        ),
+        *LOG_OPTIONS,
         click.option("--user", metavar="NAME", help="Once everything is bound, go on as this user. Only for root."),
         click.option(
             "--group",
