@@ -401,7 +401,7 @@ class Fuzz:
             problems.append(f"escaped: {error!r}")
             server.server_close()
             self.servers[number] = target.server()
-        logged = [each for each in self._log.bugs if not (target.fails_itself and each.endswith(fuzz_http.FAILED))]
+        logged = [each for each in self._log.bugs if not (target.fails_itself and fuzz_http.FAILED in each)]
         problems += [*server.bugs, *logged]
         server.bugs.clear()
         self._log.bugs.clear()

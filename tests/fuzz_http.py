@@ -52,7 +52,7 @@ def files_below(folder: Path) -> type[FileRequestHandler]:
     return type("Files", (FileRequestHandler,), {"root": str(folder), "lists_folders": False})
 
 
-FAILED = "the application failed"
+FAILED = ", in application ("  # the log names the failed line of the application so
 SPLIT = b"\nSplit:"  # no answer has a field of that name, unless a client can make one
 LINES = [b"GET /?%s HTTP/1.1", b"POST /%s HTTP/1.1", b"POST /early%s HTTP/1.1", b"GET http://y/%s HTTP/1.0", b"%s"]
 ESCAPED = [b"%0d%0aSplit:%201", b"%0aSplit:%201", b"s=%0d%0aSplit:%201", b"%00", b"%ff", b"%0b", b"%7f"]

@@ -15,7 +15,7 @@ from reqtable.testing import Client, Faults, Peer, Report, SimulationFailed, Ups
 from tests.simulation.handlers import blob
 from tests.simulation.handover.handlers import UPSTREAM, Ledger, Lines, Pings, SharedLines
 from tests.simulation.handover.process import Blow, Plan, SimProcess, World
-from tests.simulation.shared import Dialogue, choose_faults, choose_limits, play_dialogue, silent
+from tests.simulation.shared import Dialogue, Unchecked, choose_faults, choose_limits, play_dialogue, silent
 from tests.simulation.upstreams import answering
 
 TCP, UDP = ("127.0.0.1", 7000), ("127.0.0.1", 7001)
@@ -229,12 +229,12 @@ def _chatter(rng: Random, case: Case, number: int) -> Client:
 # -- the servers of a process ------------------------------------------------------------------------------------------
 
 
-class _Stream(reqtable.TCPServer):
+class _Stream(Unchecked, reqtable.TCPServer):
     served = 0
     _is_given_away = False
 
 
-class _Datagrams(reqtable.UDPServer):
+class _Datagrams(Unchecked, reqtable.UDPServer):
     served = 0
     _is_given_away = False
 

@@ -29,12 +29,16 @@ from reqtable.table.table import Entry
 from reqtable.testing import Faults, Peer, SimulationFailed
 from reqtable.testing.kernel import StreamEnd
 from reqtable.testing.simulation import Report, _SimInvariants
-from tests.simulation.shared import ADDRESS, Killed
+from tests.simulation.shared import ADDRESS, Killed, Unchecked
 from tests.simulation.takeover.kernel import MortalJournal, MortalNetwork
 
 _LATENCY_S = 0.0001
 _ROUNDS_MAX = 60_000
 _WORKERS_MAX = 40
+
+
+class _Server(Unchecked, reqtable.TCPServer):
+    pass
 
 
 class World:
@@ -100,8 +104,8 @@ class World:
 
     def _new_server(self, handler: type) -> Any:
         if self._listening is None:
-            return reqtable.TCPServer(ADDRESS, handler, config=self.config)
-        server = reqtable.TCPServer(ADDRESS, handler, bind_and_activate=False, config=self.config)
+            return _Server(ADDRESS, handler, config=self.config)
+        server = _Server(ADDRESS, handler, bind_and_activate=False, config=self.config)
         server.socket.close()
         server.socket = self.network.socket(fileno=self.network.open(self._listening))
         server.server_address = ADDRESS
