@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 
+from reqtable.loop.loop import Loop
 from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure
+from tests.mutations.handover import HANDOVER_MUTATIONS
+from tests.mutations.takeover import TAKEOVER_MUTATIONS
+from tests.simulation.handover.workloads import run as run_handover
+from tests.simulation.takeover.workloads import run as run_takeover
 from tests.simulation.workloads import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -35,3 +41,19 @@ def test_a_mutation_is_undone() -> None:
         with mutation.applied():
             assert vars(mutation.owner)[mutation.where] is not original
         assert vars(mutation.owner)[mutation.where] is original
+
+
+@pytest.mark.parametrize(
+    ("mutation", "simulated"),
+    [(MUTATIONS[0], run), (HANDOVER_MUTATIONS[0], run_handover), (TAKEOVER_MUTATIONS[0], run_takeover)],
+    ids=["one process", "handover", "takeover"],
+)
+def test_a_test_that_takes_too_long_has_found_nothing(
+    mutation: Mutation, simulated: Callable[[int], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end_test(loop: Loop, most_s: float | None = None) -> None:
+        pytest.fail("too long")  # as pytest-timeout does
+
+    monkeypatch.setattr(Loop, "run_once", end_test)
+    with pytest.raises(pytest.fail.Exception, match="too long"):
+        first_failure(mutation, [0], simulated)

@@ -140,19 +140,6 @@ HANDOVER_MUTATIONS = [
         *(Giver, "fail", "for server in self._listened:", "for server in ():"),
     ),
     Mutation(
-        "the old process takes the end of the new one, which was told to end, for its death",
-        *(Restart, "_exited", "(how is None or self._is_ending)", "False"),
-    ),
-    Mutation(
-        "packets that the giver has not read hide its Abort",
-        *(
-            Channel,
-            "_receive",
-            "return True  # the other end was closed with unread messages; what it has sent before that can be read",
-            "data = b''",
-        ),
-    ),
-    Mutation(
         "too few descriptors count as the death of the giver",
         *(Channel, "_receive", "self._has_problem(str(error))", "(self.close(), self._on_end())"),
     ),
@@ -160,14 +147,37 @@ HANDOVER_MUTATIONS = [
         "the descriptors of a message that never becomes whole stay open",
         *(Channel, "close", "self._assembler.clear()", "pass"),
     ),
-    Mutation(
-        "a packet that waits has only the numbers of its descriptors",
-        *(Channel, "send", "packet.hold(self.poller.dup)", "pass"),
-    ),
 ]
 
 # A real bug that few seeds show, with one that finds it.
 HANDOVER_RARE = [
+    (
+        308,
+        Mutation(
+            "the old process takes the end of the new one, which was told to end, for its death",
+            *(Restart, "_exited", "(how is None or self._is_ending)", "False"),
+        ),
+    ),
+    (
+        440,
+        Mutation(
+            "packets that the giver has not read hide its Abort",
+            *(
+                Channel,
+                "_receive",
+                "return True  # the other end was closed with unread messages; "
+                "what it has sent before that can be read",
+                "data = b''",
+            ),
+        ),
+    ),
+    (
+        440,
+        Mutation(
+            "a packet that waits has only the numbers of its descriptors",
+            *(Channel, "send", "packet.hold(self.poller.dup)", "pass"),
+        ),
+    ),
     (
         1827,
         Mutation(

@@ -312,7 +312,7 @@ class SimProcess:
                 self.engine.loop.run_inside()
             except Killed:
                 pass
-            except BaseException as error:
+            except Exception as error:
                 if self.is_alive:
                     self.world.complain(f"the loop of {self} ended with {type(error).__name__}: {error}")
                     self.world.kill(self)
