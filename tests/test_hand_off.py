@@ -101,7 +101,7 @@ def test_what_can_not_be_handed_off_to_is_an_error_of_the_request(handler: Any) 
     with served(handler) as server, Client(server.server_address) as client:
         client.send(b"inline\n")
         client.line()
-        assert b"can't take over a request" in client.line()
+        assert b"can't take on a request" in client.line()
         client.send(b"nowhere\n")
         client.line()
         assert b"there is no dispatch policy 'nowhere'" in client.line()

@@ -222,7 +222,7 @@ class HandoffPolicy(Policy):
     def blocking(self, entry: Entry, transport: PollOnly) -> Resumable:
         return self.handoff(entry, None)
 
-    def take_over(self, entry: Entry) -> Want[Any]:
+    def take_on(self, entry: Entry) -> Want[Any]:
         return self.handoff(entry, entry.resumable).try_give(entry.call_number)
 
     def begin(self, entry: Entry) -> None:

@@ -1,6 +1,6 @@
 """The interface of a dispatch policy, which decides where the steps of a request run.
 
-A policy makes the `Resumable` that runs the handler of a request; the loop steps it. Some policies can also take over a
+A policy makes the `Resumable` that runs the handler of a request; the loop steps it. Some policies can also take on a
 whole request. The loop, the table, the limits and the deadlines are the same under every policy.
 
 An outside package registers a subclass of `Policy` under the entry point group `reqtable.dispatch`. All that it needs
@@ -116,10 +116,10 @@ class Policy(ABC):
         """Return what runs single steps of a resumable handler while the loop does the I/O."""
         return handler  # type: ignore[no-any-return]
 
-    def take_over(self, entry: Entry) -> Want[Any]:
-        """Take over the rest of a request. Returns the want that the entry waits for until the request is done."""
+    def take_on(self, entry: Entry) -> Want[Any]:
+        """Take on the rest of a request. Returns the want that the entry waits for until the request is done."""
         raise ConfigurationError(
-            f"policy {self.name!r} can't take over a request: hand it off to 'thread', 'pool' or 'fork'"
+            f"policy {self.name!r} can't take on a request: hand it off to 'thread', 'pool' or 'fork'"
         )
 
     # -- a request comes in -------------------------------------------------------------------------------------------
@@ -159,8 +159,8 @@ class Policy(ABC):
         return self.host.begin_call(entry, want)
 
     def hand_off(self, entry: Entry, want: HandOff) -> Want[Any]:
-        """Have another policy take over the request. Returns the want to wait for."""
-        return self.host.policy(want.policy).take_over(entry)
+        """Have another policy take on the request. Returns the want to wait for."""
+        return self.host.policy(want.policy).take_on(entry)
 
     def admitted(self) -> None:
         """Note that a request of this policy has entered the table."""
@@ -173,10 +173,10 @@ class Policy(ABC):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def wait(self) -> None:
-        """Wait until the requests that this policy took over have ended."""
+        """Wait until the requests that this policy took on have ended."""
 
     def let_go(self) -> None:
-        """Let the requests that this policy took over go on after the server has closed."""
+        """Let the requests that this policy took on go on after the server has closed."""
 
     def close(self, wait: bool) -> None:
         """Free what the policy holds. With `wait`, running steps return first."""

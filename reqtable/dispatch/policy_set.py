@@ -179,7 +179,7 @@ class PolicySet:
             self.close(wait=False)
 
     def wait(self) -> None:
-        """Wait until the requests that were taken over have ended."""
+        """Wait until the requests that were taken on have ended."""
         for policy in self._policies.values():
             policy.wait()
 
