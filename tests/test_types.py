@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import blocks
+
 ROOT = Path(__file__).parent.parent
 TYPED = sorted(path for path in (ROOT / "tests" / "typed").glob("*.py") if path.stem != "__init__")
-PAGE = ROOT / "docs" / "how-to" / "use-types.md"
+PAGE = "docs/how-to/use-types.md"
 STRICT = "right.py"  # of TYPED: right even by strict rules
 
 pytestmark = pytest.mark.timeout(240)
@@ -41,8 +43,7 @@ def pyright(folder: Path, paths: list[Path]) -> Marks:
     command = [sys.executable, "-m", "pyright", f"--project={folder}", f"--pythonpath={sys.executable}", "--outputjson"]
     quiet = os.environ | {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}  # else it asks whether there is a newer version
     done = subprocess.run(command, cwd=folder, env=quiet, capture_output=True, text=True)
-    if not done.stdout.startswith("{"):
-        pytest.skip(f"pyright can't run: it needs node, and once a registry of npm: {done.stderr[-500:]}")
+    assert done.stdout.startswith("{"), done.stderr
     said = json.loads(done.stdout)
     assert said["summary"]["filesAnalyzed"] == len(paths)
     marks: Marks = defaultdict(str)
@@ -73,11 +74,12 @@ def compare(marks: Marks, expected: Marks) -> None:
 
 def blocks_of_the_page(folder: Path) -> list[Path]:
     """Write the Python blocks of the page to files, each on its own."""
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
-    assert blocks
-    paths = [folder / f"block_{number}.py" for number in range(len(blocks))]
-    for path, block in zip(paths, blocks, strict=True):
-        path.write_text(block)
+    paths = []
+    for number, block in enumerate(blocks(PAGE)):
+        assert block.language == "python"
+        paths.append(folder / f"block_{number}.py")
+        paths[-1].write_text(block.text)
+    assert paths
     return paths
 
 
