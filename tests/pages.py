@@ -15,11 +15,14 @@ import shlex
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
+from reqtable.run.cli import cli
 from tests.support import Client
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +88,16 @@ def _command(block: Block, line: str, output: str) -> Command:
         name, _, value = words.pop(0).partition("=")
         variables.append((name, value))
     return Command(block, tuple(variables), tuple(words), output)
+
+
+def check_command(words: Sequence[str]) -> None:
+    """Check that these words after `reqtable` are a command, with its options and its values."""
+    if words[0].startswith("-"):
+        assert any(words[0] in each.opts for each in cli.get_params(click.Context(cli)))
+        return
+    _, found, rest = cli.resolve_command(click.Context(cli, info_name="reqtable"), [*words])
+    assert found is not None
+    found.make_context("reqtable", rest)
 
 
 def write_files(page: str, folder: Path) -> None:

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from tests import docker_image
+from tests.pages import blocks, check_command, commands, text_of
 from tests.support import WAIT_S
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "how-to" / "run-in-docker.md").read_text()
+PAGE = "docs/how-to/run-in-docker.md"
 HADOLINT = Path(sys.executable).parent / "hadolint"
 APP = """
 import reqtable
@@ -189,8 +190,8 @@ def test_the_image_names_a_program_that_is_not_there(image: docker_image.Stage) 
 @builds
 def test_the_image_of_the_page_serves(image: docker_image.Stage) -> None:
     """The page's image is made from ours: its steps run in ours."""
-    [block] = re.findall(r"```dockerfile\n(.*?)```", PAGE, re.DOTALL)
-    first, *steps, (name, command) = docker_image.parsed(block)
+    [block] = blocks(PAGE, "dockerfile")
+    first, *steps, (name, command) = docker_image.parsed(block.text)
     assert (first, name) == (("FROM", "reqtable"), "CMD")
     user, known = image.user, image.set["CMD"]
     for name, text in steps:
@@ -209,13 +210,25 @@ def test_the_image_of_the_page_serves(image: docker_image.Stage) -> None:
         image.set["CMD"] = known
 
 
+def docker_commands() -> list[tuple[str, ...]]:
+    """Return the words after `docker` of each command of the page."""
+    assert {each.language for each in blocks(PAGE)} == {"console", "dockerfile"}
+    typed = [each.words for block in blocks(PAGE, "console") for each in commands(block)]
+    assert {words[0] for words in typed} == {"docker"}
+    [stop] = re.findall(r"`docker (stop -.*?)`", text_of(PAGE))
+    return [words[1:] for words in typed] + [tuple(stop.split())]
+
+
+def test_the_page_asks_the_server_by_commands_that_exist() -> None:
+    asked = [words[words.index("reqtable") + 1 :] for words in docker_commands() if words[0] == "exec"]
+    assert len(asked) == 2
+    for words in asked:
+        check_command(words)
+
+
 @pytest.mark.skipif(shutil.which("docker") is None, reason="needs the client of Docker")
 def test_docker_knows_the_options_of_the_page() -> None:
-    commands = re.findall(r"^\$ docker (.*)$", PAGE, re.MULTILINE)
-    assert {line.split()[0] for line in commands} == {"build", "exec", "run"}
-    commands.append(*re.findall(r"`docker (stop .*?)`", PAGE)[:1])
-    for line in commands:
-        command, *words = line.split()
+    for command, *words in docker_commands():
         told = subprocess.run(["docker", command, "--help"], capture_output=True, text=True, timeout=WAIT_S)
         for word in words:
-            assert not word.startswith("-") or word in told.stdout.split(), line
+            assert not word.startswith("-") or word in told.stdout.split(), (command, word)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import blocks, commands
 from tests.support import WAIT_S, Client
-from tests.test_cli import COMMAND, ROOT, port_of, reqtable_serve
+from tests.test_cli import COMMAND, port_of, reqtable_serve
 
+pytestmark = pytest.mark.timeout(240)  # a test starts several programs, one after the other
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 STYLES = {
     "state": (b"one two\nquit\n", b"hello\n2 words\nbye\n"),
@@ -101,8 +103,8 @@ def test_a_link_to_nothing_is_a_file_that_exists(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_commands_that_work(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "how-to" / "start-a-handler.md").read_text()
-    for command in page.partition("```sh\n")[2].partition("```")[0].splitlines():
-        program, *words = command.split()
+    [block] = blocks("docs/how-to/start-a-handler.md")
+    for command in commands(block):
+        program, *words = command.words
         done = run(tmp_path, sys.executable, *(["-m", "reqtable"] if program == "reqtable" else []), *words)
         assert done.returncode == 0, done.stdout + done.stderr

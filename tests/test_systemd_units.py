@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import blocks, check_command, commands, text_of
 from tests.support import WAIT_S, Client
 from tests.test_restart_systemd import Systemd
 
 ROOT = Path(__file__).parent.parent
 UNITS = sorted((ROOT / "packaging" / "systemd").iterdir())
-PAGE = (ROOT / "docs" / "how-to" / "run-under-systemd.md").read_text()
+PAGE = "docs/how-to/run-under-systemd.md"
 EXPOSURE_MAX = 20  # of 100, as `systemd-analyze security` counts
 APP = """
 import reqtable
@@ -63,7 +64,8 @@ def wrong(folder: Path) -> list[str]:
 
 def changes() -> list[tuple[str, str]]:
     """Return the page's changes of the units, each with its path below the folder of units."""
-    return re.findall(r"```ini\n# /etc/systemd/system/(\S+)\n(.*?)```", PAGE, re.DOTALL)
+    found = (re.fullmatch(r"# /etc/systemd/system/(\S+)\n(.*)", each.text, re.DOTALL) for each in blocks(PAGE, "ini"))
+    return [(each[1], each[2]) for each in found if each]
 
 
 @needs_systemd
@@ -91,8 +93,21 @@ def test_the_sandbox_is_tight(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_the_units_themselves() -> None:
-    shown = re.findall(r'^```ini\n--8<-- "(\S+)"\n```', PAGE, re.MULTILINE)
+    shown = re.findall(r'^--8<-- "(\S+)"$', text_of(PAGE), re.MULTILINE)
     assert [ROOT / path for path in shown] == UNITS
+    assert len(blocks(PAGE, "ini")) == len(shown) + len(changes())
+
+
+def test_the_commands_of_the_page_fit_the_units() -> None:
+    typed = [each.words for block in blocks(PAGE, "console") for each in commands(block)]
+    assert {words[0] for words in typed} == {"sudo"}
+    [units] = [words[2:] for words in typed if words[1] == "cp" and len(words) > 4]
+    assert [ROOT / path for path in units[:-1]] == UNITS
+    text = UNITS[0].read_text()
+    [(program, *asked)] = [words[1:] for words in typed if words[1].endswith("/bin/reqtable")]
+    assert f"ExecStart={program.replace('notes', '%i')} " in text
+    check_command(asked)
+    assert asked[-1].replace("notes", "%i") in text
 
 
 class Unit:

@@ -23,6 +23,7 @@ from reqtable.server.access_log import JSONFormatter, TextFormatter, running_id
 from reqtable.table.tracebacks import account_of, trim
 from reqtable.testing import Client as Script
 from reqtable.testing import SimulationFailed, exercise, simulate
+from tests.pages import blocks, text_of
 from tests.support import Client, served, serving, wait_until
 from tests.test_handler_classes import line_of as line_of_file
 from tests.websockets_by_hand import handshake, text
@@ -425,11 +426,11 @@ def test_the_errors_of_a_group_are_trimmed() -> None:
 
 
 def test_the_page_about_errors_shows_what_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(PACKAGE).parent / "docs" / "how-to" / "read-an-error.md").read_text()
-    code = page.partition("```python\n")[2].partition("```")[0]
-    [said] = re.findall(r"^    127\.0\.0\.1:50000, (.*)$", page, re.MULTILINE)
-    (tmp_path / "sums.py").write_text(code)
+    page = "docs/how-to/read-an-error.md"
+    [block] = blocks(page)
+    [said] = re.findall(r"^    127\.0\.0\.1:50000, (.*)$", text_of(page), re.MULTILINE)
+    (tmp_path / "sums.py").write_text(block.text)
     found: dict[str, Any] = {"__name__": "sums"}
-    exec(compile(code, "sums.py", "exec"), found)
+    exec(compile(block.text, "sums.py", "exec"), found)
     first, *_ = log_of(found["Sums"], "inline", b"1 two\n", tmp_path / "log").splitlines()
     assert first.partition(", ")[2] == said
