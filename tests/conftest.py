@@ -14,7 +14,7 @@ from multiprocessing import resource_tracker
 import pytest
 
 from reqtable.testing import FakeClock
-from tests.support import WAIT_S, open_descriptors
+from tests.support import WAIT_S, open_descriptors, reserved_port
 
 EXITING_S = 5.0  # how long a thread that has left the list may take to let go of its descriptors
 
@@ -76,6 +76,13 @@ def nothing_leaks() -> Iterator[None]:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture
+def unused_port() -> Iterator[int]:
+    """A port that refuses connections until a server binds it."""
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture

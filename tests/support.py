@@ -184,5 +184,17 @@ def wait_until(server: Any, condition: Callable[[], bool]) -> None:
     assert held.wait(WAIT_S), f"the condition did not hold within {WAIT_S} s"
 
 
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """Yield a port that refuses connections until a server binds it, and that no program gets by chance meanwhile.
+
+    The server must set SO_REUSEADDR, as this holder of the port does. The holder does not listen.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("", 0))
+        yield holder.getsockname()[1]
+
+
 def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))

@@ -187,11 +187,10 @@ def test_the_handlers_that_ask_another_server(page: str, name: str, tmp_path: Pa
             assert server.stats()["finished"]["done"] == 1
 
 
-def test_the_state_machine_whose_other_server_is_missing(tmp_path: Path) -> None:
-    with played("docs/how-to/talk-to-another-service.md", tmp_path) as names, socket.socket() as free:
+def test_the_state_machine_whose_other_server_is_missing(tmp_path: Path, unused_port: int) -> None:
+    with played("docs/how-to/talk-to-another-service.md", tmp_path) as names:
         handler = names["AskByStates"]
-        free.bind(("127.0.0.1", 0))
-        handler.target = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        handler.target = f"tcp://127.0.0.1:{unused_port}"
         with served(handler) as server, Client(server.server_address) as client:
             assert client.rest() == b"the other server does not answer\n"
 

@@ -186,14 +186,12 @@ def test_a_reset_of_the_client_ends_the_other_connection(monkeypatch: pytest.Mon
 
 
 def test_a_client_of_a_service_that_refuses_sees_end_of_file(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, unused_port: int
 ) -> None:
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        target = f"tcp://127.0.0.1:{unheard.getsockname()[1]}"
-        with forwarding(monkeypatch, target) as server, Client(server.server_address) as client:
-            assert client.receive(1) == b""
-        assert server.stats()["finished"]["upstream"] == 1
+    target = f"tcp://127.0.0.1:{unused_port}"
+    with forwarding(monkeypatch, target) as server, Client(server.server_address) as client:
+        assert client.receive(1) == b""
+    assert server.stats()["finished"]["upstream"] == 1
     assert f"can't connect to {target}: connection refused" in caplog.text
     assert "Traceback" not in caplog.text
 

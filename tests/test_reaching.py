@@ -432,16 +432,10 @@ def test_a_handshake_that_fails_at_once_fails_once():
 # -- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def closed_port() -> int:
-    with socket.socket() as own:
-        own.bind(("127.0.0.1", 0))
-        return int(own.getsockname()[1])
-
-
 @pytest.mark.parametrize("dispatch", POLICIES)
 @pytest.mark.parametrize("handler", [Asks, AsksByStates])
-def test_a_connect_that_fails_ends_the_request_as_upstream(handler, dispatch, caplog):
-    target = f"tcp://127.0.0.1:{closed_port()}"
+def test_a_connect_that_fails_ends_the_request_as_upstream(handler, dispatch, caplog, unused_port):
+    target = f"tcp://127.0.0.1:{unused_port}"
     with (
         served(of(handler, target=target), dispatch) as server,
         Client(server.server_address) as client,
@@ -452,9 +446,7 @@ def test_a_connect_that_fails_ends_the_request_as_upstream(handler, dispatch, ca
         assert not server.table.connections
 
 
-def test_why_a_connect_fails(tmp_path):
-    port = closed_port()
-
+def test_why_a_connect_fails(tmp_path, unused_port):
     def unknown(*args: Any, **kwargs: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -469,7 +461,7 @@ def test_why_a_connect_fails(tmp_path):
                     self.send(f"{error.reason}\n".encode())
 
     with serving_with(Asking, System(getaddrinfo=unknown)) as server, Client(server.server_address) as client:
-        assert client.ask(b"tcp://127.0.0.1:%d\n" % port) == b"connection refused\n"
+        assert client.ask(b"tcp://127.0.0.1:%d\n" % unused_port) == b"connection refused\n"
         assert client.ask(b"tcp://no.example:80\n") == b"no.example can't be looked up: name or service not known\n"
         missing = str(tmp_path / "missing").encode()
         assert client.ask(b"unix://%s\n" % missing) == b"no such file or directory\n"
@@ -1232,13 +1224,11 @@ def test_the_next_address_is_tried_if_one_is_refused():
             assert server.table.snapshot()[1]["peer"] == f"127.0.0.1:{port}"
 
 
-def test_every_address_that_fails_is_named():
-    port = closed_port()
-
+def test_every_address_that_fails_is_named(unused_port):
     def look_up(host: str, number: int, type: int) -> Any:
         return [
-            (socket.AF_INET, type, 6, "", ("127.0.0.1", port)),
-            (socket.AF_INET, type, 6, "", ("127.0.0.2", port)),
+            (socket.AF_INET, type, 6, "", ("127.0.0.1", unused_port)),
+            (socket.AF_INET, type, 6, "", ("127.0.0.2", unused_port)),
         ]
 
     class Asking(AsyncRequestHandler):
@@ -1250,7 +1240,7 @@ def test_every_address_that_fails_is_named():
 
     with serving_with(Asking, System(getaddrinfo=look_up)) as server, Client(server.server_address) as client:
         refused = ": connection refused"
-        assert client.rest().decode() == f"127.0.0.1:{port}{refused}; 127.0.0.2:{port}{refused}"
+        assert client.rest().decode() == f"127.0.0.1:{unused_port}{refused}; 127.0.0.2:{unused_port}{refused}"
 
 
 # -- handing off ------------------------------------------------------------------------------------------------------

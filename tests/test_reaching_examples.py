@@ -6,7 +6,6 @@ import errno
 import logging
 import pickle
 import socket
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -39,11 +38,8 @@ def tells(monkeypatch: pytest.MonkeyPatch) -> type[Tells]:
 
 
 @pytest.fixture
-def refusing() -> Iterator[str]:
-    """The address of a port that nobody listens on, and that nobody else gets meanwhile."""
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        yield f"tcp://127.0.0.1:{unheard.getsockname()[1]}"
+def refusing(unused_port: int) -> str:
+    return f"tcp://127.0.0.1:{unused_port}"
 
 
 def error_of(tells: type[Tells]) -> ConnectFailed:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import socket
 from pathlib import Path
 from typing import Any
 
 from tests.control import Operator
 from tests.restarted import LEDGER, Program, ask, next_version
 from tests.support import WAIT_S
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as own:
-        port: int = own.getsockname()[1]
-        return port
 
 
 def page_of(port: int) -> int:
@@ -28,19 +21,18 @@ def page_of(port: int) -> int:
         connection.close()
 
 
-def test_the_ports_and_the_socket_come_over(tmp_path: Path) -> None:
-    port = free_port()
-    config = f'[control]\nmetrics = "127.0.0.1:{port}"\n'
+def test_the_ports_and_the_socket_come_over(tmp_path: Path, unused_port: int) -> None:
+    config = f'[control]\nmetrics = "127.0.0.1:{unused_port}"\n'
     with Program(tmp_path, config=config) as program, program.client() as client:
         ask(client, "add 1")
         for generation in (2, 3):
-            assert page_of(port) == 200
+            assert page_of(unused_port) == 200
             program.change(next_version(LEDGER, generation))
             program.moved()
             [worker] = program.operator().get("/v1/workers")
             assert worker["worker"] == program.pids[-1]
-            program.wait_for(rf"control: listening on \S*:{port}", generation)
-        assert page_of(port) == 200
+            program.wait_for(rf"control: listening on \S*:{unused_port}", generation)
+        assert page_of(unused_port) == 200
         assert ask(client, "add 1") == (3, program.pids[-1], "2")
 
 

@@ -186,18 +186,15 @@ def bound(address: Any) -> wsgiref.simple_server.WSGIServer:
     return wsgiref.simple_server.make_server(*address, application)
 
 
-def test_a_function_may_bind_its_server_where_it_should_be() -> None:
+def test_a_function_may_bind_its_server_where_it_should_be(unused_port: int) -> None:
     before = open_descriptors()
     with serving(bound, ANY, "tcp://127.0.0.2:0") as (_, [first, second]):
         assert ask(first) == b"localhost %d 127.0.0.1" % first[1]
         assert ask(second).endswith(b"%d 127.0.0.1" % second[1])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(bound, f"tcp://127.0.0.1:{port}") as (_, [address]):
-        assert address[1] == port
-        assert ask(address) == b"localhost %d 127.0.0.1" % port
-        bind = f"tcp://127.0.0.1:{port}"
+    with serving(bound, f"tcp://127.0.0.1:{unused_port}") as (_, [address]):
+        assert address[1] == unused_port
+        assert ask(address) == b"localhost %d 127.0.0.1" % unused_port
+        bind = f"tcp://127.0.0.1:{unused_port}"
         said = f"^\\[Errno {errno.EADDRINUSE}\\] bind '{bind}': address already in use: stop what uses it"
         for each in (bound, site):
             with pytest.raises(OSError, match=said):

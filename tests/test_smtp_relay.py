@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import smtplib
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -197,14 +196,9 @@ def test_lines_that_two_servers_could_read_differently_are_refused() -> None:
 # -- the next server fails -------------------------------------------------------------------------------------------
 
 
-def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def test_a_next_server_that_is_down() -> None:
+def test_a_next_server_that_is_down(unused_port: int) -> None:
     before = open_descriptors()
-    with served(relay(("", unused_port()))) as server, smtp(server) as client:
+    with served(relay(("", unused_port))) as server, smtp(server) as client:
         for _ in range(3):
             with pytest.raises(smtplib.SMTPDataError) as error:
                 client.sendmail(ANN, BOB, b"hello")

@@ -20,6 +20,7 @@ from reqtable import StateRequestHandler, Transition, line, state
 from reqtable.run.commands.talk import Transcript
 from reqtable.run.talking import Talk, Where, in_lines
 from tests.certificates import write_certificate
+from tests.pages import blocks
 from tests.support import WAIT_S, served, serving
 from tests.test_cli import COMMAND, ROOT
 from tests.test_tls import secured
@@ -111,11 +112,9 @@ def test_a_unix_socket_and_tls(tmp_path: Path) -> None:
         assert talk(b"bye\n", address, env=trusting).returncode == 0
 
 
-def test_what_can_not_be_reached_is_one_line(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as own:
-        port = own.getsockname()[1]
+def test_what_can_not_be_reached_is_one_line(tmp_path: Path, unused_port: int) -> None:
     for address, said in [
-        (f"127.0.0.1:{port}", f"can't connect to 127.0.0.1:{port}: connection refused"),
+        (f"127.0.0.1:{unused_port}", f"can't connect to 127.0.0.1:{unused_port}: connection refused"),
         (f"unix://{tmp_path}/none", f"can't connect to unix://{tmp_path}/none: no such file or directory"),
         ("udp://h:1", "'udp://h:1': write tcp://HOST:PORT, tls://HOST:PORT, unix:///PATH or HOST:PORT"),
         ("tcp://[::1:70", "'tcp://[::1:70': write tcp://HOST:PORT, tls://HOST:PORT, unix:///PATH or HOST:PORT"),
@@ -180,10 +179,8 @@ def test_without_an_address_it_finds_the_only_server(tmp_path: Path) -> None:
         assert server.stdout is not None
         server.stdout.readline()
         try:
-            page = (ROOT / "docs" / "how-to" / "talk-to-a-server.md").read_text()
-            command = (
-                page.partition("```sh\n")[2].partition("```")[0].replace("reqtable", f"{sys.executable} -m reqtable")
-            )
+            [block] = blocks("docs/how-to/talk-to-a-server.md")
+            command = block.text.replace("reqtable", f"{sys.executable} -m reqtable")
             assert subprocess.check_output(command, shell=True, env=environment, timeout=WAIT_S) == b"3\n"
         finally:
             server.terminate()

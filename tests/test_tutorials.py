@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ TUTORIALS = Path(__file__).parent.parent / "docs" / "tutorials"
 pytestmark = pytest.mark.timeout(600)  # they start dozens of processes
 
 
+def needs(program: str) -> pytest.MarkDecorator:
+    """Skip a test whose page uses a program that this machine lacks."""
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed: .ci/run installs it")
+
+
 def test_the_first_server(tmp_path: Path) -> None:
     page = TUTORIALS / "first-server.md"
     assert len(page.read_text().splitlines()) < 200
@@ -28,6 +34,7 @@ def test_the_first_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # 30 commands
+@needs("openssl")
 @pytest.mark.skipif(sleeper.why_not_here() is not None, reason="this system has no sleepers, which takeover needs")
 def test_an_smtp_receiver(tmp_path: Path) -> None:
     page = TUTORIALS / "smtp.md"
@@ -49,6 +56,7 @@ def test_starttls_is_offered_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # it waits for a long report, twice
+@needs("curl")
 def test_a_flask_application(tmp_path: Path) -> None:
     with Reader(TUTORIALS / "flask.md", tmp_path / "guests") as reader:
         reader.read()

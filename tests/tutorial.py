@@ -20,10 +20,7 @@ import ast
 import contextlib
 import os
 import re
-import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from tests.support import WAIT_S
+from tests.pages import blocks
+from tests.support import WAIT_S, reserved_port
 
 SERVERS = ("reqtable serve", "reqtable wsgi", "reqtable http")
 DEFAULT_BINDS = {"reqtable serve": "tcp://127.0.0.1:7000", "reqtable wsgi": "tcp://127.0.0.1:8000"}
@@ -44,7 +42,6 @@ VARYING = re.compile(
     r"|\d[\d.]*(?:ms|s|K|M|MB|%)\b|\d+\.\d+|\d+(?= ms)"  # times and sizes
     r"|\b\d{4,}\b"  # ports, process ids, and the ids of requests in workers
 )
-BLOCK = re.compile(r'^```(\w+)(?: title="([^"]*)")?[^\n]*\n(.*?)^```', flags=re.DOTALL | re.MULTILINE)
 
 
 class Terminal:
@@ -109,10 +106,10 @@ class Reader:
         self.page = page.name
         self.folder = folder
         self.same: dict[str, str] = {}  # what the page shows: what it is here
-        text = page.read_text()
-        for port in sorted(set(re.findall(r"(?:127\.0\.0\.1|localhost):(\d{4,5})", text))):
-            self.same[port] = _free_port()
-        self.blocks = BLOCK.findall(text)
+        self.ports = contextlib.ExitStack()
+        for port in sorted(set(re.findall(r"(?:127\.0\.0\.1|localhost):(\d{4,5})", page.read_text()))):
+            self.same[port] = str(self.ports.enter_context(reserved_port()))
+        self.blocks = blocks(str(page))
         self.server: Terminal | None = None
         self.client: Terminal | None = None
         self.background: list[Terminal] = []
@@ -134,25 +131,26 @@ class Reader:
                 if kind is not None:
                     print(f"$ {terminal.command}\n{terminal.text}")
         self.sockets.cleanup()
+        self.ports.close()
 
     def port(self, shown: int) -> int:
         return int(self.same[str(shown)])
 
     def read(self) -> None:
         """Read the page to its end."""
-        for language, title, block in self.blocks:
-            if language == "console":
-                self._follow(title, block)
+        for block in self.blocks:
+            if block.language == "console":
+                self._follow(block.title, block.text)
             else:
-                self._write(self.folder / title, self._as_here(block))
+                self._write(self.folder / block.title, self._as_here(block.text))
 
     # -- files --------------------------------------------------------------------------------------------------------
 
     def write_files(self) -> None:
         """Write the files as they are at the end of the page, and run nothing."""
-        for language, title, block in self.blocks:
-            if language != "console":
-                self._write(self.folder / title, block)
+        for block in self.blocks:
+            if block.language != "console":
+                self._write(self.folder / block.title, block.text)
 
     def _write(self, path: Path, block: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +192,7 @@ class Reader:
             self._talk(self.client, shown)
         elif command.endswith("&"):
             self.background.append(Terminal(command.rstrip(" &"), self.folder, self.env))
-        elif shutil.which(shlex.split(command)[0], path=self.env["PATH"]) is not None:
+        else:
             self._run_once(command, shown, time.monotonic() + (WAIT_S if command.startswith(LOOKS) else 0))
 
     def _wait(self, shown: list[str]) -> None:
@@ -274,12 +272,6 @@ class Reader:
     def _as_here(self, text: str) -> str:
         """Replace the numbers of the page by those of this run."""
         return re.sub(r"\d+", lambda found: self.same.get(found[0], found[0]), text)
-
-
-def _free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def _lines(text: str, position: int) -> list[tuple[int, str]]:
