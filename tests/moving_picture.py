@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 
 import pyte
 
-from tests.support import WAIT_S
+from tests.support import WAIT_S, Started
 from tests.test_top_screen import Terminal
 
 ROOT = Path(__file__).parent.parent
@@ -126,7 +126,7 @@ def serving(path: str) -> Iterator[list[tuple[str, int]]]:
     program.write_text(PROGRAM)
     command = [sys.executable, "-c", f"import runpy; runpy.run_path({str(program)!r}, run_name='__main__')"]
     environment = {**os.environ, "REQTABLE_CONTROL": path}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with Started(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             names = process.stdout.readline().split()

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import IO, Any, AnyStr
 
 import pytest
 
@@ -182,6 +183,27 @@ def wait_until(server: Any, condition: Callable[[], bool]) -> None:
 
     server.engine.post(look)
     assert held.wait(WAIT_S), f"the condition did not hold within {WAIT_S} s"
+
+
+class Started(subprocess.Popen[AnyStr]):
+    """A program that runs during a `with` block, and that is killed if the block fails.
+
+    `with subprocess.Popen(…)` waits for the program instead, for ever if the program is a server.
+    """
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
+def lines_before(last: str, output: IO[str]) -> list[str]:
+    """Return the lines of a program's output before the line `last`. The output may not end before that line."""
+    lines: list[str] = []
+    while (line := output.readline()) != last:
+        lines.append(line)
+        assert line, f"the output ended without {last!r}: {lines}"
+    return lines
 
 
 @contextlib.contextmanager

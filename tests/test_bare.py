@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import WAIT_S, Client
+from tests.support import WAIT_S, Client, Started
 
 
 @pytest.mark.parametrize("handler", ["StateEcho", "AsyncEcho"])
 def test_serves_without_threads_fork_or_packages(handler: str) -> None:
     script = Path(__file__).with_name("bare_server.py")
     command = [sys.executable, "-S", "-I", str(script), handler, "20"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with Started(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         clients = [Client(("127.0.0.1", port)) for _ in range(20)]

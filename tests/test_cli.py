@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import WAIT_S, Client, slow_but
+from tests.support import WAIT_S, Client, Started, slow_but
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "reqtable"]
@@ -187,7 +187,7 @@ def test_a_blocking_handler_for_which_nothing_is_named_stops_nobody(is_there: bo
     command = COMMAND if is_there else [sys.executable, "-c", WITHOUT_GREENLET]
     policy = "greenlet" if is_there else "thread"
     serve = [*command, "serve", f"{tmp_path}/staying.py:Lines", "--bind", "tcp://127.0.0.1:0"]
-    with subprocess.Popen(serve, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with Started(serve, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = "127.0.0.1", port_of(process.stdout.readline())
         with Client(address), Client(address) as client:
@@ -518,7 +518,7 @@ def test_the_traceback_of_an_error_at_the_start_has_the_users_frames(
 
 def test_it_serves_without_a_standard_error() -> None:
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, "serve", NOTES, "--bind", "tcp://127.0.0.1:0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with Started(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         with Client(("127.0.0.1", port_of(process.stdout.readline().strip()))) as client:
             assert client.ask(b"count\n") == b"0\n"

@@ -23,11 +23,12 @@ from examples.cluster.stamps import BITS_MAX, Stamps, is_stamp, mint
 from reqtable.testing import Client as Script
 from reqtable.testing import exercise
 from tests.control import Operator
-from tests.support import Client
+from tests.support import Client, Started, lines_before
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 120.0  # these programs take seconds to start on a busy machine
-LONG, LONG_STAMP = b"mint 18 d\n", 165_686  # a quarter of a second of work
+ASKED = b"mint 10 b\n"
+STAMP = b"%d\n" % mint(10, b"b")
 needs_cluster = pytest.mark.skipif(
     shutil.which("haproxy", path=os.environ.get("PATH", "") + ":/usr/sbin") is None, reason="HAProxy is not installed"
 )
@@ -127,6 +128,18 @@ def are_out(made: Any) -> int:
     return sum(each.count("OFFLOADED") for each in states(made).values())
 
 
+@contextlib.contextmanager
+def paused(parts: list[Any]) -> Iterator[None]:
+    """Stop these programs during the block, so that no task ends meanwhile."""
+    for each in parts:
+        each.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in parts:
+            each.process.send_signal(signal.SIGCONT)
+
+
 def until(condition: Any) -> None:
     """Look again and again; each look asks another program."""
     end = time.monotonic() + PATIENCE_S
@@ -139,11 +152,12 @@ def until(condition: Any) -> None:
 @pytest.mark.timeout(180)
 def test_a_worker_killed_under_load_delays_its_requests_and_fails_none(tmp_path: Path) -> None:
     with together(tmp_path) as made:
-        asking = Asking(made.address, 6, lambda: [LONG, b"ping\n"])
-        until(lambda: are_out(made) >= 4)  # two for each worker
-        assert all(states(made).values()), "HAProxy gives some to each server"
-        made.workers[0].process.kill()
-        assert sorted(asking.join()) == sorted([b"%d\n" % LONG_STAMP, b"pong\n"] * 6)
+        with paused(made.workers):
+            asking = Asking(made.address, 6, lambda: [ASKED, b"ping\n"])
+            until(lambda: are_out(made) == 6)
+            assert all(states(made).values()), "HAProxy gives some to each server"
+            made.workers[0].process.kill()
+        assert sorted(asking.join()) == sorted([STAMP, b"pong\n"] * 6)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -178,9 +192,11 @@ def test_a_connection_that_fails_in_any_way_is_tried_again(monkeypatch: pytest.M
 @pytest.mark.timeout(300)
 def test_a_dead_scheduler_is_an_error_for_each_request_until_it_is_back(tmp_path: Path) -> None:
     with together(tmp_path, workers=1) as made:
-        asking = Asking(made.address, 2, lambda: [LONG, b"ping\n"])
-        until(lambda: are_out(made) == 2)
-        made.scheduler.process.kill()
+        with paused(made.workers):
+            asking = Asking(made.address, 2, lambda: [ASKED, b"ping\n"])
+            until(lambda: are_out(made) == 2)
+            made.scheduler.process.kill()
+            made.scheduler.process.wait(PATIENCE_S)
         gone = b"failed: call(mint) was cancelled by its executor, 'cluster'\n"
         answers = asking.join()
         assert sorted(answers) == sorted([gone, b"pong\n"] * 2), answers
@@ -198,12 +214,12 @@ def test_a_dead_scheduler_is_an_error_for_each_request_until_it_is_back(tmp_path
 @pytest.mark.timeout(240)
 def test_a_server_is_restarted_and_one_dies_behind_haproxy(tmp_path: Path) -> None:
     with together(tmp_path) as made:
-        stamp, restarted = b"%d\n" % mint(10, b"b"), threading.Event()
+        restarted = threading.Event()
 
         def lines() -> Iterator[bytes]:
             while not restarted.is_set():
-                yield b"mint 10 b\n"
-            yield from [b"mint 10 b\n"] * 2
+                yield ASKED
+            yield from [ASKED] * 2
 
         asking = Asking(made.address, 4, lines)
         try:
@@ -213,10 +229,10 @@ def test_a_server_is_restarted_and_one_dies_behind_haproxy(tmp_path: Path) -> No
             restarted.set()
         answers = asking.join()
         assert len(answers) >= 12
-        assert set(answers) == {stamp}, "no request has failed"
+        assert set(answers) == {STAMP}, "no request has failed"
         os.killpg(made.servers["b"].pid, signal.SIGKILL)
         made.servers["b"].process.wait(PATIENCE_S)
-        assert ask(made.address, [b"ping\n", b"mint 10 b\n"]) == [b"pong\n", stamp]
+        assert ask(made.address, [b"ping\n", ASKED]) == [b"pong\n", STAMP]
 
 
 @needs_cluster
@@ -225,10 +241,10 @@ def test_a_server_is_restarted_and_one_dies_behind_haproxy(tmp_path: Path) -> No
 def test_one_command_starts_all_of_it_and_ctrl_c_ends_all_of_it() -> None:
     pytest.importorskip("distributed")
     command = [sys.executable, "-m", "examples.cluster", "--port", "0", "--workers", "1"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with Started(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            printed = list(iter(process.stdout.readline, "Ctrl-C ends all of them.\n"))
+            printed = lines_before("Ctrl-C ends all of them.\n", process.stdout)
             pids = [int(found) for line in printed for found in re.findall(r"process (\d+)", line)]
             assert len(pids) == 5, printed
             [port] = [int(line.split()[1].rpartition(":")[2]) for line in printed if line.startswith("HAProxy")]
@@ -240,3 +256,4 @@ def test_one_command_starts_all_of_it_and_ctrl_c_ends_all_of_it() -> None:
             assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
         finally:
             process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE_S)

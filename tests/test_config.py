@@ -29,7 +29,7 @@ from reqtable.config import (
     effective,
 )
 from reqtable.config.options import EXAMPLES
-from tests.support import WAIT_S, Client
+from tests.support import WAIT_S, Client, Started
 
 ANY = ("127.0.0.1", 0)
 ROOT = Path(__file__).parent.parent
@@ -306,7 +306,7 @@ def test_sighup_reads_it_again_and_drops_nobody() -> None:
     command = [sys.executable, "-m", "reqtable", "serve", str(ROOT / "examples/miniredis.py") + ":MiniRedis"]
     command += ["--bind", "tcp://127.0.0.1:0", "--config", str(path)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    with Started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         address = ("127.0.0.1", int(process.stdout.readline().rpartition(":")[2]))

@@ -25,7 +25,7 @@ from reqtable.control.jobs import SLICE_S, Turns
 from reqtable.server.access_log import JSONFormatter, TextFormatter
 from reqtable.table.errors import ConfigurationError
 from tests.control import Operator, UnixConnection
-from tests.support import Client, serving
+from tests.support import Client, Started, serving
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the control API is on a Unix socket")
 
@@ -566,7 +566,7 @@ def test_a_moved_program_can_be_looked_at_and_survives_its_signals(tmp_path: Pat
     command = [sys.executable, "-m", "reqtable.compat", "run", "--dispatch", "greenlet", str(script)]
     environment = {**os.environ, "REQTABLE_CONTROL": str(path)}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+    with Started(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         try:

@@ -36,7 +36,7 @@ from reqtable.run.commands.stuck import GRACE_S
 from reqtable.table.states import State
 from tests.pages import PAGES, Command, blocks, commands, write_files
 from tests.service import WAIT_S, Service
-from tests.support import Client, slow_but
+from tests.support import Client, Started, slow_but
 from tests.test_workers import until
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +154,7 @@ def test_a_process_that_has_handed_over_is_not_asked(empty: Path) -> None:
         "    finally: new.terminate()\n"
     )
     words = [sys.executable, "-c", program]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as old:
+    with Started(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as old:
         try:
             assert old.stdout is not None
             ports = {old.stdout.readline().rpartition(":")[2].strip() for _ in range(2)}
@@ -1064,7 +1064,7 @@ def in_terminal(*words: str) -> list[str]:
     with open(ours, "rb", closefd=True) as screen:
         command = [sys.executable, "-m", "reqtable", *words]
         environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-        with subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=theirs, env=environment) as process:
+        with Started(command, cwd=ROOT, stdout=theirs, stderr=theirs, env=environment) as process:
             os.close(theirs)
             data = b""
             with contextlib.suppress(OSError):  # the end, in a terminal

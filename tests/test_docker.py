@@ -19,7 +19,7 @@ import pytest
 
 from tests import docker_image
 from tests.pages import blocks, check_command, commands, text_of
-from tests.support import WAIT_S
+from tests.support import WAIT_S, Started
 
 ROOT = Path(__file__).parent.parent
 PAGE = "docs/how-to/run-in-docker.md"
@@ -152,7 +152,7 @@ def test_a_container_drains_when_it_is_stopped(image: docker_image.Stage, option
         seen = status(container.first)
         assert (seen["Uid"].split(), seen["NSpid"].split()[-1]) == (["65534"] * 4, "1")
         command = container.enter(["python", "-c", CLIENT], user="0:0")
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        with Started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
             assert client.stdout is not None
             assert client.stdout.readline() == "ONE\n"
             container.stop()

@@ -27,7 +27,7 @@ from examples.tftp import Tftp
 from examples.timeserver import Time
 from reqtable import PeerError, UDPServer, UnixDatagramServer, UnixStreamServer
 from reqtable.testing import FakeClock, exercise
-from tests.support import WAIT_S, Client, served, serving, slow_but, wait_until
+from tests.support import WAIT_S, Client, Started, served, serving, slow_but, wait_until
 from tests.test_datagram import Stepwise, peer_of
 from tests.test_loop import World
 
@@ -389,7 +389,7 @@ def test_the_time_over_a_unix_datagram_socket(tmp_path: Path) -> None:
     with serving(UnixDatagramServer(path, Time)):
         command = [program("socat"), "-", f"unix-sendto:{path},bind={tmp_path}/asker.sock"]
         before = int(time.time())
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as asker:
+        with Started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as asker:
             assert asker.stdin is not None
             assert asker.stdout is not None
             asker.stdin.write(b"%%Y is a year\n")

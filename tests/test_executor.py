@@ -22,7 +22,7 @@ from reqtable.http import wsgi_handler
 from tests import shipped
 from tests.http_client import Asking, files_of
 from tests.shipped import Recoverer, Shipped
-from tests.support import WAIT_S, Client, serving, wait_until
+from tests.support import WAIT_S, Client, Started, serving, wait_until
 
 ANY = ("127.0.0.1", 0)
 ROOT = Path(__file__).parent.parent
@@ -246,7 +246,7 @@ def test_a_handler_that_is_served_from_a_file_ships_too(dispatch: str, tmp_path:
     path = tmp_path / "served_from_a_file.py"
     path.write_text(FILE)
     command = [sys.executable, "-m", "reqtable", "serve", f"{path}:Served", "--bind", "tcp://127.0.0.1:0"]
-    with subprocess.Popen([*command, "--dispatch", dispatch], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with Started([*command, "--dispatch", dispatch], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline().rpartition(":")[2])
         try:
@@ -407,7 +407,7 @@ def test_a_worker_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> No
     path = tmp_path / "served_and_killed.py"
     path.write_text(FILE)
     command = [sys.executable, "-m", "reqtable", "serve", f"{path}:Served", "--bind", "tcp://127.0.0.1:0"]
-    with subprocess.Popen([*command, "--dispatch", "executor"], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with Started([*command, "--dispatch", "executor"], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline().rpartition(":")[2])
         with Client(("127.0.0.1", port)) as client:

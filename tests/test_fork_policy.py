@@ -21,7 +21,7 @@ import reqtable
 from reqtable import Config, Transition, line, state
 from reqtable.config import ForkOptions
 from tests.policies import ANY, AsyncHandsOff, AsyncWhere, StateWhere, Where, empty, where
-from tests.support import WAIT_S, Client, served, serving, wait_until
+from tests.support import WAIT_S, Client, Started, served, serving, wait_until
 
 
 @pytest.mark.parametrize("handler", [Where, StateWhere, AsyncWhere])
@@ -110,7 +110,7 @@ server.serve_forever()
 def test_a_child_holds_its_own_socket_and_no_other(handler: str) -> None:
     """The server runs in its own process: otherwise the child would also inherit the client's socket."""
     script = SERVER.format(root=str(Path(__file__).parent.parent), handler=handler)
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    with Started([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = ("127.0.0.1", int(process.stdout.readline()))
         try:
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_a_forking_server_and_its_children() -> None:
     )
     script += "\nserver.server_close()\n"
     script = script.replace("server.serve_forever()", "try: server.serve_forever()\nexcept KeyboardInterrupt: pass")
-    with subprocess.Popen(
+    with Started(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

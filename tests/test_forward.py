@@ -23,7 +23,7 @@ from reqtable import AsyncRequestHandler, chunk, connect, either, end_output
 from reqtable.config import Config, TLSOptions
 from tests.certificates import write_certificate
 from tests.service import Service
-from tests.support import WAIT_S, Client, serving, wait_until
+from tests.support import WAIT_S, Client, Started, serving, wait_until
 from tests.test_examples import program, run
 
 HIGH_WATER = reqtable.Limits().high_water_bytes
@@ -124,7 +124,7 @@ def test_openssl_talks_tls_through_it(monkeypatch: pytest.MonkeyPatch, tmp_path:
         command = [program("openssl"), "s_client", "-connect", address, "-CAfile", f"{tmp_path}/ca.pem"]
         command += ["-verify_return_error", "-verify_ip", "127.0.0.1", "-quiet"]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(command, bufsize=0, **pipes) as client:
+        with Started(command, bufsize=0, **pipes) as client:
             assert client.stdin is not None
             assert client.stdout is not None
             for text in (b"hello\n", b"x" * 5000 + b"\n"):

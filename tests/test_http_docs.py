@@ -20,7 +20,7 @@ from reqtable.http import WSGIHandler
 from reqtable.run.commands.wsgi import wsgi_command
 from tests.http_client import Asking
 from tests.pages import blocks, text_of, titled, write_files
-from tests.support import WAIT_S, Client, served, wait_until
+from tests.support import WAIT_S, Client, Started, served, wait_until
 
 HOW_TO = "docs/how-to"
 
@@ -38,7 +38,7 @@ def typed(block: str, folder: Path) -> Iterator[tuple[str, int]]:
     *before, serve = block.replace("--bind tcp://127.0.0.1:8000", "").splitlines()
     script = "\n".join(["set -e", *before, f"exec {serve} --bind tcp://127.0.0.1:0"])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    with subprocess.Popen(
+    with Started(
         ["sh", "-c", script], cwd=folder, stdout=subprocess.PIPE, text=True, env={**os.environ, "PATH": path}
     ) as process:
         try:

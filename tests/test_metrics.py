@@ -32,7 +32,7 @@ from reqtable.server.operator import Operator
 from reqtable.table.states import State
 from tests.pages import played
 from tests.scraping import ask, samples_in, scraped, value, whole
-from tests.support import WAIT_S, Client, serving, wait_until
+from tests.support import WAIT_S, Client, Started, serving, wait_until
 
 ROOT = Path(__file__).parent.parent
 ANY = ("127.0.0.1", 0)
@@ -450,7 +450,7 @@ def prometheus(folder: Path) -> Iterator[str]:
     """Run a Prometheus on loopback during the block. Yields the address of its API."""
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     command += ["--web.listen-address=127.0.0.1:0", "--storage.tsdb.retention.size=10MB"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with Started(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         timer = threading.Timer(WAIT_S, process.kill)
         timer.start()

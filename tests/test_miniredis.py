@@ -14,7 +14,7 @@ import redis
 from examples.miniredis import MiniRedis, Store
 from reqtable import Limits
 from reqtable.testing import FakeClock
-from tests.support import WAIT_S, Client, served, wait_until
+from tests.support import WAIT_S, Client, Started, served, wait_until
 from tests.test_examples import program, run
 from tests.test_loop import World
 
@@ -318,12 +318,12 @@ def test_the_redis_package_waits(store: Store, dispatch: str) -> None:
 def test_redis_cli_waits(store: Store) -> None:
     with served(MiniRedis) as server:
         cli = [program("redis-cli"), "-p", str(server.server_address[1])]
-        with subprocess.Popen([*cli, "BLPOP", "a", "b", "0"], stdout=subprocess.PIPE) as waiter:
+        with Started([*cli, "BLPOP", "a", "b", "0"], stdout=subprocess.PIPE) as waiter:
             wait_until(server, lambda: b"b" in store.waiting)
             assert run(*cli, "RPUSH", "b", "item").strip() == b"1"
             assert waiter.stdout is not None
             assert waiter.stdout.read().split() == [b"b", b"item"]
-        with subprocess.Popen([*cli, "SUBSCRIBE", "news"], stdout=subprocess.PIPE) as listener:
+        with Started([*cli, "SUBSCRIBE", "news"], stdout=subprocess.PIPE) as listener:
             wait_until(server, lambda: b"news" in store.subscribers)
             assert run(*cli, "PUBLISH", "news", "hello").strip() == b"1"
             assert listener.stdout is not None

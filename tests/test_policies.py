@@ -20,7 +20,7 @@ import pytest
 import reqtable
 from reqtable import Config, Limits, Transition, line, nothing, state
 from tests.policies import ANY, StateWhere, Where, empty, where
-from tests.support import WAIT_S, Client, served, serving, wait_until
+from tests.support import WAIT_S, Client, Started, served, serving, wait_until
 
 # -- cancelling, and deadlines ----------------------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ def test_no_second_segment_of_a_blocking_handler_waits_for_the_first(dispatch: s
 def test_ten_thousand_requests_leave_nothing(dispatch: str) -> None:
     count = 10_000
     command = [sys.executable, str(Path(__file__).with_name("thousands_server.py")), dispatch, str(count)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with Started(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = ("127.0.0.1", int(process.stdout.readline()))
         measured = [json.loads(process.stdout.readline())]

@@ -17,7 +17,7 @@ from reqtable import Config, ConfigurationError, Engine, Limits, StateRequestHan
 from reqtable.run.privileges import Account
 from tests.control import Operator
 from tests.service import Service
-from tests.support import WAIT_S, Client
+from tests.support import WAIT_S, Client, Started
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,7 +95,7 @@ def test_each_worker_gives_access_to_its_engine() -> None:
         "    engine.post(lambda: os.write(1, b'%d\\n' % os.getpid()))\n"  # one write: the workers share the pipe
         "reqtable.serve(Echo, 'tcp://127.0.0.1:0', workers=2, on_engine=begin)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+    with Started([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             pids = {int(process.stdout.readline()) for _ in range(2)}

@@ -18,7 +18,7 @@ import pytest
 
 import reqtable
 from reqtable import Config, Engine, HandlerError, line, state
-from tests.support import WAIT_S, Client, serving, wait_until
+from tests.support import WAIT_S, Client, Started, serving, wait_until
 from tests.test_cli import ROOT
 from tests.test_handler_classes import line_of
 
@@ -280,7 +280,7 @@ print("ended", os.getpid())
 @pytest.mark.parametrize("workers", [None, 2])
 def test_each_worker_starts_and_stops(workers: int | None) -> None:
     program = WORKERS.replace("WORKERS", str(workers))
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with Started([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         started = [process.stdout.readline().split() for _ in range(workers or 1)]
         process.send_signal(signal.SIGTERM)

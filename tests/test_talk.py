@@ -21,7 +21,7 @@ from reqtable.run.commands.talk import Transcript
 from reqtable.run.talking import Talk, Where, in_lines
 from tests.certificates import write_certificate
 from tests.pages import blocks
-from tests.support import WAIT_S, served, serving
+from tests.support import WAIT_S, Started, served, serving
 from tests.test_cli import COMMAND, ROOT
 from tests.test_tls import secured
 
@@ -175,7 +175,7 @@ def test_without_an_address_it_finds_the_only_server(tmp_path: Path) -> None:
     done = talk(b"", env=environment)
     assert (done.returncode, b"no server of this user is running: name the ADDRESS" in done.stderr) == (2, True)
     command = [*COMMAND, "serve", "examples/notes.py:Notes", "--bind", "tcp://127.0.0.1:0"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as server:
+    with Started(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         server.stdout.readline()
         try:
@@ -214,7 +214,7 @@ def typing(*arguments: str) -> Iterator[Typing]:
     command = [*COMMAND, "talk", *arguments]
     environment = os.environ | {"TERM": "dumb"}
     try:
-        with subprocess.Popen(
+        with Started(
             command, cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
         ) as process:
             os.close(theirs)

@@ -17,7 +17,7 @@ from reqtable.dispatch.policies import thread as thread_policy
 from reqtable.dispatch.policies.thread import RequestThread
 from reqtable.loop.process import LOOPS
 from tests.policies import ANY, AsyncWhere, HeldBlocking, StateWhere, Where, empty, held, where
-from tests.support import WAIT_S, Client, served, serving, wait_until
+from tests.support import WAIT_S, Client, Started, served, serving, wait_until
 
 
 @pytest.mark.parametrize("handler", [Where, StateWhere, AsyncWhere])
@@ -337,7 +337,7 @@ threading.Thread(target=lambda: (sys.stdin.readline(), release.set()), daemon=Tr
 )
 def test_the_interpreters_exit_waits_for_threads_that_are_no_daemons(handler: str, dispatch: str, daemon: str) -> None:
     command = [sys.executable, "-c", STAYING, handler, dispatch, daemon]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with Started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         with Client(("127.0.0.1", int(process.stdout.readline()))) as client:

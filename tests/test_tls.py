@@ -28,7 +28,7 @@ from reqtable.config import Certificate, Config, TLSOptions
 from reqtable.net.tls import TLSSocket
 from tests.certificates import AUTHORITY, TLSStream, client_context, write_certificate
 from tests.service import Service
-from tests.support import WAIT_S, Client, open_descriptors, serving, wait_until
+from tests.support import WAIT_S, Client, Started, open_descriptors, serving, wait_until
 from tests.test_cli import run
 from tests.test_examples import program
 
@@ -289,7 +289,7 @@ server = reqtable.TCPServer(("127.0.0.1", 0), STYLES[{index}], dispatch="fork",
 print(server.server_address[1], flush=True)
 server.serve_forever()
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+    with Started([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             address = ("127.0.0.1", int(process.stdout.readline()))

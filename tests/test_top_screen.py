@@ -21,7 +21,7 @@ import pyte
 import pytest
 
 from tests.service import WAIT_S, Service
-from tests.support import Client
+from tests.support import Client, Started, lines_before
 from tests.test_control_commands import Controlled, command, controlled, is_ended, port_of
 
 ROOT = Path(__file__).parent.parent
@@ -375,10 +375,10 @@ def test_one_frame(server: Controlled) -> None:
 def test_frames_in_a_pipe_are_plain_text(server: Controlled) -> None:
     with clients(server, 1):
         words = [sys.executable, "-c", RUN, "top", "--control", server.path, "--interval", str(INTERVAL_S)]
-        with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with Started(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stderr is not None
-            frames = [list(iter(process.stdout.readline, "\n")) for _ in range(3)]
+            frames = [lines_before("\n", process.stdout) for _ in range(3)]
             process.send_signal(signal.SIGINT)
             process.stdout.read()
             assert process.stderr.read() == ""

@@ -23,7 +23,7 @@ from reqtable import Config, ConfigurationError
 from reqtable.dispatch import policy_names
 from tests.restarted import LEDGER, Program, answer_of
 from tests.service import WAIT_S, Load, Service, kill_workers, reload_times, state_of, wait_gone
-from tests.support import Client, slow_but
+from tests.support import Client, Started, slow_but
 from tests.test_cli import ROOT, run
 
 READY = r"(\d+) of \1 workers are ready"
@@ -395,7 +395,7 @@ def test_a_program_has_workers_too(tmp_path: Path) -> None:
         "reqtable.serve(Teller, 'tcp://127.0.0.1:0', workers=2, on_listening=lambda names: print(*names, flush=True))\n"
         "print('ended')\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with Started([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = ("127.0.0.1", int(process.stdout.readline().rpartition(":")[2]))
         with Client(address) as client:
