@@ -43,6 +43,14 @@ def resource_tracker_runs() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def no_proxy() -> Iterator[None]:
+    """Have all clients reach the servers of the tests directly, also on a machine behind a proxy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "127.0.0.1,localhost")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def runtime_folder() -> Iterator[None]:
     """Keep the control sockets of the servers that tests start apart from those of other servers of this user."""
     with tempfile.TemporaryDirectory(prefix="reqtable-") as folder, pytest.MonkeyPatch.context() as patch:

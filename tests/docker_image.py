@@ -110,7 +110,7 @@ def build(dockerfile: Path, folder: Path) -> Stage:
 
 def _base_environment() -> dict[str, str]:
     """Return the variables of a base image: its PATH finds this Python. Pip finds the index that it finds here."""
-    pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "_proxy" in name.lower()}
     path = f"{Path(sys.executable).resolve().parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return {**pip, "HOME": "/root", "PATH": path}
 

@@ -85,7 +85,7 @@ def test_a_chat(tmp_path: Path) -> None:
         def join() -> None:
             address = f"ws://127.0.0.1:{reader.port(8000)}/tea"
             for name in ("ann", "bob"):
-                member = stack.enter_context(connect(address, open_timeout=WAIT_S, proxy=None, ping_interval=None))
+                member = stack.enter_context(connect(address, open_timeout=WAIT_S, ping_interval=None))
                 members.append(member)
                 say(member, name, f"{name} has joined")
             assert members[0].recv(WAIT_S) == "bob has joined"
@@ -105,7 +105,7 @@ def test_the_chat_goes_on_after_a_bad_name(tmp_path: Path, monkeypatch: pytest.M
         address = f"ws://127.0.0.1:{server.server_address[1]}/tea"
 
         def member() -> ClientConnection:
-            return stack.enter_context(connect(address, open_timeout=WAIT_S, proxy=None, ping_interval=None))
+            return stack.enter_context(connect(address, open_timeout=WAIT_S, ping_interval=None))
 
         with ExitStack() as stack:
             nameless, ann, bob = member(), member(), member()

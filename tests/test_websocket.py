@@ -476,7 +476,7 @@ def talking(server: Any, **options: Any) -> Iterator[ClientConnection]:
     """Open a WebSocket to the server, and close it after the block."""
     address = f"ws://127.0.0.1:{server.server_address[1]}/"
     # Without pings of its own: their thread may outlive the client.
-    with connect(address, open_timeout=WAIT_S, proxy=None, ping_interval=None, **options) as client:
+    with connect(address, open_timeout=WAIT_S, ping_interval=None, **options) as client:
         yield client
 
 
