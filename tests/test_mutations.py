@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from reqtable.loop.loop import Loop
+from reqtable.testing import SimulationFailed
+from reqtable.testing.simulation import Report
 from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure
 from tests.mutations.handover import HANDOVER_MUTATIONS
 from tests.mutations.takeover import TAKEOVER_MUTATIONS
@@ -57,3 +59,15 @@ def test_a_test_that_takes_too_long_has_found_nothing(
     monkeypatch.setattr(Loop, "run_once", end_test)
     with pytest.raises(pytest.fail.Exception, match="too long"):
         first_failure(mutation, [0], simulated)
+
+
+def test_what_a_seed_finds_only_once_is_no_bug() -> None:
+    seen: list[int] = []
+
+    def simulated(seed: int) -> None:
+        seen.append(seed)
+        if seen == [0, 1]:
+            raise SimulationFailed(Report(1, problems=["the time limit of a test"]))
+
+    with pytest.raises(AssertionError, match="seed 1 has found this only once: the time limit of a test"):
+        first_failure(MUTATIONS[0], range(3), simulated)
