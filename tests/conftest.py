@@ -16,6 +16,7 @@ import pytest
 from reqtable.testing import FakeClock
 from tests.support import WAIT_S, open_descriptors, reserved_port
 
+SLOW_S = 900  # on a busy machine; a slow test takes up to two minutes
 EXITING_S = 5.0  # how long a thread that has left the list may take to let go of its descriptors
 
 # Every loop checks its invariants after every pass, except in tests that use `unchecked`.
@@ -26,7 +27,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the ba
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest test, so that the other core is busy meanwhile."""
+    """Give slow tests their time, and begin with the longest test, so that the other core is busy meanwhile."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_S))
     items.sort(key=lambda item: item.get_closest_marker("longest") is None)
 
 

@@ -149,7 +149,6 @@ def until(condition: Any) -> None:
 
 @needs_cluster
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_worker_killed_under_load_delays_its_requests_and_fails_none(tmp_path: Path) -> None:
     with together(tmp_path) as made:
         with paused(made.workers):
@@ -189,7 +188,6 @@ def test_a_connection_that_fails_in_any_way_is_tried_again(monkeypatch: pytest.M
 
 @needs_cluster
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_dead_scheduler_is_an_error_for_each_request_until_it_is_back(tmp_path: Path) -> None:
     with together(tmp_path, workers=1) as made:
         with paused(made.workers):
@@ -211,7 +209,6 @@ def test_a_dead_scheduler_is_an_error_for_each_request_until_it_is_back(tmp_path
 
 @needs_cluster
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_a_server_is_restarted_and_one_dies_behind_haproxy(tmp_path: Path) -> None:
     with together(tmp_path) as made:
         restarted = threading.Event()
@@ -237,7 +234,6 @@ def test_a_server_is_restarted_and_one_dies_behind_haproxy(tmp_path: Path) -> No
 
 @needs_cluster
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_one_command_starts_all_of_it_and_ctrl_c_ends_all_of_it() -> None:
     pytest.importorskip("distributed")
     command = [sys.executable, "-m", "examples.cluster", "--port", "0", "--workers", "1"]

@@ -141,7 +141,7 @@ def builds(test: Any) -> Any:
     can_build = pytest.mark.skipif(
         not docker_image.can_build(), reason="needs Linux, root, unshare, nsenter, and the right to mount overlays"
     )
-    return pytest.mark.slow(pytest.mark.timeout(2 * docker_image.STEP_S)(can_build(test)))
+    return pytest.mark.slow(can_build(test))
 
 
 @builds

@@ -43,7 +43,6 @@ def test_the_same_seed_gives_the_same_trace(seed: int, caplog: pytest.LogCapture
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("mutation", HANDOVER_MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_deliberate_bug_is_found(mutation: Mutation, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "reqtable")

@@ -17,7 +17,7 @@ from tests.simulation.handover.workloads import run as run_handover
 from tests.simulation.takeover.workloads import run as run_takeover
 from tests.simulation.workloads import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

@@ -21,7 +21,6 @@ from tests.test_cluster_example import needs_cluster
 
 ROOT = Path(__file__).parent.parent
 PAGE = "docs/how-to/outgrow-one-machine.md"
-MEASURE_S = 800  # on a busy machine; it takes a minute
 EXAMPLE = ROOT / "examples" / "cluster"
 
 
@@ -91,24 +90,20 @@ def test_the_model_of_the_page_runs(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(MEASURE_S + 60)
 @pytest.mark.parametrize("words", MODULES[2:])
 def test_the_figures_of_the_model_are_those_of_the_page(words: tuple[str, ...]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=MEASURE_S, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == MODELLED.text
 
 
 @needs_cluster
 @pytest.mark.slow
-@pytest.mark.timeout(MEASURE_S + 60)
 @pytest.mark.parametrize("words", MODULES[1:2])
 def test_the_measurement_of_the_page_runs(words: tuple[str, ...]) -> None:
     pytest.importorskip("distributed")
     done = subprocess.run(
         [sys.executable, "-m", *words, "--clients", "2", "--rounds", "1"],
-        cwd=ROOT, capture_output=True, text=True, timeout=MEASURE_S, check=True,
+        cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     *heading, _, _, _ = done.stdout.splitlines()
     assert MEASURED.text.startswith("\n".join(heading))

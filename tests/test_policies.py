@@ -270,7 +270,6 @@ def test_no_second_segment_of_a_blocking_handler_waits_for_the_first(dispatch: s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("dispatch", [pytest.param("fork", marks=pytest.mark.longest), "thread"])
 @pytest.mark.usefixtures("unchecked")
 def test_ten_thousand_requests_leave_nothing(dispatch: str) -> None:

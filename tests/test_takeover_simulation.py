@@ -52,7 +52,6 @@ def test_what_was_found(seed: int, caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("mutation", TAKEOVER_MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_deliberate_bug_is_found(mutation: Mutation, caplog: pytest.LogCaptureFixture) -> None:
     # Nothing at all: a captured record has the exception, whose frames have the journal of the simulation that failed.

@@ -23,7 +23,6 @@ def application(environ, start_response):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_nobody_waits_for_a_slow_client():
     uploads, downloads = [], []
     with serving(application, size=4) as server:

@@ -38,7 +38,6 @@ from reqtable.table.table import RequestTable
 from reqtable.testing import SimulationFailed
 from tests.simulation.workloads import run
 
-SEARCH_S = 900  # for all seeds, on a busy machine
 SEEDS = 500
 
 
