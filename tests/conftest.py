@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 import pytest
 
 from reqtable.testing import FakeClock
-from tests.support import WAIT_S, open_descriptors, reserved_port
+from tests.support import WAIT_S, child_processes, open_descriptors, reserved_port
 
 SLOW_S = 900  # on a busy machine; a slow test takes up to two minutes
 EXITING_S = 5.0  # how long a thread that has left the list may take to let go of its descriptors
@@ -72,8 +73,8 @@ def join_workers() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_leaks() -> Iterator[None]:
-    """Check that no descriptor and no thread is left after a test."""
-    descriptors, threads = open_descriptors(), threading.active_count()
+    """Check that no descriptor, no thread and no child process is left after a test."""
+    descriptors, threads, children = open_descriptors(), threading.active_count(), child_processes()
     yield
     join_workers()
     if open_descriptors() > descriptors:
@@ -82,6 +83,8 @@ def nothing_leaks() -> Iterator[None]:
     while open_descriptors() > descriptors and time.monotonic() < until:
         os.sched_yield()  # a thread is no longer listed before it has let go of what it held
     assert threading.active_count() <= threads, threading.enumerate()
+    left = child_processes() - children
+    assert not left, [Path(f"/proc/{pid}/cmdline").read_bytes() or pid for pid in left]
     assert open_descriptors() <= descriptors, sorted(os.readlink(each.path) for each in os.scandir("/proc/self/fd"))
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import IO, Any, AnyStr
 
 import pytest
@@ -216,6 +217,15 @@ def reserved_port() -> Iterator[int]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("", 0))
         yield holder.getsockname()[1]
+
+
+def child_processes() -> set[int]:
+    """Return the children of this process, also those that have ended and were not waited for (proc(5))."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended, or this Linux does not tell
+            found.update(map(int, (task / "children").read_text().split()))
+    return found
 
 
 def open_descriptors() -> int:
