@@ -32,7 +32,7 @@ from reqtable.run.commands.detail import detail_lines
 from reqtable.run.commands.looking import _event_line
 from reqtable.run.commands.rows import COLUMNS, LETTERS
 from reqtable.run.commands.seconds import seconds_of
-from reqtable.run.commands.stuck import GRACE_S
+from reqtable.run.commands.stuck import GRACE_S, killed_text
 from reqtable.table.states import State
 from tests.pages import PAGES, Command, blocks, commands, write_files
 from tests.service import WAIT_S, Service
@@ -457,6 +457,11 @@ def test_a_stuck_worker_is_shown_with_its_age_and_its_stack(workers: Controlled)
         assert f"\nworker {stuck['worker']} was told to end: {limit}" in workers.run("workers").out
         os.kill(stuck["worker"], signal.SIGKILL)  # no other signal gets through to it
         other.close()
+
+
+def test_a_stuck_worker_may_have_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, [{"key": "limits.drain_timeout_s", "value": None}])
+    assert killed_text(Asked("x.sock")) == "no limit of time ends it"
 
 
 def test_the_commands_know_when_a_worker_is_killed() -> None:

@@ -367,9 +367,10 @@ def test_the_command_prints_what_has_moved_and_what_ends_in_the_old_process(tmp_
         assert (done.code, done.err) == (0, "")
         assert done.out.splitlines() == [
             "4988 requests moved to process 4712 in 500ms, frozen 41.4ms at most",
-            "these end in the old process, idle ones after 1 s (drain_idle_s), all after 30 s (drain_timeout_s):",
+            "these end in the old process, within 30 s (drain_timeout_s):",
             "  10  its connection is encrypted",
             "   2  it is red",
+            "of these, a request that waits for input sees end of file after 1 s of silence (drain_idle_s)",
         ]
 
 
@@ -405,10 +406,21 @@ def test_a_check_counts_each_reason(tmp_path: Path) -> None:
         assert run(operator, "set", "limits.drain_idle_s=5", "limits.drain_timeout_s=90").code == 0
         assert run(operator, "restart", "--check").out.splitlines() == [
             "the new code starts, and can go on with 3 requests",
-            "these would end in the old process, idle ones after 5 s (drain_idle_s), all after 90 s (drain_timeout_s):",
+            "these would end in the old process, within 90 s (drain_timeout_s):",
             "  2  it is red",
+            "of these, a request that waits for input would see end of file after 5 s of silence (drain_idle_s)",
         ]
     assert restart.begun == [True]
+
+
+def test_a_drain_may_have_no_limit(tmp_path: Path) -> None:
+    outcome = restart_at("checked", left=5, immovable={"it is red": 2})
+    with controlled(tmp_path, Staged(restart_at("rehearsing"), outcome)) as (_, operator):
+        assert run(operator, "set", "limits.drain_timeout_s=inf", "limits.drain_idle_s=inf").code == 0
+        assert run(operator, "restart", "--check").out.splitlines()[1:] == [
+            "these would end in the old process, without a limit of time (drain_timeout_s):",
+            "  2  it is red",
+        ]
 
 
 def test_a_restart_that_fails_is_status_1_with_the_reason(tmp_path: Path) -> None:

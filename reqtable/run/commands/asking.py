@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -96,6 +97,11 @@ class Asked:
         """Return the answer to a GET; None if the server has no such thing."""
         found = json.loads(b"".join(self._answer("GET", place, also=_NOT_FOUND)))
         return None if found.keys() == {"error"} else found
+
+    def limit_s(self, name: str) -> float:
+        """Return a limit of the server in seconds; inf if there is none."""
+        [value] = [each["value"] for each in self.get("/v1/config") if each["key"] == f"limits.{name}"]
+        return inf if value is None else float(value)  # JSON has no number for it
 
     def send(self, method: str, place: str, body: Mapping[str, Any], also: int | None = None) -> Any:
         """Return the answer to a request with a body. The status `also` is no error."""

@@ -17,7 +17,7 @@ from reqtable.run.commands.completing import list_of
 from reqtable.run.commands.finding import CouldNotAsk
 from reqtable.run.commands.restart import restart_text, taken_text
 from reqtable.run.commands.shown import Column
-from reqtable.run.commands.stuck import killed_after_s, place_of, stack_lines, stuck_in
+from reqtable.run.commands.stuck import killed_text, place_of, stack_lines, stuck_in
 
 _SERVERS = [
     Column("handler", lambda row: shown.text(row["handler"])),
@@ -134,12 +134,12 @@ def workers_command(server: Asked, as_json: bool) -> None:
         shown.print_lines(f"  {shown.text(line)}" for line in stack_lines(each["stack"]))
     if stuck:
         click.echo()
-        limit = shown.age(killed_after_s(server))
+        end = killed_text(server)
         for each in stuck:
             if each["phase"] == _LEAVING:
-                click.echo(f"worker {each['worker']} was told to end: it is killed after {limit}")
+                click.echo(f"worker {each['worker']} was told to end: {end}")
             else:
-                click.echo(f"reqtable drain --worker {each['worker']} replaces it: it is killed after {limit}")
+                click.echo(f"reqtable drain --worker {each['worker']} replaces it: {end}")
 
 
 # -- events -----------------------------------------------------------------------------------------------------------

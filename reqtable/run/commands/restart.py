@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from math import inf
 from typing import Any
 
 import click
@@ -40,7 +41,7 @@ def restart_command(server: Asked, as_json: bool, check: bool) -> None:
     """
     server.tell_found()
     server.wait_at_most(_SILENT_S)
-    drains = "" if as_json else _drains_text(server)
+    limits = _drain_limits(server)  # now: the old process may be gone later
     found: dict[str, Any] = {}
     shows = not as_json and sys.stderr.isatty()
     try:
@@ -57,20 +58,18 @@ def restart_command(server: Asked, as_json: bool, check: bool) -> None:
     if as_json:
         print_json(found)
     elif found["problem"] is None:
-        shown.print_lines(_outcome(found, check, drains))
+        shown.print_lines(_outcome(found, check, *limits))
     if found["problem"] is not None:
         effect = "a restart would fail" if check else "not restarted, the old process goes on"
         raise click.ClickException(f"{effect}: {shown.text(found['problem'])}")
 
 
-def _drains_text(server: Asked) -> str:
-    """Return when the requests that can't move end: the old process drains by its own configuration."""
-    values = {each["key"]: each["value"] for each in server.get("/v1/config")}
-    idle_s, most_s = float(values["limits.drain_idle_s"]), float(values["limits.drain_timeout_s"])
-    return f"idle ones after {idle_s:g} s (drain_idle_s), all after {most_s:g} s (drain_timeout_s)"
+def _drain_limits(server: Asked) -> tuple[float, float]:
+    """Return `drain_timeout_s` and `drain_idle_s` of the old process, by which the requests end that can't move."""
+    return server.limit_s("drain_timeout_s"), server.limit_s("drain_idle_s")
 
 
-def _outcome(found: Mapping[str, Any], is_check: bool, drains: str) -> Iterator[str]:
+def _outcome(found: Mapping[str, Any], is_check: bool, most_s: float, idle_s: float) -> Iterator[str]:
     immovable: dict[str, int] = found["immovable"]
     if is_check:
         yield f"the new code starts, and can go on with {counted(found['left'] - sum(immovable.values()), 'request')}"
@@ -79,8 +78,12 @@ def _outcome(found: Mapping[str, Any], is_check: bool, drains: str) -> Iterator[
         frozen = f", frozen {shown.brief(found['longest_freeze_s'])} at most" if found["moved"] else ""
         yield f"{moved} moved to process {found['pid']} in {took}{frozen}"
     if immovable:
-        yield f"{'these would end' if is_check else 'these end'} in the old process, {drains}:"
+        within = f"within {most_s:g} s" if most_s < inf else "without a limit of time"
+        yield f"{'these would end' if is_check else 'these end'} in the old process, {within} (drain_timeout_s):"
         yield from immovable_lines(immovable)
+        if idle_s < most_s:
+            sees = f"{'would see' if is_check else 'sees'} end of file after {idle_s:g} s of silence (drain_idle_s)"
+            yield f"of these, a request that waits for input {sees}"
     if found["refused"]:
         yield "the new code has refused these, so they end in the old process:"
         yield from (f"  {shown.text(each)}" for each in found["refused"])

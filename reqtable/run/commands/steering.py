@@ -12,7 +12,7 @@ from reqtable.run.commands import shown
 from reqtable.run.commands.asking import Asked, asks, print_json, print_json_array
 from reqtable.run.commands.completing import known_keys, known_workers, one_of
 from reqtable.run.commands.serving import LEVELS
-from reqtable.run.commands.stuck import killed_after_s, stuck_in
+from reqtable.run.commands.stuck import killed_text, stuck_in
 from reqtable.table.words import counted
 
 _LEVELS = (*LEVELS, "critical")
@@ -42,10 +42,8 @@ def drain_command(server: Asked, as_json: bool, worker: int | None, stay: bool) 
     if as_json:
         print_json(answer)
     elif worker in [each["worker"] for each in stuck_in(known)]:
-        limit = shown.age(killed_after_s(server))
-        click.echo(
-            f"worker {worker} is stuck, and can't drain: another one takes its place; it is killed after {limit}"
-        )
+        end = killed_text(server)
+        click.echo(f"worker {worker} is stuck, and can't drain: another one takes its place; {end}")
     elif worker is not None:
         click.echo(f"worker {worker} drains, and another one takes its place")
     else:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
+
+from reqtable.run.commands import shown
 
 GRACE_S = 5.0  # how long after its time to drain the supervisor kills a worker
 
@@ -15,9 +18,9 @@ _OWN = f"{Path(__file__).parents[2]}/"
 
 
 class Answering(Protocol):
-    """Describes a server that answers to a GET."""
+    """Describes a server that tells its limits."""
 
-    def get(self, place: str, **query: Any) -> Any: ...
+    def limit_s(self, name: str) -> float: ...
 
 
 def stuck_in(workers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -25,10 +28,10 @@ def stuck_in(workers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [each for each in workers if each.get("is_stuck")]
 
 
-def killed_after_s(server: Answering) -> float:
-    """Return how many seconds after its order to end a worker is killed."""
-    values = {each["key"]: each["value"] for each in server.get("/v1/config")}
-    return float(values["limits.drain_timeout_s"]) + GRACE_S
+def killed_text(server: Answering) -> str:
+    """Say how long after its order to end a stuck worker is killed."""
+    drain_s = server.limit_s("drain_timeout_s")
+    return f"it is killed after {shown.age(drain_s + GRACE_S)}" if drain_s < inf else "no limit of time ends it"
 
 
 def stack_lines(lines: Sequence[str]) -> list[str]:
