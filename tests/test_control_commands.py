@@ -815,6 +815,15 @@ def test_the_environment_names_the_socket(server: Controlled, monkeypatch: pytes
     assert json.loads(command("workers", "--json").out)[0]["worker"] == server.pid
 
 
+def test_the_environment_names_one_server_by_its_port(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with usual() as service, usual():
+        monkeypatch.setenv("REQTABLE_CONTROL", f":{service.address[1]}")
+        for words in (("stats", "--json"), ("top", "--json", "--once", "--interval", "0.1")):
+            done = command(*words)
+            assert (done.code, done.err) == (0, "")
+            assert f'"worker": {service.pid}' in done.out
+
+
 def test_a_server_without_a_control_socket(empty: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REQTABLE_CONTROL", str(tmp_path / "unused.sock"))
     with Service("--no-control", workers=None, handler=LINES) as service, Client(service.address) as client:

@@ -620,6 +620,19 @@ def test_a_server_that_does_not_answer_is_looked_for_again_unless_a_path_was_giv
     assert set(found._asked) == {"2", "3"}, "none runs now: the ones before are asked on"
 
 
+def test_a_server_that_is_named_by_its_port_is_looked_for_again_after_a_restart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    running = [Found("/run/1.sock", 1, "reqtable serve")]
+    monkeypatch.setattr("reqtable.run.commands.finding.running", lambda: running)
+    monkeypatch.setattr("reqtable.run.commands.asking._addresses_of", lambda _: ["127.0.0.1:80"])
+    named = Servers([":80"])
+    for path in ("/run/1.sock", "/run/2.sock"):
+        with pytest.raises(Unanswered, match=f"^{path}: there is no such socket"):
+            named.look(Model().wanted())
+        running[:] = [Found("/run/2.sock", 2, "reqtable serve")]
+
+
 # -- several servers --------------------------------------------------------------------------------------------------
 
 

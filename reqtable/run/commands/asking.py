@@ -237,11 +237,15 @@ def _handles(pid: int, number: int) -> bool:
     return bool(caught) and bool(int(caught[0], 16) >> (number - 1) & 1)
 
 
+class _Named(click.Path):
+    """A server, of which the shell completes the path. The variable names one, with any colon in it: `:7000`."""
+
+    envvar_list_splitter = "\0"  # no variable has it
+
+
 def control_option(**given: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option `--control`."""
-    return click.option(
-        "--control", metavar="SERVER", envvar=CONTROL_VARIABLE, type=click.Path(readable=False), **given
-    )
+    return click.option("--control", metavar="SERVER", envvar=CONTROL_VARIABLE, type=_Named(readable=False), **given)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -40,7 +40,7 @@ class Servers:
         found = _each(self._asked, lambda name, asked: _look(asked, _wanted_of(wanted, name)))
         samples = {name: each for name, each in found.items() if isinstance(each, Sample)}
         problems = {name: each.format_message() for name, each in found.items() if not isinstance(each, Sample)}
-        if problems and not self._paths:
+        if problems:
             self._find_again()
         if not samples:
             raise Unanswered("; ".join(problems.values()))
