@@ -431,6 +431,8 @@ def test_a_thing_that_can_not_be_looked_at_is_no_candidate(tmp_path: Path) -> No
         (["serve", NOTES, "--dispatch", "magic"], 2, ["'magic'", "greenlet", "inline"]),
         (["states", "examples/echo.py:AsyncEcho"], 2, ["AsyncEcho is not a state machine", "StateRequestHandler"]),
         (["nosuch"], 2, ["nosuch"]),
+        (["serve", NOTES, "--log-file", "/absent/x.log"], 1, ["reqtable: /absent/x.log: no such file or directory"]),
+        (["new", f"{'long' * 70}.py"], 1, [f"{'long' * 70}.py: file name too long"]),
     ],
 )  # fmt: skip
 def test_an_error_is_one_line_that_names_it_and_the_mend(arguments: list[str], code: int, words: list[str]) -> None:

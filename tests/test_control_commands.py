@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import click
 import pytest
 
+from reqtable.control.joining import summed
 from reqtable.control.listening import default_path, folders
 from reqtable.run import known_worker
 from reqtable.run.cli import cli, main
@@ -144,7 +145,21 @@ def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_process_that_has_handed_over_is_not_asked(empty: Path) -> None:
-    """A restart has the old process start the new one. The old one may go on for a while, to end its last requests."""
+    """A restart has the old process start the new one. The old one goes on for a while, to end its last requests."""
+    blocking = Service("--log-level", "debug", workers=None, handler="tests/sticking.py:Blocking")
+    with blocking as old, Client(old.address) as client:
+        old.wait_for("control: listening")
+        assert client.ask(b"x\n") == b"x\n"
+        assert command("set", "limits.drain_idle_s=60").code == 0
+        outcome = json.loads(command("restart", "--json").out)
+        assert (outcome["problem"], outcome["left"]) == (None, 1)
+        assert [row["worker"] for row in json.loads(command("workers", "--json").out)] == [outcome["pid"]]
+        [row] = json.loads(command("ps", "--json", "--control", old.pid).out)
+        assert row["handler"] == "Blocking"
+        assert command("drain").code == 0
+
+
+def test_a_server_that_another_one_has_started_does_not_take_its_place(empty: Path) -> None:
     serve = ["serve", "examples/notes.py:Notes", "--bind", "tcp://127.0.0.1:0"]
     program = (
         "import subprocess, sys; from reqtable.run.cli import main\n"
@@ -158,11 +173,9 @@ def test_a_process_that_has_handed_over_is_not_asked(empty: Path) -> None:
         try:
             assert old.stdout is not None
             ports = {old.stdout.readline().rpartition(":")[2].strip() for _ in range(2)}
-            found = json.loads(command("stats", "--json").out)
-            assert found["servers"][0]["address"].rpartition(":")[2] in ports
-            [pid] = {row["worker"] for row in json.loads(command("workers", "--json").out)}
-            assert pid != old.pid
-            assert command("stats", "--control", str(old.pid)).code == 0
+            assert command("stats").err.endswith(" or by the port of a bind, as in --control :7000\n")
+            for port in ports:
+                assert json.loads(command("stats", "--json", "--control", f":{port}").out)["servers"]
         finally:
             old.terminate()
         assert old.wait(WAIT_S) == 0
@@ -750,6 +763,9 @@ def test_several_servers_are_listed(empty: Path) -> None:
             [str(each.pid), str(empty / f"{each.pid}.sock")] for each in (one, two)
         )
         assert all(LINES in line for line in listed)
+        assert command("talk").err == (
+            "reqtable: 2 servers are running: name the ADDRESS, such as tcp://127.0.0.1:7000\n"
+        )
         assert completed("show", "") == [], "and nothing on the prompt"
         for named in (two.pid, f":{two.address[1]}", empty / f"{two.pid}.sock"):
             assert json.loads(command("workers", "--json", "--control", named).out)[0]["worker"] == two.pid
@@ -899,6 +915,33 @@ def test_a_server_whose_loop_is_held_up(server: Controlled, monkeypatch: pytest.
         server.wait_for("INFO 1 request$")  # not "request 1: 1 request", though its step is running
     server.process.kill()
     server.wait()
+
+
+def test_a_server_that_is_held_up_is_not_said_to_be_absent(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Asked.__init__, "__defaults__", (0.2,))
+    held = Service("--log-level", "debug", workers=None, handler=LINES)
+    with held as service, Client(service.address) as client:
+        service.wait_for("control: listening")
+        client.send(b"hold\n")
+        until(lambda: command("ps").code == 3)
+        done = command("talk")
+        assert (done.code, done.out) == (3, "")
+        assert "the server does not answer within 0.2 s: its loop is held up" in done.err
+        port = service.address[1]
+        assert command("ps", "--control", f":{port}").err == (
+            f"reqtable: no server of this user has port {port}: these processes have sockets in {empty}: "
+            f"{service.pid}; the ports of {service.pid} are not known, as no answer has come\n"
+        )
+        service.process.kill()
+        service.wait()
+
+
+def test_no_worker_answers(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with usual() as service:
+        monkeypatch.setattr(Asked, "get", lambda *_: summed([]))
+        assert command("stats") == Done(3, "", "reqtable: no worker answers: see reqtable workers\n")
+        assert command("kill", 99).err == f"the only server is process {service.pid}: no worker answers\n"
+        assert command("talk").err.startswith("reqtable: no worker of the server answers: name the ADDRESS, such as ")
 
 
 def test_a_program_that_the_signal_would_end_gets_no_such_advice() -> None:

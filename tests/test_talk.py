@@ -63,7 +63,9 @@ def test_it_sends_what_is_piped_and_prints_until_the_server_closes() -> None:
 
 def test_lines_may_end_by_crlf() -> None:
     with served(Answers) as server:
-        assert talk(b"one\ntwo", "--crlf", where(server)).stdout == b"got b'one\\r\\n'\ngot b'two\\r\\n'\n2, then b''\n"
+        for sent in (b"one\ntwo", b"one\r\ntwo\r\n"):
+            done = talk(sent, "--crlf", where(server))
+            assert done.stdout == b"got b'one\\r\\n'\ngot b'two\\r\\n'\n2, then b''\n"
 
 
 def test_bytes_may_be_hexadecimal() -> None:

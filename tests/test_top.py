@@ -10,6 +10,7 @@ from typing import Any
 import click
 import pytest
 
+from reqtable.control.joining import summed as joined
 from reqtable.control.query import ORDERS, QueryError
 from reqtable.run.commands import servers
 from reqtable.run.commands.finding import Found
@@ -389,7 +390,7 @@ def test_the_request_of_a_stuck_worker_has_not_ended() -> None:
 def test_no_worker_answers() -> None:
     model = Model()
     stuck = {"worker": WORKER, "is_stuck": True, "heard_s": 12.0, "stack": []}
-    answer(model, [], {"workers": []}, workers=[stuck])
+    answer(model, [], joined([]), workers=[stuck])
     lines = screen(model)
     assert lines[1] == "requests  -"
     assert f"workers   {WORKER} STUCK 12.0s" in lines

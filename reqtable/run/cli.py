@@ -33,6 +33,7 @@ from reqtable.run.commands.talk import talk_command
 from reqtable.run.commands.top import top_command
 from reqtable.run.commands.wsgi import wsgi_command
 from reqtable.server.operator import HANDOVER_VARIABLE
+from reqtable.table.addresses import printable
 from reqtable.table.errors import ConfigurationError, HandlerError
 from reqtable.table.tracebacks import account_of, shown, trim
 
@@ -103,10 +104,16 @@ def _run(arguments: list[str] | None) -> int:
         if not trim(error):
             if not isinstance(error, OSError):
                 raise
-            _complain(error.strerror or str(error))
+            _complain(_account_of_os(error))
             return FAILURE
         _complain(account_of(error), cause=error)  # such as that of an `on_start`
         return FAILURE
+
+
+def _account_of_os(error: OSError) -> str:
+    """Return what the system has refused, after the file if it was about one."""
+    said = error.strerror or str(error)
+    return said if error.filename is None else f"{printable(error.filename)}: {said.lower()}"
 
 
 def _complain(message: str, cause: BaseException | None = None) -> None:

@@ -73,13 +73,17 @@ class Asked:
     def tell_found(self) -> None:
         """If no server was named, say on standard error which one was found: the command changes it."""
         if not self._named:
-            served = ", ".join(
-                f"{shown.text(each['handler'])} at {shown.text(each['address'])}" for each in self._served()
-            )
-            click.echo(f"the only server is {served}, process {self._found.pid}", err=True)
+            named = [f"{shown.text(each['handler'])} at {shown.text(each['address'])}" for each in self.served()]
+            process = f"process {self._found.pid}" if named else f"process {self._found.pid}: no worker answers"
+            click.echo(f"the only server is {', '.join([*named, process])}", err=True)
 
-    def _served(self) -> Any:
-        return self.get("/v1/stats")["servers"]
+    def served(self) -> list[Any]:
+        """Return what the server serves, as a list of mappings with a `handler` and an `address`.
+
+        The list is empty if the server has workers, but none answers.
+        """
+        found: list[Any] = self.get("/v1/stats")["servers"]
+        return found
 
     def wait_at_most(self, seconds: float) -> None:
         """From now on, give the server so many seconds for an answer."""
@@ -157,7 +161,7 @@ class Asked:
 def _addresses_of(path: str) -> list[str]:
     """Return where the server listens whose control socket is at `path`; nothing if it does not answer."""
     try:
-        return [each["address"] for each in Asked(path)._served()]
+        return [each["address"] for each in Asked(path).served()]
     except click.ClickException:
         return []
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import click
 
 from reqtable.control.listening import folder_of, folders, remove_if_left, usual_sockets
+from reqtable.server.operator import HANDOVER_VARIABLE
 from reqtable.table.addresses import printable
 
 _CONNECT_S = 2.0
@@ -63,23 +64,30 @@ def found_server() -> Found:
 def path_of(named: str, addresses_of: Callable[[str], Sequence[str]]) -> str:
     """Return the control socket that `named` means: the path itself, `:PORT` of a bind, or the number of a process.
 
-    `addresses_of(path)` asks a server where it listens. Raises CouldNotAsk if no such server is running.
+    `addresses_of(path)` asks a server where it listens, and returns nothing if the server does not answer. Raises
+    CouldNotAsk if no such server is found.
     """
     if not re.fullmatch(r":?\d+", named):
         return named
     servers = _some_running()
+    silent: list[Found] = []
     if named.isdecimal():
-        chosen = [each.path for each in servers if each.pid == int(named)]
+        chosen = [each for each in servers if each.pid == int(named)]
         what = f"process {named}"
     else:
-        serving = _serving(servers)
-        chosen = [each.path for each in serving if any(at.endswith(named) for at in addresses_of(each.path))]
+        known = {each: addresses_of(each.path) for each in _serving(servers)}
+        chosen = [each for each, addresses in known.items() if any(at.endswith(named) for at in addresses)]
+        silent = [each for each, addresses in known.items() if not addresses]
         what = f"port {named[1:]}"
     if len(chosen) != 1:
-        pids = ", ".join(str(each.pid) for each in servers)
         found = f"{len(chosen)} servers have {what}" if chosen else f"no server of this user has {what}"
-        raise CouldNotAsk(f"{found}: these processes have sockets in {_looked_in()}: {pids}")
-    return chosen[0]
+        unknown = f"; the ports of {_pids(silent)} are not known, as no answer has come" if silent else ""
+        raise CouldNotAsk(f"{found}: these processes have sockets in {_looked_in()}: {_pids(servers)}{unknown}")
+    return chosen[0].path
+
+
+def _pids(servers: list[Found]) -> str:
+    return ", ".join(str(each.pid) for each in servers)
 
 
 def found_paths() -> list[str]:
@@ -99,13 +107,18 @@ def _some_running() -> list[Found]:
 
 def _serving(servers: list[Found]) -> list[Found]:
     """Leave out processes that only end their last requests: a restart has each start the process that replaces it."""
-    parents = {_parent_of(each.pid) for each in servers}
-    return [each for each in servers if each.pid not in parents]
+    replaced = {_replaced_by(each.pid) for each in servers}
+    return [each for each in servers if each.pid not in replaced]
 
 
-def _parent_of(pid: int) -> int:
-    """Return the number of the process that has started `pid` (proc_pid_stat(5)); 0 if that can't be found out."""
+def _replaced_by(pid: int) -> int:
+    """Return the number of the process whose place `pid` has taken; 0 if there is none, or if that is not known.
+
+    That process has started `pid`, with a variable that tells `pid` from other processes (proc_pid_environ(5)).
+    """
     try:
+        if HANDOVER_VARIABLE.encode() not in Path(f"/proc/{pid}/environ").read_bytes():
+            return 0
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, ValueError):
         return 0

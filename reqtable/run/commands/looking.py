@@ -81,7 +81,7 @@ def stats_command(server: Asked, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    if "loop" not in found:
+    if found.get("workers") == []:
         raise CouldNotAsk("no worker answers: see reqtable workers")
     shown.print_lines(shown.pairs(_stats(found, took_s)))
     click.echo()

@@ -12,7 +12,7 @@ from ssl import SSLCertVerificationError
 import click
 
 from reqtable.run.commands.asking import Asked
-from reqtable.run.commands.finding import CouldNotAsk
+from reqtable.run.commands.finding import CouldNotAsk, SeveralRun, found_server
 from reqtable.run.talking import Talk, Where, in_lines, talk_to_person
 from reqtable.table.addresses import printable
 
@@ -43,7 +43,7 @@ def talk_command(address: str | None, crlf: bool, as_hex: bool, insecure: bool) 
     except (OSError, UnicodeError) as error:
         raise _NotConnected(f"can't connect to {printable(text)}: {_why(error)}") from None
     is_person = sys.stdin is not None and sys.stdin.isatty()
-    encode_line = _from_hex if as_hex else (lambda line: line + (b"\r\n" if crlf else b"\n"))
+    encode_line = _from_hex if as_hex else _with_crlf if crlf else (lambda line: line + b"\n")
     try:
         with own:
             if is_person:
@@ -70,20 +70,28 @@ def _why(error: OSError | UnicodeError) -> str:
 
 def _only_bind() -> str:
     """Return the address of the only bind of the only server that is running."""
+    mend = "name the ADDRESS, such as tcp://127.0.0.1:7000"
     try:
-        servers = Asked(None).get("/v1/stats")["servers"]
+        path = found_server().path
+    except SeveralRun as error:
+        raise click.UsageError(f"{len(error.servers)} servers are running: {mend}") from None
     except CouldNotAsk:
-        raise click.UsageError(
-            "no server of this user is running: name the ADDRESS, such as tcp://127.0.0.1:7000"
-        ) from None
-    addresses = [each["address"] for each in servers]
-    if len(addresses) != 1:
+        raise click.UsageError(f"no server of this user is running: {mend}") from None
+    addresses = [str(each["address"]) for each in Asked(path).served()]
+    if not addresses:
+        raise click.UsageError(f"no worker of the server answers: {mend}")
+    if len(addresses) > 1:
         raise click.UsageError(f"the server has several binds: name one ADDRESS of {', '.join(addresses)}")
-    return str(addresses[0])
+    return addresses[0]
 
 
 def _standard_input() -> int:
     return os.open(os.devnull, os.O_RDONLY) if sys.stdin is None else sys.stdin.fileno()
+
+
+def _with_crlf(line: bytes) -> bytes:
+    """Return a line that ends by CR LF. One that was piped may have its CR already."""
+    return line.removesuffix(b"\r") + b"\r\n"
 
 
 def _from_hex(line: bytes) -> bytes:

@@ -173,7 +173,7 @@ class Model:
 
     def stats(self) -> Mapping[str, Any]:
         """Return the statistics of what is shown: of a worker, of a server, or of all. Empty if there are none."""
-        if self.sample is None or "loop" not in self.sample.stats:  # no worker has answered
+        if self.sample is None or not own_stats(self.sample.stats):  # no worker has answered
             return {}
         if self.worker is None and self.control is None:
             return self.sample.stats
