@@ -274,7 +274,7 @@ def test_one_in_use_takes_back_what_was_bound_before_it(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         bind = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(OSError, match="address already in use: stop what uses it"):
+        with pytest.raises(OSError, match="address already in use by this process itself: choose another one"):
             reqtable.serve(Echo, f"unix://{tmp_path}/x.sock", bind)
     assert list(tmp_path.iterdir()) == []
 

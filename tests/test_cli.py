@@ -535,8 +535,10 @@ def test_a_port_in_use_is_named() -> None:
         bind = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         result = run("serve", NOTES, "--bind", bind)
     assert result.returncode == 1
-    assert (
-        result.stderr == f"reqtable: bind '{bind}': address already in use: stop what uses it, or choose another one\n"
+    name = Path("/proc/self/comm").read_text().rstrip()
+    assert result.stderr == (
+        f"reqtable: bind '{bind}': address already in use by {name} (process {os.getpid()}): "
+        "stop it, or choose another one\n"
     )
 
 

@@ -195,7 +195,7 @@ def test_a_function_may_bind_its_server_where_it_should_be(unused_port: int) -> 
         assert address[1] == unused_port
         assert ask(address) == b"localhost %d 127.0.0.1" % unused_port
         bind = f"tcp://127.0.0.1:{unused_port}"
-        said = f"^\\[Errno {errno.EADDRINUSE}\\] bind '{bind}': address already in use: stop what uses it"
+        said = f"^\\[Errno {errno.EADDRINUSE}\\] bind '{bind}': address already in use by this process itself"
         for each in (bound, site):
             with pytest.raises(OSError, match=said):
                 reqtable.serve(each, bind)
@@ -508,7 +508,7 @@ def test_an_address_in_use_is_named_and_the_servers_before_it_are_closed(tmp_pat
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = f"tcp://127.0.0.1:{other.getsockname()[1]}"
         for served, options in ((OwnServer, {}), (site, {}), (socketserver.TCPServer, {"handler": Upper})):
-            with pytest.raises(OSError, match="in use: stop what uses it") as caught:
+            with pytest.raises(OSError, match="in use by this process itself: choose another one") as caught:
                 reqtable.serve(served, f"unix://{tmp_path}/x.sock", taken, **options)
             assert str(caught.value.strerror).startswith(f"bind {taken!r}: ")
             del caught

@@ -169,5 +169,9 @@ def blamed_on(endpoint: Endpoint) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FORBIDDEN:
             raise endpoint.bind.error(f"{reason_of(error)}: choose an address that this user may use") from error
-        mend = "stop what uses it, or choose another one" if error.errno == errno.EADDRINUSE else "choose another one"
-        raise OSError(error.errno, f"bind {endpoint.bind.text!r}: {reason_of(error)}: {mend}") from error
+        mend = ": choose another one"
+        if error.errno == errno.EADDRINUSE:
+            from reqtable.net.port_holder import mend_of_use  # only here: most binds succeed
+
+            mend = mend_of_use(endpoint.kind, endpoint.address)
+        raise OSError(error.errno, f"bind {endpoint.bind.text!r}: {reason_of(error)}{mend}") from error
