@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,14 +14,14 @@ from typing import Any
 from reqtable.config import CONFIG_VARIABLE, DEFAULT, Config, chosen_dispatch, from_environment, given_or_found
 from reqtable.config.import_string import check_not_importing
 from reqtable.dispatch import is_resumable
+from reqtable.run.alone import Alone
 from reqtable.run.endpoints import Endpoint, find_endpoints
 from reqtable.run.listening import name_of, open_server, remover
 from reqtable.run.operated import OPERATORS
 from reqtable.run.served import maker_of
-from reqtable.run.signals import Progress, begin_restart, handled_by, in_main_thread, log_table
-from reqtable.run.systemd import Notifier
+from reqtable.run.signals import in_main_thread
 from reqtable.server.engine import Engine
-from reqtable.server.operator import HANDOVER_VARIABLE, Operator, Restarting
+from reqtable.server.operator import HANDOVER_VARIABLE, Operator
 from reqtable.table.errors import ConfigurationError
 from reqtable.table.snapshot import handler_name
 
@@ -105,7 +104,7 @@ def _run(
             engine.post(say)
         else:
             inherited.attach(engine)
-        _serve_alone(engine, operator, inherited)
+        Alone(engine, operator, inherited).run()
     else:
         from reqtable.run.supervisor import Supervisor  # only here, because it needs msgspec
 
@@ -216,98 +215,3 @@ def _say(text: str) -> None:
         serving_log.info("%s", text)
     elif sys.stderr is not None:
         print(text, file=sys.stderr, flush=True)
-
-
-def _serve_alone(engine: Engine, operator: Operator, inherited: Any) -> None:
-    """Serve in this process. In the main thread, where Python delivers signals, handle them.
-
-    `inherited` is what comes from the process before; None if there is none.
-
-    SIGINT stops, SIGTERM drains (a second one stops), SIGHUP reloads, SIGUSR1 logs the table, SIGUSR2 restarts. A step
-    can hold up the loop for ever, so a second stop interrupts the step.
-    """
-    notifier = Notifier(engine)
-    restart = operator.restart = _restart_of(engine, operator, notifier)
-    if inherited is not None:
-        operator.takers = inherited.takers
-        operator.restart.counts.update(inherited.restarts)  # type: ignore[union-attr]  # there is msgspec
-    draining: list[bool] = []
-    stopping: list[bool] = []
-
-    def stop(*_: object) -> None:
-        if stopping:
-            raise KeyboardInterrupt
-        stopping.append(True)
-        engine.stop()
-
-    def drain() -> None:
-        if inherited is not None:
-            inherited.stop()
-        if restart is None or not restart.stop():
-            operator.drain(False, "; SIGTERM again ends at once", Progress())
-
-    def terminate(*_: object) -> None:
-        if draining:
-            stop()
-        else:
-            draining.append(True)
-            operator.announce_drain()
-            engine.post(notifier.stopping, "draining")
-            engine.post(drain)
-
-    handlers: dict[int, Callable[..., Any]] = {
-        signal.SIGINT: stop,
-        signal.SIGTERM: terminate,
-        signal.SIGUSR1: lambda *_: log_table(engine),
-        signal.SIGHUP: lambda *_: engine.post(_reload, operator, notifier),
-        signal.SIGUSR2: lambda *_: engine.post(begin_restart, restart),
-    }
-    _tell_systemd(engine, notifier, inherited)
-    with handled_by(engine, handlers if in_main_thread() else {}):
-        try:
-            engine.serve_forever()
-        except KeyboardInterrupt:
-            if not stopping:
-                raise
-            log.warning("interrupted while the loop was held up")
-    if inherited is not None:
-        inherited.stop()
-    if restart is not None:
-        restart.close()
-    notifier.stopping("ending")
-    for server in engine.servers:
-        engine.end_requests(server)  # or closing would wait for children until their clients leave
-
-
-def _tell_systemd(engine: Engine, notifier: Notifier, inherited: Any) -> None:
-    """Tell systemd once this process serves. Until then, the process before speaks for the service, if there is one."""
-    if inherited is None:
-        engine.post(notifier.ready, "serving")
-        engine.post(notifier.feed_watchdog)
-    else:
-        notifier.hold()
-        engine.serving.on_listen.append(notifier.begin)
-        inherited.on_abort = notifier.hold
-
-
-def _restart_of(engine: Engine, operator: Operator, notifier: Notifier) -> Restarting | None:
-    """Return what restarts the program; None without the package msgspec."""
-    try:
-        from reqtable.run.restarting import Restart
-    except ImportError:
-        return None
-    return Restart(engine, operator, notifier)
-
-
-def _reload(operator: Operator, notifier: Notifier) -> None:
-    """In the loop: read the configuration and apply it, or keep the one before if it can't be applied."""
-    notifier.reloading()
-    try:
-        operator.reload()
-    except ConfigurationError as error:
-        log.error("the new configuration was refused, the old one stays in force: %s", error)
-    else:
-        log.info("the configuration was read again")
-        if operator.config.workers is not None:
-            log.warning("workers = %d: restart to serve with workers", operator.config.workers)
-    notifier.ready("serving")

@@ -19,7 +19,7 @@ from reqtable.run.supervised import StackFile
 from reqtable.run.systemd import Notifier
 from reqtable.run.takeovers import AnyStandby, Takeovers
 from reqtable.run.taking_place import TakingPlace
-from reqtable.run.worker import HANDLED, work
+from reqtable.run.worker import HANDLED, Work
 from reqtable.run.worker_moves import WorkerMoves
 from reqtable.server.engine import Engine
 from reqtable.server.operator import Operator
@@ -98,6 +98,7 @@ class Starter:
         pairs: Sequence[socket.socket],
     ) -> NoReturn:
         supervisor, served = self._supervisor, self._served
+        servers: list[Any] = list(served.servers)
         status = 1
         try:
             supervisor.engine.abandon(None)
@@ -117,7 +118,10 @@ class Starter:
             moves = WorkerMoves(operator, ends.moves)
             if place is not None and place.is_held:
                 moves.take(pairs, place.is_direct)
-            work(operator, ends, min(_BEAT_S, watchdog_s / 4), unblock, standby.restore, moves.moves_on)
+            for server in servers:
+                server._make_policies_again()
+            standby.restore(served)
+            Work(operator, ends, min(_BEAT_S, watchdog_s / 4), moves.moves_on).run(unblock)
             status = 0
         except ConfigurationError as error:
             log.error("worker %d: %s", os.getpid(), error)

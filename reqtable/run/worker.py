@@ -12,7 +12,6 @@ from reqtable.control.desk import Desk
 from reqtable.control.operations import Target
 from reqtable.loop.poller import Descriptor, Poller
 from reqtable.run.signals import log_table
-from reqtable.server.engine import Engine
 from reqtable.server.operator import Operator
 from reqtable.table.states import READ
 
@@ -65,60 +64,58 @@ class Ends(Protocol):
     def line(self) -> socket.socket: ...
 
 
-def work(
-    operator: Operator,
-    ends: Ends,
-    beat_s: float,
-    unblock: Callable[[], Any],
-    restore: Callable[[Engine], None],
-    moves_on: Callable[[], bool],
-) -> None:
-    """Serve until told to end, or until the supervisor is gone. Signals are blocked until this calls `unblock()`.
+class Work:
+    """Serves in a worker until the worker is told to end, or until the supervisor is gone.
 
-    `restore(engine)` takes over the requests of another worker, before the loop runs. If the supervisor is gone, drain,
-    unless the requests move to another process: `moves_on` says so.
+    If the supervisor is gone, the worker drains, unless its requests move to another process: `moves_on` says so.
     """
-    engine = operator.engine
-    servers: list[Any] = list(engine.servers)
-    for server in servers:
-        server._make_policies_again()
-    restore(engine)
-    draining: list[bool] = []
 
-    def drain() -> None:
-        if draining:
-            return  # systemd signals every process of a service, and the supervisor signals again
-        draining.append(True)
-        operator.drain()
+    def __init__(self, operator: Operator, ends: Ends, beat_s: float, moves_on: Callable[[], bool]) -> None:
+        self._operator = operator
+        self._engine = engine = operator.engine
+        self._beat_s = beat_s
+        self._moves_on = moves_on
+        self._is_draining = False
+        self._lifeline = Lifeline(engine.loop.poller, ends.life, self._hear)
+        self._desk = Desk(Target(engine, operator), ends.line)
+        engine.loop.on_forked += [self._lifeline.abandon, self._desk.line.abandon]
 
-    def terminate(*_: object) -> None:
-        operator.announce_drain()
-        engine.post(drain)
+    def run(self, unblock: Callable[[], Any]) -> None:
+        """Serve. Signals are blocked until this calls `unblock()`."""
+        servers: list[Any] = list(self._engine.servers)
+        # Replace the supervisor's handlers directly. Restoring the original ones first would lose a pending signal
+        # whose original action is "ignore".
+        for number, handler in self._handlers().items():
+            signal.signal(number, handler)
+        unblock()
+        self._engine.post(self._beat)
+        self._engine.serve_forever()
+        self._desk.say_last()
+        for server in servers:
+            server.server_close()
 
-    def beat() -> None:
-        lifeline.say(ALIVE)
-        engine.call_later(beat_s, beat)
+    def _handlers(self) -> dict[int, Callable[..., Any]]:
+        engine = self._engine
+        return {
+            **dict.fromkeys(HANDLED, lambda *_: None),  # the supervisor acts on these
+            signal.SIGINT: lambda *_: engine.stop(),
+            signal.SIGTERM: self._terminate,
+            signal.SIGUSR1: lambda *_: log_table(engine),
+        }
 
-    def hear(word: bytes) -> None:
-        if not word and not moves_on():
-            drain()
+    def _terminate(self, *_: object) -> None:
+        self._operator.announce_drain()
+        self._engine.post(self._drain)
 
-    lifeline = Lifeline(engine.loop.poller, ends.life, hear)
-    desk = Desk(Target(engine, operator), ends.line)
-    engine.loop.on_forked += [lifeline.abandon, desk.line.abandon]
-    handlers: dict[int, Callable[..., Any]] = dict.fromkeys(HANDLED, lambda *_: None)  # the supervisor acts on these
-    handlers |= {
-        signal.SIGINT: lambda *_: engine.stop(),
-        signal.SIGTERM: terminate,
-        signal.SIGUSR1: lambda *_: log_table(engine),
-    }
-    # Replace the supervisor's handlers directly. Restoring the original ones first would lose a pending signal whose
-    # original action is "ignore".
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    unblock()
-    engine.post(beat)
-    engine.serve_forever()
-    desk.say_last()
-    for server in servers:
-        server.server_close()
+    def _drain(self) -> None:
+        if not self._is_draining:  # systemd signals every process of a service, and the supervisor signals again
+            self._is_draining = True
+            self._operator.drain()
+
+    def _beat(self) -> None:
+        self._lifeline.say(ALIVE)
+        self._engine.call_later(self._beat_s, self._beat)
+
+    def _hear(self, word: bytes) -> None:
+        if not word and not self._moves_on():
+            self._drain()
