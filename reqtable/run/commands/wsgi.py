@@ -202,20 +202,8 @@ def wsgi_command(
     loaded = Config.load(serving.config, workers=serving.workers)
     networks, trusts_unix = _networks(trusted)
     dispatch, _ = chosen_dispatch(serving.dispatch, loaded, "pool")
-    if dispatch not in POLICIES:
-        raise ConfigurationError(
-            f"dispatch policy {dispatch!r} can't run a WSGI application: choose one of {', '.join(POLICIES)}"
-        )
-    if max_requests is not None and loaded.workers is None:
-        raise ConfigurationError("--max-requests needs --workers: a worker ends, and another one takes its place")
-    if timeout_s is not None and dispatch == "thread":
-        raise ConfigurationError(
-            "--timeout can't interrupt an application under policy 'thread': set [limits] request_timeout_s instead"
-        )
-    if threads is not None and dispatch != "pool":
-        raise ConfigurationError(f"--threads is for policy 'pool': policy {dispatch!r} has no such threads")
-    if reload_code and loaded.workers is not None:
-        raise ConfigurationError("--reload-code is for one process: leave --workers out")
+    _check_policy(dispatch, threads, timeout_s)
+    _check_workers(loaded.workers is not None, max_requests, reload_code)
     settings: dict[str, Any] = {
         "prefix": prefix or "",
         "health_path": health_path,
@@ -229,10 +217,32 @@ def wsgi_command(
     }
     adapt = functools.partial(_adapted, limited, threads)
     chosen = serving._replace(dispatch=dispatch)
-    if not reload_code:
+    if reload_code:
+        _serve_until_changed(application, settings, chosen, adapt)
+    else:
         serve_as(wsgi_handler(_application(application), **settings), chosen, adapt=adapt)
-        return
-    _serve_until_changed(application, settings, chosen, adapt)
+
+
+def _check_policy(dispatch: str, threads: int | None, timeout_s: float | None) -> None:
+    """Raise ConfigurationError if the policy can't run an application, or not with these options."""
+    if dispatch not in POLICIES:
+        raise ConfigurationError(
+            f"dispatch policy {dispatch!r} can't run a WSGI application: choose one of {', '.join(POLICIES)}"
+        )
+    if timeout_s is not None and dispatch == "thread":
+        raise ConfigurationError(
+            "--timeout can't interrupt an application under policy 'thread': set [limits] request_timeout_s instead"
+        )
+    if threads is not None and dispatch != "pool":
+        raise ConfigurationError(f"--threads is for policy 'pool': policy {dispatch!r} has no such threads")
+
+
+def _check_workers(has_workers: bool, max_requests: int | None, reload_code: bool) -> None:
+    """Raise ConfigurationError if an option needs workers and there are none, or the other way round."""
+    if max_requests is not None and not has_workers:
+        raise ConfigurationError("--max-requests needs --workers: a worker ends, and another one takes its place")
+    if reload_code and has_workers:
+        raise ConfigurationError("--reload-code is for one process: leave --workers out")
 
 
 def _serve_until_changed(application: str, settings: dict[str, Any], serving: Serving, adapt: Adapt) -> None:
