@@ -648,13 +648,13 @@ def test_what_counts_after_a_restart_is_said(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_kill_says_whose_thread_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, {"cancelled": [4, 7], "missing": [], "goes_on": [7]})
-    goes_on = "the threads of these go on until their code returns: 7\n"
+    goes_on = "the code of these goes on until it returns: 7\n"
     assert command("kill", 4, 7) == Done(0, "ended 2 requests: 4, 7\n", goes_on)
 
 
 def test_kill_says_how_many_threads_for_calls_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = {"cancelled": [7], "missing": [], "goes_on": [7], "call_threads": {"busy": 1, "most": 2}}
-    goes_on = "the threads of these go on until their code returns: 7\n"
+    goes_on = "the code of these goes on until it returns: 7\n"
     answering(monkeypatch, answer)
     assert command("kill", 7).err == f"{goes_on}1 of 2 threads for calls are busy\n"
     answering(monkeypatch, {**answer, "call_threads": {"busy": 2, "most": 2}})

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import pty
+import termios
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+from reqtable.run.commands.shown import terminal_width
 from reqtable.run.signals import Progress, counted
 from reqtable.run.terminal import TERMINAL, Output, Terminal
 
@@ -108,3 +113,33 @@ def test_a_line_on_standard_output_stands_above_the_status() -> None:
         assert screen.written() == GONE
         output.handle(logging.makeLogRecord({"msg": "more"}))
         assert screen.written() == "more\n"
+
+
+def test_a_terminal_that_takes_no_more_does_not_keep_a_line_from_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            raise BlockingIOError
+
+    monkeypatch.setattr("sys.stderr", Full())
+    TERMINAL.show(status="1 in the table ")
+    try:
+        Output().handle(logging.makeLogRecord({"msg": "serving"}))
+    finally:
+        TERMINAL.show(status="")
+    assert capsys.readouterr().out == "serving\n"
+
+
+def test_a_line_is_as_wide_as_its_own_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with shown() as screen:
+        assert terminal_width(screen.stream) == 80, "it does not say"
+        termios.tcsetwinsize(screen.stream, (24, 33))
+        assert terminal_width(screen.stream) == 33
+        monkeypatch.setenv("COLUMNS", "50")
+        assert terminal_width(screen.stream) == 50
+    assert terminal_width(io.StringIO()) is None

@@ -25,13 +25,13 @@ def known_calls(entry: Entry) -> Calls | None:
     return None if host is None else host.executors.calls
 
 
-def with_queue(row: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
-    """Return a row that says whether a call of the request waits for a thread, a child or a process."""
+def with_queue(row: Mapping[str, Any], entry: Entry) -> Mapping[str, Any]:
+    """Return the row, or one that says that a call of the request waits for a thread, a child or a process."""
     if entry.state in (State.OFFLOADED, State.WAITING):
         known = known_calls(entry)
         if known is not None and any(each.phase == "queued" for each in known.of(entry)):
             return {**row, "waits_for": f"{row['waits_for']}, queued"}
-    return {**row}
+    return row
 
 
 def shown_calls(entry: Entry, now: float) -> list[dict[str, Any]]:

@@ -40,8 +40,7 @@ class Terminal(logging.Handler):
             self._status = self._status if status is None else status
             self._progress = self._progress if progress is None else progress
             if self._line != before and is_terminal():
-                with contextlib.suppress(OSError):
-                    self._write("")
+                self._rewrite()
         finally:
             self.release()
 
@@ -51,15 +50,20 @@ class Terminal(logging.Handler):
         with self.lock or contextlib.nullcontext():
             is_shown = bool(self._line) and is_terminal()
             if is_shown:
-                sys.stderr.write(_CLEAR)
-                sys.stderr.flush()
+                with contextlib.suppress(OSError):
+                    sys.stderr.write(_CLEAR)
+                    sys.stderr.flush()
             yield
             if is_shown:
-                self._write("")
+                self._rewrite()
 
     @property
     def _line(self) -> str:
         return self._progress or self._status
+
+    def _rewrite(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone, or takes no more
+            self._write("")
 
     def _write(self, text: str) -> None:
         # Erase the line even if this process shows none: another process on the same terminal may show one.

@@ -351,7 +351,7 @@ def kill_command(
         if those := answer["missing"]:
             click.echo(shown.no_requests(those))
         if those := answer.get("goes_on"):
-            click.echo(f"the threads of these go on until their code returns: {', '.join(map(str, those))}", err=True)
+            click.echo(f"the code of these goes on until it returns: {', '.join(map(str, those))}", err=True)
         if threads := answer.get("call_threads"):
             then = ": a new call waits for one (limits.calls_max)" if threads["busy"] >= threads["most"] else ""
             click.echo(f"{threads['busy']} of {threads['most']} threads for calls are busy{then}", err=True)

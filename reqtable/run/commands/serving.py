@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from logging.handlers import WatchedFileHandler
-from shutil import get_terminal_size
 from typing import Any, NamedTuple
 
 import click
@@ -17,6 +17,7 @@ from reqtable.config import ARGUMENT, Config, ControlOptions
 from reqtable.control.listening import default_path
 from reqtable.dispatch import policy_names
 from reqtable.run.activation import is_activated
+from reqtable.run.commands import shown
 from reqtable.run.operated import CONTROL_VARIABLE
 from reqtable.run.privileges import Account
 from reqtable.run.serve import serve, serving_log
@@ -222,7 +223,8 @@ def _show_status(engine: Engine) -> None:
         rows = table.snapshot(limit=_SHOWN_MAX) if len(table) else []
         said = [f"{len(table)} in the table, {table.last_id} so far"]
         said += [f"{row['id']} {row['handler_state'] or row['state']} {row['age_s']:.0f} s" for row in rows]
-        TERMINAL.show(status=" | ".join(said)[: get_terminal_size().columns - 2] + " ")
+        width = shown.terminal_width(sys.stderr) or 0
+        TERMINAL.show(status=shown.cut(" | ".join(said), width - 2) + " ")
 
     engine.post(show)
     engine.every(1.0, show)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate, chain, islice, takewhile
 from typing import Any, NamedTuple, TextIO
 
@@ -13,7 +14,7 @@ import click
 
 from reqtable.table.addresses import printable
 
-_NO_TERMINAL = (80, 24)
+_COLUMNS = 80  # of a terminal that does not say how wide it is
 _FIRST_ROWS = 2000  # rows that decide how wide the columns are
 
 
@@ -77,7 +78,14 @@ def cut(line: str, width: int) -> str:
 
 def terminal_width(stream: TextIO) -> int | None:
     """Return how wide a line may be on `stream`; None: as wide as it is, because no terminal shows it."""
-    return shutil.get_terminal_size(_NO_TERMINAL).columns if stream.isatty() else None
+    if not stream.isatty():
+        return None
+    chosen = os.environ.get("COLUMNS", "")
+    if chosen.isdecimal() and int(chosen):
+        return int(chosen)
+    with suppress(OSError):
+        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS
+    return _COLUMNS
 
 
 def print_lines(lines: Iterable[str], err: bool = False) -> None:
