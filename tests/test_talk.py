@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 import reqtable
 from reqtable import StateRequestHandler, Transition, line, state
 from reqtable.run.commands.talk import Transcript
-from reqtable.run.talking import Talk, Where, in_lines
+from reqtable.run.talking import Talk, Where, in_lines, talk_to_person
 from tests.certificates import write_certificate
 from tests.pages import blocks
 from tests.support import WAIT_S, Started, served, serving
@@ -290,3 +291,20 @@ def test_ctrl_c_ends_it() -> None:
             with suppress(subprocess.TimeoutExpired):
                 person.process.wait(WAIT_S / 5)
     assert person.process.returncode == 1
+
+
+def test_a_line_that_can_not_be_sent_ends_the_talk_and_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(line: bytes) -> bytes:
+        raise ValueError(line)
+
+    monkeypatch.setattr("builtins.input", lambda: "zz")
+    before = signal.getsignal(signal.SIGINT)
+    own, peer = socket.socketpair()
+    try:
+        with own, peer:
+            own.setblocking(False)
+            with pytest.raises(ValueError, match="zz"):
+                talk_to_person(own, refuse, lambda _: None)
+            assert [each for each in threading.enumerate() if each.name == "reqtable-talk"] == []
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -201,11 +201,15 @@ def talk_to_person(own: socket.socket, encode_line: Callable[[bytes], bytes], sh
                 left.wait(_AGAIN_S)
 
     listener = threading.Thread(target=listen, name="reqtable-talk", daemon=True)
+    listener.start()
     try:
-        listener.start()
         with open(typed, "wb", buffering=0) as end, contextlib.suppress(EOFError):
-            while True:
-                end.write(encode_line(input().encode(sys.stdin.encoding or "utf-8", "surrogateescape")))
+            try:
+                while True:
+                    end.write(encode_line(input().encode(sys.stdin.encoding or "utf-8", "surrogateescape")))
+            except ValueError:
+                left.set()  # before the pipe ends, and the connection with it: no signal may come any more
+                raise
         listener.join()
         threading.Event().wait()  # for its signal
     except KeyboardInterrupt:
@@ -214,6 +218,9 @@ def talk_to_person(own: socket.socket, encode_line: Callable[[bytes], bytes], sh
             raise
     finally:
         left.set()
+        with contextlib.suppress(OSError):  # the connection has ended already
+            socket.socket.shutdown(own, socket.SHUT_RDWR)  # not that of a TLS socket, which the listener may be using
+        listener.join(_AGAIN_S)  # or it would use a socket that the caller closes
         if ended.is_set():
             os.close(source)
     if failures:
