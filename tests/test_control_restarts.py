@@ -367,10 +367,10 @@ def test_the_command_prints_what_has_moved_and_what_ends_in_the_old_process(tmp_
         assert (done.code, done.err) == (0, "")
         assert done.out.splitlines() == [
             "4988 requests moved to process 4712 in 500ms, frozen 41.4ms at most",
-            "these end in the old process, within 30 s (drain_timeout_s):",
+            "these can't move now; the old process ends them within 30 s (drain_timeout_s), or moves them later:",
             "  10  its connection is encrypted",
             "   2  it is red",
-            "of these, a request that waits for input sees end of file after 1 s of silence (drain_idle_s)",
+            "one that waits for input sees end of file after 1 s of silence (drain_idle_s); a call goes on",
         ]
 
 
@@ -406,9 +406,9 @@ def test_a_check_counts_each_reason(tmp_path: Path) -> None:
         assert run(operator, "set", "limits.drain_idle_s=5", "limits.drain_timeout_s=90").code == 0
         assert run(operator, "restart", "--check").out.splitlines() == [
             "the new code starts, and can go on with 3 requests",
-            "these would end in the old process, within 90 s (drain_timeout_s):",
+            "these can't move now; a restart would end them within 90 s (drain_timeout_s), or move them later:",
             "  2  it is red",
-            "of these, a request that waits for input would see end of file after 5 s of silence (drain_idle_s)",
+            "one that waits for input sees end of file after 5 s of silence (drain_idle_s); a call goes on",
         ]
     assert restart.begun == [True]
 
@@ -418,7 +418,7 @@ def test_a_drain_may_have_no_limit(tmp_path: Path) -> None:
     with controlled(tmp_path, Staged(restart_at("rehearsing"), outcome)) as (_, operator):
         assert run(operator, "set", "limits.drain_timeout_s=inf", "limits.drain_idle_s=inf").code == 0
         assert run(operator, "restart", "--check").out.splitlines()[1:] == [
-            "these would end in the old process, without a limit of time (drain_timeout_s):",
+            "these can't move now; a restart would end them when they are done, or move them later:",
             "  2  it is red",
         ]
 

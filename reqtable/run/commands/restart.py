@@ -78,12 +78,13 @@ def _outcome(found: Mapping[str, Any], is_check: bool, most_s: float, idle_s: fl
         frozen = f", frozen {shown.brief(found['longest_freeze_s'])} at most" if found["moved"] else ""
         yield f"{moved} moved to process {found['pid']} in {took}{frozen}"
     if immovable:
-        within = f"within {most_s:g} s" if most_s < inf else "without a limit of time"
-        yield f"{'these would end' if is_check else 'these end'} in the old process, {within} (drain_timeout_s):"
+        ends, moves = ("a restart would end", "move") if is_check else ("the old process ends", "moves")
+        limit = f"within {most_s:g} s (drain_timeout_s)" if most_s < inf else "when they are done"
+        yield f"these can't move now; {ends} them {limit}, or {moves} them later:"
         yield from immovable_lines(immovable)
         if idle_s < most_s:
-            sees = f"{'would see' if is_check else 'sees'} end of file after {idle_s:g} s of silence (drain_idle_s)"
-            yield f"of these, a request that waits for input {sees}"
+            sees = f"sees end of file after {idle_s:g} s of silence (drain_idle_s)"
+            yield f"one that waits for input {sees}; a call goes on"
     if found["refused"]:
         yield "the new code has refused these, so they end in the old process:"
         yield from (f"  {shown.text(each)}" for each in found["refused"])
