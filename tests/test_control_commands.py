@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import click
 import pytest
 
+from reqtable.config import ControlOptions
 from reqtable.control.joining import summed
 from reqtable.control.listening import default_path, folders
 from reqtable.run import known_worker
@@ -34,6 +35,7 @@ from reqtable.run.commands.looking import _event_line
 from reqtable.run.commands.rows import COLUMNS, LETTERS
 from reqtable.run.commands.seconds import seconds_of
 from reqtable.run.commands.stuck import GRACE_S, killed_text
+from reqtable.run.operated import control_options
 from reqtable.table.states import State
 from tests.pages import PAGES, Command, blocks, commands, write_files
 from tests.service import WAIT_S, Service
@@ -838,6 +840,17 @@ def test_the_environment_names_one_server_by_its_port(empty: Path, monkeypatch: 
             done = command(*words)
             assert (done.code, done.err) == (0, "")
             assert f'"worker": {service.pid}' in done.out
+
+
+@pytest.mark.parametrize("named", [":7000", "4711"])
+def test_a_new_server_is_not_at_a_running_one(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: str
+) -> None:
+    monkeypatch.setenv("REQTABLE_CONTROL", named)
+    monkeypatch.chdir(tmp_path)
+    assert control_options(ControlOptions()).socket is None
+    with usual() as service:
+        assert [path.name for path in empty.iterdir()] == [f"{service.pid}.sock"]
 
 
 def test_a_server_without_a_control_socket(empty: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -25,14 +26,21 @@ from reqtable.table.errors import ConfigurationError
 log = logging.getLogger("reqtable")
 
 CONTROL_VARIABLE = "REQTABLE_CONTROL"
+RUNNING = re.compile(r":?\d+")  # names a server that is running, and no path: by the port of a bind, or by its process
 
 # The operators of the engines that `serve()` serves; None: a worker's, for which its supervisor answers.
 OPERATORS: WeakKeyDictionary[Engine, Operator | None] = WeakKeyDictionary()
 
 
+def named_socket() -> str | None:
+    """Return the path that the environment names; None if there is none, or if it names a server that is running."""
+    named = os.environ.get(CONTROL_VARIABLE, "")
+    return named if named and not RUNNING.fullmatch(named) else None
+
+
 def control_options(options: ControlOptions) -> ControlOptions:
     """Return the options in force: the environment names the socket if the configuration does not."""
-    named = os.environ.get(CONTROL_VARIABLE)
+    named = named_socket()
     return replace(options, socket=named) if named and options.socket is None else options
 
 

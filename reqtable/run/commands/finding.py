@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import socket
 import stat
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import click
 
 from reqtable.control.listening import folder_of, folders, remove_if_left, usual_sockets
+from reqtable.run.operated import RUNNING
 from reqtable.server.operator import HANDOVER_VARIABLE
 from reqtable.table.addresses import printable
 
@@ -67,7 +67,7 @@ def path_of(named: str, addresses_of: Callable[[str], Sequence[str]]) -> str:
     `addresses_of(path)` asks a server where it listens, and returns nothing if the server does not answer. Raises
     CouldNotAsk if no such server is found.
     """
-    if not re.fullmatch(r":?\d+", named):
+    if not RUNNING.fullmatch(named):
         return named
     servers = _some_running()
     silent: list[Found] = []

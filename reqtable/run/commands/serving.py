@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,7 @@ from reqtable.control.listening import default_path
 from reqtable.dispatch import policy_names
 from reqtable.run.activation import is_activated
 from reqtable.run.commands import shown
-from reqtable.run.operated import CONTROL_VARIABLE
+from reqtable.run.operated import CONTROL_VARIABLE, named_socket
 from reqtable.run.privileges import Account
 from reqtable.run.serve import serve, serving_log
 from reqtable.run.terminal import TERMINAL, Output, is_terminal
@@ -184,7 +183,7 @@ def _with_control(config: Config, serving: Serving, account: Account | None) -> 
     """Return the configuration with a control socket: by default one that the commands find, if it names none."""
     if serving.no_control:
         return replace(config, control=ControlOptions(socket=""))
-    socket = serving.control or config.control.socket or os.environ.get(CONTROL_VARIABLE)
+    socket = serving.control or config.control.socket or named_socket()
     if socket is None:
         try:
             socket = default_path(None if account is None else account.user)
