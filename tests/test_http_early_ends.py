@@ -14,6 +14,7 @@ import pytest
 import reqtable
 from reqtable import connect, line, sleep, state
 from reqtable.config import Config, ForkOptions, GreenletOptions, PoolOptions, ThreadOptions, TLSOptions
+from reqtable.dispatch.policies.fork import Fork
 from reqtable.http import HTTPRequestHandler, wsgi_handler
 from reqtable.table.engine_wants import VACANCY
 from reqtable.table.limits import Limits
@@ -173,6 +174,29 @@ def test_a_request_that_waits_for_another_service_is_answered_with_504(dispatch,
                     (entry,) = server.table
                     assert server.table.cancel(entry.id)
                 is_answered(client.rest(), 504)
+
+
+class SaysNothingAfter(Sleeps):
+    def on_close(self):
+        time.sleep(LONG_S)
+
+
+def test_a_child_that_has_answered_is_not_answered_for():
+    """The child has had its last words at the deadline. It is killed in its `on_close`."""
+    with Served(SaysNothingAfter, "fork", 0.2) as server, Client(server.server_address) as client:
+        client.send(GET)
+        is_answered(client.rest(), 503)
+
+
+def test_a_killed_child_may_take_its_time_to_exit(monkeypatch):
+    kill = Fork.kill
+    monkeypatch.setattr(Fork, "kill", lambda fork, pid: threading.Timer(0.5, kill, (fork, pid)).start())
+    with Served(Blocks, "fork") as server, Client(server.server_address) as client:
+        client.send(GET)
+        server.await_entry()
+        (entry,) = server.table
+        assert server.table.cancel(entry.id)
+        is_answered(client.rest(), 503)
 
 
 @pytest.mark.parametrize("dispatch", ELSEWHERE)

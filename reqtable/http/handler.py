@@ -323,7 +323,7 @@ class HTTPRequestHandler(Methods):
 
     @property
     def _is_partial(self) -> bool:
-        return hasattr(self, "reply") and self._is_begun and not self.reply.is_done
+        return self._is_over or (hasattr(self, "reply") and self._is_begun and not self.reply.is_done)
 
     def _apology(self, has_connections: bool) -> bytes:
         """Return the answer to a request that ends before it has one, and log it; b"" between two requests.

@@ -24,6 +24,7 @@ from reqtable.table.wants import Failure
 # The exit statuses by which a child says how its request ended; 0: done.
 STATUSES = {ending: 200 + number for number, ending in enumerate(Ending)} | {Ending.DONE: 0}
 _ENDINGS = {status: ending for ending, status in STATUSES.items() if status}
+_NOTICES_MAX = 20  # on a busy machine, a child that was killed may take a second to exit
 # SOCK_SEQPACKET keeps messages apart, and queues as many as fit into its buffer.
 _PACKETS = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_DGRAM)
 
@@ -111,7 +112,7 @@ class InChild(HandedOffRequest):
         if self._pid is None:
             self.undo()  # there is no child yet
             return self._last_words()
-        if notice > 2:
+        if notice > _NOTICES_MAX:
             return b""  # it was killed, but has not exited
         if notice == 2:
             self._is_killed = True
