@@ -189,6 +189,8 @@ factory = "n:g"
         ("[limits]\n[limits]\n", "not TOML: Cannot declare [limits] twice (at line 2, column 8)"),
         ("[tls.names]\n[tls.names]\n", "not TOML: Cannot declare [tls.names] twice (at line 2, column 11)"),
         ("\nworkers = null # none\n", "reqtable.toml:2: TOML has no null: leave workers out"),
+        ('[executor.arguments]\nx = """\ny = null\n"""\nz = =\n', "not TOML: Invalid value (at line 5, column 5)"),
+        ("# a\u2028b\npool = 3\n", "reqtable.toml:2: pool must be a table, not 3"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(text: str, said: str) -> None:
@@ -244,6 +246,12 @@ def test_every_key_but_numbers_and_truths_has_an_example_of_its_type() -> None:
 def test_a_list_is_as_good_as_a_tuple() -> None:
     assert list(TLSOptions(alpn=["h2"]).alpn) == ["h2"]  # type: ignore[arg-type]
     assert Config.load(write("[proxy]\ntrusted = ['::1']\n")).proxy.trusted == ("::1",)
+
+
+def test_a_file_that_is_not_utf_8_is_told() -> None:
+    Path("reqtable.toml").write_bytes('dispatch = "pöol"\n'.encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"^reqtable\.toml: not TOML: 'utf-8' codec .*: save it as UTF-8$"):
+        Config.load()
 
 
 def test_a_file_that_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -383,6 +383,15 @@ def test_the_line_names_nothing_where_nothing_is_near() -> None:
     assert "Did you mean" not in account_of(caught.value)
 
 
+def test_the_line_does_not_name_the_name_that_was_used() -> None:
+    class Slotted:
+        __slots__ = ("count",)
+
+    with pytest.raises(AttributeError) as caught:
+        Slotted().count
+    assert "Did you mean" not in account_of(caught.value)
+
+
 def test_a_long_text_is_cut_in_the_line() -> None:
     assert account_of(ValueError("x" * 5000)) == f"ValueError: {'x' * 300}…"
 

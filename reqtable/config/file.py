@@ -25,11 +25,15 @@ class File:
         self.name = str(path)
         try:
             self._text = path.read_text("utf-8")
-            document = tomllib.loads(self._text)
         except OSError as error:
             raise ConfigurationError(f"{path}: {(error.strerror or str(error)).lower()}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path}{_null_in(self._text) or f': not TOML: {_plain(error)}'}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"{path}: not TOML: {error}: save it as UTF-8") from error
+        try:
+            document = tomllib.loads(self._text)
+        except tomllib.TOMLDecodeError as error:
+            said = _null_in(self._text, str(error)) or f": not TOML: {_plain(error)}"
+            raise ConfigurationError(f"{path}{said}") from error
         self.problems: list[ConfigurationError] = []  # what is wrong with the values
         self.prefix = ("tool", "reqtable") if path.name == PROJECT_FILE else ()
         self.table: Any = document
@@ -124,12 +128,12 @@ def _plain(error: Exception) -> str:
     return re.sub(r"\(('[^']*',? ?)+\)", written, str(error))
 
 
-def _null_in(text: str) -> str:
-    """Return the rest of a message about the first key of a file that has `null`, which TOML lacks; "" if none has."""
-    for number, line in enumerate(text.splitlines(), 1):
-        if found := re.match(r"\s*([\w.-]+)\s*=\s*(null|None|nil)\s*(#|$)", line):
-            return f":{number}: TOML has no {found[2]}: leave {found[1]} out"
-    return ""
+def _null_in(text: str, problem: str) -> str:
+    """Return the rest of a message if the line that a `problem` names has `null`, which TOML lacks; else ""."""
+    at = re.search(r"at line (\d+)", problem)
+    line = text.split("\n")[int(at[1]) - 1] if at is not None else ""
+    found = re.match(r"\s*([\w.-]+)\s*=\s*(null|None|nil)\s*(#|$)", line)
+    return "" if at is None or found is None else f":{at[1]}: TOML has no {found[2]}: leave {found[1]} out"
 
 
 def _dotted(key: tuple[str, ...]) -> str:
@@ -142,7 +146,7 @@ def _line_of(text: str, key: tuple[str, ...]) -> int | None:
         return None  # a line of a string may look like a key
     table: tuple[str, ...] = ()
     opened = None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):
             table = _parts(header[1])
             if opened is None and table[: len(key)] == key:

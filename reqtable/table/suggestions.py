@@ -46,7 +46,7 @@ def _near(error: Any, text: str) -> list[str]:
         for number, each in enumerate(found[1].split(".")):
             called = getattr(called, each) if number else _names_at(error)[each]
         wrong, names = found[2], inspect.signature(called).parameters
-    known = list(names)[:_NAMES_MAX]
+    known = [each for each in names if each != wrong][:_NAMES_MAX]  # an attribute may be known, but have no value
     return difflib.get_close_matches(wrong, known, n=1) if wrong is not None else []
 
 
