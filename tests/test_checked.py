@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import json
@@ -17,8 +18,10 @@ import pytest
 import reqtable
 from reqtable import AsyncRequestHandler, BaseRequestHandler, HandlerError, StateRequestHandler
 from reqtable.config.import_string import module_at
-from reqtable.handlers.checked import findings
-from reqtable.handlers.finding import finding_in
+from reqtable.handlers import checked
+from reqtable.handlers.finding import Finding, finding_in
+from reqtable.handlers.source import Sources
+from reqtable.run.commands.check import check_command
 from tests.support import WAIT_S
 
 HEAD = """\
@@ -65,6 +68,10 @@ def made(tmp_path: Any, monkeypatch: Any) -> Any:
     yield make
     for each in modules:
         sys.modules.pop(each, None)
+
+
+def findings(handler_class: Any) -> list[Finding]:
+    return checked.findings(handler_class, Sources())
 
 
 def told(made: Any, source: str) -> list[tuple[str, str]]:
@@ -277,6 +284,15 @@ def test_a_finding_says_what_to_write(made: Any, source: str, mend: str) -> None
 def test_a_state_that_sends_for_ever_is_only_a_doubt(made: Any, body: str, refuses: bool) -> None:
     bad = made(STATE + "    @state()\n    def first(self, text):\n" + body + "        return self.first\n")
     assert [(each.kind, each.refuses) for each in findings(bad)] == [("no-want", refuses)]
+
+
+def test_a_long_chain_of_elif_is_looked_at(made: Any) -> None:
+    chain = "".join(f"elif text == b'{number}':\n    return None\n" for number in range(2000))
+    loop = "for each in text:\n" + indented(f"if each:\n    return None\n{chain}else:\n    break\n")
+    assert told(made, FIRST + indented(f"if text:\n    return None\n{chain}")) == [
+        ("no-return", "elif text == b'1999':")
+    ]
+    assert told(made, FIRST + indented(loop)) == [("no-return", "break")]
 
 
 @pytest.mark.parametrize(("source", "kind", "line"), BAD, ids=lambda each: None if "\n" in each else each)
@@ -509,6 +525,27 @@ def test_the_command_prints_rows_of_several_handlers(tmp_path: Path) -> None:
         "refuses": True,
     }
     assert json.loads(check("good.py:Login", "--json", folder=tmp_path).stdout) == []
+
+
+@pytest.fixture
+def parsed(monkeypatch: Any) -> list[Any]:
+    """Return a list to which each call of `ast.parse` adds its arguments."""
+    parse, calls = ast.parse, []
+    monkeypatch.setattr(ast, "parse", lambda *given: calls.append(given) or parse(*given))
+    return calls
+
+
+def test_the_command_parses_a_file_once_for_all_its_handlers(made: Any, parsed: list[Any]) -> None:
+    file = sys.modules[made(FIRST + "        self.send(text)\n").__module__].__file__
+    assert check_command.main([f"{file}:Bad", f"{file}:Login"], standalone_mode=False) == 1
+    assert len(parsed) == 1
+
+
+def test_a_server_that_starts_parses_a_file_once(made: Any, parsed: list[Any]) -> None:
+    bad = made(FIRST + "        self.send(text)\n")
+    for _ in range(2):
+        reqtable.TCPServer(("127.0.0.1", 0), bad).server_close()
+    assert len(parsed) == 1
 
 
 def test_what_a_module_prints_is_no_finding(tmp_path: Path) -> None:

@@ -388,7 +388,7 @@ def test_the_line_does_not_name_the_name_that_was_used() -> None:
         __slots__ = ("count",)
 
     with pytest.raises(AttributeError) as caught:
-        Slotted().count
+        Slotted().count  # noqa: B018
     assert "Did you mean" not in account_of(caught.value)
 
 

@@ -1,6 +1,6 @@
 """Finds mistakes in a handler class: one list of findings, for `reqtable check` and for a server that starts.
 
-`faults` are certain: a server refuses the class. `doubts` are probable: a server that starts logs a warning for each.
+A fault is certain: a server refuses the class. A doubt is probable: a server that starts logs a warning.
 What a class can't even be made with is raised where the class is made, as a HandlerError that carries its finding.
 """
 
@@ -11,7 +11,7 @@ import dis
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from types import FunctionType
 from typing import Any
@@ -22,7 +22,7 @@ from reqtable.handlers.finding import Finding
 from reqtable.handlers.misspelt import misspelt_hooks
 from reqtable.handlers.reached import unreached
 from reqtable.handlers.resumable import ResumableHandler, log
-from reqtable.handlers.returned import certain_failures, missing_wants, unknown_names
+from reqtable.handlers.returned import Returned, texts
 from reqtable.handlers.source import (
     Function,
     Sources,
@@ -43,19 +43,38 @@ _LIMITED = (Line, Until, Parsed, Rest)  # the wants whose limit a client can exc
 _NEVER = {"NoReturn", "Never"}
 
 
-def findings(handler_class: Any) -> list[Finding]:
+def findings(handler_class: Any, sources: Sources) -> list[Finding]:
     """Return all that is wrong with a handler class, or with a `functools.partial` of one."""
-    return [*faults(handler_class), *doubts(unwrapped(handler_class))]
+    return [*_when_made(handler_class), *_in_source(unwrapped(handler_class), sources)]
 
 
 def faults(handler_class: Any) -> Iterator[Finding]:
     """Yield why handlers of that class can't serve."""
+    yield from _when_made(handler_class)
+    yield from (each for each in _in_source_once(unwrapped(handler_class)) if each.refuses)
+
+
+@lru_cache(maxsize=1024)
+def warn_of_doubts(cls: type) -> None:
+    """Log a warning for each doubt about a handler class: once in a process, and not again in its workers."""
+    for each in _in_source_once(cls):
+        if not each.refuses:
+            log.warning("%s", each)
+
+
+@lru_cache(maxsize=1024)
+def _in_source_once(cls: type) -> tuple[Finding, ...]:
+    """Return what `_in_source` finds. A server looks for faults first, then for doubts: its source is parsed once."""
+    return tuple(_in_source(cls, Sources()))
+
+
+def _when_made(handler_class: Any) -> Iterator[Finding]:
+    """Yield why no handler of that class can be made, or begin."""
     own = unwrapped(handler_class)
     if issubclass(own, ResumableHandler):
         if (unfit := own._unfit()) is not None:
             yield unfit
         yield from list(_call_fault(handler_class, ("entry",), own._begins_in)) or _init_fault(own)
-        yield from certain_failures(own)
         return
     yield from _call_fault(handler_class, ("request", "client_address", "server"), "setup()")
     handle = getattr(own, "handle", None)
@@ -65,27 +84,19 @@ def faults(handler_class: Any) -> Iterator[Finding]:
         yield Finding("async", place_of(handle), text, f"derive {name} from reqtable.AsyncRequestHandler")
 
 
-def doubts(cls: type) -> tuple[Finding, ...]:
-    """Return what the author of a handler class has probably not meant."""
-    sources = Sources()
+def _in_source(cls: type, sources: Sources) -> Iterator[Finding]:
+    """Yield what the source of a handler class shows: lines that always fail, then probable mistakes."""
+    if not issubclass(cls, ResumableHandler):
+        return
+    yield from texts(cls, sources)
+    never_set = unset(cls, sources)
     if issubclass(cls, StateRequestHandler):
-        return (*_State(cls, sources).doubts(), *_of_both(cls, sources))
-    if issubclass(cls, AsyncRequestHandler):
-        return (*_not_awaited(cls, sources), *_of_both(cls, sources))
-    return ()
-
-
-def _of_both(cls: type, sources: Sources) -> Iterator[Finding]:
-    yield from unset(cls, sources).values()
+        yield from _State(cls, sources).findings(never_set)
+    else:
+        yield from _not_awaited(cls, sources)
+    yield from never_set.values()
     yield from misspelt_hooks(cls)
     yield from _absent_files(cls, sources)
-
-
-@lru_cache(maxsize=1024)
-def warn_of_doubts(cls: type) -> None:
-    """Log a warning for each doubt about a handler class: once in a process, and not again in its workers."""
-    for each in doubts(cls):
-        log.warning("%s", each)
 
 
 def _call_fault(handler_class: Any, given: tuple[str, ...], begins_in: str) -> Iterator[Finding]:
@@ -121,23 +132,27 @@ def _init_fault(own: type) -> Iterator[Finding]:
 
 
 class _State:
-    """Looks for doubts in a state machine."""
+    """Looks for mistakes in a state machine."""
 
     def __init__(self, cls: type[StateRequestHandler], sources: Sources) -> None:
         self._cls = cls
         self._sources = sources
 
-    def doubts(self) -> Iterator[Finding]:
-        yield from self._unreached()
-        yield from unknown_names(self._cls, self._sources)
-        yield from missing_wants(self._cls, self._sources)
+    def findings(self, never_set: Collection[str]) -> Iterator[Finding]:
+        lost = unreached(self._cls)
+        returned = Returned(self._cls, self._sources, lost)
+        yield from returned.wrong()
+        yield from returned.endless()
+        yield from self._unreached(lost)
+        yield from returned.unknown()
+        yield from returned.without_want()
         yield from self._ends()
         yield from self._limit()
-        yield from self._undeclared()
+        yield from self._undeclared(never_set)
         yield from self._no_data()
 
-    def _unreached(self) -> Iterator[Finding]:
-        for name in unreached(self._cls):
+    def _unreached(self, lost: list[str]) -> Iterator[Finding]:
+        for name in lost:
             text = f"{self._cls.__name__}.{name}: no method leads to this state"
             yield Finding(
                 "unreached",
@@ -185,9 +200,9 @@ class _State:
                 mend = "go to a state that takes it, as in return self.skipped, skip_line()"
                 yield Finding("limit", f"{function.__code__.co_filename}:{each.lineno}", text, mend, False)
 
-    def _undeclared(self) -> Iterator[Finding]:
-        """Find attributes that methods set, but that the class does not declare."""
-        cls, seen = self._cls, {*self._cls._savable, *unset(self._cls, self._sources)}
+    def _undeclared(self, never_set: Collection[str]) -> Iterator[Finding]:
+        """Find attributes that methods set, but that the class does not declare. Those `never_set` are told already."""
+        cls, seen = self._cls, {*self._cls._savable, *never_set}
         for function in authors_methods(cls):
             node = self._sources.function(function)
             for each in statements(node) if node is not None else ():

@@ -1,6 +1,6 @@
 """Finds transitions that can't be taken, and output that is no bytes, in the source of a handler class.
 
-What is found fails each time that its line runs.
+What refuses the class fails each time that its line runs.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ import ast
 import difflib
 import inspect
 import reprlib
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.declaration import is_state, why_no_state
 from reqtable.handlers.finding import Finding
-from reqtable.handlers.reached import unreached
 from reqtable.handlers.source import Sources, authors_methods, end_of, is_authors, of_self, statements
 from reqtable.handlers.state import StateRequestHandler
 from reqtable.table.places import place_of
@@ -40,33 +38,13 @@ _NO_TRANSITIONS = (
 _DYNAMIC = {"setattr", "__dict__", "vars"}
 
 
-@lru_cache(maxsize=1024)
-def certain_failures(cls: type) -> tuple[Finding, ...]:
-    """Return the findings about lines of a handler class that always fail."""
-    sources = Sources()
-    found = [*_texts(cls, sources)]
-    if issubclass(cls, StateRequestHandler):
-        returned = _Returned(cls, sources)
-        found += [*returned.wrong(), *returned.endless()]
-    return tuple(found)
+class Returned:
+    """Looks at what the states and the hooks of a class return. `lost` are the states to which nothing leads."""
 
-
-def missing_wants(cls: type[StateRequestHandler], sources: Sources) -> Iterator[Finding]:
-    """Yield a finding for each state that has probably forgotten its want."""
-    return _Returned(cls, sources).without_want()
-
-
-def unknown_names(cls: type[StateRequestHandler], sources: Sources) -> Iterator[Finding]:
-    """Yield a finding for each attribute that a method returns, but that the class has not."""
-    return _Returned(cls, sources).unknown()
-
-
-class _Returned:
-    """Looks at what the states and the hooks of a class return."""
-
-    def __init__(self, cls: type[StateRequestHandler], sources: Sources) -> None:
+    def __init__(self, cls: type[StateRequestHandler], sources: Sources, lost: Collection[str]) -> None:
         self._cls = cls
         self._sources = sources
+        self._lost = lost
         self._set = _names_set(cls, sources)  # None: any name may be set
 
     def wrong(self) -> Iterator[Finding]:
@@ -158,10 +136,10 @@ class _Returned:
 
     def _without_want(self) -> Iterator[tuple[str, FunctionType, Any]]:
         """Yield the states whose decorators name no want, with their sources."""
-        declared, lost = self._cls._declared(), unreached(self._cls)
+        declared = self._cls._declared()
         for function, node in self._functions():
             name = function.__name__
-            if name in declared and name not in lost and declared[name].want is NOTHING:
+            if name in declared and name not in self._lost and declared[name].want is NOTHING:
                 yield name, function, node
 
     def _no_want(self, name: str, target: str, value: ast.expr, refuses: bool) -> Finding:
@@ -215,7 +193,7 @@ class _Returned:
         return node is not None and any(not _is_none(each) for each in _targets(node))
 
 
-def _texts(cls: type, sources: Sources) -> Iterator[Finding]:
+def texts(cls: type, sources: Sources) -> Iterator[Finding]:
     """Yield a finding for each text that a method sends in place of bytes."""
     sends: Any = getattr(cls, "send", None)
     if sends not in (StateRequestHandler.send, AsyncRequestHandler.send):

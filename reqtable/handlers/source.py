@@ -47,7 +47,7 @@ class Sources:
                 tree = ast.parse("".join(linecache.getlines(file)))
             except (SyntaxError, ValueError, RecursionError):  # it is no Python any more
                 tree = ast.Module([], [])
-            self._files[file] = dict(_keyed(tree, ""))
+            self._files[file] = dict(_keyed(tree))
         return self._files[file]
 
 
@@ -107,7 +107,7 @@ def _end_of(each: ast.stmt, known: Any) -> ast.stmt | None:
     if isinstance(each, ast.Assert) and isinstance(each.test, ast.Constant) and not each.test.value:
         return None
     if isinstance(each, ast.If):
-        return end_of(each.body, known) or (end_of(each.orelse, known) if each.orelse else each)
+        return _end_of_if(each, known)
     if isinstance(each, ast.While):
         is_endless = isinstance(each.test, ast.Constant) and bool(each.test.value)
         return _break_in(each.body) or (None if is_endless else _after_loop(each, known))
@@ -122,6 +122,19 @@ def _end_of(each: ast.stmt, known: Any) -> ast.stmt | None:
     if isinstance(each, ast.Match):
         return _end_of_match(each, known)
     return each
+
+
+def _end_of_if(each: ast.If, known: Any) -> ast.stmt | None:
+    while True:  # a chain of `elif` may be longer than Python's stack is deep
+        end = end_of(each.body, known)
+        if end is not None:
+            return end
+        if not each.orelse:
+            return each
+        first, *more = each.orelse
+        if more or not isinstance(first, ast.If):
+            return end_of(each.orelse, known)
+        each = first
 
 
 def _after_loop(loop: ast.While | ast.For | ast.AsyncFor, known: Any) -> ast.stmt | None:
@@ -149,17 +162,15 @@ def _takes_all(pattern: ast.pattern) -> bool:
 
 def _break_in(body: Iterable[ast.stmt]) -> ast.stmt | None:
     """Return the first `break` that leaves the loop with this body."""
-    for each in body:
+    waiting = [*body]
+    while waiting:
+        each = waiting.pop(0)
         if isinstance(each, ast.Break):
             return each
         if isinstance(each, ast.For | ast.AsyncFor | ast.While):
-            found = _break_in(each.orelse)  # a break in its body leaves that loop
-        elif isinstance(each, _SCOPES):
-            continue
-        else:
-            found = _break_in(_statements_in(each))
-        if found is not None:
-            return found
+            waiting[:0] = each.orelse  # a break in its body leaves that loop
+        elif not isinstance(each, _SCOPES):
+            waiting[:0] = _statements_in(each)
     return None
 
 
@@ -178,18 +189,18 @@ def _suppresses(manager: ast.expr) -> bool:
     return getattr(function, "attr", getattr(function, "id", None)) == "suppress"
 
 
-def _keyed(tree: ast.AST, above: str) -> Iterator[tuple[int | str, ast.AST]]:
+def _keyed(tree: ast.AST) -> Iterator[tuple[int | str, ast.AST]]:
     """Yield the functions of a tree by their first lines, and its classes by their qualified names."""
-    for each in ast.iter_child_nodes(tree):
-        inner = above
+    waiting = [(tree, "")]
+    while waiting:
+        each, above = waiting.pop()
         if isinstance(each, Function):
             yield min([each.lineno, *(found.lineno for found in each.decorator_list)]), each
-            inner = f"{above}{each.name}.<locals>."
+            above = f"{above}{each.name}.<locals>."
         elif isinstance(each, ast.ClassDef):
             yield f"{above}{each.name}", each
-            inner = f"{above}{each.name}."
-        if isinstance(each, ast.stmt | ast.ExceptHandler | ast.match_case):
-            yield from _keyed(each, inner)
+            above = f"{above}{each.name}."
+        waiting += [(inner, above) for inner in _statements_in(each)][::-1]  # the last class of a name counts
 
 
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

@@ -11,6 +11,7 @@ import click
 
 from reqtable.handlers.checked import findings
 from reqtable.handlers.finding import Finding, finding_in
+from reqtable.handlers.source import Sources
 from reqtable.run.commands.handler_class import HandlerClass
 
 FOUND = 1  # the exit code if there are findings
@@ -25,7 +26,8 @@ def check_command(ctx: click.Context, handlers: tuple[str, ...], as_json: bool) 
 
     HANDLER is a handler class as module:Class or path/to/file.py:Class.
     """
-    found = list(dict.fromkeys(each for handler in handlers for each in _found(handler, ctx)))
+    sources = Sources()
+    found = list(dict.fromkeys(each for handler in handlers for each in _found(handler, ctx, sources)))
     if as_json:
         click.echo(json.dumps([each._asdict() for each in found], indent=2))
     else:
@@ -37,12 +39,12 @@ def check_command(ctx: click.Context, handlers: tuple[str, ...], as_json: bool) 
     return FOUND if found else 0
 
 
-def _found(handler: str, ctx: click.Context) -> list[Finding]:
+def _found(handler: str, ctx: click.Context, sources: Sources) -> list[Finding]:
     """Return the findings about one handler; if its module can't be imported because of a finding, that one."""
     try:
         with redirect_stdout(sys.stderr):  # what the module prints is no finding
             handler_class = HandlerClass().convert(handler, ctx.command.params[0], ctx)
-        return findings(handler_class)
+        return findings(handler_class, sources)
     except click.BadParameter as error:
         found = finding_in(error.__context__)
         if found is None:
