@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
+import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -22,6 +24,7 @@ from reqtable import (
     state,
 )
 from reqtable.testing import exercise
+from tests.support import WAIT_S, served
 
 
 def line_of(text: str, file: str = __file__) -> str:
@@ -348,6 +351,16 @@ def a_handler(request: Any, client_address: Any, server: Any) -> None:
     pass
 
 
+@dataclass
+class Maker:
+    """Makes handlers. Its objects have no hash."""
+
+    made: list[Any]
+
+    def __call__(self, *given: Any) -> Any:
+        self.made.append(given)
+
+
 class OwnInitBlocking(reqtable.StreamRequestHandler):
     def __init__(self, request: Any) -> None:
         pass
@@ -396,12 +409,21 @@ def test_what_can_not_be_served_is_refused_before_anything_is_bound(handler: Any
         lambda *args: reqtable.BaseRequestHandler(*args),
         a_handler,
         no_handler,  # CPython's own tests have such a one
+        Maker([]),
         type("Started", (StateRequestHandler,), {"start": Stateless.helps}),
     ],
 )
 def test_what_makes_a_handler_is_taken(handler: Any) -> None:
     with reqtable.TCPServer(ANY, handler, bind_and_activate=False) as server:
         assert server.RequestHandlerClass is handler
+
+
+def test_a_callable_without_a_hash_makes_handlers() -> None:
+    maker = Maker([])
+    with served(maker) as server, socket.create_connection(server.server_address, WAIT_S) as client:
+        assert client.recv(1) == b""
+        [(_, address, given)] = maker.made
+        assert (address, given) == (client.getsockname(), server)
 
 
 @pytest.mark.parametrize("hook", ["finish_request", "process_request"])

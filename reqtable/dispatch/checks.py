@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any, get_origin
 
 from reqtable.handlers.checked import faults
@@ -18,7 +17,6 @@ _OWN_MODULES = ("server.base", "server.mixins", "server.classes", "run.placed")
 _STANDARD_HOOKS = {"socketserver", *(f"reqtable.{each}" for each in _OWN_MODULES)}
 
 
-@lru_cache(maxsize=1024)
 def is_resumable(handler_class: Any) -> bool:
     """Whether a handler class, or a `functools.partial` of one, is a state machine or an async handler."""
     handler_class = unwrapped(handler_class)
