@@ -25,9 +25,10 @@ from reqtable.run.commands.check import check_command
 from tests.support import WAIT_S
 
 HEAD = """\
-import contextlib, enum, functools, io, socket, sys, threading, typing
+import contextlib, dataclasses, enum, functools, io, socket, sys, threading, typing
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NoReturn
+import reqtable
 from reqtable import *
 from reqtable.http import HTTPRequestHandler, route
 
@@ -38,6 +39,19 @@ def refuse() -> NoReturn:
 
 def fails():
     raise ValueError
+
+
+def endless():
+    while True:
+        yield
+
+
+class Asked:
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+
+asked = Asked()
 
 
 class Login(StateRequestHandler):
@@ -105,9 +119,10 @@ BAD = [
     (STATE + "    @state(line())\n    def first(self):\n        return None\n", "arguments", "@state(line())"),
     (STATE + "    @state(line())\n    def server(self, text):\n        return None\n", "name", "@state(line())"),
     (STATE + "    @state(line)\n    def first(self, text):\n        return None\n", "want", "@state(line)"),
-    (FIRST + "        return self.first, line\n", "want", "return self.first, line"),
     (AWAITING + "        text = await self.read(line)\n", "want", "text = await self.read(line)"),
+    (AWAITING + "        await self.read(reqtable.line)\n", "want", "await self.read(reqtable.line)"),
     (FIRST + "        sleep(1)\n        return None\n", "discarded", "sleep(1)"),
+    (FIRST + "        reqtable.sleep(1)\n        return None\n", "discarded", "reqtable.sleep(1)"),
     (AWAITING + "        self.read(line())\n", "discarded", "self.read(line())"),
     (AWAITING + "        self.send(b'x')\n", "not-awaited", "self.send(b'x')"),
     (AWAITING + "        self.help()\n    async def help(self):\n        pass\n", "not-awaited", "self.help()"),
@@ -134,6 +149,14 @@ BAD = [
         "def __init__(self, entry):",
     ),
     (
+        "class Bad(Login):\n    def __init__(self, entry):\n        self.entry = entry\n",
+        "init",
+        "def __init__(self, entry):",
+    ),
+    ("class Bad(Login):\n    def __new__(cls):\n        return None\n", "init", "def __new__(cls):"),
+    ("class Bad:\n    def handle(self):\n        pass\n", "init", "class Bad:"),
+    ("@dataclasses.dataclass\nclass Bad(Login):\n    words: int = 0\n", "init", "@dataclasses.dataclass"),
+    (
         "class Bad(Login):\n    def __init__(self, entry):\n        super().__init__(entry)\n        self.words = 0\n",
         "undeclared",
         "self.words = 0",
@@ -142,6 +165,11 @@ BAD = [
         "class Bad(Login):\n    def help(self):\n        self._a, self.entry = 1, 2\n",
         "undeclared",
         "self._a, self.entry = 1, 2",
+    ),
+    (
+        "class Bad(Login):\n    def help(self, other):\n        self.send = other.write\n        self.send('hi')\n",
+        "undeclared",
+        "self.send = other.write",
     ),
     ("class Bad(Login):\n    hook: Callable[[], None]\n", "field", "hook: Callable[[], None]"),
     ("class Bad(Login):\n    hook: Any = len\n", "field", "hook: Any = len"),
@@ -190,7 +218,14 @@ BAD = [
                 "[self.first]",
                 "self.first, line(), 5",
                 "lambda: 1",
+                "None, line()",
+                "self.first, 5",
+                "self.first, self.first",
+                "line()",
+                "reqtable.line()",
+                "line(), self.first",
             ],
+            "want": ["self.first, line", "self.first, reqtable.line"],
             "attribute": ["self.firts", "self.firts, line()", "self.nowhere"],
         }.items()
         for what in whats
@@ -250,6 +285,10 @@ MENDS = [
     (FIRST + "        return self.firts\n", "did you mean self.first?"),
     (FIRST + "        return self.start\n", "return a state"),
     (FIRST + "        return self.first()\n", "write return self.first, and the engine runs it"),
+    (FIRST + "        return line()\n", "write return self.first, line()"),
+    (FIRST + "        return self.first, 5\n", "return a want, such as line() or exactly(n)"),
+    (FIRST + "        return None, line()\n", "return None alone to close, or a state in its place"),
+    ("@dataclasses.dataclass\nclass Bad(Login):\n    words: int = 0\n", "leave out @dataclass"),
     (FIRST + "        return 'first'\n", "return a state, as in return self.first, or None to close"),
     (
         FIRST + "        return self.help\n    def help(self):\n        return self.first\n",
@@ -280,9 +319,22 @@ def test_a_finding_says_what_to_write(made: Any, source: str, mend: str) -> None
     assert finding.mend.startswith(mend)
 
 
-@pytest.mark.parametrize(("body", "refuses"), [("", True), ("        self.send(b'x')\n", False)])
-def test_a_state_that_sends_for_ever_is_only_a_doubt(made: Any, body: str, refuses: bool) -> None:
-    bad = made(STATE + "    @state()\n    def first(self, text):\n" + body + "        return self.first\n")
+@pytest.mark.parametrize(
+    ("body", "refuses"),
+    [
+        ("", True),
+        ("self.last = text", True),
+        ("self.send(b'x')", False),
+        # what may raise an exception
+        ("fails()", False),
+        ("self.last[0]", False),
+        ("self.last += 1", False),
+        ("assert self.last", False),
+    ],
+)
+def test_a_state_that_may_do_more_than_go_on_for_ever_is_only_a_doubt(made: Any, body: str, refuses: bool) -> None:
+    first = f"    last: Any = 0\n    @state()\n    def first(self, text):\n{indented(body)}        return self.first\n"
+    bad = made(STATE + first)
     assert [(each.kind, each.refuses) for each in findings(bad)] == [("no-want", refuses)]
 
 
@@ -319,6 +371,9 @@ ENDS = [
     ("match text:\n    case b'a':\n        self.send(b'')\n    case _:\n        return None", "self.send(b'')"),
     ("def inner():\n    return None\ninner()", "inner()"),
     ("return_ = lambda: None", "return_ = lambda: None"),
+    ("if text:\n    return None\nendless()", "endless()"),
+    ("fails = text.strip\nif text:\n    return None\nfails()", "fails()"),
+    ("if text:\n    return None\nasked.first()", "asked.first()"),
 ]
 # The body of a state that ends only where it is written to end.
 DOES_NOT_END = [
@@ -400,7 +455,12 @@ GOOD = [
     "class Bad(StreamRequestHandler):\n    def handle(self):\n        pass\n",
     "class Bad(HTTPRequestHandler):\n    @route('GET', '/')\n    def show(self):\n        return self.more, flushed()\n"
     "    @state()\n    def more(self, _):\n        return self.end_answer()\n",
+    # a function that calls the constructor of the base
+    "def begin(handler, entry):\n    super(Bad, handler).__init__(entry)\n"
+    "class Bad(Login):\n    def __init__(self, entry):\n        begin(self, entry)\n",
     # returns that may be right
+    FIRST + "        line = self.help\n        return line()\n    def help(self):\n        return self.first\n",
+    FIRST + "        return self.first, None\n",
     FIRST + "        found = 'x'\n        return found\n",
     FIRST + "        return self.pick(text)\n    def pick(self, text):\n        return self.first\n",
     FIRST + "        self.then = self.first\n        return self.then\n    then: Any = None\n",

@@ -12,7 +12,8 @@ import inspect
 import os
 import sys
 from collections.abc import Collection, Iterator
-from functools import lru_cache
+from dataclasses import is_dataclass
+from functools import lru_cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -28,6 +29,7 @@ from reqtable.handlers.source import (
     Sources,
     authors_methods,
     end_of,
+    global_of,
     is_authors,
     is_ours,
     of_self,
@@ -109,26 +111,38 @@ def _call_fault(handler_class: Any, given: tuple[str, ...], begins_in: str) -> I
         signature.bind(*given)
     except TypeError as error:
         own: Any = unwrapped(handler_class)
-        owner: Any = owner_of(own, "__init__")
-        yield Finding(
-            "init",
-            place_of(vars(owner)["__init__"]),
+        yield _not_made(
+            own,
+            own.__new__ if is_authors(own.__new__) else own.__init__,
             f"{handler_name(own)} can't be called with ({', '.join(given)}): {error}",
             "a handler has no parameters of its own: declare fields in the class, as in words: int = 0, and prepare "
             f"them in {begins_in}",
         )
 
 
-def _init_fault(own: type) -> Iterator[Finding]:
-    """Yield a finding if an `__init__` leaves out that of its base, by the names in its code, and sets no `entry`."""
+def _init_fault(own: Any) -> Iterator[Finding]:
+    """Yield a finding if an `__init__` leaves out that of its base, by the names in its code.
+
+    A function that it calls may call that of the base.
+    """
     owner: Any = owner_of(own, "__init__")
     init = vars(owner)["__init__"]
     if not is_authors(init) or hasattr(init, "__wrapped__"):
         return
     names = init.__code__.co_names
-    if not {"__init__", "entry"} & set(names) and not any(callable(getattr(own, each, None)) for each in names):
+    used = inspect.getclosurevars(init)
+    helpers = [*used.globals.values(), *used.nonlocals.values(), *(getattr(own, each, None) for each in names)]
+    if "__init__" not in names and not any(map(is_authors, helpers)):
         text = f"{owner.__name__}.__init__ does not call that of its base"
-        yield Finding("init", place_of(init), text, "write super().__init__(entry)")
+        yield _not_made(owner, init, text, "write super().__init__(entry)")
+
+
+def _not_made(cls: type, maker: Any, text: str, mend: str) -> Finding:
+    """Return the finding about the `__new__` or the `__init__` of a class. It is at the class if nobody wrote it."""
+    is_written = is_authors(maker) and maker.__code__.co_filename != "<string>"
+    if is_dataclass(cls) and not is_written:
+        mend = "leave out @dataclass, and give each field a default"
+    return Finding("init", place_of(maker if is_written else cls), text, mend)
 
 
 class _State:
@@ -171,7 +185,7 @@ class _State:
             node = self._sources.function(function)
             if node is None or _says_none(node):
                 continue
-            end = end_of(node.body, lambda call, function=function: _never_returns(self._cls, function, call))
+            end = end_of(node.body, partial(_never_returns, self._cls, function, node))
             if end is not None:
                 yield Finding(
                     "no-return",
@@ -280,16 +294,10 @@ def _says_none(node: Function) -> bool:
     return isinstance(node.returns, ast.Constant) and node.returns.value in (None, "None")
 
 
-def _never_returns(cls: type, function: FunctionType, call: ast.Call) -> bool:
+def _never_returns(cls: type, function: FunctionType, node: Function, call: ast.Call) -> bool:
     """Return whether a call always raises: its function has no `return`, or is annotated so."""
-    called: Any = None
-    if isinstance(call.func, ast.Name):
-        called = function.__globals__.get(call.func.id)
-    elif isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name):
-        holder = function.__globals__.get(call.func.value.id)
-        called = getattr(
-            cls if call.func.value.id == function.__code__.co_varnames[0] else holder, call.func.attr, None
-        )
+    own = of_self(call.func, node)
+    called = global_of(call.func, function) if own is None else getattr(cls, own, None)
     if called is sys.exit:
         return True
     if not isinstance(called, FunctionType):
@@ -297,6 +305,4 @@ def _never_returns(cls: type, function: FunctionType, call: ast.Call) -> bool:
     returned = called.__annotations__.get("return")
     if getattr(returned, "__name__", str(returned)).rpartition(".")[2] in _NEVER:
         return True
-    return not any(
-        each.opname.startswith("RETURN_") and "GENERATOR" not in each.opname for each in dis.get_instructions(called)
-    )
+    return not any(each.opname.startswith("RETURN_") for each in dis.get_instructions(called))

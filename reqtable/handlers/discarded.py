@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Iterator
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from reqtable.handlers.finding import refusal
+from reqtable.handlers.successors import READS
 from reqtable.net.connection import connect
 from reqtable.table.connecting import StartTLS
 from reqtable.table.reaching import Either
@@ -56,10 +57,12 @@ def _discarded(
         start = _start(each)
         if start is None or before is None:
             pass
-        elif each.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        elif each.opname in READS:
             called.pop(start, None)  # an attribute of it is used, so it is no statement
             if before.argval == own and each.argval in methods:
                 called[start] = f"{own}.{each.argval}"
+            elif name := _of_module(function, before, each):
+                called[start] = name
         elif each.opname == "LOAD_GLOBAL" and makes_want(function.__globals__.get(each.argval)):
             called[start] = each.argval
         elif each.opname == "POP_TOP" and before.opname.startswith("CALL") and _start(before) in called:
@@ -69,15 +72,28 @@ def _discarded(
 
 def _uncalled(function: FunctionType, instructions: list[dis.Instruction]) -> Iterator[tuple[str, int]]:
     """Find functions of wants that are returned with a state, or are read. Yields the name, and the line."""
-    for number, each in enumerate(instructions[:-2]):
-        if each.opname != "LOAD_GLOBAL" or not makes_want(function.__globals__.get(each.argval)):
-            continue
+    for number, each in enumerate(instructions[1:-2], 1):
         before, after, last = (instructions[number + offset] for offset in (-1, 1, 2))
+        name = _of_module(function, before, each)
+        if name is not None:
+            before = instructions[number - 2]
+        elif each.opname == "LOAD_GLOBAL" and makes_want(function.__globals__.get(each.argval)):
+            name = each.argval
+        else:
+            continue
         is_returned = (after.opname, after.argval, last.opname) == ("BUILD_TUPLE", 2, "RETURN_VALUE")
         is_read = before.argval == "read" and (after.opname, after.argval) in (("PRECALL", 1), ("CALL", 1))
         start = _start(each)
         if start is not None and (is_returned or is_read):
-            yield each.argval, start[0]
+            yield name, start[0]
+
+
+def _of_module(function: FunctionType, before: dis.Instruction, each: dis.Instruction) -> str | None:
+    """Return the name if two instructions read the function of a want from a module, as in `reqtable.line`."""
+    module = function.__globals__.get(before.argval) if before.opname == "LOAD_GLOBAL" else None
+    if each.opname not in READS or not isinstance(module, ModuleType):
+        return None
+    return f"{before.argval}.{each.argval}" if makes_want(getattr(module, each.argval, None)) else None
 
 
 def makes_want(thing: Any) -> bool:

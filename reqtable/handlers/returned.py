@@ -15,8 +15,9 @@ from typing import Any
 
 from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.declaration import is_state, why_no_state
+from reqtable.handlers.discarded import makes_want
 from reqtable.handlers.finding import Finding
-from reqtable.handlers.source import Sources, authors_methods, end_of, is_authors, of_self, statements
+from reqtable.handlers.source import Sources, authors_methods, end_of, global_of, is_authors, of_self, statements
 from reqtable.handlers.state import StateRequestHandler
 from reqtable.table.places import place_of
 from reqtable.table.wants import NOTHING
@@ -33,6 +34,21 @@ _NO_TRANSITIONS = (
     ast.SetComp,
     ast.GeneratorExp,
     ast.Lambda,
+)
+# A state of these parts alone raises no exception.
+_IDLE = (
+    ast.Return,
+    ast.If,
+    ast.IfExp,
+    ast.Assign,
+    ast.AnnAssign,
+    ast.Pass,
+    ast.Expr,
+    ast.Constant,
+    ast.Attribute,
+    ast.Name,
+    ast.Tuple,
+    ast.expr_context,
 )
 # A method that uses one of these may set attributes whose names its source does not show.
 _DYNAMIC = {"setattr", "__dict__", "vars"}
@@ -51,8 +67,8 @@ class Returned:
         """Yield a finding for each transition that can't be taken."""
         is_good = True
         for function, node in self._functions():
-            for value in _targets(node):
-                problem = self._problem(value, of_self(value, node), node)
+            for value, want in _transitions(node):
+                problem = self._problem(value, want, function, node)
                 if problem is None:
                     continue
                 is_good = False
@@ -67,7 +83,7 @@ class Returned:
         if self._set is None or hasattr(cls, "__getattr__"):
             return
         for function, node in self._functions():
-            for value in _targets(node):
+            for value, _ in _transitions(node):
                 name = of_self(value, node)
                 if name is None or hasattr(cls, name) or name in self._set:
                     continue
@@ -77,25 +93,25 @@ class Returned:
                 yield Finding("attribute", f"{function.__code__.co_filename}:{value.lineno}", text, mend, False)
 
     def endless(self) -> Iterator[Finding]:
-        """Yield a finding for each transition that closes a circle of states which wait for nothing, and send nothing.
+        """Yield a finding for each transition that closes a circle of states which wait for nothing, and do nothing.
 
-        States that send for ever wait for room in the output.
+        States that do more may raise an exception. States that send for ever wait for room in the output.
         """
         circle = self._never_waiting()
-        if not self._may_send(circle):
+        if not self._does_more(circle):
             yield from self._closing(circle, refuses=True)
 
     def without_want(self) -> Iterator[Finding]:
-        """Yield a finding for each circle that sends, and for each state that uses its item, but waits for none."""
+        """Yield a finding for each circle that does more, and for each state that uses its item, but waits for none."""
         circle = self._never_waiting()
-        if self._may_send(circle):
+        if self._does_more(circle):
             yield from self._closing(circle, refuses=False)
         for name, function, node in self._without_want():
             item = function.__code__.co_varnames[1:2]
             if name in circle or not any(isinstance(each, ast.Name) and each.id in item for each in statements(node)):
                 continue
-            for value in _targets_without_want(node):
-                if of_self(value, node) == name and not self._may_be_set(name):
+            for value, want in _transitions(node):
+                if want is None and of_self(value, node) == name and not self._may_be_set(name):
                     yield self._no_want(name, name, value, refuses=False)
 
     def _closing(self, circle: dict[str, list[tuple[str, ast.expr]]], refuses: bool) -> Iterator[Finding]:
@@ -105,25 +121,25 @@ class Returned:
                 if order.index(target) <= order.index(name):
                     yield self._no_want(name, target, value, refuses)
 
-    def _may_send(self, names: Iterable[str]) -> bool:
-        """Return whether one of these states calls a method of its own, which may send or raise."""
+    def _does_more(self, names: Iterable[str]) -> bool:
+        """Return whether one of these states does anything but to look at attributes, to set them, and to return."""
         return any(
-            isinstance(each, ast.Call) and of_self(each.func, node) is not None
+            not isinstance(each, _IDLE)
             for name, _, node in self._without_want()
             if name in names
-            for each in ast.walk(node)
+            for each in statements(node)
         )
 
     def _never_waiting(self) -> dict[str, list[tuple[str, ast.expr]]]:
         """Return the states that wait for nothing and lead only to such states, with their transitions."""
         found = {}
         for name, _, node in self._without_want():
-            values = [(of_self(each, node) or "", each) for each in _targets_without_want(node)]
+            values = [(of_self(each, node) or "", each) for each, want in _transitions(node) if want is None]
             has_other_end = end_of(node.body, lambda _: False) is not None or any(
                 isinstance(each, ast.Raise) or (isinstance(each, ast.Return) and each.value is None)
                 for each in statements(node)
             )
-            if values and len(values) == len([*_targets(node)]) and not has_other_end:
+            if values and len(values) == len([*_transitions(node)]) and not has_other_end:
                 found[name] = values
         while left := [
             name
@@ -156,30 +172,48 @@ class Returned:
                 if node is not None:
                     yield function, node
 
-    def _problem(self, value: ast.expr, name: str | None, node: Any) -> tuple[str, str] | None:
-        """Return what is wrong with a target, and the mend; None if it may be right."""
-        cls = self._cls
-        if name is not None:
-            function = inspect.getattr_static(cls, name, None)
-            if not isinstance(function, FunctionType) or is_state(function) or self._may_be_set(name):
-                return None
-            which, mend = why_no_state(function)
+    def _problem(
+        self, value: ast.expr, want: ast.expr | None, function: FunctionType, node: Any
+    ) -> tuple[str, str] | None:
+        """Return what is wrong with a target or its want, and the mend; None if both may be right."""
+        name = of_self(value, node)
+        if name is not None and (found := self._method(name)) is not None and not is_state(found):
+            which, mend = why_no_state(found)
             return f"self.{name}, {which}", mend
         if isinstance(value, ast.Call):
-            called = of_self(value.func, node)
-            if called is None or value.args or value.keywords or not is_state(getattr(cls, called, None)):
-                return None
-            if self._may_be_set(called) or not _needs_item(getattr(cls, called)):
-                return None
-            return (
-                f"self.{called}(), which runs that state at once, without its item",
-                f"write return self.{called}, and the engine runs it with the item of its want",
-            )
-        if not _is_literal(value):
+            return self._problem_of_call(value, want, function, node)
+        if _is_literal(value):
+            text = getattr(value, "value", None)
+            state = text if isinstance(text, str) and text in self._cls._declared() else self._cls._example
+            return _shown(value), f"return a state, as in return self.{state}, or None to close"
+        if want is None or _is_none(want):
             return None
-        text = getattr(value, "value", None)
-        state = text if isinstance(text, str) and text in cls._declared() else cls._example
-        return reprlib.repr(ast.unparse(value))[1:-1], f"return a state, as in return self.{state}, or None to close"
+        if _is_none(value):
+            return f"None, {_shown(want)}", "return None alone to close, or a state in its place"
+        if _is_literal(want) or self._method(of_self(want, node) or "") is not None:
+            return f"{_shown(want)} as the want of {_shown(value)}", "return a want, such as line() or exactly(n)"
+        return None
+
+    def _problem_of_call(
+        self, value: ast.Call, want: ast.expr | None, function: FunctionType, node: Any
+    ) -> tuple[str, str] | None:
+        """Return what is wrong with a call in place of a state, and the mend; None if it may be right."""
+        if makes_want(global_of(value.func, function)):
+            name = of_self(want, node) or self._cls._example
+            return f"{_shown(value)} in place of a state", f"write return self.{name}, {_shown(value)}"
+        called = of_self(value.func, node)
+        state = self._method(called or "")
+        if value.args or value.keywords or state is None or not is_state(state) or not _needs_item(state):
+            return None
+        return (
+            f"self.{called}(), which runs that state at once, without its item",
+            f"write return self.{called}, and the engine runs it with the item of its want",
+        )
+
+    def _method(self, name: str) -> FunctionType | None:
+        """Return the method of that name; None if there is none, or if a request may have something else there."""
+        found = inspect.getattr_static(self._cls, name, None)
+        return found if isinstance(found, FunctionType) and not self._may_be_set(name) else None
 
     def _may_be_set(self, name: str) -> bool:
         return self._set is None or name in self._set
@@ -190,7 +224,7 @@ class Returned:
         if self._cls._declared() or not is_authors(start):
             return False
         node = self._sources.function(start)
-        return node is not None and any(not _is_none(each) for each in _targets(node))
+        return node is not None and any(not _is_none(each) for each, _ in _transitions(node))
 
 
 def texts(cls: type, sources: Sources) -> Iterator[Finding]:
@@ -207,32 +241,30 @@ def texts(cls: type, sources: Sources) -> Iterator[Finding]:
             is_text = isinstance(data, ast.Constant) and isinstance(data.value, str)
             if not is_text and not isinstance(data, ast.JoinedStr):
                 continue
+            if "send" in _names_stored(cls, sources):
+                return
             given = ast.unparse(data)
             mend = f"write self.send(b{given})" if is_text and given.isascii() else f"write self.send({given}.encode())"
             text = f"{cls.__name__}.{function.__name__}: send() takes bytes, not str"
             yield Finding("text", f"{function.__code__.co_filename}:{each.lineno}", text, mend)
 
 
-def _targets(node: Any) -> Iterator[ast.expr]:
-    """Yield what the `return` statements of a function return as states, without their wants."""
+def _transitions(node: Any) -> Iterator[tuple[ast.expr, ast.expr | None]]:
+    """Yield what the `return` statements of a function return: a target, and the want if there is one."""
     for each in statements(node):
         if isinstance(each, ast.Return) and each.value is not None:
-            yield from _targets_of(each.value, is_whole=True)
+            for value in _choices(each.value):
+                if isinstance(value, ast.Tuple) and len(value.elts) == 2:
+                    yield from ((target, value.elts[1]) for target in _choices(value.elts[0]))
+                else:
+                    yield value, None
 
 
-def _targets_without_want(node: Any) -> Iterator[ast.expr]:
-    """Yield what the `return` statements of a function return as states, where no want follows."""
-    for each in statements(node):
-        if isinstance(each, ast.Return) and each.value is not None:
-            yield from (value for value in _targets_of(each.value, is_whole=False) if not isinstance(value, ast.Tuple))
-
-
-def _targets_of(value: ast.expr, is_whole: bool) -> Iterator[ast.expr]:
+def _choices(value: ast.expr) -> Iterator[ast.expr]:
+    """Yield the expressions of which `value` is one."""
     if isinstance(value, ast.IfExp):
-        yield from _targets_of(value.body, is_whole)
-        yield from _targets_of(value.orelse, is_whole)
-    elif isinstance(value, ast.Tuple) and is_whole and len(value.elts) == 2:
-        yield from _targets_of(value.elts[0], is_whole=False)
+        yield from _choices(value.body)
+        yield from _choices(value.orelse)
     else:
         yield value
 
@@ -243,6 +275,11 @@ def _is_literal(value: ast.expr) -> bool:
     if isinstance(value, ast.Tuple):
         return not any(isinstance(each, ast.Starred) for each in value.elts)
     return isinstance(value, _NO_TRANSITIONS)
+
+
+def _shown(value: ast.expr) -> str:
+    """Return the source of an expression, shortened."""
+    return reprlib.repr(ast.unparse(value))[1:-1]
 
 
 def _is_none(value: ast.expr) -> bool:
@@ -260,11 +297,13 @@ def _needs_item(state: FunctionType) -> bool:
 def _names_set(cls: type[StateRequestHandler], sources: Sources) -> set[str] | None:
     """Return the names that requests of a class may have as attributes of their own; None if any may be."""
     names = {*cls._savable, *(name for base in cls.__mro__ for name in inspect.get_annotations(base))}
-    for function in authors_methods(cls):
-        if _DYNAMIC.intersection(function.__code__.co_names):
-            return None
-        node = sources.function(function)
-        for each in ast.walk(node) if node is not None else ():
-            if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store):
-                names.add(each.attr)
-    return names
+    if any(_DYNAMIC.intersection(each.__code__.co_names) for each in authors_methods(cls)):
+        return None
+    return names | _names_stored(cls, sources)
+
+
+def _names_stored(cls: type, sources: Sources) -> set[str]:
+    """Return the names of the attributes that the author's methods set, of whatever object."""
+    nodes = [each for each in map(sources.function, authors_methods(cls)) if each is not None]
+    found = (each for node in nodes for each in ast.walk(node))
+    return {each.attr for each in found if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)}

@@ -9,7 +9,7 @@ import ast
 import linecache
 import sys
 from collections.abc import Iterable, Iterator
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from reqtable.table.places import place_of
@@ -82,6 +82,21 @@ def of_self(node: ast.AST | None, function: Any) -> str | None:
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and arguments:
         return node.attr if node.value.id == arguments[0].arg else None
     return None
+
+
+def global_of(node: ast.AST, function: FunctionType) -> Any:
+    """Return what `function` has by a global name, or by an attribute of a module or class; None if it has nothing.
+
+    Other objects are not asked for their attributes, because that may run code or raise anything.
+    """
+    code = function.__code__
+    if isinstance(node, ast.Name):
+        is_local = node.id in (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
+        return None if is_local else function.__globals__.get(node.id)
+    if not isinstance(node, ast.Attribute):
+        return None
+    holder = global_of(node.value, function)
+    return getattr(holder, node.attr, None) if isinstance(holder, ModuleType | type) else None
 
 
 def end_of(body: Iterable[ast.stmt], known: Any) -> ast.stmt | None:

@@ -6,7 +6,7 @@ import dis
 from collections.abc import Iterable, Iterator
 from types import FunctionType
 
-_READS = ("LOAD_ATTR", "LOAD_METHOD")
+READS = ("LOAD_ATTR", "LOAD_METHOD")
 
 
 def successors(cls: type, name: str, names: set[str]) -> tuple[str | None, ...]:
@@ -14,7 +14,7 @@ def successors(cls: type, name: str, names: set[str]) -> tuple[str | None, ...]:
     found: list[str | None] = []
     for method, instructions in _methods(cls, [name], names):
         for before, each in zip([None, *instructions], instructions, strict=False):
-            if each.opname in _READS and each.argval in names and each.argval not in found:
+            if each.opname in READS and each.argval in names and each.argval not in found:
                 found.append(each.argval)
             # Code that can't reach its end has no implicit `return None`, so this finds only methods that may end.
             returns_none = each.opname == "RETURN_CONST" and each.argval is None
@@ -31,7 +31,7 @@ def named_with_a_want(cls: type, names: set[str]) -> set[str]:
     for _, instructions in _methods(cls, names, names):
         named = ""
         for before, each in zip([None, *instructions], instructions, strict=False):
-            if each.opname in _READS and each.argval in names:
+            if each.opname in READS and each.argval in names:
                 named = each.argval
             elif each.opname == "RETURN_VALUE":
                 if named and before is not None and (before.opname, before.arg) == ("BUILD_TUPLE", 2):
@@ -52,5 +52,5 @@ def _methods(cls: type, begun: Iterable[str], names: set[str]) -> Iterator[tuple
         seen.add(method)
         instructions = list(dis.get_instructions(function))
         yield method, instructions
-        read = [each.argval for each in instructions if each.opname in _READS and isinstance(each.argval, str)]
+        read = [each.argval for each in instructions if each.opname in READS and isinstance(each.argval, str)]
         waiting += [each for each in read if each not in names and isinstance(getattr(cls, each, None), FunctionType)]
