@@ -224,6 +224,10 @@ def test_configuration_is_shown_and_set(tmp_path: Path) -> None:
             ({"takeover": True}, b"takeover can't be set while the server runs"),
             ({"control.socket": "/x"}, b"control.socket can't be set while the server runs"),
             ({"limits": 3}, b"limits is a table: name a key in it"),
+            (
+                {"limits.calls_max.x": 3},
+                b"there is no key limits.calls_max.x: limits.calls_max is no table",
+            ),
             ({"limits.entries_max": 3, "pool.size": -1}, b"pool.size must be a whole number above 0"),
         ]:
             status, body = operator.ask("/v1/config", "PATCH", changes)

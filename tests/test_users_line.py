@@ -392,6 +392,12 @@ def test_the_line_does_not_name_the_name_that_was_used() -> None:
     assert "Did you mean" not in account_of(caught.value)
 
 
+def test_an_address_at_the_end_of_a_text_is_no_place() -> None:
+    with pytest.raises(ValueError, match="no answer") as caught:
+        raise ValueError("no answer (localhost:80)")
+    assert f", in test_an_address_at_the_end_of_a_text_is_no_place ({__file__}:" in account_of(caught.value)
+
+
 def test_a_long_text_is_cut_in_the_line() -> None:
     assert account_of(ValueError("x" * 5000)) == f"ValueError: {'x' * 300}…"
 

@@ -27,7 +27,7 @@ _AT = "_raised_at"  # the attribute of an error whose traceback does not have it
 NOTED = {_AT, "__notes__"}  # the attributes that `note_traceback` sets
 _TEXT_MAX = 300  # characters of an error's text in one line of the log
 _HALF_MAX = 32_768  # characters of a traceback that are shown of its beginning, and of its end
-_HAS_PLACE = re.compile(r"\(\S+:\d+\)$")
+_HAS_PLACE = re.compile(r"\(\S+\.py:\d+\)$")
 
 
 def trim(error: BaseException) -> bool:
