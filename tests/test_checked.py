@@ -302,6 +302,14 @@ MENDS = [
     (FIRST + "        self.send('é')\n        return None\n", "write self.send('é'.encode())"),
     (FIRST + "        self.send(f'{text}')\n        return None\n", "write self.send(f'{text}'.encode())"),
     ("class Bad(Login):\n    def help(self):\n        self.count += 1\n", "give it a value in the class, as in count"),
+    (
+        "class Bad(Login):\n    hook: Any = len\n",
+        "annotate it as ClassVar to share it, or set it when the request begins",
+    ),
+    (
+        "class Bad(Login):\n    lock: threading.Lock\n",
+        "keep data from which it is made again, or annotate the field as Any",
+    ),
     ("class Bad(Login):\n    def on_timout(self):\n        return None\n", "did you mean on_timeout?"),
     (
         STATE + "    @state()\n    def first(self, text):\n        return self.first\n",

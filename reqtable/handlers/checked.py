@@ -239,13 +239,14 @@ class _State:
         cls = self._cls
         for name in cls._fields:
             owner = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
-            reason = None if is_ours(owner.__module__) else why_no_data(cls, owner, name)
-            if reason is not None:
+            problem = None if is_ours(owner.__module__) else why_no_data(cls, owner, name)
+            if problem is not None:
+                reason, mend = problem
                 yield Finding(
                     "field",
                     self._sources.place_of_field(owner, name),
                     f"{cls.__name__}.{name}: {reason}: a request that has one can't move to another process",
-                    "keep data from which it is made again, or annotate the field as Any if requests need not move",
+                    mend,
                     False,
                 )
 

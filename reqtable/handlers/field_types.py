@@ -29,12 +29,16 @@ _ABSTRACT = {"typing", "collections.abc", "abc"}
 _PACKAGE = __name__.partition(".")[0]
 
 
-def why_no_data(cls: type, owner: type, name: str) -> str | None:
-    """Return why a field of `cls` can't be data, by its default, or by its annotation in `owner`; None if it can."""
+def why_no_data(cls: type, owner: type, name: str) -> tuple[str, str] | None:
+    """Return why a field of `cls` can't be data, by its default or by its annotation in `owner`, and the mend.
+
+    None if the field can be data.
+    """
     default = inspect.getattr_static(cls, name, None)
     if not isinstance(default, types.MemberDescriptorType) and (refused := refusal_of(default)):
-        return refused
-    return _refused(_hint_of(owner, name))
+        return refused, "annotate it as ClassVar to share it, or set it when the request begins"
+    mend = "keep data from which it is made again, or annotate the field as Any if requests need not move"
+    return None if (refused := _refused(_hint_of(owner, name))) is None else (refused, mend)
 
 
 def _hint_of(owner: type, name: str) -> Any:

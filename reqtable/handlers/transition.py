@@ -59,4 +59,3 @@ Transition = (
     | None
 )
 """What a state or a hook returns: `self.name`, the pair `self.name, want`, or None, which ends the request."""
-"""What a step returns: a state, `(a state, a want)` to wait for another want than the state's own, or None to end."""
