@@ -27,6 +27,7 @@ from reqtable.handlers.returned import Returned, texts
 from reqtable.handlers.source import (
     Function,
     Sources,
+    annotating,
     authors_methods,
     end_of,
     global_of,
@@ -238,8 +239,10 @@ class _State:
         """Find declared fields that can't be data."""
         cls = self._cls
         for name in cls._fields:
-            owner = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
-            problem = None if is_ours(owner.__module__) else why_no_data(cls, owner, name)
+            owner = annotating(cls, name)
+            if owner is None or is_ours(owner.__module__):
+                continue
+            problem = why_no_data(cls, owner, name)
             if problem is not None:
                 reason, mend = problem
                 yield Finding(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 from reqtable.handlers.discarded import makes_want
 from reqtable.handlers.finding import Finding, carrying, refusal
 from reqtable.handlers.resumable import check_called
+from reqtable.handlers.source import is_ours
 from reqtable.handlers.transition import DecoratedByState, DecoratedByStateWithWant, Transition
 from reqtable.table.arguments import check_timeout
 from reqtable.table.places import caller, functions_in, owner_of, place_of
@@ -112,7 +113,7 @@ def why_no_state(function: FunctionType) -> tuple[str, str]:
     name = function.__name__
     if name == "start":
         return "which is called only once, by the server", "return a state"
-    if (function.__module__ or "").partition(".")[0] == __name__.partition(".")[0]:
+    if is_ours(function.__module__):
         return "which is no state", "return a state"
     try:
         inspect.signature(function).bind("self", "item")

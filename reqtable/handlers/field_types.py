@@ -11,6 +11,7 @@ import typing
 from enum import Enum
 from typing import Any
 
+from reqtable.handlers.source import is_ours
 from reqtable.table.plain import refusal_of
 from reqtable.table.shapes import shape_of
 
@@ -26,7 +27,6 @@ _NEVER: tuple[Any, ...] = (
 )
 _LOCKS = (threading.Lock, threading.RLock)  # until Python 3.13, these are functions
 _ABSTRACT = {"typing", "collections.abc", "abc"}
-_PACKAGE = __name__.partition(".")[0]
 
 
 def why_no_data(cls: type, owner: type, name: str) -> tuple[str, str] | None:
@@ -59,7 +59,7 @@ def _refused(hint: Any) -> str | None:
         return f"a threading.{kind.__name__.rpartition('_')[2]} is no plain data"
     if kind is typing.Annotated or kind is typing.Final or kind in (typing.Union, types.UnionType):
         return next((found for each in _parts(hint) if (found := _refused(each))), None)
-    if not isinstance(kind, type) or kind.__module__.partition(".")[0] == _PACKAGE:
+    if not isinstance(kind, type) or is_ours(kind.__module__):
         return None
     if kind in _NEVER or (inspect.isabstract(kind) and issubclass(kind, _NEVER) and kind not in _MOVED):
         return f"a {kind.__name__} is no plain data"

@@ -8,9 +8,9 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from reqtable.handlers.declaration import is_state
+from reqtable.handlers.source import is_ours
 from reqtable.table.places import functions_in, owner_of
 
-_PACKAGE = __name__.partition(".")[0]
 # Code that uses one of these may go to a state whose name it works out.
 _DYNAMIC = {"getattr", "attrgetter", "methodcaller", "__dict__", "vars", "getmembers", "__getattribute__"}
 _DEPTH_MAX = 8  # of functions that call each other
@@ -33,7 +33,7 @@ def unreached(cls: Any) -> list[str]:
         found |= words & names
         waiting += words & names - seen
         seen |= words & names
-    left = [each for each in cls._declared() if each not in found and not _is_of_package(getattr(cls, each).__module__)]
+    left = [each for each in cls._declared() if each not in found and not is_ours(getattr(cls, each).__module__)]
     return [each for each in left if _is_its_own(cls, each)]
 
 
@@ -51,15 +51,15 @@ def _is_its_own(cls: Any, name: str) -> bool:
 
 def _attributes(cls: type) -> list[str]:
     """Return the names of what the author's classes define, without what the package keeps there."""
-    ours = {name for base in cls.__mro__ if _is_of_package(base.__module__) for name in vars(base) if name[0] == "_"}
-    found = {name for base in cls.__mro__ if not _is_of_package(base.__module__) for name in vars(base)}
+    ours = {name for base in cls.__mro__ if is_ours(base.__module__) for name in vars(base) if name[0] == "_"}
+    found = {name for base in cls.__mro__ if not is_ours(base.__module__) for name in vars(base)}
     return list(found - ours)
 
 
 def _words_at(cls: type, name: str) -> Iterator[str]:
     """Yield the words of all that `cls` and its bases have as their `name`: an override may call what it overrides."""
     for base in cls.__mro__:
-        if name in vars(base) and not _is_of_package(base.__module__):
+        if name in vars(base) and not is_ours(base.__module__):
             yield from _words_in(vars(base)[name], set(), 0)
 
 
@@ -78,7 +78,7 @@ def _words_in(thing: Any, seen: set[int], depth: int) -> Iterator[str]:
         for function in functions_in(thing):
             if is_state(function) and depth:  # in a table of states
                 yield function.__name__
-            elif not _is_of_package(function.__module__):
+            elif not is_ours(function.__module__):
                 yield from _words_of(function, seen, depth)
 
 
@@ -108,8 +108,4 @@ def _is_looked_into(thing: Any) -> bool:
 
 
 def _is_foreign(module: str) -> bool:
-    return _is_of_package(module) or module.partition(".")[0] in sys.stdlib_module_names
-
-
-def _is_of_package(module: str | None) -> bool:
-    return (module or "").partition(".")[0] == _PACKAGE
+    return is_ours(module) or module.partition(".")[0] in sys.stdlib_module_names

@@ -6,6 +6,7 @@ A class without source, as one typed at a prompt, has no trees. Then nothing is 
 from __future__ import annotations
 
 import ast
+import inspect
 import linecache
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,6 @@ from typing import Any
 from reqtable.table.places import place_of
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -73,7 +73,13 @@ def is_authors(function: Any) -> bool:
 
 
 def is_ours(module: str | None) -> bool:
+    """Return whether a module of that name belongs to this package."""
     return (module or "").partition(".")[0] == _PACKAGE
+
+
+def annotating(cls: type, name: str) -> type | None:
+    """Return the first class in the MRO of `cls` that annotates `name`, or None."""
+    return next((base for base in cls.__mro__ if name in inspect.get_annotations(base)), None)
 
 
 def of_self(node: ast.AST | None, function: Any) -> str | None:

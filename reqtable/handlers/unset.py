@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
 from reqtable.handlers.finding import Finding
-from reqtable.handlers.source import Sources, authors_methods, is_ours, of_self, statements
+from reqtable.handlers.source import Sources, annotating, authors_methods, is_ours, of_self, statements
 from reqtable.table.places import functions_in
 
 # A class that uses one of these may set attributes whose names its source does not show, or expect that one is unset.
@@ -46,7 +45,7 @@ def unset(cls: Any, sources: Sources) -> dict[str, Finding]:
         if name in fields:
             text = f"{cls.__name__}.{name} has no default, and nothing sets it"
             made[name] = Finding("unset", sources.place_of_field(fields[name], name), text, mend, False)
-        elif name in changed and not _is_annotated(cls, name):
+        elif name in changed and annotating(cls, name) is None:
             text = f"{cls.__name__}.{name} is read before anything sets it"
             made[name] = Finding("unset", place, text, mend, False)
     return made
@@ -56,14 +55,10 @@ def _without_default(cls: Any) -> dict[str, type]:
     """Return the author's fields without a default, each with the class that declares it."""
     found = {}
     for name in cls._fields:
-        owner = next(base for base in cls.__mro__ if name in inspect.get_annotations(base))
-        if not hasattr(cls, name) and not is_ours(owner.__module__):
+        owner = annotating(cls, name)
+        if owner is not None and not hasattr(cls, name) and not is_ours(owner.__module__):
             found[name] = owner
     return found
-
-
-def _is_annotated(cls: type, name: str) -> bool:
-    return any(name in inspect.get_annotations(base) for base in cls.__mro__)
 
 
 def _words(cls: type) -> Iterator[str]:

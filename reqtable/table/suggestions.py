@@ -58,4 +58,5 @@ def _names_at(error: BaseException) -> dict[str, Any]:
     if trace is None:
         return {}
     frame = trace.tb_frame
+    # The locals are first because the nearest names are compared first. Their values hide those of the others.
     return {**frame.f_locals, **frame.f_globals, **vars(builtins), **frame.f_locals}
