@@ -500,6 +500,10 @@ GOOD = [
     "class Bad(Login):\n    n: int\n    def help(self, **values):\n        vars(self).update(values)\n"
     "        return self.n\n",
     "class Bad(Login):\n    n: int\n",
+    "class Bad(Login):\n    n: int\n    @classmethod\n    def on_start(cls, server):\n        cls.n = 1\n"
+    "    def help(self):\n        return self.n\n",
+    "class Bad(Login):\n    n: int\n    @contextlib.contextmanager\n    def set(self):\n        self.n = 1\n"
+    "        yield\n    def help(self):\n        return self.n\n",
     # methods with names like those of hooks, that something calls
     "class Bad(Login):\n    def on_timout(self):\n        return None\n    def on_timeout(self):\n"
     "        return self.on_timout()\n",

@@ -17,7 +17,17 @@ from reqtable.handlers.coroutine import AsyncRequestHandler
 from reqtable.handlers.declaration import is_state, why_no_state
 from reqtable.handlers.discarded import makes_want
 from reqtable.handlers.finding import Finding
-from reqtable.handlers.source import Sources, authors_methods, end_of, global_of, is_authors, of_self, statements
+from reqtable.handlers.source import (
+    Sources,
+    authors_functions,
+    authors_methods,
+    end_of,
+    global_of,
+    is_authors,
+    names_set,
+    of_self,
+    statements,
+)
 from reqtable.handlers.state import StateRequestHandler
 from reqtable.table.places import place_of
 from reqtable.table.wants import NOTHING
@@ -61,7 +71,7 @@ class Returned:
         self._cls = cls
         self._sources = sources
         self._lost = lost
-        self._set = _names_set(cls, sources)  # None: any name may be set
+        self._set = _may_have(cls, sources)  # None: any name may be set
 
     def wrong(self) -> Iterator[Finding]:
         """Yield a finding for each transition that can't be taken."""
@@ -241,7 +251,7 @@ def texts(cls: type, sources: Sources) -> Iterator[Finding]:
             is_text = isinstance(data, ast.Constant) and isinstance(data.value, str)
             if not is_text and not isinstance(data, ast.JoinedStr):
                 continue
-            if "send" in _names_stored(cls, sources):
+            if "send" in names_set(cls, sources):
                 return
             given = ast.unparse(data)
             mend = f"write self.send(b{given})" if is_text and given.isascii() else f"write self.send({given}.encode())"
@@ -294,16 +304,9 @@ def _needs_item(state: FunctionType) -> bool:
     return False
 
 
-def _names_set(cls: type[StateRequestHandler], sources: Sources) -> set[str] | None:
+def _may_have(cls: type[StateRequestHandler], sources: Sources) -> set[str] | None:
     """Return the names that requests of a class may have as attributes of their own; None if any may be."""
     names = {*cls._savable, *(name for base in cls.__mro__ for name in inspect.get_annotations(base))}
-    if any(_DYNAMIC.intersection(each.__code__.co_names) for each in authors_methods(cls)):
+    if any(_DYNAMIC.intersection(each.__code__.co_names) for each in authors_functions(cls)):
         return None
-    return names | _names_stored(cls, sources)
-
-
-def _names_stored(cls: type, sources: Sources) -> set[str]:
-    """Return the names of the attributes that the author's methods set, of whatever object."""
-    nodes = [each for each in map(sources.function, authors_methods(cls)) if each is not None]
-    found = (each for node in nodes for each in ast.walk(node))
-    return {each.attr for each in found if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)}
+    return names | names_set(cls, sources)

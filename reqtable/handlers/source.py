@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
-from reqtable.table.places import place_of
+from reqtable.table.places import functions_in, place_of
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -66,6 +66,21 @@ def authors_methods(cls: type) -> Iterator[FunctionType]:
     for base in cls.__mro__:
         if not is_ours(base.__module__):
             yield from (each for each in vars(base).values() if isinstance(each, FunctionType) and is_authors(each))
+
+
+def authors_functions(cls: type) -> Iterator[FunctionType]:
+    """Yield the functions of the author's classes, those inside of decorators, class methods and properties, too."""
+    values = (value for base in cls.__mro__ if not is_ours(base.__module__) for value in vars(base).values())
+    return (each for value in values for each in functions_in(value) if is_authors(each))
+
+
+def names_set(cls: type, sources: Sources) -> set[str]:
+    """Return the names of the attributes that the author's functions set, of whatever object. `+=` does not count."""
+    nodes = [each for each in map(sources.function, authors_functions(cls)) if each is not None]
+    found = [each for node in nodes for each in ast.walk(node)]
+    augmented = {id(each.target) for each in found if isinstance(each, ast.AugAssign)}
+    stored = (each for each in found if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store))
+    return {each.attr for each in stored if id(each) not in augmented}
 
 
 def is_authors(function: Any) -> bool:

@@ -8,8 +8,16 @@ from types import CodeType
 from typing import Any
 
 from reqtable.handlers.finding import Finding
-from reqtable.handlers.source import Sources, annotating, authors_methods, is_ours, of_self, statements
-from reqtable.table.places import functions_in
+from reqtable.handlers.source import (
+    Sources,
+    annotating,
+    authors_functions,
+    authors_methods,
+    is_ours,
+    names_set,
+    of_self,
+    statements,
+)
 
 # A class that uses one of these may set attributes whose names its source does not show, or expect that one is unset.
 _DYNAMIC = {"setattr", "__dict__", "vars", "AttributeError"}
@@ -22,21 +30,17 @@ def unset(cls: Any, sources: Sources) -> dict[str, Finding]:
         return {}
     read: dict[str, str] = {}  # the name -> the place
     changed: dict[str, str] = {}  # by `+=` and the like
-    is_set: set[str] = set()
     for function in authors_methods(cls):
         node = sources.function(function)
         found = [*statements(node)] if node is not None else []
         augmented = {id(each.target) for each in found if isinstance(each, ast.AugAssign)}
-        for each in ast.walk(node) if node is not None else ():
-            if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and id(each) not in augmented:
-                is_set.add(each.attr)
         for each in found:
             name = of_self(each, node)
             if name is None or hasattr(cls, name):
                 continue
             place = f"{function.__code__.co_filename}:{getattr(each, 'lineno', 0)}"
             (changed if id(each) in augmented else read).setdefault(name, place)
-    fields = _without_default(cls)
+    fields, is_set = _without_default(cls), names_set(cls, sources)
     made = {}
     for name, place in ({**read, **changed}).items():
         if name in is_set or name in words:
@@ -62,9 +66,8 @@ def _without_default(cls: Any) -> dict[str, type]:
 
 
 def _words(cls: type) -> Iterator[str]:
-    """Yield the strings in the code of the author's methods, and the names of the functions that the code uses."""
-    methods = (value for base in cls.__mro__ if not is_ours(base.__module__) for value in vars(base).values())
-    codes = [function.__code__ for value in methods for function in functions_in(value)]
+    """Yield the strings in the code of the author's functions, and the names of the functions that the code uses."""
+    codes = [each.__code__ for each in authors_functions(cls)]
     while codes:
         code = codes.pop()
         yield from code.co_names if _DYNAMIC.intersection(code.co_names) else ()
