@@ -226,7 +226,7 @@ def test_configuration_is_shown_and_set(tmp_path: Path) -> None:
             ({"limits": 3}, b"limits is a table: name a key in it"),
             (
                 {"limits.calls_max.x": 3},
-                b"there is no key limits.calls_max.x: limits.calls_max is no table",
+                b"there is no key limits.calls_max.x: did you mean limits.calls_max?",
             ),
             ({"limits.entries_max": 3, "pool.size": -1}, b"pool.size must be a whole number above 0"),
         ]:

@@ -71,7 +71,7 @@ def _with(part: Any, parts: list[str], value: Any, key: str) -> Any:
             raise ConfigurationError(f"{key} can't be set by itself: change the file, and reload")
         if not is_dataclass(own):
             table = key.removesuffix("." + ".".join(more))
-            raise ConfigurationError(f"there is no key {key}: {table} is no table")
+            raise ConfigurationError(f"there is no key {key}: did you mean {table}?")
         value = _with(own, more, value, key)
     elif is_dataclass(own):
         raise ConfigurationError(f"{key} is a table: name a key in it, such as {key}.{fields(own)[0].name}")
