@@ -6,10 +6,12 @@ import os
 import pty
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 import reqtable
 from reqtable import StateRequestHandler, Transition, line, state
 from reqtable.run.commands.talk import Transcript
+from reqtable.run.encryption import Encryption
 from reqtable.run.talking import Talk, Where, in_lines, talk_to_person
 from tests.certificates import write_certificate
 from tests.pages import blocks
@@ -171,6 +174,26 @@ def test_a_server_that_never_stops_sending_is_answered() -> None:
         assert (own.sent, shown[-1]) == (b"stop\n", b"")
     os.close(source)
     os.close(typed)
+
+
+def test_an_answer_that_comes_as_the_end_is_sent_is_shown(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(write_certificate(tmp_path))
+    tls = Encryption("localhost", trusts_all=True)
+    with ours, ThreadPoolExecutor(1) as pool:
+        secured = pool.submit(context.wrap_socket, theirs, server_side=True)
+        tls.shake_hands(ours)
+        with secured.result(WAIT_S) as peer:
+            peer.sendall(b"an answer")
+            ours.sendall(tls.end())
+            assert peer.recv(10) == b""
+            peer.sendall(b" and more")
+            peer.unwrap().close()
+            pieces: list[bytes] = []
+            while b"" not in pieces:
+                pieces += tls.open(ours.recv(65_536))
+    assert pieces == [b"an answer", b" and more", b""]
 
 
 def test_without_an_address_it_finds_the_only_server(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import os
 import selectors
 import signal
 import socket
-import ssl
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+from reqtable.run.encryption import Encryption
 
 CONNECT_S = 10.0
 _SIZE = 65536
@@ -43,7 +44,7 @@ class Where(NamedTuple):
             raise ValueError(f"{text!r}: write tcp://HOST:PORT, tls://HOST:PORT, unix:///PATH or HOST:PORT")
         return cls(scheme, (host or "127.0.0.1", port))
 
-    def connect(self, trusts_all: bool) -> socket.socket:
+    def connect(self, trusts_all: bool) -> tuple[socket.socket, Encryption | None]:
         """Connect, by TLS if the scheme says so. With `trusts_all`, no certificate is checked.
 
         Raises OSError, or UnicodeError for a host that no name service can have.
@@ -59,13 +60,16 @@ class Where(NamedTuple):
         else:
             own = socket.create_connection(self.address, CONNECT_S)
             own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tls = None
         if self.scheme == "tls":
-            context = ssl.create_default_context()
-            if trusts_all:
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            own = context.wrap_socket(own, server_hostname=self.address[0])
+            try:
+                tls = Encryption(self.address[0], trusts_all)
+                tls.shake_hands(own)
+            except BaseException:
+                own.close()
+                raise
         own.setblocking(False)
-        return own
+        return own, tls
 
 
 class Talk:
@@ -76,9 +80,15 @@ class Talk:
     """
 
     def __init__(
-        self, own: socket.socket, source: int, encode: Callable[[bytes], bytes], show: Callable[[bytes], None]
+        self,
+        own: socket.socket,
+        source: int,
+        encode: Callable[[bytes], bytes],
+        show: Callable[[bytes], None],
+        tls: Encryption | None = None,
     ) -> None:
         self._own = own
+        self._tls = tls
         self._source: int | None = source
         self._encode = encode
         self._show = show
@@ -94,19 +104,14 @@ class Talk:
                 ready = [key.fileobj for key, _ in selector.select()]
                 if self._source in ready:
                     self._take()
-                data = self._received() if self._own in ready else None
-                if data is not None:
+                for data in self._received() if self._own in ready else ():
                     self._show(data)
-                if data == b"":
-                    return
+                    if not data:
+                        return
                 self._flush()
-                if self._is_ending() and (data is None or not isinstance(self._own, ssl.SSLSocket)):
+                if self._source is None and not self._unsent and not self._has_ended:
                     self._end_half()
-                selector.modify(self._own, _READ | (_WRITE if self._unsent or self._is_ending() else 0))
-
-    def _is_ending(self) -> bool:
-        """Return whether only the end of our half of the connection is left to send."""
-        return self._source is None and not self._unsent and not self._has_ended
+                selector.modify(self._own, _READ | (_WRITE if self._unsent else 0))
 
     def _watch_source(self, selector: selectors.BaseSelector) -> None:
         """Watch the source while the server takes what it gave."""
@@ -121,44 +126,42 @@ class Talk:
     def _take(self) -> None:
         assert self._source is not None
         data = os.read(self._source, _SIZE)
-        self._unsent += self._encode(data)
+        encoded = self._encode(data)
+        self._unsent += encoded if self._tls is None else self._tls.seal(encoded)
         if not data:
             self._source = None
+            if self._tls is not None:
+                self._unsent += self._tls.end()
 
-    def _received(self) -> bytes | None:
-        """Return some of what has come, so that the source has its turn between: `b""` at the end, None for nothing."""
+    def _received(self) -> list[bytes]:
+        """Return some of what has come, so that the source has its turn between. `b""` is the end."""
         try:
-            return self._own.recv(_SIZE)  # of TLS, one record: the rest is left in the kernel, for the selector
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            return b""  # both ends are sent, or the server has closed without a word
+            data = self._own.recv(_SIZE)
+        except BlockingIOError:
+            return []
+        if self._tls is None:
+            return [data]
+        pieces = self._tls.open(data)
+        if self._source is not None:
+            self._unsent += self._tls.seal(b"")  # TLS may have an answer of its own, such as a new key
+        return pieces
 
     def _flush(self) -> None:
         """Send what can be sent now."""
         try:
             while self._unsent:
                 self._unsent = self._unsent[self._own.send(self._unsent) :]
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except BlockingIOError:
             pass
         except OSError:  # the server takes no more, but may have answered
             self._unsent, self._source, self._has_ended = b"", None, True
 
     def _end_half(self) -> None:
-        """End our half of the connection. With TLS, nothing may have come: `unwrap` reads, and drops what it finds."""
+        """End our half of the connection. With TLS, its last record has done so, and TCP stays open for the server."""
         self._has_ended = True
-        try:
-            if isinstance(self._own, ssl.SSLSocket):
-                self._own.unwrap()
-            else:
+        if self._tls is None:
+            with contextlib.suppress(OSError):  # the server is gone, but may have answered
                 self._own.shutdown(socket.SHUT_WR)
-        except ssl.SSLWantReadError:
-            pass  # the end is sent; the server has not sent its own
-        except ssl.SSLWantWriteError:
-            self._has_ended = False
-        except OSError as error:  # the server is gone, but may have answered
-            if getattr(error, "reason", None) == "APPLICATION_DATA_AFTER_CLOSE_NOTIFY":
-                raise ConnectionResetError("an answer came while the end was sent, and OpenSSL dropped it") from None
 
 
 def in_lines(encode_line: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
@@ -175,7 +178,12 @@ def in_lines(encode_line: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
     return encode
 
 
-def talk_to_person(own: socket.socket, encode_line: Callable[[bytes], bytes], show: Callable[[bytes], None]) -> None:
+def talk_to_person(
+    own: socket.socket,
+    encode_line: Callable[[bytes], bytes],
+    show: Callable[[bytes], None],
+    tls: Encryption | None = None,
+) -> None:
     """Send each line that a person types, with the history of readline if Python has that, until the server closes.
 
     Raises KeyboardInterrupt if the person ends it, ValueError for a line that can't be sent, OSError if the connection
@@ -191,7 +199,7 @@ def talk_to_person(own: socket.socket, encode_line: Callable[[bytes], bytes], sh
 
     def listen() -> None:
         try:
-            Talk(own, source, bytes, show).run()
+            Talk(own, source, bytes, show, tls).run()
         except OSError as error:
             failures.append(error)
         finally:
@@ -219,7 +227,7 @@ def talk_to_person(own: socket.socket, encode_line: Callable[[bytes], bytes], sh
     finally:
         left.set()
         with contextlib.suppress(OSError):  # the connection has ended already
-            socket.socket.shutdown(own, socket.SHUT_RDWR)  # not that of a TLS socket, which the listener may be using
+            own.shutdown(socket.SHUT_RDWR)
         listener.join(_AGAIN_S)  # or it would use a socket that the caller closes
         if ended.is_set():
             os.close(source)

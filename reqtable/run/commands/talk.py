@@ -39,7 +39,7 @@ def talk_command(address: str | None, crlf: bool, as_hex: bool, insecure: bool) 
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     try:
-        own = where.connect(insecure)
+        own, tls = where.connect(insecure)
     except (OSError, UnicodeError) as error:
         raise _NotConnected(f"can't connect to {printable(text)}: {_why(error)}") from None
     is_person = sys.stdin is not None and sys.stdin.isatty()
@@ -47,11 +47,11 @@ def talk_command(address: str | None, crlf: bool, as_hex: bool, insecure: bool) 
     try:
         with own:
             if is_person:
-                talk_to_person(own, encode_line, _show_hex if as_hex else Transcript().show)
+                talk_to_person(own, encode_line, _show_hex if as_hex else Transcript().show, tls)
                 click.echo("the server has closed the connection", err=True)
             else:
                 encode = in_lines(encode_line) if crlf or as_hex else bytes
-                Talk(own, _standard_input(), encode, _show_hex if as_hex else _show).run()
+                Talk(own, _standard_input(), encode, _show_hex if as_hex else _show, tls).run()
     except KeyboardInterrupt:
         raise click.Abort from None
     except ValueError as error:
