@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from reqtable.net.port_holder import mend_of_use
+from tests.support import Started
 
 UNKNOWN = ": stop what uses it, or choose another one"
 BIND = """
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only
 def holding(family: str, kind: str, host: str, v6only: bool = False) -> Iterator[tuple[str, int]]:
     """Have another process take any port. Yields the mend that names the process, and the port."""
     command = [sys.executable, "-c", BIND, family, kind, host, str(int(v6only))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with Started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         port = int(other.stdout.readline())
         name = Path(f"/proc/{other.pid}/comm").read_text().rstrip()

@@ -185,8 +185,10 @@ def test_pause_asks_no_more_until_it_ends(server: Controlled) -> None:
         assert top.press("q").ends() == 0
 
 
-@pytest.mark.parametrize("is_answered", [True, False])
-def test_pause_drops_an_answer_to_a_question_of_before(server: Controlled, tmp_path: Path, is_answered: bool) -> None:
+@pytest.mark.parametrize(("is_first", "is_answered"), [(False, True), (False, False), (True, True)])
+def test_pause_drops_an_answer_to_a_question_of_before(
+    server: Controlled, tmp_path: Path, is_first: bool, is_answered: bool
+) -> None:
     asked, taken = tmp_path / "asked", tmp_path / "taken"
     os.mkfifo(asked)
     os.mkfifo(taken)
@@ -205,7 +207,8 @@ def test_pause_drops_an_answer_to_a_question_of_before(server: Controlled, tmp_p
         assert taken.read_text() == ""  # waits until the screen has taken the answer
 
     with clients(server, 1) as made, Terminal(server.path, program=program) as top:
-        answer("go on")  # to the question of the first frame
+        if not is_first:
+            answer("go on")  # to the question of the first frame
         with open(asked, "w") as gate:  # opens when the next question is asked
             top.press("p").shows("PAUSED")
             with Client(server.address) as late:

@@ -49,7 +49,7 @@ class Screen:
         self._results: SimpleQueue[tuple[Done, Any]] = SimpleQueue()
         self._woken, self._waker = socket.socketpair()
         self._asked_at: float | None = None  # when the answer that is awaited was asked for
-        self._is_timed = False  # whether no key has asked for it: the interval was over
+        self._is_timed = False  # whether no user has asked for it, by a key or by another size
         self._is_outdated = False  # whether that answer is to a question of before
         self._next_at = 0.0
         self._size: os.terminal_size | None = None
@@ -82,11 +82,10 @@ class Screen:
         size = os.get_terminal_size(sys.stdout.fileno())
         if not size.columns or not size.lines:
             return  # a terminal that does not know its size
-        is_other, console.size = size != self._size, size
-        self._size = size
+        before, self._size, console.size = self._size, size, size
         live.update(Group(*frame(self._model, size.columns, size.lines, time.time())), refresh=True)
-        if is_other:
-            self._look()  # there may be room for more rows
+        if size != before:
+            self._look(is_timed=before is None)  # there may be room for more rows
 
     def _wait(self, keyboard: Keyboard) -> None:
         """Wait for a key, an answer, a signal, or the time to ask again."""
