@@ -73,9 +73,9 @@ def reach(path: str) -> None:
 
 
 def pass_gate(path: str) -> str:
-    reach(path)
     end = os.open(path, os.O_RDONLY)
     try:
+        reach(path)  # only now: if the gate were closed before, it could not be opened any more
         os.read(end, 1)
     finally:
         os.close(end)
