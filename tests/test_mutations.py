@@ -10,7 +10,7 @@ import pytest
 from reqtable.loop.loop import Loop
 from reqtable.testing import SimulationFailed
 from reqtable.testing.simulation import Report
-from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure
+from tests.mutations import MUTATIONS, RARE, SEEDS, Mutation, first_failure, likely_seeds
 from tests.mutations.handover import HANDOVER_MUTATIONS
 from tests.mutations.takeover import TAKEOVER_MUTATIONS
 from tests.simulation.handover.workloads import run as run_handover
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_it_is_found(mutation: Mutation, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "reqtable")
-    found = first_failure(mutation)
+    found = first_failure(mutation, likely_seeds(mutation))
     assert found is not None, f"{SEEDS} seeds have not found it"
     print(f"{mutation.name}: seed {found[0]}: {found[1]}")
 

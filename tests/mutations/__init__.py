@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -39,6 +40,7 @@ from reqtable.testing import SimulationFailed
 from tests.simulation.workloads import run
 
 SEEDS = 500
+_PAGE = Path(__file__).parent.parent.parent / "docs" / "explanation" / "tested.md"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class Mutation:
             yield
         finally:
             setattr(self.owner, self.where, original)
+
+
+def likely_seeds(mutation: Mutation) -> list[int]:
+    """Return the seeds of which one must find the bug. The one that the page names comes first."""
+    named = re.search(rf"^\| {re.escape(mutation.name)} \| (\d+) \|", _PAGE.read_text(), re.MULTILINE)
+    seed = int(named[1]) if named is not None else 0
+    return [*([seed] if seed < SEEDS else []), *range(SEEDS)]
 
 
 def first_failure(
