@@ -54,7 +54,7 @@ class Orders(reqtable.StateRequestHandler):
         return None
 
 served = {"tcp://127.0.0.1:0": Orders, "tcp://127.0.0.2:0": Notes, "tcp://127.0.0.3:0": MiniRedis}
-reqtable.serve(served, on_listening=lambda names: print(*names, flush=True))
+reqtable.serve(served)
 """
 
 COLOURS = {
@@ -126,11 +126,12 @@ def serving(path: str) -> Iterator[list[tuple[str, int]]]:
     program.write_text(PROGRAM)
     command = [sys.executable, "-c", f"import runpy; runpy.run_path({str(program)!r}, run_name='__main__')"]
     environment = {**os.environ, "REQTABLE_CONTROL": path}
-    with Started(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with Started(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout is not None
-            names = process.stdout.readline().split()
-            yield [(host, int(port)) for host, port in (re.findall(r"tcp://(.*):(\d+)", name)[0] for name in names)]
+            assert process.stderr is not None
+            # as soon as these lines are there, so is the control socket
+            found = [re.search(r" on tcp://(.*):(\d+)$", process.stderr.readline()) for _ in range(3)]
+            yield [(each[1], int(each[2])) for each in found if each is not None]
         finally:
             process.kill()
 

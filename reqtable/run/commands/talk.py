@@ -63,6 +63,8 @@ def talk_command(address: str | None, crlf: bool, as_hex: bool, insecure: bool) 
 
 
 def _why(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return "no name service can have a host of that name"
     if isinstance(error, SSLCertVerificationError):
         return f"the certificate is refused: {error.verify_message}: --insecure accepts any certificate"
     return (getattr(error, "strerror", None) or str(error)).lower()
