@@ -107,6 +107,13 @@ def test_a_unix_socket_and_tls(tmp_path: Path) -> None:
 
     with serving(Unix(str(tmp_path / "s"), Answers)):
         assert talk(b"a\n", f"unix://{tmp_path}/s").stdout.endswith(b"1, then b''\n")
+    with served(Answers) as server:
+        refused = talk(b"a\n", f"tls://{where(server)}")
+        assert refused.stderr.endswith(b": the server does not speak TLS there: write tcp:// in place of tls://\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(talk, b"a\n", "tls://{}:{}".format(*listener.getsockname()))
+        listener.accept()[0].close()
+        assert b": TLS failed: " in asked.result().stderr or b"reset" in asked.result().stderr
     certificate = Path(write_certificate(tmp_path))
     with secured(tmp_path, Answers) as server:
         address = f"tls://{where(server)}"

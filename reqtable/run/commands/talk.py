@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from ssl import SSLCertVerificationError
+from ssl import SSLCertVerificationError, SSLError
 
 import click
 
@@ -67,6 +67,10 @@ def _why(error: OSError | UnicodeError) -> str:
         return "no name service can have a host of that name"
     if isinstance(error, SSLCertVerificationError):
         return f"the certificate is refused: {error.verify_message}: --insecure accepts any certificate"
+    if isinstance(error, SSLError):
+        if error.reason == "WRONG_VERSION_NUMBER":
+            return "the server does not speak TLS there: write tcp:// in place of tls://"
+        return f"TLS failed: {(error.reason or str(error)).replace('_', ' ').lower()}"
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
