@@ -102,9 +102,8 @@ def _problem(simulated: Callable[[int], object], seed: int) -> str | None:
 
 def summary(problem: str) -> str:
     """Shorten a problem, and leave out details that change with the code."""
-    return re.sub(r"<Entry \d+ (\w+) [^>]*>", r"a request that is \1", problem.partition("\n")[0])[:120].replace(
-        "|", ""
-    )
+    without_place = re.sub(r", in \S+ \(\S+:\d+\)", "", problem.partition("\n")[0])
+    return re.sub(r"<Entry \d+ (\w+) [^>]*>", r"a request that is \1", without_place)[:120].replace("|", "")
 
 
 MUTATIONS = [
