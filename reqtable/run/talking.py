@@ -178,6 +178,29 @@ def in_lines(encode_line: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
     return encode
 
 
+class _Listener(threading.Thread):
+    """Talks in a thread of its own, and interrupts the person who types once the connection has ended."""
+
+    def __init__(self, talk: Talk) -> None:
+        super().__init__(name="reqtable-talk", daemon=True)
+        self._talk = talk
+        self._person = threading.get_ident()
+        self.has_ended = False
+        self.left = threading.Event()  # the person has left
+        self.failure: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            self._talk.run()
+        except OSError as error:
+            self.failure = error
+        finally:
+            self.has_ended = True
+            while not self.left.is_set():  # input() waits for the person, and misses a signal that comes as it begins
+                signal.pthread_kill(self._person, signal.SIGINT)
+                self.left.wait(_AGAIN_S)
+
+
 def talk_to_person(
     own: socket.socket,
     encode_line: Callable[[bytes], bytes],
@@ -193,22 +216,7 @@ def talk_to_person(
         import readline  # noqa: F401  # it gives input() its history
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     source, typed = os.pipe()
-    person = threading.get_ident()
-    ended, left = threading.Event(), threading.Event()  # the connection has; the person has
-    failures: list[OSError] = []
-
-    def listen() -> None:
-        try:
-            Talk(own, source, bytes, show, tls).run()
-        except OSError as error:
-            failures.append(error)
-        finally:
-            ended.set()
-            while not left.is_set():  # input() waits for the person, and misses a signal that comes as it begins
-                signal.pthread_kill(person, signal.SIGINT)
-                left.wait(_AGAIN_S)
-
-    listener = threading.Thread(target=listen, name="reqtable-talk", daemon=True)
+    listener = _Listener(Talk(own, source, bytes, show, tls))
     listener.start()
     try:
         with open(typed, "wb", buffering=0) as end, contextlib.suppress(EOFError):
@@ -216,20 +224,20 @@ def talk_to_person(
                 while True:
                     end.write(encode_line(input().encode(sys.stdin.encoding or "utf-8", "surrogateescape")))
             except ValueError:
-                left.set()  # before the pipe ends, and the connection with it: no signal may come any more
+                listener.left.set()  # before the pipe ends, and the connection with it: no signal may come any more
                 raise
         listener.join()
         threading.Event().wait()  # for its signal
     except KeyboardInterrupt:
-        left.set()
-        if not ended.is_set():
+        listener.left.set()
+        if not listener.has_ended:
             raise
     finally:
-        left.set()
+        listener.left.set()
         with contextlib.suppress(OSError):  # the connection has ended already
             own.shutdown(socket.SHUT_RDWR)
         listener.join(_AGAIN_S)  # or it would use a socket that the caller closes
-        if ended.is_set():
+        if listener.has_ended:
             os.close(source)
-    if failures:
-        raise failures[0]
+    if listener.failure is not None:
+        raise listener.failure
