@@ -30,6 +30,7 @@ GET = b"GET /page.html HTTP/1.1\r\nHost: here\r\n\r\n"
 MEASURED = json.loads(bench.FIGURES.read_text())
 FLOOR = "floor"
 COUNTING_S = 240  # a traced interpreter is slow, and so is callgrind
+_TRIES = 6  # on a busy machine, the lines of clients come in several passes, which cost more: the least counts
 
 
 # -- the same work ----------------------------------------------------------------------------------------------------
@@ -290,7 +291,7 @@ def test_a_request_takes_at_most_so_many_bytecodes() -> None:
 
 @only_3_11
 @pytest.mark.slow
-@pytest.mark.timeout(3 * COUNTING_S)
+@pytest.mark.timeout(_TRIES * COUNTING_S)
 @pytest.mark.parametrize(("kind", "peer"), BOUNDS)
 def test_a_request_takes_at_most_so_many_instructions(kind: str, peer: str) -> None:
     if why_not := instructions.missing():
@@ -298,9 +299,8 @@ def test_a_request_takes_at_most_so_many_instructions(kind: str, peer: str) -> N
     if not HAS_C_MODULE and not peer.endswith("-pure"):
         pytest.skip("the C module is not built here")
     _, *bounds = BOUNDS[kind, peer]
-    # On a busy machine the clients' lines may come in several passes, which cost more: so the least of three counts.
     least = [inf, inf]
-    for _ in range(3):
+    for _ in range(_TRIES):
         found = instructions.instructions(kind, peer, core=CORES[0])
         least = [min(least[0], found["together"]), min(least[1], found["alone"])]
         if least[0] <= bounds[0] and least[1] <= bounds[1]:
