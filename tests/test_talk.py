@@ -183,24 +183,45 @@ def test_a_server_that_never_stops_sending_is_answered() -> None:
     os.close(typed)
 
 
-def test_an_answer_that_comes_as_the_end_is_sent_is_shown(tmp_path: Path) -> None:
+@contextmanager
+def encrypted(folder: Path) -> Iterator[tuple[socket.socket, Encryption, ssl.SSLSocket]]:
+    """Yield our socket, its encryption, and the server's end."""
     ours, theirs = socket.socketpair()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(write_certificate(tmp_path))
+    context.load_cert_chain(write_certificate(folder))
     tls = Encryption("localhost", trusts_all=True)
     with ours, ThreadPoolExecutor(1) as pool:
         secured = pool.submit(context.wrap_socket, theirs, server_side=True)
         tls.shake_hands(ours)
         with secured.result(WAIT_S) as peer:
-            peer.sendall(b"an answer")
-            ours.sendall(tls.end())
-            assert peer.recv(10) == b""
-            peer.sendall(b" and more")
-            peer.unwrap().close()
-            pieces: list[bytes] = []
-            while b"" not in pieces:
-                pieces += tls.open(ours.recv(65_536))
-    assert pieces == [b"an answer", b" and more", b""]
+            yield ours, tls, peer
+
+
+def opened(ours: socket.socket, tls: Encryption) -> list[bytes]:
+    """Return what comes, in pieces, up to the end."""
+    pieces: list[bytes] = []
+    while b"" not in pieces:
+        pieces += tls.open(ours.recv(65_536))
+    return pieces
+
+
+def test_an_answer_that_comes_as_the_end_is_sent_is_shown(tmp_path: Path) -> None:
+    with encrypted(tmp_path) as (ours, tls, peer):
+        peer.sendall(b"an answer")
+        ours.sendall(tls.end())
+        assert peer.recv(10) == b""
+        peer.sendall(b" and more")
+        peer.unwrap().close()
+        assert opened(ours, tls) == [b"an answer", b" and more", b""]
+
+
+def test_a_server_that_ends_first_ends_the_talk(tmp_path: Path) -> None:
+    with encrypted(tmp_path) as (ours, tls, peer), ThreadPoolExecutor(1) as pool:
+        peer.sendall(b"bye")
+        ended = pool.submit(peer.unwrap)
+        assert opened(ours, tls) == [b"bye", b""]
+        ours.sendall(tls.end())
+        ended.result(WAIT_S).close()
 
 
 def test_without_an_address_it_finds_the_only_server(tmp_path: Path) -> None:

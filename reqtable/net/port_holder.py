@@ -22,7 +22,7 @@ _IP = IPv4Address | IPv6Address
 def mend_of_use(kind: int, address: Any) -> str:
     """Return what follows `address already in use` in an error: the process that uses the address, and the mend.
 
-    `kind` is SOCK_STREAM or SOCK_DGRAM. Only root learns of other users' processes. Of a Unix socket, none is named.
+    `kind` is SOCK_STREAM or SOCK_DGRAM. No process is named for a Unix socket, nor another user's unless this is root.
     """
     if isinstance(address, tuple):
         with suppress(OSError, ValueError):

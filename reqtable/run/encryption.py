@@ -48,9 +48,9 @@ class Encryption:
     def open(self, data: bytes) -> list[bytes]:
         """Return what the server has sent, in pieces. `b""` is the end, as is no `data`. Raises ssl.SSLError."""
         self._feed(data)
-        pieces = []
+        pieces: list[bytes] = []
         try:
-            while True:
+            while b"" not in pieces[-1:]:  # read() returns b"" for the server's end, unless our own end is sent
                 pieces.append(self._tls.read(_SIZE))
         except ssl.SSLWantReadError:
             pass
